@@ -1,0 +1,1 @@
+"""Ray: launching, submitting, the command line. The only package that knows Ray."""

@@ -1,0 +1,1 @@
+"""Retrieval losses. Imports torch alone."""

@@ -1,0 +1,1 @@
+"""The trainer proper: configuration, model, loop, checkpoints. Runs under Ray or torchrun alike."""

@@ -1,0 +1,1 @@
+"""From source files to batches: prepare, order, load."""

@@ -1,0 +1,1 @@
+"""Exact search, evaluation, recommendation, export."""
