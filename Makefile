@@ -1,0 +1,80 @@
+# `make demo` and `make test` are all a newcomer needs; both do the set-up first.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
+VENV := .venv
+BIN := $(VENV)/bin
+# CUDA wheels where a GPU answers, CPU wheels elsewhere; `make setup SET=cpu` overrides.
+SET ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+STAMP := $(VENV)/installed-$(SET)
+CODE := cluster trainer embeddings losses tests
+
+DEMO ?= demo
+WORKERS ?= 2
+# Two test processes, one thread each: as many as the smallest machine has cores.
+JOBS ?= 2
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint format types imports test-faults gpu-check doctor clean-demo
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## .venv with everything pinned, and .venv/bin/tandem
+
+# Every requirement file is complete, so pip resolves nothing (--no-deps): torchrec's wheel would
+# otherwise pull the CUDA fbgemm beside the CPU one, which breaks both.
+$(STAMP): requirements/base.txt requirements/dev.txt requirements/$(SET).txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3.12 found; install one"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12; run: make setup PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the $(SET) set into $(VENV) (minutes, the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  -r requirements/$(SET).txt -r requirements/dev.txt || { $(MAKE) --no-print-directory \
+	  setup-failed; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --no-build-isolation --editable .
+	@$(BIN)/python -m trainer.doctor
+	@rm -f $(VENV)/installed-* && touch $@
+
+.PHONY: setup-failed
+setup-failed:
+	@echo "error: pip could not install requirements/$(SET).txt (its own message is above)."
+	@echo "If it found no torch with +cpu: PyTorch publishes CPU builds on an index of its own;"
+	@echo "name it in PIP_EXTRA_INDEX_URL and run make again."
+
+doctor: $(STAMP)  ## Versions, devices, and what is wrong with them
+	@$(BIN)/tandem doctor
+
+# A fresh RUN folder each time, so that a second `make demo` works; the data are made once.
+demo: $(STAMP)  ## Data, training on Ray, exact evaluation, ten recommendations: under five minutes
+	@bash examples/demo.sh $(DEMO) $(WORKERS)
+
+clean-demo:  ## Remove what `make demo` wrote
+	rm -rf $(DEMO)
+
+test: $(STAMP)  ## Unit tests, under two minutes on two cores
+	$(BIN)/python -m pytest -n $(JOBS) -m "not faults and not gpu and not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+check: lint types imports test  ## What CI runs: style, types, import rules, tests
+
+format: $(STAMP)  ## Put the code into its form
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+test-faults: $(STAMP)  ## Long tests: kills, hangs and cuts on a real Ray cluster
+	$(BIN)/python -m pytest -m "faults or slow" --timeout 900
+
+gpu-check: $(STAMP)  ## Tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu --timeout 600
