@@ -1,0 +1,78 @@
+"""Plain lines where there is no terminal, one live line where there is one."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trainer.progress import TerminalProgress, format_seconds, format_value, quiet_libraries
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_plain_lines_come_every_few_seconds_and_at_the_end() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = TerminalProgress(stream, every_seconds=10, clock=clock)
+    for step in range(0, 101, 10):
+        progress.update("training", step, 100, loss=4.0 - step / 100, examples_per_second=21407.2)
+        clock.now += 3.0
+    lines = stream.getvalue().splitlines()
+    # Seconds 0, 12, 24 and the last: steps 0, 40, 80, 100. At 80 of 100, 24 s for 80 steps: 6 s.
+    assert [line.split()[1] for line in lines] == ["0/100", "40/100", "80/100", "100/100"]
+    assert lines[2] == "training  80/100  loss 3.2  21,407 examples/s  eta 0:00:06"
+
+
+def test_unknown_totals_and_markup_in_messages_are_printed_as_they_are() -> None:
+    stream = io.StringIO()
+    with TerminalProgress(stream) as progress:
+        progress.update("reading", 12_345)
+        progress.message("wrote [bold]step-1[/bold]")
+    assert stream.getvalue().splitlines() == ["reading  12,345", "wrote [bold]step-1[/bold]"]
+
+
+def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Terminal()
+    with TerminalProgress(stream) as progress:
+        for step in (1, 2, 3):
+            progress.update("training", step, 3, loss=1.5)
+    text = stream.getvalue()
+    assert "training" in text
+    assert "loss 1.5" in text
+    assert text.count("\n") <= 2
+
+
+def test_values_are_formatted_by_name() -> None:
+    assert format_value("loss", 4.31849) == "loss 4.318"
+    assert format_value("examples_per_second", 21407.2) == "21,407 examples/s"
+    assert format_seconds(3 * 3600 + 62) == "3:01:02"
+
+
+def test_libraries_are_quiet_unless_verbose() -> None:
+    code = (
+        "import sys, os, logging; from trainer.progress import quiet_libraries;"
+        "quiet_libraries(verbose=len(sys.argv) > 1);"
+        "print(logging.getLogger('torchrec').level, os.environ.get('TORCH_CPP_LOG_LEVEL'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TORCH_CPP_LOG_LEVEL"}
+    run = [sys.executable, "-c", code]
+    quiet = subprocess.check_output(run, text=True, env=environment)
+    verbose = subprocess.check_output([*run, "-v"], text=True, env=environment)
+    assert quiet.split() == [str(logging.ERROR), "ERROR"]
+    assert verbose.split() == ["0", "None"]
+    quiet_libraries(verbose=True)
