@@ -1,0 +1,52 @@
+"""Fused table optimizers: FBGEMM updates the touched rows inside the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.optim import Adagrad, Adam, RowWiseAdagrad
+from torchrec.optim.optimizers import SGD
+
+TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+
+
+def fuse_table_optimizer(
+    tables: nn.Module,
+    name: TableOptimizer,
+    learning_rate: float,
+    weight_decay: float,
+    device_type: str,
+    eps: float = 1e-8,
+) -> None:
+    """Attach a fused optimizer to every parameter of `tables`. Call it before sharding.
+
+    Args:
+        tables: the unsharded EmbeddingBagCollection (on meta).
+        learning_rate: may be changed later, each step, through the sharded model's
+            `fused_optimizer.param_groups`.
+        weight_decay: L2 on the rows that a step touches, never on the whole table.
+        device_type: "cpu" or "cuda"; FBGEMM has Adam on CUDA alone.
+
+    Raises:
+        ValueError: for Adam on a CPU.
+    """
+    if name == "adam" and device_type == "cpu":
+        raise ValueError(
+            "optimizer.tables='adam' runs on GPUs only (FBGEMM has no CPU kernel for it); "
+            "use 'rowwise_adagrad', 'adagrad' or 'sgd'"
+        )
+    optimizer_class: type[torch.optim.Optimizer]
+    arguments: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+    match name:
+        case "rowwise_adagrad":
+            optimizer_class, arguments = RowWiseAdagrad, {**arguments, "eps": eps}
+        case "adagrad":
+            optimizer_class, arguments = Adagrad, {**arguments, "eps": eps}
+        case "adam":
+            optimizer_class, arguments = Adam, {**arguments, "eps": eps}
+        case "sgd":
+            optimizer_class = SGD
+    _apply_optimizer_in_backward(optimizer_class, tables.parameters(), arguments)

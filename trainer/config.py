@@ -1,0 +1,331 @@
+"""A run's configuration: frozen dataclasses, one a section. A field's docstring is its `--help`.
+
+Presets (presets.py) are values of `Config`; the command line overrides fields by
+`--section.field VALUE`. Configs stop at the `build_*` functions: classes below them take plain
+arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from embeddings.optimizer import TableOptimizer
+from embeddings.sharding import Sharding
+from embeddings.tables import TablePrecision
+
+LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
+LogQ = Literal["none", "counts", "streaming"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless `condition`: the user's mistake, not ours."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the loader reads and how it shuffles."""
+
+    train_splits: tuple[str, ...] = ("train",)
+    """Splits trained on. Add "validation" only for a final model whose settings are chosen."""
+    shuffle_window_rows: int = 131_072
+    """Rows shuffled together in memory; row groups are permuted as a whole before that."""
+    streams: int = 0
+    """Parts of the epoch read side by side; 0: the least common multiple of 8 and the workers,
+    so that 1, 2, 4 and 8 workers see the same global batches."""
+    history_length: int | None = None
+    """Most recent history items fed to the query tower; None: all that were prepared."""
+    skip_corrupt: bool = False
+    """Count and skip row groups that cannot be read, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.train_splits) - {"train", "validation"}
+        require(
+            "train" in self.train_splits and not unknown,
+            f"data.train_splits={self.train_splits}: 'train', optionally with 'validation'; "
+            "the test split is never trained on",
+        )
+        require(
+            self.shuffle_window_rows >= 1,
+            f"data.shuffle_window_rows={self.shuffle_window_rows}: must be at least 1",
+        )
+        require(
+            self.history_length is None or self.history_length >= 1,
+            f"data.history_length={self.history_length}: at least 1; to leave the history out, "
+            "set model.use_history to False",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two towers and what they read."""
+
+    tower: Literal["mf", "mlp"] = "mf"
+    """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them."""
+    dim: int = 64
+    """Width of every embedding table."""
+    hidden: tuple[int, ...] = (128,)
+    """Hidden layers of the mlp towers."""
+    output_dim: int = 64
+    """Width of the towers' output (mlp only; mf's is `dim`)."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """cosine: outputs are L2-normalised. dot: inner product."""
+    use_user_id: bool = True
+    """Give each user an embedding; False: users are their history and attributes alone."""
+    use_history: bool = False
+    """Feed the mean of the history items' embeddings to the query tower."""
+    shared_item_table: bool = True
+    """History and candidate read the same item table."""
+    user_attributes: bool = False
+    """Feed every user attribute of the dataset to the query tower."""
+    item_attributes: bool = False
+    """Feed every item attribute of the dataset to the candidate tower."""
+    dropout: float = 0.0
+    """Share of each tower's inputs dropped in training."""
+    init_std: float = 0.1
+    """Standard deviation of the tables' first values."""
+    table_precision: TablePrecision = "fp32"
+    """Precision of the tables' weights; optimizer states stay fp32."""
+    sharding: Sharding = "row_wise"
+    """How tables are dealt to ranks; both kinds resume on any number of workers."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be in [0, 1)")
+        require(self.init_std > 0, f"model.init_std={self.init_std}: must be above 0")
+        require(
+            self.use_user_id or self.use_history or self.user_attributes,
+            "the query tower has no input: set model.use_user_id, model.use_history or "
+            "model.user_attributes",
+        )
+        require(
+            all(width >= 1 for width in self.hidden),
+            f"model.hidden={self.hidden}: every width must be at least 1",
+        )
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which loss, and its parameters."""
+
+    name: LossName = "ssm"
+    """ssm: implicit feedback, huge catalogs. bsl: noisy positives. ntr, ssm_ntr: explicit
+    dislikes. sl, ccl: strong on clean implicit data. ova, bpr: for comparison."""
+    temperature: float = 0.05
+    """Scores are divided by this; for bsl the positive's temperature."""
+    negative_temperature: float | None = None
+    """The negatives' temperature where the loss has its own (bsl); None: `temperature`."""
+    negative_weight: float | None = None
+    """Weight of the negative part (bsl: the log-sum-exp's; ccl: w, None is a plain sum)."""
+    margin: float = 0.9
+    """ccl's margin m: negatives scored below it cost nothing."""
+    ntr_weight: float = 1.0
+    """ssm_ntr: weight of the not-to-recommend half."""
+    learn_temperature: bool = False
+    """Train the temperature with the towers, from `temperature` on."""
+    mask_same_user: bool = False
+    """Leave out columns that the same user has as positives in the global batch."""
+    mask_history: bool = False
+    """Leave out columns that are in the row's own history."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Operands of the score products; accumulation and reduction are fp32 in both."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.temperature > 0,
+            f"loss.temperature={self.temperature}: must be above 0 (0.05 to 0.2 is common)",
+        )
+        require(
+            self.negative_temperature is None or self.negative_temperature > 0,
+            f"loss.negative_temperature={self.negative_temperature}: must be above 0",
+        )
+
+    @property
+    def uses_dislikes(self) -> bool:
+        return self.name in ("ntr", "ssm_ntr")
+
+
+@dataclass(frozen=True)
+class NegativesConfig:
+    """Where negatives come from; the sources add up."""
+
+    in_batch: bool = True
+    """The other rows' positives, gathered from every rank."""
+    uniform: int = 0
+    """Items drawn uniformly from the catalog a step, shared by all ranks."""
+    popularity: int = 0
+    """Items drawn by their count in train a step, shared by all ranks."""
+    queue: int = 0
+    """Candidates of past steps kept as further negatives (cross-batch queue), without gradient."""
+    queue_warmup_steps: int = 1000
+    """Steps before the queue is used: early embeddings move too fast to be kept."""
+    log_q: LogQ = "counts"
+    """Correction for how often an item is drawn. counts: exact, from train. streaming: estimated
+    on the fly (Yi et al. 2019). none: no correction."""
+
+    def __post_init__(self) -> None:
+        for name in ("uniform", "popularity", "queue", "queue_warmup_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"negatives.{name}={value}: must not be negative")
+        require(
+            self.in_batch or self.uniform + self.popularity > 0,
+            "there are no negatives: set negatives.in_batch, negatives.uniform or "
+            "negatives.popularity",
+        )
+        require(
+            self.uniform == 0 or self.popularity == 0,
+            f"negatives.uniform={self.uniform} and negatives.popularity={self.popularity}: "
+            "one kind of catalog sampling a run; in-batch negatives already follow popularity",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Fused optimizer of the tables, AdamW of the towers, one schedule for both."""
+
+    tables: TableOptimizer = "rowwise_adagrad"
+    """Fused into the backward pass; adam runs on GPUs only."""
+    table_learning_rate: float = 0.05
+    """Peak learning rate of the tables."""
+    table_weight_decay: float = 0.0
+    """L2 on the rows a step touches."""
+    tower_learning_rate: float = 1e-3
+    """Peak learning rate of the towers (AdamW)."""
+    tower_weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How learning rates fall to zero over the run, after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which learning rates rise from zero."""
+
+    def __post_init__(self) -> None:
+        for name in ("table_learning_rate", "tower_learning_rate"):
+            value = getattr(self, name)
+            require(value > 0, f"optimizer.{name}={value}: must be above 0")
+        for name in ("table_weight_decay", "tower_weight_decay", "warmup_steps"):
+            value = getattr(self, name)
+            require(value >= 0, f"optimizer.{name}={value}: must not be negative")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length, batch and seed of the run."""
+
+    epochs: int = 5
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stop after this many steps even if epochs are left."""
+    global_batch_size: int = 2048
+    """Rows a step over all workers together; must divide by the number of workers."""
+    seed: int = 1
+    """Seeds tables, shuffling and sampling."""
+    log_every_steps: int = 50
+    """Steps between two lines of metrics; the only steps where a GPU is waited for."""
+    threads: int = 0
+    """CPU threads a worker; 0: the machine's cores divided by its workers."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch_size", "log_every_steps"):
+            value = getattr(self, name)
+            require(value >= 1, f"training.{name}={value}: must be at least 1")
+        require(
+            self.max_steps is None or self.max_steps >= 1,
+            f"training.max_steps={self.max_steps}: must be at least 1",
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many are kept."""
+
+    every_steps: int | None = None
+    """Steps between checkpoints; None: one an epoch."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        require(self.keep >= 1, f"checkpoint.keep={self.keep}: must be at least 1")
+        require(
+            self.every_steps is None or self.every_steps >= 1,
+            f"checkpoint.every_steps={self.every_steps}: must be at least 1",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation on the validation split while training."""
+
+    every_epochs: int = 0
+    """Epochs between evaluations; 0: none while training."""
+    patience: int | None = None
+    """Stop when the metric has not risen for this many evaluations; None: never."""
+    metric: str = "ndcg@20"
+    """What patience watches."""
+    k: tuple[int, ...] = (10, 20, 50)
+    """Cut-offs."""
+    users: int | None = None
+    """Users sampled for an evaluation while training; None: all."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.patience is None or self.every_epochs > 0,
+            "evaluation.patience needs evaluation.every_epochs of at least 1",
+        )
+        require(
+            bool(self.k) and all(k >= 1 for k in self.k),
+            f"evaluation.k={self.k}: one or more cut-offs of at least 1",
+        )
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Each rank's Prometheus endpoint."""
+
+    enabled: bool = True
+    """Serve metrics while training."""
+    host: str = "127.0.0.1"
+    """Address listened on; set 0.0.0.0 to let other machines scrape it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is: with the data, the seed and the number of workers it fixes the run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    negatives: NegativesConfig = field(default_factory=NegativesConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for RUN/config.json."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Config:
+        """Inverse of `to_json`; unknown sections or fields raise ValueError."""
+        sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+        unknown = set(data) - set(sections)
+        require(not unknown, f"config has unknown sections {sorted(unknown)}")
+        return Config(**{name: _section(sections[name], value) for name, value in data.items()})
+
+    @property
+    def digest(self) -> str:
+        """Short hash: ranks compare it at start."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _section(section: Any, values: dict[str, Any]) -> Any:
+    fields = {f.name for f in dataclasses.fields(section)}
+    unknown = set(values) - fields
+    require(not unknown, f"config section {section.__name__} has unknown fields {sorted(unknown)}")
+    return section(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

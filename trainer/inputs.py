@@ -1,0 +1,76 @@
+"""Which features each tower reads, and the tables behind them, from a config and a dataset.
+
+Feature keys: "user", "history", "item", and "user.NAME" / "item.NAME" for attributes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from embeddings.tables import Table
+from trainer.config import ModelConfig
+from trainer.data.schema import Dataset
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The keys of a batch, side by side with the tables that embed them."""
+
+    query_keys: tuple[str, ...]
+    candidate_keys: tuple[str, ...]
+    mean_keys: frozenset[str]
+    """Keys with several values a row, whose summed embeddings are divided by their number."""
+    tables: tuple[Table, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys, in the order of the batch's KeyedJaggedTensor."""
+        return self.query_keys + self.candidate_keys
+
+
+def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
+    """State keys and tables for `model` on `dataset`.
+
+    Raises:
+        ValueError: if the model asks for attributes or a history that the dataset lacks.
+    """
+    if model.use_history and dataset.history_length == 0:
+        raise ValueError(
+            "model.use_history is set, but the dataset was prepared with --history-length 0; "
+            "prepare it again with a history"
+        )
+    user_attributes = dataset.user_attributes if model.user_attributes else ()
+    item_attributes = dataset.item_attributes if model.item_attributes else ()
+    for side, wanted, found in (
+        ("user", model.user_attributes, user_attributes),
+        ("item", model.item_attributes, item_attributes),
+    ):
+        if wanted and not found:
+            raise ValueError(
+                f"model.{side}_attributes is set, but the dataset has no {side} attributes; "
+                f"pass a file of them to `tandem prepare` (--{side}s FILE)"
+            )
+    history = ("history",) if model.use_history else ()
+    query_keys = (
+        (("user",) if model.use_user_id else ())
+        + history
+        + tuple(f"user.{attribute.name}" for attribute in user_attributes)
+    )
+    candidate_keys = ("item", *(f"item.{attribute.name}" for attribute in item_attributes))
+    multi = [f"user.{a.name}" for a in user_attributes if a.kind == "multi"]
+    multi += [f"item.{a.name}" for a in item_attributes if a.kind == "multi"]
+
+    def table(name: str, num_rows: int, *features: str) -> Table:
+        return Table(name, num_rows, model.dim, features, model.init_std, model.table_precision)
+
+    share = bool(history) and model.shared_item_table
+    tables = [table("item", dataset.num_items, "item", *(history if share else ()))]
+    if model.use_user_id:
+        tables.append(table("user", dataset.num_users, "user"))
+    if history and not share:
+        tables.append(table("history", dataset.num_items, "history"))
+    for side, attributes in (("user", user_attributes), ("item", item_attributes)):
+        for attribute in attributes:
+            key = f"{side}.{attribute.name}"
+            tables.append(table(key.replace(".", "_"), attribute.num_values, key))
+    return Inputs(query_keys, candidate_keys, frozenset([*history, *multi]), tuple(tables))

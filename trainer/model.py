@@ -1,0 +1,128 @@
+"""The two-tower model: sharded tables, a query tower, a candidate tower, and the training task.
+
+Shapes: B rows of a rank's batch, E further candidates, S = B + E bags, D columns of a table,
+O columns of a tower.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from embeddings.tables import build_embedding_bags
+from trainer.config import ModelConfig
+from trainer.inputs import Inputs
+from trainer.task import Outputs, RetrievalTask
+from trainer.towers import Tower
+
+
+class Towers(nn.Module):
+    """Pooled embeddings of both sides to queries and candidates.
+
+    One call splits the pooled values once, so that the backward pass concatenates once.
+    """
+
+    def __init__(self, model: ModelConfig, inputs: Inputs) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+        def tower(num_features: int) -> Tower:
+            return Tower(
+                kind=model.tower,
+                num_features=num_features,
+                dim=model.dim,
+                hidden=model.hidden,
+                output_dim=model.output_dim,
+                dropout=model.dropout,
+                normalise=model.similarity == "cosine",
+            )
+
+        self.query = tower(len(inputs.query_keys))
+        self.candidate = tower(len(inputs.candidate_keys))
+
+    def split(self, pooled: KeyedTensor, features: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """[S, sum of D] -> {key: [S, D]}, sums of several values turned into their mean."""
+        keys = pooled.keys()
+        parts = dict(zip(keys, pooled.values().split(pooled.length_per_key(), dim=1)))
+        for key in self.inputs.mean_keys:
+            count_S = features[key].lengths().clamp(min=1).to(parts[key].dtype)
+            parts[key] = parts[key] / count_S.unsqueeze(1)
+        return parts
+
+    def encode_queries(self, parts: dict[str, Tensor], num_rows: int) -> Tensor:
+        """The first `num_rows` bags of the query side -> [num_rows, O]."""
+        return self.query([parts[key][:num_rows] for key in self.inputs.query_keys])
+
+    def encode_candidates(self, parts: dict[str, Tensor]) -> Tensor:
+        """All bags of the candidate side -> [S, O]."""
+        return self.candidate([parts[key] for key in self.inputs.candidate_keys])
+
+
+class Head(nn.Module):
+    """Towers and task: all of the model behind the tables.
+
+    A module of its own, so that the pipeline's tracer takes it as one leaf: what is inside may
+    branch on shapes and call collectives.
+    """
+
+    def __init__(self, towers: Towers, task: RetrievalTask) -> None:
+        super().__init__()
+        self.towers = towers
+        self.task = task
+
+    def forward(self, pooled: KeyedTensor, batch: Any) -> tuple[Tensor, Outputs]:
+        parts = self.towers.split(pooled, batch.features)
+        query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0])
+        candidate_SO = self.towers.encode_candidates(parts)
+        return self.task(query_BO, candidate_SO, batch)
+
+
+class TwoTower(nn.Module):
+    """The whole model.
+
+    `forward` is what the training pipeline runs. `encode_queries` and `encode_candidates` are for
+    evaluation and export; both look up sharded tables, so they are collective: every rank calls
+    them together, with the same number of rows.
+    """
+
+    def __init__(self, model: ModelConfig, inputs: Inputs, task: RetrievalTask) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.embeddings = build_embedding_bags(inputs.tables)
+        self.head = Head(Towers(model, inputs), task)
+
+    def forward(self, batch: Any) -> tuple[Tensor, Outputs]:
+        """One rank's batch -> (its share of the loss, statistics). Collective."""
+        pooled = self.embeddings(batch.features)
+        return self.head(pooled, batch)
+
+    @torch.no_grad()
+    def encode_queries(self, features: KeyedJaggedTensor) -> Tensor:
+        """n bags with the query keys filled -> queries [n, O]. Collective."""
+        features = self._complete(features)
+        parts = self.head.towers.split(self.embeddings(features), features)
+        return self.head.towers.encode_queries(parts, features.stride())
+
+    @torch.no_grad()
+    def encode_candidates(self, features: KeyedJaggedTensor) -> Tensor:
+        """n bags with the candidate keys filled -> candidates [n, O]. Collective."""
+        features = self._complete(features)
+        parts = self.head.towers.split(self.embeddings(features), features)
+        return self.head.towers.encode_candidates(parts)
+
+    def _complete(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """The same bags under all of the model's keys, in its order; those not given are empty."""
+        given = features.to_dict()
+        stride = features.stride()
+        device = features.values().device
+        empty_lengths = torch.zeros(stride, dtype=features.lengths().dtype, device=device)
+        parts = [given[key] if key in given else None for key in self.inputs.keys]
+        return KeyedJaggedTensor(
+            keys=list(self.inputs.keys),
+            values=torch.cat([p.values() for p in parts if p is not None]),
+            lengths=torch.cat([empty_lengths if p is None else p.lengths() for p in parts]),
+            stride=stride,
+        )

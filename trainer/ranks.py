@@ -1,0 +1,76 @@
+"""Which of the workers this process is, and its process group.
+
+torchrun and Ray Train set the same environment variables; they are read here and nowhere else.
+A process started by neither is the one rank of a world of one, on the same path.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the workers of a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 writes the run's files and speaks to the terminal."""
+        return self.rank == 0
+
+    @staticmethod
+    def from_environment() -> Ranks:
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; absent means a world of one."""
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        on_gpu = torch.cuda.is_available()
+        return Ranks(
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=world_size,
+            local_rank=local_rank,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
+            device=torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"),
+        )
+
+
+@contextmanager
+def process_group(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
+    """The default process group for the body: NCCL on GPUs, gloo on CPUs.
+
+    Collective. A group that a launcher (Ray Train) made already is used and left alone.
+
+    The collector runs before the group is destroyed: objects that still hold it would otherwise
+    abort the interpreter's end now and then.
+    """
+    ranks = Ranks.from_environment()
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    if dist.is_initialized():
+        yield ranks
+        return
+    dist.init_process_group(
+        backend="nccl" if ranks.device.type == "cuda" else "gloo",
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        store=dist.HashStore() if ranks.world_size == 1 else None,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+    try:
+        yield ranks
+    finally:
+        gc.collect()
+        dist.destroy_process_group()

@@ -1,0 +1,55 @@
+"""The towers: pooled embeddings of one side's features to one vector a row.
+
+Shapes: S rows, D columns of a table, O columns of a tower's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TowerKind = Literal["mf", "mlp"]
+
+
+class Tower(nn.Module):
+    """One side of the model.
+
+    `mf` adds the features' embeddings and has no parameters of its own: O = D. `mlp` concatenates
+    them and applies a perceptron with ReLU between its layers: O = `output_dim`.
+
+    Args:
+        num_features: how many [S, D] embeddings `forward` is given.
+        normalise: divide each output by its L2 norm (cosine similarity).
+    """
+
+    def __init__(
+        self,
+        kind: TowerKind,
+        num_features: int,
+        dim: int,
+        hidden: Sequence[int],
+        output_dim: int,
+        dropout: float,
+        normalise: bool,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.normalise = normalise
+        self.dropout = nn.Dropout(dropout)
+        self.output_dim = dim if kind == "mf" else output_dim
+        widths = [num_features * dim, *hidden, output_dim] if kind == "mlp" else []
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+
+    def forward(self, features_SD: Sequence[Tensor]) -> Tensor:
+        """[S, D] a feature -> [S, O]."""
+        if self.kind == "mf":
+            x_SO = self.dropout(torch.stack(list(features_SD)).sum(0))
+        else:
+            x_SO = self.dropout(torch.cat(list(features_SD), dim=1))
+            for index, layer in enumerate(self.layers):
+                x_SO = layer(F.relu(x_SO) if index else x_SO)
+        return F.normalize(x_SO, dim=1) if self.normalise else x_SO
