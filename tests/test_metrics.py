@@ -1,0 +1,103 @@
+"""Declared names, means kept on the device, and an endpoint that bad clients cannot hurt."""
+
+import re
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from trainer.metrics import MAX_CONNECTIONS, METRICS, DeviceMeans, RankMetrics
+
+
+def scrape(address: str, path: str = "/metrics") -> str:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
+        return answer.read().decode()
+
+
+def samples(text: str) -> dict[str, float]:
+    return {
+        sample.name + "".join(f"{{{v}}}" for v in sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_names_are_unique_prefixed_and_carry_base_units() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    for metric in METRICS:
+        assert re.fullmatch(r"tandem_[a-z_]+", metric.name)
+        assert metric.help.endswith(".")
+        assert (metric.kind == "counter") == metric.name.endswith("_total")
+        if metric.kind == "histogram":
+            assert metric.name.endswith("_seconds")
+        assert not re.search(r"_(ms|millis|minutes|kb|mb|percent)\b", metric.name)
+
+
+def test_a_rank_serves_what_was_observed() -> None:
+    with RankMetrics() as metrics:
+        address = metrics.serve()
+        metrics.observe_step(seconds=0.25, data_wait_seconds=0.05, examples=128)
+        metrics.observe_step(seconds=0.35, data_wait_seconds=0.0, examples=64)
+        metrics.set("tandem_loss", 4.5)
+        metrics.set("tandem_loss_part", 0.25, "hit_share")
+        found = samples(scrape(address))
+    assert address.startswith("127.0.0.1:")
+    assert found["tandem_steps_total"] == 2
+    assert found["tandem_examples_total"] == 192
+    assert found["tandem_step_seconds_sum"] == pytest.approx(0.6)
+    assert found["tandem_step_phase_seconds_count{data_wait}"] == 2
+    assert found["tandem_loss"] == 4.5
+    assert found["tandem_loss_part{hit_share}"] == 0.25
+    assert found["process_resident_memory_bytes"] > 0
+
+
+def test_an_undeclared_name_is_refused() -> None:
+    with pytest.raises(KeyError):
+        RankMetrics().set("tandem_lossy", 1.0)
+    with pytest.raises(ValueError):
+        RankMetrics().set("tandem_loss", 1.0, "labelled")
+
+
+def test_device_means_are_means_since_the_last_reading() -> None:
+    means = DeviceMeans()
+    loss = torch.tensor(3.0, requires_grad=True)
+    means.add({"loss": loss, "hit_share": torch.tensor(0.5)})
+    means.add({"loss": torch.tensor(5.0)})
+    assert means.read() == {"loss": 4.0, "hit_share": 0.5}  # (3 + 5) / 2, 0.5 / 1
+    assert means.read() == {}
+    means.add({"loss": torch.tensor(7.0, dtype=torch.bfloat16)})
+    assert means.read() == {"loss": 7.0}
+    assert loss.item() == 3.0
+
+
+def test_broken_and_hanging_clients_leave_the_endpoint_alive() -> None:
+    with RankMetrics() as metrics:
+        address = metrics.serve()
+        host, port = address.split(":")
+        hanging = []
+        for text in (
+            b"\x00\xff\x00\r\n\r\n",
+            b"POST /metrics HTTP/1.1\r\n\r\n",
+            b"GET " + b"a" * 70_000,
+        ):
+            with socket.create_connection((host, int(port)), timeout=5) as client:
+                client.sendall(text)
+        with pytest.raises(urllib.error.HTTPError):
+            scrape(address, "/../etc/passwd")
+        for _ in range(MAX_CONNECTIONS - 2):
+            hanging.append(socket.create_connection((host, int(port)), timeout=5))
+        assert "tandem_steps_total" in scrape(address)
+        for client in hanging:
+            client.close()
+
+
+def test_closing_frees_the_port() -> None:
+    metrics = RankMetrics()
+    address = metrics.serve()
+    metrics.close()
+    with pytest.raises(urllib.error.URLError):
+        scrape(address)
