@@ -1,0 +1,79 @@
+"""One step's rows of one rank, in the form that TorchRec's pipeline moves to the device.
+
+Shapes: B = rows of this rank, E = extra candidates of this rank, S = B + E, K = feature keys.
+
+    features, stride S       rows 0..B-1                      rows B..S-1
+      "user", "history", ..  the row's own bag                empty
+      "item", "item.genre"   the row's positive               an extra candidate
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass(frozen=True)
+class Batch(Pipelineable):
+    """A batch of one rank. Padding rows have weight 0, user and item -1 and empty bags."""
+
+    features: KeyedJaggedTensor
+    """Bags of ids (int64) for every key, stride S; lengths int64 [K * S]."""
+    user_B: Tensor
+    """User of each row, int64; -1 in padding."""
+    item_S: Tensor
+    """Item of each row, then the extra candidates, int64; -1 in padding."""
+    feedback_B: Tensor
+    """1 positive, -1 disliked, int8; 1 in padding."""
+    weight_B: Tensor
+    """1 for a row of the data, 0 for padding, float32."""
+    count_S: Tensor
+    """Positive train interactions of each item, int64; 0 in padding."""
+    global_rows: Tensor
+    """Rows of the data in the batches of all ranks together, float32, 0-d."""
+    step: int
+    """Number of this batch in its epoch, from 0."""
+    position: dict[str, Any]
+    """Where the loader goes on once this batch is trained: plain JSON, for the checkpoint."""
+
+    @property
+    def local_batch_size(self) -> int:
+        return self.user_B.shape[0]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """A copy on `device`."""
+        return replace(
+            self,
+            features=self.features.to(device, non_blocking=non_blocking),
+            **{
+                name: tensor.to(device, non_blocking=non_blocking)
+                for name, tensor in self._tensors().items()
+            },
+        )
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory, from which copies to a GPU run beside its work."""
+        return replace(
+            self,
+            features=self.features.pin_memory(),
+            **{name: tensor.pin_memory() for name, tensor in self._tensors().items()},
+        )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory until the work queued on `stream` is done."""
+        self.features.record_stream(stream)
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            "user_B": self.user_B,
+            "item_S": self.item_S,
+            "feedback_B": self.feedback_B,
+            "weight_B": self.weight_B,
+            "count_S": self.count_S,
+            "global_rows": self.global_rows,
+        }

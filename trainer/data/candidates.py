@@ -1,0 +1,57 @@
+"""Extra candidates drawn from the whole catalog: the same for any number of ranks.
+
+Draw i of step t is a hash of (seed, epoch, t, i): each rank computes its own slice alone, and
+W ranks with E draws each hold together what one rank with W * E draws holds.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+Distribution = Literal["uniform", "popularity"]
+
+_INCREMENT = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+class CandidateSampler:
+    """Draws item rows with replacement.
+
+    count_I: positive train interactions of each item; with "popularity" an item is drawn in
+    proportion to it, an item without any never.
+    """
+
+    def __init__(self, count_I: np.ndarray, distribution: Distribution, seed: int) -> None:
+        self._seed = seed
+        self._num_items = len(count_I)
+        self._cumulative_I: np.ndarray | None = None
+        if distribution == "popularity":
+            self._cumulative_I = np.cumsum(count_I, dtype=np.int64)
+            if self._num_items == 0 or self._cumulative_I[-1] == 0:
+                raise ValueError(
+                    "no item has a positive train interaction, so none can be drawn by "
+                    "popularity: take extra_distribution uniform"
+                )
+
+    def draw(self, epoch: int, step: int, start: int, stop: int) -> np.ndarray:
+        """Draws start..stop of a step's global sample: item rows, int64 [stop - start]."""
+        random = _hash(self._seed, epoch, step, start, stop)
+        if self._cumulative_I is None:
+            return (random % np.uint64(self._num_items)).astype(np.int64)
+        place = (random % np.uint64(self._cumulative_I[-1])).astype(np.int64)
+        return np.searchsorted(self._cumulative_I, place, side="right").astype(np.int64)
+
+
+def _hash(seed: int, epoch: int, step: int, start: int, stop: int) -> np.ndarray:
+    """splitmix64 of a counter that starts at a place mixed from the key, uint64."""
+    base = 0
+    for part in (seed, epoch, step):
+        base = int(_mix(np.array([(base + part + _INCREMENT) & _MASK], dtype=np.uint64))[0])
+    counter = np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(_INCREMENT)
+    return _mix(counter + np.uint64(base))
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

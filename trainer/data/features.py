@@ -1,0 +1,192 @@
+"""Attributes and counts of users and items, and the bags of ids that the towers look up.
+
+Keys are "user", "history", "disliked", "user.<attribute>" (query) and "item", "item.<attribute>"
+(candidate). The store holds one row a user or item in the smallest integer type that fits; its
+lookups cost as much as the ids asked for. Ids of -1 (padding) get empty bags.
+
+Shapes: n = rows asked for, S = stride of a KeyedJaggedTensor.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from trainer.data.jagged import Jagged, from_arrow, take_bags
+from trainer.data.schema import Attribute, Dataset
+from trainer.data.storage import open_parquet
+
+Side = Literal["user", "item"]
+Bags = tuple[np.ndarray, np.ndarray]
+"""(values int64 [V], lengths int64 [n])"""
+
+ROWS_READ_AT_ONCE = 1 << 20
+
+
+class FeatureStore:
+    """Columns of users.parquet and items.parquet that some feature keys need.
+
+    keys: feature keys, query and candidate side mixed; unknown attributes are an error.
+    """
+
+    def __init__(self, dataset: Dataset, keys: Sequence[str]) -> None:
+        self.num_users = dataset.num_users
+        self.num_items = dataset.num_items
+        self._columns: dict[str, np.ndarray | Jagged] = {}
+        attributes = {
+            **{f"user.{each.name}": each for each in dataset.user_attributes},
+            **{f"item.{each.name}": each for each in dataset.item_attributes},
+        }
+        for key in keys:
+            if "." not in key:
+                continue
+            if key not in attributes:
+                known = ", ".join(sorted(attributes)) or "none"
+                raise ValueError(
+                    f"the dataset has no attribute {key!r}; it has: {known}. "
+                    "Leave it out, or prepare the dataset with it."
+                )
+            self._columns[key] = _read_attribute(dataset, key, attributes[key])
+        self.item_count_I = _read_integers(dataset.file("items.parquet"), "count", None)
+        """Positive train interactions of each item, [num_items]."""
+        _check_rows(dataset.file("items.parquet"), len(self.item_count_I), self.num_items)
+
+    def count(self, item_n: np.ndarray) -> np.ndarray:
+        """Train count of each item, int64 [n]; 0 for id -1."""
+        if len(self.item_count_I) == 0:
+            return np.zeros(len(item_n), dtype=np.int64)
+        count_n = self.item_count_I[np.maximum(item_n, 0)].astype(np.int64)
+        count_n[item_n < 0] = 0
+        return count_n
+
+    def bags(self, key: str, id_n: np.ndarray) -> Bags:
+        """Bags of "user", "item" or an attribute for user or item rows; id -1: empty."""
+        real = id_n >= 0
+        everywhere = bool(real.all())
+        ids = id_n if everywhere else id_n[real]
+        if "." not in key:
+            return ids, real.astype(np.int64)
+        column = self._columns[key]
+        if isinstance(column, Jagged):
+            taken = take_bags(column, ids)
+            lengths = np.diff(taken.offsets)
+            if not everywhere:
+                spread = np.zeros(len(id_n), dtype=np.int64)
+                spread[real] = lengths
+                lengths = spread
+            return taken.values.astype(np.int64), lengths
+        return column[ids].astype(np.int64), real.astype(np.int64)
+
+    def candidate_features(self, keys: Sequence[str], item_n: np.ndarray) -> KeyedJaggedTensor:
+        """Candidate keys for item rows, stride n."""
+        return keyed_jagged(keys, [self.bags(key, item_n) for key in keys], len(item_n))
+
+    def query_features(
+        self,
+        keys: Sequence[str],
+        user_n: np.ndarray,
+        lists: dict[str, Bags],
+    ) -> KeyedJaggedTensor:
+        """Query keys for users, stride n. lists: bags of "history" and "disliked"."""
+        bags = [lists[key] if key in lists else self.bags(key, user_n) for key in keys]
+        return keyed_jagged(keys, bags, len(user_n))
+
+
+def side_of(key: str) -> Literal["query", "candidate"]:
+    """Which tower a feature key belongs to."""
+    if key in ("user", "history", "disliked") or key.startswith("user."):
+        return "query"
+    if key == "item" or key.startswith("item."):
+        return "candidate"
+    raise ValueError(
+        f"unknown feature key {key!r}: take user, history, disliked, item, "
+        "user.<attribute> or item.<attribute>"
+    )
+
+
+def keyed_jagged(keys: Sequence[str], bags: Sequence[Bags], stride: int) -> KeyedJaggedTensor:
+    """Bags of each key as one KeyedJaggedTensor; bags shorter than the stride end in empty ones.
+
+    Lengths per key are given along, so that TorchRec need not read them back from a device.
+    """
+    lengths = np.zeros((len(keys), stride), dtype=np.int64)
+    sizes = [0] * len(keys)
+    for row, (values, length) in enumerate(bags):
+        lengths[row, : len(length)] = length
+        sizes[row] = len(values)
+    ends = np.cumsum([0, *sizes]).tolist()
+    values_V = np.empty(ends[-1], dtype=np.int64)
+    for row, (values, _) in enumerate(bags):
+        values_V[ends[row] : ends[row + 1]] = values
+    return KeyedJaggedTensor(
+        keys=list(keys),
+        values=torch.from_numpy(values_V),
+        lengths=torch.from_numpy(lengths.reshape(-1)),
+        stride=stride,
+        length_per_key=sizes,
+        offset_per_key=ends,
+    )
+
+
+def _read_attribute(dataset: Dataset, key: str, attribute: Attribute) -> np.ndarray | Jagged:
+    side = key.split(".", 1)[0]
+    path = dataset.file(f"{side}s.parquet")
+    rows = dataset.num_users if side == "user" else dataset.num_items
+    if attribute.kind == "single":
+        column = _read_integers(path, attribute.name, attribute.num_values)
+        _check_rows(path, len(column), rows)
+        return column
+    bags = _read_lists(path, attribute.name, attribute.num_values)
+    _check_rows(path, len(bags.offsets) - 1, rows)
+    return bags
+
+
+def _read_integers(path: str, name: str, limit: int | None) -> np.ndarray:
+    """One integer column in the smallest type that holds it; values checked against a limit."""
+    parts = []
+    with open_parquet(path) as file:
+        for part in file.iter_batches(ROWS_READ_AT_ONCE, columns=[name]):
+            parts.append(_shrink(part.column(0), limit, f"{path} column {name!r}"))
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def _read_lists(path: str, name: str, limit: int) -> Jagged:
+    parts = []
+    with open_parquet(path) as file:
+        for part in file.iter_batches(ROWS_READ_AT_ONCE, columns=[name]):
+            bags = from_arrow(pa.chunked_array([part.column(0)]))
+            values = _shrink(pa.array(bags.values), limit, f"{path} column {name!r}")
+            parts.append(np.diff(bags.offsets))
+            parts.append(values)
+    lengths = np.concatenate([np.empty(0, dtype=np.int64), *parts[0::2]])
+    values = np.concatenate([np.empty(0, dtype=np.int32), *parts[1::2]])
+    return Jagged(values, np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]))
+
+
+def _shrink(column: pa.Array, limit: int | None, where: str) -> np.ndarray:
+    if column.null_count:
+        raise ValueError(
+            f"{where} has {column.null_count} nulls, none are allowed: row 0 of an attribute "
+            "stands for missing values. Prepare the dataset again."
+        )
+    values = column.to_numpy(zero_copy_only=False)
+    if len(values) == 0:
+        return values.astype(np.int32)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or (limit is not None and high >= limit):
+        wrong = low if low < 0 else high
+        bound = f"0..{limit - 1}" if limit is not None else "0 and above"
+        raise ValueError(
+            f"{where} holds {wrong}, outside {bound} of dataset.json: prepare the dataset again"
+        )
+    return values.astype(np.int32 if high < 2**31 else np.int64)
+
+
+def _check_rows(path: str, rows: int, expected: int) -> None:
+    if rows != expected:
+        raise ValueError(
+            f"{path} has {rows} rows, dataset.json says {expected}: prepare the dataset again"
+        )

@@ -1,0 +1,64 @@
+"""Bags of ids as (values, lengths) or (values, offsets) in numpy: the few operations on them.
+
+Shapes: n = bags, V = values of all bags. All int64 but where said; no Python per bag or value.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+
+class Jagged(NamedTuple):
+    """n bags: bag i holds values[offsets[i] : offsets[i + 1]]."""
+
+    values: np.ndarray
+    """Ids of all bags in order, [V]."""
+    offsets: np.ndarray
+    """Start of each bag, then V, int64 [n + 1]; need not start at 0."""
+
+    def slice(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(values, lengths) of the bags start..stop, without a copy of the values."""
+        offsets = self.offsets[start : stop + 1]
+        return self.values[offsets[0] : offsets[-1]], np.diff(offsets)
+
+
+def take_bags(bags: Jagged, rows: np.ndarray, limit: int | None = None) -> Jagged:
+    """The bags `rows` in that order, each cut to its last `limit` values.
+
+    Cost follows the rows taken, not the bags there are.
+    """
+    stop = bags.offsets[rows + 1]
+    lengths = stop - bags.offsets[rows]
+    if limit is not None:
+        np.minimum(lengths, limit, out=lengths)
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    index = np.repeat(stop - offsets[1:], lengths)
+    index += np.arange(len(index))
+    return Jagged(bags.values.take(index), offsets)
+
+
+def concatenate(parts: list[Jagged]) -> Jagged:
+    """All bags of `parts` in order."""
+    sizes = np.array([part.offsets[-1] - part.offsets[0] for part in parts])
+    shift = np.cumsum(sizes) - sizes
+    offsets = [
+        part.offsets[:-1] + (start - part.offsets[0])
+        for part, start in zip(parts, shift, strict=True)
+    ]
+    values = [part.values[part.offsets[0] : part.offsets[-1]] for part in parts]
+    return Jagged(np.concatenate(values), np.concatenate([*offsets, np.array([sizes.sum()])]))
+
+
+def from_arrow(column: pa.ChunkedArray) -> Jagged:
+    """A list column without nulls; no copy where it is one chunk."""
+    parts = []
+    for chunk in column.chunks:
+        offsets = chunk.offsets.to_numpy().astype(np.int64)
+        parts.append(Jagged(chunk.values.to_numpy(zero_copy_only=True), offsets))
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return Jagged(np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    return concatenate(parts)

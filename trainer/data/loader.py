@@ -1,0 +1,284 @@
+"""Batches of one rank out of a prepared dataset, in an order that no number of ranks changes.
+
+    loader = Loader(Dataset.load("DATA"), query_keys=("user", "history"),
+                    candidate_keys=("item", "item.genre"), local_batch_size=1024,
+                    rank=rank, world_size=world_size, seed=1)
+    for batch in loader:            # endless: epoch after epoch
+        train(batch)
+        checkpoint["data"] = batch.position
+
+No collective runs here: every rank computes the same plan from the files' row counts alone.
+
+Shapes: B = rows of this rank in a step, E = extra candidates of this rank, S = B + E,
+L = streams, b = rows that a step takes from each stream (global batch / L).
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain, count, tee
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from trainer.data.batch import Batch
+from trainer.data.candidates import CandidateSampler, Distribution
+from trainer.data.features import Bags, FeatureStore, keyed_jagged, side_of
+from trainer.data.order import EpochOrder, Position, default_streams
+from trainer.data.plan import EpochPlan, Step
+from trainer.data.prefetch import BatchStream, WindowCache
+from trainer.data.schema import Dataset
+from trainer.data.windows import RowGroups
+
+DEFAULT_WINDOW_ROWS = 1 << 16
+READER_THREADS = 2
+LIST_COLUMNS = ("history", "disliked")
+
+
+class Loader:
+    """Iterates over batches: `iter(loader)` from `position` on without end, `epoch(e)` once.
+
+    dataset: a prepared dataset, or its folder or URI.
+    splits: whose interactions, for example ("train",) or ("train", "validation").
+    query_keys, candidate_keys: feature keys in the order of `Batch.features`.
+    local_batch_size: rows B of this rank in every step; the same on all ranks.
+    streams: ranges the order is cut into; a multiple of world_size that divides the global
+        batch. Loaders with equal streams and equal global batches see equal global batches.
+    shuffle_window_rows: rows that are shuffled among each other; row groups are shuffled first.
+    extra_candidates: items E drawn from the catalog for this rank in every step.
+    feedback: "positive" leaves disliked rows out; "all" gives them with feedback -1.
+    history_length: keep the last so many of `history` and `disliked`; None: as prepared.
+    position: `Batch.position` of a checkpoint, made by any number of ranks.
+    skip_corrupt: count the rows of row groups that cannot be read and go on; they come as
+        padding, while `global_rows` still counts them.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | str | Path,
+        *,
+        splits: Sequence[str] = ("train",),
+        query_keys: Sequence[str] = ("user", "history"),
+        candidate_keys: Sequence[str] = ("item",),
+        local_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        streams: int | None = None,
+        shuffle_window_rows: int = DEFAULT_WINDOW_ROWS,
+        extra_candidates: int = 0,
+        extra_distribution: Distribution = "uniform",
+        feedback: Literal["positive", "all"] = "positive",
+        history_length: int | None = None,
+        position: dict[str, Any] | None = None,
+        skip_corrupt: bool = False,
+        batches_ahead: int = 4,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset = dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)
+        self.local_batch_size = local_batch_size
+        self._rank, self._world_size, self._seed = rank, world_size, seed
+        self._window_rows = shuffle_window_rows
+        self._extra = extra_candidates
+        self._history_length = history_length
+        self._batches_ahead, self._pin_memory = batches_ahead, pin_memory
+        self._query_keys, self._candidate_keys = tuple(query_keys), tuple(candidate_keys)
+        self._check_arguments()
+        self._streams = self._choose_streams(streams)
+        self._rows_per_stream = world_size * local_batch_size // self._streams
+        self._groups = self._open(tuple(splits), feedback, skip_corrupt)
+        self.num_rows = int(self._groups.rows_G.sum())
+        """Rows of the data in an epoch, over all ranks."""
+        if self.num_rows == 0:
+            raise ValueError(f"{', '.join(splits)} of {self.dataset.path} have no {feedback} rows")
+        self._fingerprint = {
+            "seed": seed,
+            "splits": list(splits),
+            "feedback": feedback,
+            "shuffle_window_rows": shuffle_window_rows,
+            "rows": self.num_rows,
+            "row_groups": len(self._groups.rows_G),
+        }
+        self.store = FeatureStore(self.dataset, (*query_keys, *candidate_keys))
+        self._sampler = CandidateSampler(self.store.item_count_I, extra_distribution, seed)
+        self.position = self._start(0) if position is None else self._restore(position)
+        """Where `iter(loader)` begins."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a whole epoch, equal on all ranks; the last may hold padding."""
+        return self._start(0).steps_left(self._rows_per_stream)
+
+    @property
+    def skipped_rows(self) -> int:
+        """Rows of this rank lost to corrupt row groups so far (with skip_corrupt)."""
+        return self._groups.skipped_rows
+
+    def __iter__(self) -> BatchStream:
+        """Batches from `position` on, epoch after epoch without end."""
+        later = (self._start(epoch) for epoch in count(self.position.epoch + 1))
+        return self._stream(chain([self.position], later))
+
+    def epoch(self, epoch: int) -> BatchStream:
+        """The batches of one epoch: from `position` on if that lies in it, else all."""
+        inside = self.position.epoch == epoch
+        return self._stream(iter([self.position if inside else self._start(epoch)]))
+
+    def _stream(self, starts: Iterator[Position]) -> BatchStream:
+        return BatchStream(self._batches(starts), self._batches_ahead)
+
+    def _batches(self, starts: Iterator[Position]) -> Iterator[Batch]:
+        """Runs in the background thread of a stream."""
+        plans, plans_ahead = tee(self._plans(starts))
+        uses = chain.from_iterable(plan.uses() for plan in plans_ahead)
+        read = partial(self._groups.window, history_length=self._history_length)
+        local_streams = self._streams // self._world_size
+        with ThreadPoolExecutor(READER_THREADS, "tandem-reader") as pool:
+            windows = WindowCache(pool, read, uses, ahead=local_streams + 1)
+            try:
+                for step in chain.from_iterable(plan.steps() for plan in plans):
+                    windows.advance(step.index)
+                    batch = self._build(step, windows)
+                    yield batch.pin_memory() if self._pin_memory else batch
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _plans(self, starts: Iterator[Position]) -> Iterator[EpochPlan]:
+        local = self._streams // self._world_size
+        streams = range(self._rank * local, (self._rank + 1) * local)
+        first_index = 0
+        for start in starts:
+            order = EpochOrder(
+                self._groups.rows_G,
+                seed=self._seed,
+                epoch=start.epoch,
+                window_rows=self._window_rows,
+            )
+            plan = EpochPlan(order, start, first_index, streams, self._rows_per_stream)
+            yield plan
+            first_index += plan.num_steps
+
+    def _build(self, step: Step, windows: WindowCache) -> Batch:
+        rows, extra = self.local_batch_size, self._extra
+        user_B = np.full(rows, -1, dtype=np.int64)
+        item_S = np.full(rows + extra, -1, dtype=np.int64)
+        feedback_B = np.ones(rows, dtype=np.int8)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self._list_keys}
+        lengths = {name: np.zeros(rows, dtype=np.int64) for name in self._list_keys}
+        for row, piece in step.pieces:
+            window = windows.get(step.order.epoch, piece.window)
+            here, there = slice(row, row + piece.rows), slice(piece.start, piece.stop)
+            user_B[here] = window.user_n[there]
+            item_S[here] = window.item_n[there]
+            feedback_B[here] = window.feedback_n[there]
+            for name in self._list_keys:
+                values, lengths[name][here] = window.lists[name].slice(piece.start, piece.stop)
+                parts[name].append(values)
+        if extra:
+            start = self._rank * extra
+            item_S[rows:] = self._sampler.draw(step.order.epoch, step.number, start, start + extra)
+        lists = {name: (_join(parts[name]), lengths[name]) for name in self._list_keys}
+        return self._to_batch(step, user_B, item_S, feedback_B, lists)
+
+    def _to_batch(
+        self,
+        step: Step,
+        user_B: np.ndarray,
+        item_S: np.ndarray,
+        feedback_B: np.ndarray,
+        lists: dict[str, Bags],
+    ) -> Batch:
+        bags = [
+            lists[key] if key in lists else self.store.bags(key, user_B) for key in self._query_keys
+        ]
+        bags += [self.store.bags(key, item_S) for key in self._candidate_keys]
+        keys = (*self._query_keys, *self._candidate_keys)
+        return Batch(
+            features=keyed_jagged(keys, bags, len(item_S)),
+            user_B=torch.from_numpy(user_B),
+            item_S=torch.from_numpy(item_S),
+            feedback_B=torch.from_numpy(feedback_B),
+            weight_B=torch.from_numpy((user_B >= 0).astype(np.float32)),
+            count_S=torch.from_numpy(self.store.count(item_S)),
+            global_rows=torch.tensor(float(step.global_rows)),
+            step=step.number,
+            position={**step.position.to_json(), "order": self._fingerprint},
+        )
+
+    def _start(self, epoch: int) -> Position:
+        return Position.start(epoch, self.num_rows, self._streams)
+
+    def _restore(self, position: dict[str, Any]) -> Position:
+        made = position["order"]
+        for name, value in self._fingerprint.items():
+            if made[name] != value:
+                raise ValueError(
+                    f"the checkpoint's place in the data was taken with {name} = {made[name]}, "
+                    f"now it is {value}: the rows have another order. Resume with the same "
+                    "data and settings, or start a new epoch without the position."
+                )
+        return Position.from_json(position).dealt_to(self._streams)
+
+    def _open(self, splits: tuple[str, ...], feedback: str, skip_corrupt: bool) -> RowGroups:
+        for split in splits:
+            if split not in self.dataset.splits:
+                known = ", ".join(self.dataset.splits)
+                raise ValueError(f"no split {split!r} in {self.dataset.path}: it has {known}")
+        users, items = self.dataset.num_users, self.dataset.num_items
+        disliked = sum(self.dataset.splits[split].disliked for split in splits)
+        groups = RowGroups(
+            paths=[path for split in splits for path in self.dataset.split_files(split)],
+            columns=("user", "item", "feedback", *self._list_keys),
+            limits={"user": users, "item": items, "history": items, "disliked": items},
+            positives_only=feedback == "positive" and disliked > 0,
+            skip_corrupt=skip_corrupt,
+        )
+        if groups.positives_only:
+            groups.count_positives()
+        return groups
+
+    @property
+    def _list_keys(self) -> tuple[str, ...]:
+        return tuple(key for key in self._query_keys if key in LIST_COLUMNS)
+
+    def _choose_streams(self, streams: int | None) -> int:
+        world_size, rows = self._world_size, self.local_batch_size
+        if streams is None:
+            return default_streams(rows, world_size)
+        if streams < 1 or streams % world_size or rows * world_size % streams:
+            raise ValueError(
+                f"streams = {streams} must be a multiple of the {world_size} ranks and divide "
+                f"the global batch of {rows * world_size} rows: take "
+                f"{default_streams(rows, world_size)}"
+            )
+        return streams
+
+    def _check_arguments(self) -> None:
+        if self.local_batch_size < 1:
+            raise ValueError(f"local_batch_size is {self.local_batch_size}: take 1 or more")
+        if not 0 <= self._rank < self._world_size:
+            raise ValueError(f"rank {self._rank} is outside 0..{self._world_size - 1}")
+        if self._window_rows < 1:
+            raise ValueError(f"shuffle_window_rows is {self._window_rows}: take 1 or more")
+        if self._extra < 0:
+            raise ValueError(f"extra_candidates is {self._extra}: take 0 or more")
+        if self._history_length is not None and self._history_length < 1:
+            raise ValueError(
+                f"history_length is {self._history_length}: take 1 or more, "
+                "or leave history out of the query keys"
+            )
+        for keys, side in ((self._query_keys, "query"), (self._candidate_keys, "candidate")):
+            for key in keys:
+                if side_of(key) != side:
+                    raise ValueError(f"feature key {key!r} is no {side} key")
+        if "disliked" in self._query_keys and not self.dataset.has_feedback:
+            raise ValueError(
+                f"{self.dataset.path} was prepared without ratings, so it has no disliked items: "
+                "leave the key disliked out"
+            )
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

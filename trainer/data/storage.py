@@ -1,0 +1,46 @@
+"""Parquet files on local disks and object stores, opened alike."""
+
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+
+
+def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem and the path in it of a local path or a URI.
+
+    Schemes that pyarrow knows (file, s3, gs, hdfs) are read by its own threads; any other goes
+    through fsspec, for example memory:// or abfs://.
+    """
+    name = str(path)
+    if "://" not in name:
+        return pafs.LocalFileSystem(), str(Path(name).absolute())
+    try:
+        return pafs.FileSystem.from_uri(name)
+    except ValueError:
+        filesystem, inner = url_to_fs(name)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
+
+
+def open_parquet(path: str | Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Open one Parquet file: memory-mapped where it is local, read ahead where it is not.
+
+    `metadata` of an earlier opening saves reading the footer again.
+    """
+    filesystem, inner = filesystem_of(path)
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    try:
+        return pq.ParquetFile(
+            inner,
+            filesystem=None if local else filesystem,
+            metadata=metadata,
+            memory_map=local,
+            pre_buffer=not local,
+        )
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist: prepare or copy the dataset again") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be opened as Parquet ({error}): prepare or copy the dataset again"
+        ) from error

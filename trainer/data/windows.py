@@ -1,0 +1,159 @@
+"""Windows of rows: row groups read, checked, joined and put into the order of the epoch.
+
+Shapes: n = rows of a window, G = row groups of all files.
+"""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.data.jagged import Jagged, concatenate, from_arrow, take_bags
+from trainer.data.order import EpochOrder
+from trainer.data.storage import open_parquet
+
+FILES_OPENED_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows of a window in the order of the epoch; rows lost to a corrupt row group hold -1."""
+
+    user_n: np.ndarray
+    item_n: np.ndarray
+    feedback_n: np.ndarray
+    lists: dict[str, Jagged]
+    """"history" and "disliked", where asked for."""
+
+
+@dataclass
+class RowGroups:
+    """The row groups of a list of files, read one by one from any thread.
+
+    columns: what to read; limits: number of rows of the table that each column's ids index.
+    """
+
+    paths: Sequence[str]
+    columns: Sequence[str]
+    limits: dict[str, int]
+    positives_only: bool
+    skip_corrupt: bool
+    skipped_rows: int = 0
+    """Rows lost to corrupt row groups so far, if they are to be skipped."""
+    rows_G: np.ndarray = field(init=False)
+    """Rows of each group that take part in an epoch, int64."""
+
+    def __post_init__(self) -> None:
+        with ThreadPoolExecutor(FILES_OPENED_AT_ONCE) as pool:
+            self._metadata = list(pool.map(_footer, self.paths))
+        self._groups = [
+            (file, group)
+            for file, metadata in enumerate(self._metadata)
+            for group in range(metadata.num_row_groups)
+        ]
+        self._open = threading.local()
+        self._lock = threading.Lock()
+        rows = [self._metadata[file].row_group(group).num_rows for file, group in self._groups]
+        self.rows_G = np.array(rows, dtype=np.int64)
+
+    def count_positives(self) -> None:
+        """Let `rows_G` count positive rows alone: reads the feedback column once.
+
+        Rows of a group that cannot be read count all, if corrupt groups are to be skipped.
+        """
+        for group in range(len(self._groups)):
+            table = self._read(group, ["feedback"])
+            if table is not None:
+                self.rows_G[group] = np.count_nonzero(table.column(0).to_numpy() > 0)
+
+    def window(self, order: EpochOrder, window: int, history_length: int | None) -> Window:
+        """Read a window and put its rows into the order of the epoch."""
+        parts = [self._part(int(group)) for group in order.groups(window)]
+        user, item, feedback = (
+            np.concatenate([part[0][column] for part in parts]) for column in range(3)
+        )
+        permutation = order.permutation(window)
+        if self.positives_only:
+            permutation = np.flatnonzero(feedback > 0)[permutation]
+        lists = {
+            name: take_bags(
+                concatenate([part[1][name] for part in parts]), permutation, history_length
+            )
+            for name in self.columns[3:]
+        }
+        return Window(user[permutation], item[permutation], feedback[permutation], lists)
+
+    def _part(self, group: int) -> tuple[list[np.ndarray], dict[str, Jagged]]:
+        """The three plain columns of a group, then its list columns, ids checked."""
+        table = self._read(group, self.columns)
+        if table is None:
+            with self._lock:
+                self.skipped_rows += int(self.rows_G[group])
+            return _lost(int(self.rows_G[group]), self.columns[3:])
+        plain, lists = [], {}
+        for name in self.columns:
+            column = table.column(name)
+            if column.null_count:
+                raise ValueError(f"{self._where(group)} column {name!r} has nulls: prepare again")
+            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+                lists[name] = from_arrow(column)
+                values = lists[name].values
+            else:
+                values = column.to_numpy()
+                plain.append(values)
+            if name in self.limits:
+                self._check_ids(group, name, values)
+        return plain, lists
+
+    def _read(self, group: int, columns: Sequence[str]) -> pa.Table | None:
+        file, number = self._groups[group]
+        try:
+            reader = self._reader(file)
+            table = reader.read_row_group(number, columns=list(columns), use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            if not self.skip_corrupt:
+                raise ValueError(
+                    f"{self._where(group)} cannot be read ({error}): restore the file, "
+                    "or go on without its rows with skip_corrupt"
+                ) from error
+            return None
+        return table
+
+    def _reader(self, file: int) -> pq.ParquetFile:
+        """This thread's reader of a file: pyarrow's are not to be shared."""
+        readers = self._open.__dict__
+        if str(file) not in readers:
+            readers[str(file)] = open_parquet(self.paths[file], self._metadata[file])
+        return readers[str(file)]
+
+    def _check_ids(self, group: int, name: str, values: np.ndarray) -> None:
+        """FBGEMM maps an id out of range to row 0 at most with a warning: stop it here."""
+        if len(values) == 0:
+            return
+        low, high = int(values.min()), int(values.max())
+        limit = self.limits[name]
+        if low < 0 or high >= limit:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"{self._where(group)} column {name!r} holds id {wrong}, outside 0..{limit - 1}: "
+                "the files do not belong to this dataset.json. Prepare the dataset again."
+            )
+
+    def _where(self, group: int) -> str:
+        file, number = self._groups[group]
+        return f"{self.paths[file]} row group {number}"
+
+
+def _footer(path: str) -> pq.FileMetaData:
+    with open_parquet(path) as file:
+        return file.metadata
+
+
+def _lost(rows: int, lists: Sequence[str]) -> tuple[list[np.ndarray], dict[str, Jagged]]:
+    missing = np.full(rows, -1, dtype=np.int64)
+    empty = Jagged(np.empty(0, dtype=np.int64), np.zeros(rows + 1, dtype=np.int64))
+    return [missing, missing, np.ones(rows, dtype=np.int8)], dict.fromkeys(lists, empty)
