@@ -1,1 +1,24 @@
-"""Retrieval losses. Imports torch alone."""
+"""Retrieval losses over streamed negatives. Imports torch alone."""
+
+from losses.build import build_loss
+from losses.formulas import Correction, LossName
+from losses.frequency import StreamingFrequency, log_q_from_counts, log_q_mixture, log_q_uniform
+from losses.gather import gather_with_gradient, gather_without_gradient
+from losses.inputs import Candidates, Rows
+from losses.module import Precision, RetrievalLoss
+
+__all__ = [
+    "Candidates",
+    "Correction",
+    "LossName",
+    "Precision",
+    "RetrievalLoss",
+    "Rows",
+    "StreamingFrequency",
+    "build_loss",
+    "gather_with_gradient",
+    "gather_without_gradient",
+    "log_q_from_counts",
+    "log_q_mixture",
+    "log_q_uniform",
+]

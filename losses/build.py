@@ -1,0 +1,83 @@
+"""`build_loss`: the one place where settings become a loss."""
+
+import math
+
+from losses.blocked import Blocking
+from losses.formulas import Correction, LossName, form_of
+from losses.module import LARGEST_INVERSE_TEMPERATURE, Precision, RetrievalLoss
+
+
+def build_loss(
+    name: LossName,
+    *,
+    temperature: float | None = None,
+    negative_temperature: float | None = None,
+    negative_weight: float | None = None,
+    margin: float | None = None,
+    disliked_weight: float | None = None,
+    correction: Correction | None = None,
+    mask_same_user: bool = False,
+    mask_history: bool = False,
+    several_positives: bool = False,
+    precision: Precision = "fp32",
+    learn_temperature: bool = False,
+    block_columns: int = 2048,
+    stripe_mebibytes: int = 64,
+) -> RetrievalLoss:
+    """A loss module: `value, statistics = loss(rows, candidates)`.
+
+    name: see `losses.formulas.LossName` for which to use when.
+    temperature: scores are divided by it; None is the loss's default (0.1, and 1 for ccl).
+    negative_temperature: bsl only, that of the negatives; None is `temperature`.
+    negative_weight: bsl: the factor of the LSE (None: t_negative / t_positive, the paper's form; the authors'
+        code is one temperature and their exponent here). ccl, ova: w in `w/N sum_j`, None a plain sum.
+    margin: ccl only, m in `relu(s_j - m)`; None is 0.9.
+    disliked_weight: ntr and ssm_ntr only, the weight of disliked rows; None is 1.
+    correction: which scores log Q is subtracted from; None is the loss's own (softmax family: all,
+        improved_logq: negatives, ccl, ova and bpr: none).
+    mask_same_user: columns that the row's user has as positives in the batch leave the row.
+    mask_history: columns among the row's history leave the row.
+    several_positives: bsl only, the mean of exp(s+) over the user's positives of the batch replaces s+.
+    precision: bf16 rounds the operands of the GEMMs; accumulation and reduction stay in float32.
+    learn_temperature: the temperatures become parameters, kept above 0.01.
+    block_columns, stripe_mebibytes: sizes of the walk; the buffer of a stripe is what memory it needs.
+    """
+    form = form_of(name)
+    _only(name, "negative_temperature", negative_temperature, ("bsl",))
+    _only(name, "negative_weight", negative_weight, ("bsl", "ccl", "ova"))
+    _only(name, "margin", margin, ("ccl",))
+    _only(name, "disliked_weight", disliked_weight, ("ntr", "ssm_ntr"))
+    _only(name, "several_positives", several_positives or None, ("bsl",))
+    for label, value in (("temperature", temperature), ("negative_temperature", negative_temperature)):
+        if value is not None and not 1 / LARGEST_INVERSE_TEMPERATURE <= value < math.inf:
+            raise ValueError(f"{label} is {value}; it must be at least 0.01 (cosine scores: try 0.05 to 0.2)")
+    if name == "ccl" and (learn_temperature or temperature not in (None, 1.0)):
+        raise ValueError("ccl works on cosines with no temperature; leave temperature out (or 1), set margin instead")
+    if name == "ccl" and correction not in (None, "none"):
+        raise ValueError(f"correction is {correction!r}; ccl's margin is on the cosine itself, use 'none'")
+    if name == "improved_logq" and correction not in (None, "negatives"):
+        raise ValueError(f"correction is {correction!r}; improved_logq corrects the negatives alone, use 'negatives'")
+    if several_positives and not mask_same_user:
+        raise ValueError("several_positives needs mask_same_user: a user's positives must not be its negatives too")
+    if block_columns < 1 or stripe_mebibytes < 1:
+        raise ValueError(f"block_columns is {block_columns}, stripe_mebibytes {stripe_mebibytes}; both need at least 1")
+    return RetrievalLoss(
+        name,
+        temperature=form.temperature if temperature is None else temperature,
+        negative_temperature=negative_temperature,
+        negative_weight=negative_weight,
+        margin=0.9 if margin is None else margin,
+        disliked_weight=1.0 if disliked_weight is None else disliked_weight,
+        correction=form.correction if correction is None else correction,
+        mask_same_user=mask_same_user,
+        mask_history=mask_history,
+        several_positives=several_positives,
+        precision=precision,
+        learn_temperature=learn_temperature,
+        blocking=Blocking(block_columns=block_columns, stripe_bytes=stripe_mebibytes << 20),
+    )
+
+
+def _only(name: LossName, argument: str, value: object, takers: tuple[str, ...]) -> None:
+    if value is not None and name not in takers:
+        raise ValueError(f"{argument} is {value} but loss {name} has none; leave it out (it belongs to {', '.join(takers)})")

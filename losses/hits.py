@@ -1,0 +1,123 @@
+"""Which (row, column) pairs of the score matrix are masked, found without comparing all B x C pairs.
+
+Columns are sorted once per block by key (item id, or user id); the values a row must not meet are found in the
+sorted block by binary search. Hits are few, so writing -inf at their places costs far less than a dense mask.
+
+Shapes: V (row, value) entries of a rule, R rows of a stripe, N blocks, W columns of a block.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_PAST_ALL_KEYS = torch.iinfo(torch.int64).max
+_MATCHES_NOTHING = -2  # keys are >= -1
+_PAIRS_AT_ONCE = 1 << 19  # 4 MiB of int64 for each of a few temporaries
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Columns with `key_C[c] == value_V[v]` leave row `row_V[v]` (rows ascending)."""
+
+    key_C: Tensor
+    value_V: Tensor
+    row_V: Tensor
+    first_entry_of_row: Tensor
+    """int64 B + 1, on the host: row b owns entries first[b]:first[b + 1]."""
+
+    @staticmethod
+    def one_value_a_row(key_C: Tensor, value_B: Tensor) -> "MaskRule":
+        """Row b leaves out the columns whose key is `value_B[b]`; values below 0 match nothing."""
+        num_rows = value_B.shape[0]
+        return MaskRule(
+            key_C=key_C,
+            value_V=torch.where(value_B < 0, _MATCHES_NOTHING, value_B),
+            row_V=torch.arange(num_rows, device=value_B.device),
+            first_entry_of_row=torch.arange(num_rows + 1),
+        )
+
+    @staticmethod
+    def many_values_a_row(key_C: Tensor, values: Tensor, offsets: Tensor) -> "MaskRule":
+        """Row b leaves out the columns whose key is among `values[offsets[b]:offsets[b + 1]]`."""
+        num_rows = offsets.shape[0] - 1
+        row_V = torch.repeat_interleave(torch.arange(num_rows, device=values.device), offsets.diff())
+        kept_values = values[offsets[0] : offsets[-1]]
+        first = (offsets - offsets[0]).cpu()  # device-to-host sync on CUDA
+        return MaskRule(key_C, torch.where(kept_values < 0, _MATCHES_NOTHING, kept_values), row_V, first)
+
+
+class SortedColumns:
+    """A rule with its columns sorted inside every block of W columns."""
+
+    def __init__(self, rule: MaskRule, block_columns: int) -> None:
+        self.rule = rule
+        self.block_columns = block_columns
+        num_blocks = -(-rule.key_C.shape[0] // block_columns)
+        padded = rule.key_C.new_full((num_blocks * block_columns,), _PAST_ALL_KEYS)
+        padded[: rule.key_C.shape[0]] = rule.key_C
+        self.key_NW, self.column_NW = torch.sort(padded.view(num_blocks, block_columns), dim=1, stable=True)
+
+    def find(self, first_row: int, last_row: int) -> "_Found":
+        """Hits of rows first_row..last_row - 1 in all blocks, as ranges of the sorted columns."""
+        first_entry, last_entry = (int(self.rule.first_entry_of_row[row]) for row in (first_row, last_row))
+        value_V = self.rule.value_V[first_entry:last_entry]
+        row_V = self.rule.row_V[first_entry:last_entry] - first_row
+        value_NV = value_V.expand(self.key_NW.shape[0], -1).contiguous()
+        first_NV = torch.searchsorted(self.key_NW, value_NV)
+        count_NV = torch.searchsorted(self.key_NW, value_NV, right=True) - first_NV
+        return _Found(self, row_V, first_NV, count_NV)
+
+
+class _Found:
+    def __init__(self, columns: SortedColumns, row_V: Tensor, first_NV: Tensor, count_NV: Tensor) -> None:
+        self.columns, self.row_V, self.first_NV, self.count_NV = columns, row_V, first_NV, count_NV
+        self.total_N: list[int] = count_NV.sum(dim=1).tolist()  # device-to-host sync on CUDA
+        self._cached: dict[int, Tensor] = {}
+
+    def places(self, block: int) -> Tensor:
+        """Flat positions row * W + column of the hits in one block, int64. Blocks are asked for in order."""
+        if block not in self._cached:
+            last = block + 1
+            pairs = self.total_N[block]
+            while last < len(self.total_N) and pairs + self.total_N[last] <= _PAIRS_AT_ONCE:
+                pairs += self.total_N[last]
+                last += 1
+            parts = self._expand(block, last).split(self.total_N[block:last])
+            self._cached = dict(enumerate(parts, start=block))
+        return self._cached[block]
+
+    def _expand(self, first_block: int, last_block: int) -> Tensor:
+        count_K = self.count_NV[first_block:last_block].reshape(-1)
+        device = count_K.device
+        width = self.columns.block_columns
+        num_values = self.row_V.shape[0]
+        pairs = sum(self.total_N[first_block:last_block])
+        entry_P = torch.repeat_interleave(
+            torch.arange(count_K.shape[0], device=device), count_K, output_size=pairs
+        )
+        before_K = count_K.cumsum(0) - count_K
+        block_K = torch.arange(first_block, last_block, device=device).repeat_interleave(num_values)
+        start_K = self.first_NV[first_block:last_block].reshape(-1) + block_K * width - before_K
+        sorted_place_P = start_K[entry_P] + torch.arange(pairs, device=device)
+        column_P = self.columns.column_NW.view(-1)[sorted_place_P]
+        return self.row_V[entry_P % num_values] * width + column_P
+
+
+class StripeHits:
+    """Hits of one stripe of rows under all rules; each (row, column) pair counted once."""
+
+    def __init__(self, rules: list[SortedColumns], first_row: int, last_row: int) -> None:
+        self._found = [rule.find(first_row, last_row) for rule in rules]
+        # One value a row and distinct columns: a single such rule cannot name a pair twice.
+        self._may_repeat = len(rules) > 1 or any(
+            rule.rule.value_V.shape[0] != rule.rule.first_entry_of_row.shape[0] - 1 for rule in rules
+        )
+
+    def places(self, block: int) -> Tensor | None:
+        """Flat positions in block `block`, without repetition, or None if there are none."""
+        parts = [found.places(block) for found in self._found if found.total_N[block]]
+        if not parts:
+            return None
+        flat = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return torch.unique(flat) if self._may_repeat else flat

@@ -1,0 +1,88 @@
+"""What a loss is given: this rank's rows and the candidates every row is scored against.
+
+Shapes: B rows of this rank, C candidate columns (equal on all ranks), D embedding width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This rank's B (query, positive) pairs.
+
+    A loss is the plain weighted sum over rows: the caller puts any mean (and the world size) into `weight_B`.
+    """
+
+    query_BD: Tensor
+    """Encoded queries, gradient wanted."""
+    positive_BD: Tensor
+    """The row's own candidate, encoded, gradient wanted."""
+    positive_id_B: Tensor
+    """int64 item id of the positive; -1 on padding rows. Columns of the same id leave the row."""
+    positive_logq_B: Tensor
+    """float32 log Q of the positive; used where the loss corrects the positive too."""
+    user_B: Tensor
+    """int64 user id of the row; -1 on padding rows."""
+    feedback_B: Tensor
+    """1 positive, -1 disliked. Disliked rows count in `ntr` and `ssm_ntr` alone."""
+    weight_B: Tensor
+    """float32; 0 on padding rows."""
+    history_values: Tensor | None = None
+    """int64 item ids of all rows' histories, row after row (only for `mask_history`)."""
+    history_offsets: Tensor | None = None
+    """int64 of length B + 1: row b's history is `history_values[offsets[b]:offsets[b + 1]]`."""
+
+    def __post_init__(self) -> None:
+        if self.query_BD.shape != self.positive_BD.shape:
+            raise ValueError(
+                f"query_BD is {tuple(self.query_BD.shape)} and positive_BD {tuple(self.positive_BD.shape)}: "
+                "they must agree; encode one positive for each row"
+            )
+        _require_int64("positive_id_B", self.positive_id_B)
+        _require_int64("user_B", self.user_B)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The C columns: gathered positives of all ranks, sampled extras, a queue, disliked items."""
+
+    embedding_CD: Tensor
+    """Encoded candidates; gradient where they are not from a queue."""
+    id_C: Tensor
+    """int64 item id; -1 is padding, masked in every row."""
+    logq_C: Tensor
+    """float32 log Q, the log chance per draw that the column is there; 0 = not corrected."""
+    user_C: Tensor
+    """int64 user whose positive the column is; -1 none."""
+    visible_to_C: Tensor | None = None
+    """int64 user that alone sees the column (its own disliked items); -1 all users. None: all see all."""
+
+    def __post_init__(self) -> None:
+        _require_int64("id_C", self.id_C)
+        _require_int64("user_C", self.user_C)
+
+    @staticmethod
+    def concatenate(parts: "list[Candidates]") -> "Candidates":
+        """Columns of all parts, in order. Each source brings its own ids and log Q."""
+        everyone = [
+            torch.full_like(part.id_C, -1) if part.visible_to_C is None else part.visible_to_C
+            for part in parts
+        ]
+        restricted = any(part.visible_to_C is not None for part in parts)
+        return Candidates(
+            embedding_CD=torch.cat([part.embedding_CD for part in parts]),
+            id_C=torch.cat([part.id_C for part in parts]),
+            logq_C=torch.cat([part.logq_C for part in parts]),
+            user_C=torch.cat([part.user_C for part in parts]),
+            visible_to_C=torch.cat(everyone) if restricted else None,
+        )
+
+
+def _require_int64(name: str, ids: Tensor) -> None:
+    if ids.dtype != torch.int64:
+        raise ValueError(
+            f"{name} is {ids.dtype}; ids must be torch.int64 all the way (float ids are wrong above 2**24)"
+        )

@@ -1,0 +1,133 @@
+"""The slow road: every loss written out over the dense B x C scores, for tests and for the bench's naive side.
+
+Nothing is shared with the streaming walk but the input dataclasses. Run it in float64 for a reference.
+
+Shapes: B rows, C columns, D width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.formulas import Correction, LossName
+from losses.inputs import Candidates, Rows
+
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """The settings of `build_loss` that change the result, all given."""
+
+    name: LossName
+    temperature: float | Tensor = 0.1
+    negative_temperature: float | Tensor | None = None
+    negative_weight: float | None = None
+    margin: float = 0.9
+    disliked_weight: float = 1.0
+    correction: Correction = "all"
+    mask_same_user: bool = False
+    mask_history: bool = False
+    several_positives: bool = False
+
+
+def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) -> Tensor:
+    """The weighted sum over rows, materialising [B, C] scores and masks."""
+    t_positive = settings.temperature
+    t_negative = t_positive if settings.negative_temperature is None else settings.negative_temperature
+    dot_BC = rows.query_BD @ candidates.embedding_CD.T
+    own_B = (rows.query_BD * rows.positive_BD).sum(dim=1)
+    score_BC = dot_BC / t_negative
+    positive_B = own_B / t_positive
+    if settings.correction != "none":
+        score_BC = score_BC - candidates.logq_C
+    if settings.correction == "all":
+        positive_B = positive_B - rows.positive_logq_B
+    negative_BC = negatives_mask(settings, rows, candidates)
+    if settings.several_positives:
+        positive_B = _mean_of_positives(settings, rows, candidates, dot_BC / t_positive, positive_B)
+    loss_B = _row_losses(settings, rows, score_BC, positive_B, negative_BC, t_positive, t_negative)
+    weight_B = rows.weight_B.to(loss_B.dtype)
+    if settings.name not in ("ntr", "ssm_ntr"):
+        weight_B = weight_B * (rows.feedback_B > 0)
+    return (loss_B * weight_B).sum()
+
+
+def negatives_mask(settings: ReferenceSettings, rows: Rows, candidates: Candidates) -> Tensor:
+    """bool [B, C], True where the column is a negative of the row."""
+    negative_BC = candidates.id_C[None, :] != rows.positive_id_B[:, None]
+    negative_BC = negative_BC & (candidates.id_C >= 0)[None, :]
+    shared_C = torch.ones_like(candidates.id_C, dtype=torch.bool)
+    if candidates.visible_to_C is not None:
+        shared_C = candidates.visible_to_C < 0
+        own_BC = candidates.visible_to_C[None, :] == rows.user_B[:, None]
+        negative_BC = negative_BC & (shared_C[None, :] | own_BC)
+    if settings.mask_same_user:
+        same_BC = (candidates.user_C[None, :] == rows.user_B[:, None]) & (rows.user_B >= 0)[:, None]
+        negative_BC = negative_BC & ~(same_BC & shared_C[None, :])
+    if settings.mask_history:
+        assert rows.history_values is not None and rows.history_offsets is not None
+        for row in range(negative_BC.shape[0]):
+            known = rows.history_values[rows.history_offsets[row] : rows.history_offsets[row + 1]]
+            negative_BC[row] &= ~(torch.isin(candidates.id_C, known) & shared_C)
+    return negative_BC
+
+
+def _mean_of_positives(
+    settings: ReferenceSettings, rows: Rows, candidates: Candidates, score_BC: Tensor, positive_B: Tensor
+) -> Tensor:
+    if settings.correction == "all":
+        score_BC = score_BC - candidates.logq_C
+    other_BC = (candidates.user_C[None, :] == rows.user_B[:, None]) & (rows.user_B >= 0)[:, None]
+    other_BC = other_BC & (candidates.id_C >= 0)[None, :]
+    other_BC = other_BC & (candidates.id_C[None, :] != rows.positive_id_B[:, None])
+    all_BX = torch.cat([positive_B[:, None], score_BC.masked_fill(~other_BC, -math.inf)], dim=1)
+    return torch.logsumexp(all_BX, dim=1) - torch.log(1.0 + other_BC.sum(dim=1).to(positive_B.dtype))
+
+
+def _row_losses(
+    settings: ReferenceSettings,
+    rows: Rows,
+    score_BC: Tensor,
+    z_B: Tensor,
+    negative_BC: Tensor,
+    t_positive: float | Tensor,
+    t_negative: float | Tensor,
+) -> Tensor:
+    number_B = negative_BC.sum(dim=1).to(score_BC.dtype)
+    has_any_B = number_B > 0
+    # Rows without negatives take a finite stand-in and are zeroed at the end: no NaN enters the gradient.
+    lse_B = torch.logsumexp(torch.where(has_any_B[:, None], score_BC.masked_fill(~negative_BC, -math.inf), 0.0), dim=1)
+    mean_weight_B = 1.0 / number_B.clamp(min=1)
+    sum_weight_B = torch.ones_like(mean_weight_B)
+    if settings.negative_weight is not None:
+        sum_weight_B = settings.negative_weight * mean_weight_B
+    match settings.name:
+        case "ssm":
+            loss_B = torch.logaddexp(lse_B, z_B) - z_B
+        case "sl":
+            loss_B = lse_B - z_B
+        case "bsl":
+            weight = t_negative / t_positive if settings.negative_weight is None else settings.negative_weight
+            loss_B = weight * lse_B - z_B
+        case "improved_logq":
+            rest_B = torch.where(rows.positive_logq_B < 0, torch.log1p(-rows.positive_logq_B.exp()), 0.0)
+            prime_B = lse_B + rest_B
+            chosen_B = z_B.exp() / (z_B.exp() + (prime_B - number_B.clamp(min=1).log()).exp())
+            loss_B = (1 - chosen_B).detach() * (prime_B - z_B)
+        case "ntr" | "ssm_ntr":
+            log_total_B = torch.logaddexp(lse_B, z_B)
+            loss_B = torch.where(
+                rows.feedback_B < 0, settings.disliked_weight * (log_total_B - lse_B), log_total_B - z_B
+            )
+        case "ccl":
+            part_BC = F.relu(score_BC - settings.margin).masked_fill(~negative_BC, 0.0)
+            return F.relu(1 - z_B) + sum_weight_B * part_BC.sum(dim=1)
+        case "ova":
+            part_BC = F.softplus(score_BC).masked_fill(~negative_BC, 0.0)
+            return F.softplus(-z_B) + sum_weight_B * part_BC.sum(dim=1)
+        case "bpr":
+            part_BC = F.softplus(score_BC - z_B[:, None]).masked_fill(~negative_BC, 0.0)
+            return mean_weight_B * part_BC.sum(dim=1)
+    return torch.where(has_any_B, loss_B, 0.0)

@@ -1,0 +1,62 @@
+"""The streaming losses against the dense float64 reference: value and every gradient."""
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from losses import LossName
+from tests.losses.cases import make_case, reference, streamed
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(LossName)] + [
+    ("ssm", {"correction": "none"}),
+    ("ssm", {"correction": "negatives", "mask_same_user": True, "mask_history": True}),
+    ("ssm", {"temperature": 0.01}),
+    ("sl", {"mask_same_user": True}),
+    ("bsl", {"temperature": 0.2, "negative_temperature": 0.07}),
+    ("bsl", {"temperature": 0.1, "negative_weight": 1.22, "mask_history": True}),
+    ("bsl", {"several_positives": True, "mask_same_user": True, "negative_temperature": 0.3}),
+    ("ntr", {"disliked_weight": 0.3, "mask_same_user": True}),
+    ("ccl", {"negative_weight": 5.0, "margin": 0.2, "mask_history": True}),
+    ("ova", {"negative_weight": 2.0, "correction": "negatives"}),
+    ("bpr", {"correction": "all", "mask_same_user": True}),
+]
+
+
+def assert_same(
+    name: str, chosen: dict[str, Any], case: dict[str, Any], tolerance: float, **blocking: int
+) -> None:
+    rows, candidates = make_case(**case)
+    expected_value, expected = reference(name, chosen, rows, candidates)
+    value, gradients = streamed(name, chosen, rows, candidates, **blocking)
+    size = max(1.0, float(expected_value.abs()))
+    assert abs(float(value) - float(expected_value)) <= tolerance * size
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        bound = tolerance * max(1.0, float(wanted.abs().max()))
+        torch.testing.assert_close(gradient.double(), wanted, rtol=tolerance, atol=bound)
+
+
+@pytest.mark.parametrize(("name", "chosen"), VARIANTS, ids=lambda value: str(value))
+def test_float64_equals_reference(name: str, chosen: dict[str, Any]) -> None:
+    assert_same(name, chosen, {}, tolerance=1e-10, block_columns=8)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(
+    variant=st.sampled_from(VARIANTS),
+    num_rows=st.integers(1, 40),
+    num_columns=st.integers(1, 60),
+    num_ids=st.integers(1, 12),
+    num_users=st.integers(1, 6),
+    restricted=st.booleans(),
+    block_columns=st.integers(1, 64),
+    seed=st.integers(0, 10_000),
+)
+def test_float32_equals_reference(
+    variant: tuple[str, dict[str, Any]], block_columns: int, **case: Any
+) -> None:
+    name, chosen = variant
+    tolerance = 2e-4 if chosen.get("temperature") == 0.01 else 3e-5
+    assert_same(name, chosen, {**case, "dtype": torch.float32}, tolerance, block_columns=block_columns)
