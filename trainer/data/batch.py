@@ -7,6 +7,7 @@ Shapes: B = rows of this rank, E = extra candidates of this rank, S = B + E, K =
       "item", "item.genre"   the row's positive               an extra candidate
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,35 +46,29 @@ class Batch(Pipelineable):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """A copy on `device`."""
-        return replace(
-            self,
-            features=self.features.to(device, non_blocking=non_blocking),
-            **{
-                name: tensor.to(device, non_blocking=non_blocking)
-                for name, tensor in self._tensors().items()
-            },
-        )
+        features = self.features.to(device, non_blocking=non_blocking)
+        return self._with(features, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """A copy in page-locked memory, from which copies to a GPU run beside its work."""
-        return replace(
-            self,
-            features=self.features.pin_memory(),
-            **{name: tensor.pin_memory() for name, tensor in self._tensors().items()},
-        )
+        return self._with(self.features.pin_memory(), Tensor.pin_memory)
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory until the work queued on `stream` is done."""
         self.features.record_stream(stream)
-        for tensor in self._tensors().values():
+        for tensor in (self.user_B, self.item_S, self.feedback_B, self.weight_B):
+            tensor.record_stream(stream)
+        for tensor in (self.count_S, self.global_rows):
             tensor.record_stream(stream)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            "user_B": self.user_B,
-            "item_S": self.item_S,
-            "feedback_B": self.feedback_B,
-            "weight_B": self.weight_B,
-            "count_S": self.count_S,
-            "global_rows": self.global_rows,
-        }
+    def _with(self, features: KeyedJaggedTensor, move: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            features=features,
+            user_B=move(self.user_B),
+            item_S=move(self.item_S),
+            feedback_B=move(self.feedback_B),
+            weight_B=move(self.weight_B),
+            count_S=move(self.count_S),
+            global_rows=move(self.global_rows),
+        )

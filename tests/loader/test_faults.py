@@ -1,0 +1,143 @@
+"""Corrupt files, foreign ids, threads that must end, object stores."""
+
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.loader.conftest import epoch_of, make_loader, rows_of, rows_on_disk
+from trainer.data.schema import Dataset
+
+
+@pytest.fixture
+def copy(dataset: Dataset, tmp_path: Path) -> Dataset:
+    """A copy that a test may spoil."""
+    shutil.copytree(dataset.path, tmp_path / "copy")
+    return Dataset.load(tmp_path / "copy")
+
+
+def corrupt(path: str, row_group: int, column: str = "history") -> int:
+    """Overwrite the middle of a column of a row group; returns the group's rows."""
+    group = pq.ParquetFile(path).metadata.row_group(row_group)
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema.startswith(column):
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            with Path(path).open("r+b") as file:
+                file.seek(start)
+                file.write(b"\xff" * chunk.total_compressed_size)
+    return group.num_rows
+
+
+def test_a_corrupt_row_group_is_named(copy: Dataset) -> None:
+    path = copy.split_files("train")[1]
+    corrupt(path, 2)
+    with pytest.raises(ValueError, match=r"part-00001.parquet row group 2 cannot be read"):
+        epoch_of(copy)
+
+
+@pytest.mark.parametrize("feedback", ["positive", "all"])
+def test_a_corrupt_row_group_is_counted_and_skipped(copy: Dataset, feedback: str) -> None:
+    before = Counter(rows_of(epoch_of(copy, feedback=feedback)))
+    path = copy.split_files("train")[1]
+    lost = pq.ParquetFile(path).read_row_group(2).to_pylist()
+    corrupt(path, 2)
+    loader = make_loader(copy, feedback=feedback, skip_corrupt=True)
+    batches = list(loader.epoch(0))
+    gone = before - Counter(rows_of(batches))
+    kept = [row for row in lost if feedback == "all" or row["feedback"] == 1]
+    assert sum(gone.values()) == len(kept) == loader.skipped_rows
+    assert len(batches) == loader.steps_per_epoch
+    assert sum(float(batch.global_rows) for batch in batches) == loader.num_rows
+
+
+def test_a_file_without_a_footer_is_named(copy: Dataset) -> None:
+    path = Path(copy.split_files("train")[0])
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(ValueError, match=r"part-00000.parquet cannot be opened as Parquet"):
+        make_loader(copy)
+
+
+def test_a_missing_file_is_named(copy: Dataset) -> None:
+    Path(copy.split_files("train")[0]).unlink()
+    with pytest.raises(ValueError, match=r"part-00000.parquet does not exist"):
+        make_loader(copy)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "limit"),
+    [("item", 30, 29), ("user", 50, 49), ("history", [3, -7], 29), ("disliked", [30], 29)],
+)
+def test_ids_out_of_range_never_reach_a_table(
+    copy: Dataset, column: str, value: int | list[int], limit: int
+) -> None:
+    path = copy.split_files("train")[0]
+    table = pq.read_table(path)
+    index = table.schema.get_field_index(column)
+    values = table[column].to_pylist()
+    values[200] = value
+    table = table.set_column(index, column, pa.array(values, table.schema.field(index).type))
+    pq.write_table(table, path, row_group_size=128)
+    wrong = value[-1] if isinstance(value, list) else value
+    message = rf"row group 1 column '{column}' holds id {wrong}, outside 0\.\.{limit}"
+    with pytest.raises(ValueError, match=message):
+        epoch_of(copy)
+
+
+def test_item_table_that_does_not_fit_dataset_json(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"items.parquet has 30 rows, dataset.json says 31"):
+        make_loader(replace(dataset, num_items=31))
+
+
+def loader_threads() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("tandem-")]
+
+
+def test_threads_end_when_the_stream_does(dataset: Dataset) -> None:
+    stream = iter(make_loader(dataset))
+    next(stream)
+    assert loader_threads()
+    stream.close()
+    assert not loader_threads()
+    with pytest.raises(StopIteration):
+        next(stream)
+    stream = iter(make_loader(dataset))
+    next(stream)
+    del stream
+    assert not loader_threads()
+    list(make_loader(dataset).epoch(0))
+    assert not loader_threads()
+
+
+def test_a_process_ends_with_a_stream_left_open(dataset: Dataset) -> None:
+    program = (
+        "from trainer.data.loader import Loader\n"
+        f"stream = iter(Loader({dataset.path!r}, local_batch_size=8))\n"
+        "next(stream)\n"
+        "print('done')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
+    assert "rror" not in run.stderr
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+def test_object_stores(dataset: Dataset, scheme: str) -> None:
+    if scheme == "memory":
+        uri = "memory://bucket/data"
+        memory = fsspec.filesystem("memory")
+        memory.put(dataset.path, "/bucket/data", recursive=True)
+    else:
+        uri = Path(dataset.path).as_uri()
+    assert Counter(rows_of(epoch_of(uri))) == Counter(rows_on_disk(dataset))
