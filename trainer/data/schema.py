@@ -34,6 +34,8 @@ class Attribute:
     """single: an int64 column; multi: a list<int64> column."""
     num_values: int
     """Rows of the vocabulary, row 0 (missing or unknown) included."""
+    boundaries: tuple[float, ...] = ()
+    """Where numbers are dealt into buckets: the lower bounds of rows 2, 3, ...; else empty."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,11 @@ def _from_json(root: str, text: str) -> Dataset:
         )
     try:
         attributes = contents.pop("attributes")
-        contents["user_attributes"] = tuple(Attribute(**each) for each in attributes["user"])
-        contents["item_attributes"] = tuple(Attribute(**each) for each in attributes["item"])
+        for side in ("user", "item"):
+            contents[f"{side}_attributes"] = tuple(
+                Attribute(**{**each, "boundaries": tuple(each["boundaries"])})
+                for each in attributes[side]
+            )
         contents["splits"] = {
             name: Split(**{**split, "files": tuple(split["files"])})
             for name, split in contents["splits"].items()

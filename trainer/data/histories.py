@@ -1,0 +1,133 @@
+"""Histories of interactions and queries, as SQL over table `kept` of one partition.
+
+`kept` has `user, item, feedback, moment, position, split`. A pool is the items of one feedback that a
+split's rows may see: pool 0 holds train, pool 1 train and validation. A user's items of a pool are
+numbered k = 1..n by (moment, position), and `recent` of number k is the list of the last H up to it:
+
+    items of a pool   a b c d e        H = 3
+    k                 1 2 3 4 5        recent of k = 4: [b, c, d]
+
+So the history of a row is `recent` of the number of pool items strictly before it: one equality
+join, and H items a row whatever a user's length. Without time the pool is cyclic: the last H items
+stand before the first as k = 1-H..0, and a row's own item is cut off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import duckdb
+
+EMPTY = "[]::BIGINT[]"
+
+
+@dataclass(frozen=True)
+class History:
+    """What histories hold."""
+
+    length: int
+    """H, the longest history."""
+    cyclic: bool
+    """True without timestamps: training rows see the items around them in file order."""
+    until_first_target: bool
+    """Queries see what lies before their first held-out row; else the whole pool."""
+    with_disliked: bool
+    """Also lists of disliked items."""
+
+    @property
+    def kinds(self) -> tuple[tuple[str, int], ...]:
+        """Name of the lists and their feedback."""
+        return (("history", 1), ("disliked", -1)) if self.with_disliked else (("history", 1),)
+
+
+def history_tables(connection: duckdb.DuckDBPyConnection, history: History) -> None:
+    """Make `earlier` (pool items before each user and time) and the pools."""
+    counts = [
+        (f"{kind}_{pool}", f"count(*) FILTER (feedback = {feedback} AND split <= {pool})")
+        for kind, feedback in history.kinds
+        for pool in (0, 1)
+    ]
+    sums = ", ".join(f"coalesce(sum({name}) OVER w, 0)::BIGINT AS {name}" for name, _ in counts)
+    groups = ", ".join(f"{count} AS {name}" for name, count in counts)
+    connection.execute(
+        f"""CREATE TEMP TABLE earlier AS SELECT user, moment, {sums}
+        FROM (SELECT user, moment, {groups} FROM kept GROUP BY user, moment)
+        WINDOW w AS (PARTITION BY user ORDER BY moment
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"""
+    )
+    for kind, feedback in history.kinds:
+        for pool in (0, 1):
+            connection.execute(
+                f"CREATE TEMP TABLE pool_{kind}_{pool} AS {_pool(history, feedback, pool)}"
+            )
+
+
+def _pool(history: History, feedback: int, pool: int) -> str:
+    """SELECT of user, k, n, recent."""
+    numbered = f"""SELECT user, item, row_number() OVER (PARTITION BY user ORDER BY moment, position)
+            AS k, count(*) OVER (PARTITION BY user) AS n
+        FROM kept WHERE feedback = {feedback} AND split <= {pool}"""
+    if history.length == 0:
+        return f"SELECT user, k, n, {EMPTY} AS recent FROM ({numbered})"
+    if history.cyclic:
+        numbered = f"""WITH numbered AS ({numbered}) FROM numbered UNION ALL
+            SELECT user, item, k - n AS k, n FROM numbered WHERE k > n - {history.length}"""
+    return f"""SELECT user, k, n, list(item) OVER (PARTITION BY user ORDER BY k
+            ROWS BETWEEN {history.length - 1} PRECEDING AND CURRENT ROW) AS recent
+        FROM ({numbered})"""
+
+
+def _cut(history: History, kind: str, own: str) -> str:
+    """A joined pool's list; in a cyclic pool no item twice and not the row's own."""
+    if not history.cyclic:
+        return f"coalesce(pool_{kind}.recent, {EMPTY}) AS {kind}"
+    others = f"(pool_{kind}.n - ({own})::BIGINT)"
+    return f"""CASE WHEN coalesce({others}, 0) <= 0 THEN {EMPTY}
+        ELSE pool_{kind}.recent[-{others}:] END AS {kind}"""
+
+
+def rows_select(history: History, split: int) -> str:
+    """SELECT of a split's rows with `history` (and `disliked`)."""
+    pool = 1 if split == 2 else 0
+    lists = ", ".join(
+        _cut(history, kind, f"kept.feedback = {feedback} AND kept.split <= {pool}")
+        for kind, feedback in history.kinds
+    )
+    joins = " ".join(
+        f"LEFT JOIN pool_{kind}_{pool} AS pool_{kind} ON pool_{kind}.user = kept.user "
+        f"AND pool_{kind}.k = earlier.{kind}_{pool}"
+        for kind, _ in history.kinds
+    )
+    return f"""SELECT kept.*, {lists}
+        FROM kept JOIN earlier ON earlier.user = kept.user AND earlier.moment = kept.moment {joins}
+        WHERE kept.split = {split}"""
+
+
+def queries_select(history: History, split: int) -> str:
+    """SELECT of one row a user with a positive in a held-out split."""
+    pool = split - 1
+    before = "AND kept.moment < target.start" if history.until_first_target else ""
+    known = ", ".join(
+        f"count(*) FILTER (kept.feedback = {feedback} {before}) AS {kind}_k"
+        for kind, feedback in history.kinds
+    )
+    lists = ", ".join(_cut(history, kind, "false") for kind, _ in history.kinds)
+    joins = " ".join(
+        f"LEFT JOIN pool_{kind}_{pool} AS pool_{kind} ON pool_{kind}.user = target.user "
+        f"AND pool_{kind}.k = known.{kind}_k"
+        for kind, _ in history.kinds
+    )
+    disliked = f"coalesce(target.disliked, {EMPTY}) AS disliked_targets, "
+    return f"""WITH target AS (
+            SELECT user, min(moment) AS start,
+                list(item ORDER BY moment, position) FILTER (feedback = 1) AS targets,
+                list(item ORDER BY moment, position) FILTER (feedback = -1) AS disliked
+            FROM kept WHERE split = {split} GROUP BY user
+            HAVING count(*) FILTER (feedback = 1) > 0),
+        known AS (
+            SELECT kept.user, list(kept.item ORDER BY kept.item) AS seen, {known}
+            FROM kept JOIN target ON target.user = kept.user
+            WHERE kept.split < {split} GROUP BY kept.user)
+        SELECT target.user, target.targets, {disliked if history.with_disliked else ""}
+            coalesce(known.seen, {EMPTY}) AS seen, {lists}
+        FROM target LEFT JOIN known ON known.user = target.user {joins}"""

@@ -1,0 +1,193 @@
+"""From a source to staged rows: raw table, checks, id rows, and rows dealt into partitions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from trainer.data import sql
+from trainer.data.checks import (
+    IdColumn,
+    Thresholds,
+    check_ids,
+    check_nulls,
+    check_ratings,
+    null_id,
+    timestamp_expression,
+)
+from trainer.data.sources import SideTable, Source
+
+HISTORY_VALUES_A_PARTITION = 100_000_000
+"""Rows x (history length + 4) of one partition at most: 4 million rows at length 20."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Rows of users and items, as tables `users` and `items` (row, raw)."""
+
+    num_users: int
+    num_items: int
+    user_ids: IdColumn
+    item_ids: IdColumn
+
+
+def load_raw(
+    connection: duckdb.DuckDBPyConnection, source: Source, label: str, drop_null_ids: bool
+) -> dict[str, int]:
+    """Copy the source into table `raw`, whose rowid is the row's position; check the ids.
+
+    Returns the rows dropped, by reason.
+    """
+    try:
+        connection.execute(f"CREATE TABLE raw AS {source.select}")
+    except duckdb.Error as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"{label} cannot be read as {source.format}: {first_line}") from error
+    if not sql.number(connection, "SELECT count(*) FROM raw"):
+        raise ValueError(f"{label} is empty: it has a header and no interactions")
+    labels = {"raw_user": _column_label(source, "user"), "raw_item": _column_label(source, "item")}
+    if not drop_null_ids:
+        check_nulls(connection, "raw", labels)
+        return {}
+    missing = " OR ".join(null_id(column) for column in labels)
+    dropped = sql.number(connection, f"SELECT count(*) FROM raw WHERE {missing}")
+    connection.execute(f"DELETE FROM raw WHERE {missing}")
+    return {"missing_id": dropped} if dropped else {}
+
+
+def load_side(
+    connection: duckdb.DuckDBPyConnection, side: str, table: SideTable | None
+) -> IdColumn:
+    """Copy a side table into `side_<side>`; check that its ids are unique and there."""
+    if table is None:
+        connection.execute(f"CREATE TABLE side_{side} (raw BIGINT)")
+        return IdColumn(True)
+    id_name = table.id_column
+    connection.execute(
+        f"CREATE TABLE side_{side} AS SELECT {sql.name(id_name)} AS raw, "
+        f"* EXCLUDE ({sql.name(id_name)}) FROM {table.relation}"
+    )
+    label = f"column {id_name!r} of {table.label}"
+    check_nulls(connection, f"side_{side}", {"raw": label})
+    ids = check_ids(connection, f"side_{side}", "raw", label, f"--{side}-column")
+    twice = connection.execute(
+        f"SELECT raw, count(*) FROM side_{side} GROUP BY raw HAVING count(*) > 1 ORDER BY raw"
+    ).fetchall()
+    if twice:
+        raise ValueError(
+            f"{table.label} has {len(twice)} ids more than once, for example {twice[0][0]!r} "
+            f"({twice[0][1]} rows): leave one row for each {side}"
+        )
+    return ids
+
+
+def check_source(
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    label: str,
+    positive: float | None,
+    dislike: float | None,
+) -> tuple[IdColumn, IdColumn, Thresholds | None]:
+    """Check ids and ratings of table `raw`; kinds of user and item ids, thresholds of ratings."""
+    users = check_ids(connection, "raw", "raw_user", _column_label(source, "user"), "--user-column")
+    items = check_ids(connection, "raw", "raw_item", _column_label(source, "item"), "--item-column")
+    if not source.has_rating:
+        if positive is not None or dislike is not None:
+            raise ValueError(
+                f"--positive-threshold and --dislike-threshold need ratings, {label} has no "
+                "rating column: name it with --rating-column, or leave the thresholds out"
+            )
+        return users, items, None
+    thresholds = check_ratings(
+        connection, "raw", _column_label(source, "rating"), positive, dislike
+    )
+    return users, items, thresholds
+
+
+def make_catalog(
+    connection: duckdb.DuckDBPyConnection, user_ids: IdColumn, item_ids: IdColumn, label: str
+) -> Catalog:
+    """Deal rows to all ids of `raw` and the side tables by the hash of the id.
+
+    Rows of tables `users` and `items` that are there already (a dataset being extended) stay, new
+    ids come after them.
+    """
+    numbers = []
+    for side, ids in (("user", user_ids), ("item", item_ids)):
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {side}s (row BIGINT, raw {ids.type})")
+        connection.execute(
+            f"""INSERT INTO {side}s
+            SELECT (SELECT count(*) FROM {side}s) + row_number() OVER (ORDER BY hash(raw), raw) - 1,
+                raw
+            FROM (SELECT {ids.expression(f"raw_{side}")} AS raw FROM raw
+                UNION SELECT {ids.expression("raw")} FROM side_{side}) AS found
+            WHERE NOT EXISTS (SELECT 1 FROM {side}s WHERE {side}s.raw = found.raw)"""
+        )
+        count = sql.number(connection, f"SELECT count(*) FROM {side}s")
+        if count < 2:
+            raise ValueError(
+                f"{label} has one {side} only: a retrieval model needs at least two. "
+                f"Is --{side}-column the right column?"
+            )
+        numbers.append(count)
+    return Catalog(numbers[0], numbers[1], user_ids, item_ids)
+
+
+def partitions(rows: int, history_length: int) -> int:
+    """Partitions for so many rows: by the data alone, so that the output is always the same."""
+    return max(1, -(-rows * (history_length + 4) // HISTORY_VALUES_A_PARTITION))
+
+
+def stage_rows(
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    catalog: Catalog,
+    thresholds: Thresholds | None,
+    parts: int,
+    first_position: int,
+    folder: str,
+) -> tuple[dict[str, int], str | None]:
+    """Write `raw` with id rows, feedback and time into partitions under `folder`.
+
+    Returns the rows dropped, by reason, and the unit of timestamps.
+    """
+    rating = "TRY_CAST(rating AS DOUBLE)"
+    feedback = "1"
+    reasons = {}
+    if thresholds is not None:
+        disliked = (
+            "" if thresholds.dislike is None else f"WHEN {rating} <= {thresholds.dislike} THEN -1"
+        )
+        feedback = f"CASE WHEN {rating} >= {thresholds.positive} THEN 1 {disliked} ELSE 0 END"
+        reasons["missing_rating"] = f"{rating} IS NULL OR isnan({rating})"
+    time, unit = f"{first_position} + raw.rowid", None
+    if source.has_timestamp:
+        label = _column_label(source, "timestamp")
+        time, unit = timestamp_expression(connection, "raw", label)
+        reasons["missing_timestamp"] = f"({time}) IS NULL"
+    dropped = {
+        reason: sql.number(connection, f"SELECT count(*) FROM raw WHERE {condition}")
+        for reason, condition in reasons.items()
+    }
+    keep = " AND ".join(f"NOT ({each})" for each in reasons.values()) or "true"
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    connection.execute(
+        f"""COPY (
+            SELECT users.row * {parts} // {catalog.num_users} AS part, users.row AS user,
+                items.row AS item, ({feedback})::TINYINT AS feedback, {time} AS moment,
+                {first_position} + raw.rowid AS position, given, NULL::TINYINT AS old
+            FROM raw
+            JOIN users ON users.raw = {catalog.user_ids.expression("raw.raw_user")}
+            JOIN items ON items.raw = {catalog.item_ids.expression("raw.raw_item")}
+            WHERE {keep}
+        ) TO {sql.text(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
+            FILENAME_PATTERN 'new_{{i}}')"""
+    )
+    return {reason: count for reason, count in dropped.items() if count}, unit
+
+
+def _column_label(source: Source, which: str) -> str:
+    column = source.columns.get(which)
+    return f"the {which} column" if column is None else f"column {column!r}"
