@@ -115,16 +115,21 @@ class LossConfig:
     name: LossName = "ssm"
     """ssm: implicit feedback, huge catalogs. bsl: noisy positives. ntr, ssm_ntr: explicit
     dislikes. sl, ccl: strong on clean implicit data. ova, bpr: for comparison."""
-    temperature: float = 0.05
-    """Scores are divided by this; for bsl the positive's temperature."""
+    temperature: float | None = None
+    """Scores are divided by this; None: the loss's own default (0.1; ccl has none)."""
     negative_temperature: float | None = None
-    """The negatives' temperature where the loss has its own (bsl); None: `temperature`."""
+    """bsl: the negatives' temperature; None: `temperature`."""
     negative_weight: float | None = None
-    """Weight of the negative part (bsl: the log-sum-exp's; ccl: w, None is a plain sum)."""
-    margin: float = 0.9
-    """ccl's margin m: negatives scored below it cost nothing."""
-    ntr_weight: float = 1.0
-    """ssm_ntr: weight of the not-to-recommend half."""
+    """bsl: factor of the log-sum-exp (None: the ratio of temperatures, the paper's form; with one
+    temperature it is the authors' exponent). ccl, ova: w of w/N, None is a plain sum."""
+    margin: float | None = None
+    """ccl: negatives scored below this cost nothing; None: 0.9."""
+    disliked_weight: float | None = None
+    """ntr, ssm_ntr: weight of the disliked rows; None: 1."""
+    several_positives: bool = False
+    """bsl: a user's positives in the batch count together; needs mask_same_user."""
+    correction: Literal["all", "negatives", "none"] | None = None
+    """Scores that log Q is subtracted from; None: the loss's own choice."""
     learn_temperature: bool = False
     """Train the temperature with the towers, from `temperature` on."""
     mask_same_user: bool = False
@@ -133,16 +138,6 @@ class LossConfig:
     """Leave out columns that are in the row's own history."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Operands of the score products; accumulation and reduction are fp32 in both."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.temperature > 0,
-            f"loss.temperature={self.temperature}: must be above 0 (0.05 to 0.2 is common)",
-        )
-        require(
-            self.negative_temperature is None or self.negative_temperature > 0,
-            f"loss.negative_temperature={self.negative_temperature}: must be above 0",
-        )
 
     @property
     def uses_dislikes(self) -> bool:

@@ -46,7 +46,7 @@ class Towers(nn.Module):
     def split(self, pooled: KeyedTensor, features: KeyedJaggedTensor) -> dict[str, Tensor]:
         """[S, sum of D] -> {key: [S, D]}, sums of several values turned into their mean."""
         keys = pooled.keys()
-        parts = dict(zip(keys, pooled.values().split(pooled.length_per_key(), dim=1)))
+        parts = dict(zip(keys, pooled.values().split(pooled.length_per_key(), dim=1), strict=True))
         for key in self.inputs.mean_keys:
             count_S = features[key].lengths().clamp(min=1).to(parts[key].dtype)
             parts[key] = parts[key] / count_S.unsqueeze(1)
@@ -119,7 +119,7 @@ class TwoTower(nn.Module):
         stride = features.stride()
         device = features.values().device
         empty_lengths = torch.zeros(stride, dtype=features.lengths().dtype, device=device)
-        parts = [given[key] if key in given else None for key in self.inputs.keys]
+        parts = [given.get(key) for key in self.inputs.keys]
         return KeyedJaggedTensor(
             keys=list(self.inputs.keys),
             values=torch.cat([p.values() for p in parts if p is not None]),

@@ -11,11 +11,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses import Candidates, CandidateQueue, Rows, StreamingFrequency, gather_with_gradient
-from losses import log_q_mixture
-from trainer.config import NegativesConfig
+from losses import (
+    Candidates,
+    Rows,
+    StreamingFrequency,
+    gather_with_gradient,
+    gather_without_gradient,
+    log_q_from_counts,
+    log_q_mixture,
+    log_q_uniform,
+)
+from trainer.config import LogQ
+
+STREAMING_BUCKETS = 1 << 24
+"""At most so many buckets a hash row of the streaming estimator (12 bytes each)."""
 
 Outputs = dict[str, Tensor]
 """Detached 0-d tensors on the device: this rank's loss share and its statistics."""
@@ -24,45 +36,54 @@ Outputs = dict[str, Tensor]
 class FrequencyCorrection(nn.Module):
     """log Q of candidates, for the mixture of sources that a step draws from.
 
-    Q(j) is the chance that one draw is item j: a share of in-batch draws, which follow the items'
-    train counts (popularity sampling does as well), and a share of uniform draws:
-    Q(j) = (n_b * p(j) + n_u / I) / (n_b + n_u), with p(j) = count(j) / total (Yang et al. 2020).
-    It is computed in log space in float64 and never clipped.
+    Q(j) is the chance that one drawn column is item j: `num_popular` draws a step follow the train
+    counts (in-batch rows, popularity samples) and `num_uniform` are uniform over the catalog:
+    Q(j) = (n_p * count(j) / total + n_u / I) / (n_p + n_u) (Yang et al. 2020), in log space and
+    never clipped.
 
     Args:
-        mode: "counts" uses the exact p of the training split; "streaming" estimates it from the
-            ids of the steps so far (Yi et al. 2019), alike on every rank; "none" returns zeros.
-        num_popular: draws a step that follow popularity (in-batch rows and popularity samples).
-        num_uniform: draws a step that are uniform over the catalog.
+        mode: "counts" uses the exact counts; "streaming" estimates the popular part from the ids
+            of the steps so far (Yi et al. 2019), alike on every rank; "none" returns zeros.
+        total_count: sum of the counts: training rows.
     """
 
     def __init__(
-        self, mode: str, total_count: int, num_items: int, num_popular: int, num_uniform: int
+        self, mode: LogQ, total_count: int, num_items: int, num_popular: int, num_uniform: int
     ) -> None:
         super().__init__()
         self.mode = mode
-        self.log_total = math.log(max(total_count, 1))
-        self.log_items = math.log(num_items)
+        self.total_count = total_count
         self.num_popular = num_popular
-        self.num_uniform = num_uniform
-        self.estimator = StreamingFrequency() if mode == "streaming" else None
+        self.log_q_uniform = log_q_uniform(num_items)
+        draws = torch.tensor([num_popular, num_uniform], dtype=torch.float64)
+        self.register_buffer("draws", draws, persistent=False)
+        self.draws: Tensor
+        self.estimator = (
+            StreamingFrequency(min(4 * num_items, STREAMING_BUCKETS))
+            if mode == "streaming"
+            else None
+        )
 
-    def forward(self, ids_C: Tensor, counts_C: Tensor, sampled_in_batch_C: Tensor) -> Tensor:
-        """ids and train counts [C] of gathered columns -> log Q [C], float32.
-
-        `sampled_in_batch_C` marks the columns that the stream estimator learns from. The same
-        arguments on every rank give the same result; no collective.
-        """
-        if self.mode == "none":
-            return torch.zeros(ids_C.shape, device=ids_C.device)
+    def observe(self, ids_C: Tensor) -> None:
+        """Let the estimator see the ids of one global batch; -1 is ignored. No collective."""
         if self.estimator is not None:
-            self.estimator.update(ids_C[sampled_in_batch_C])
-            log_p_C = self.estimator.log_q(ids_C) - math.log(max(self.num_popular, 1))
+            self.estimator.update(ids_C)
+
+    def forward(self, ids_X: Tensor, counts_X: Tensor) -> Tensor:
+        """ids and train counts [X] -> log Q per draw [X], float32. No collective."""
+        if self.mode == "none":
+            return torch.zeros(ids_X.shape, device=ids_X.device)
+        uniform_X = torch.full(ids_X.shape, self.log_q_uniform, device=ids_X.device)
+        if self.num_popular == 0:
+            return uniform_X
+        if self.estimator is not None:
+            popular_X = self.estimator.log_q(ids_X, self.num_popular)
         else:
-            log_p_C = counts_C.double().log() - self.log_total
-        return log_q_mixture(
-            log_p_C, self.num_popular, -self.log_items, self.num_uniform
-        ).float()
+            popular_X = log_q_from_counts(counts_X, self.total_count)
+            popular_X = popular_X.masked_fill(counts_X == 0, -math.inf)
+        if self.draws[1] == 0:
+            return popular_X
+        return log_q_mixture(torch.stack([popular_X, uniform_X]), self.draws)
 
 
 class RetrievalTask(nn.Module):
@@ -71,66 +92,61 @@ class RetrievalTask(nn.Module):
     The global loss is the mean over all real rows of the global batch. Each rank returns
     W * (sum over its rows) / (rows of the global batch), since gradients are averaged over ranks:
     W ranks of batch B then train exactly as one rank of batch W * B does.
+
+    Args:
+        loss: made by `losses.build_loss`.
+        in_batch: the rows' own candidates are columns too, not only the sampled ones.
+        history_mask: hand the rows' histories to the loss, for its mask.
     """
 
     def __init__(
         self,
         loss: nn.Module,
-        negatives: NegativesConfig,
         correction: FrequencyCorrection,
-        queue: CandidateQueue | None,
-        use_history_mask: bool,
+        in_batch: bool,
+        history_mask: bool,
     ) -> None:
         super().__init__()
         self.loss = loss
-        self.in_batch = negatives.in_batch
         self.correction = correction
-        self.queue = queue
-        self.use_history_mask = use_history_mask
+        self.in_batch = in_batch
+        self.history_mask = history_mask
 
     def forward(self, query_BO: Tensor, candidate_SO: Tensor, batch: Any) -> tuple[Tensor, Outputs]:
         """Collective: gathers candidates (with gradient), ids, counts and users from all ranks."""
-        num_rows = query_BO.shape[0]
-        first = 0 if self.in_batch else num_rows
-        shared_SO = candidate_SO[first:]
-        # collective: all-gather forward, reduce-scatter backward
-        column_CO = gather_with_gradient(shared_SO)
-        # collective: one all-gather for the integers that go with the columns
-        side_SK = torch.stack([batch.item_S, batch.count_S, self._users(batch)], dim=1)[first:]
-        id_C, count_C, user_C = gather_integers(side_SK).unbind(1)
-        log_q_C = self.correction(id_C, count_C, user_C >= 0)
-        candidates = Candidates(embedding_CD=column_CO, id_C=id_C, logq_C=log_q_C, user_C=user_C)
-        if self.queue is not None:
-            candidates = self.queue(candidates)
-        value, stats = self.loss(self._rows(query_BO, candidate_SO, batch), candidates)
-        return value, {**stats, "loss": value.detach()}
+        candidates = self._gather(candidate_SO, batch)
+        rows = self._rows(query_BO, candidate_SO, batch)
+        value, statistics = self.loss(rows, candidates)
+        return value, {**statistics, "loss": value.detach()}
 
-    def _users(self, batch: Any) -> Tensor:
-        """[S]: the row's user for positives, -1 for sampled columns and padding."""
-        extra = batch.item_S.shape[0] - batch.user_B.shape[0]
-        return torch.nn.functional.pad(batch.user_B, (0, extra), value=-1)
+    def _gather(self, candidate_SO: Tensor, batch: Any) -> Candidates:
+        num_rows = batch.user_B.shape[0]
+        first = 0 if self.in_batch else num_rows
+        # Sampled columns are nobody's positives: user -1.
+        user_S = F.pad(batch.user_B, (0, batch.item_S.shape[0] - num_rows), value=-1)
+        local_SK = torch.stack([batch.item_S, batch.count_S, user_S], dim=1)[first:]
+        id_C, count_C, user_C = gather_without_gradient(local_SK).unbind(1)  # collective
+        if self.training:
+            self.correction.observe(id_C.masked_fill(user_C < 0, -1))
+        return Candidates(
+            embedding_CD=gather_with_gradient(candidate_SO[first:]),  # collective, and in backward
+            id_C=id_C.contiguous(),
+            logq_C=self.correction(id_C, count_C),
+            user_C=user_C.contiguous(),
+        )
 
     def _rows(self, query_BO: Tensor, candidate_SO: Tensor, batch: Any) -> Rows:
         num_rows = query_BO.shape[0]
-        world_size = dist.get_world_size()
-        history = batch.features["history"] if self.use_history_mask else None
-        positive_id_B = batch.item_S[:num_rows]
+        id_B, count_B = batch.item_S[:num_rows], batch.count_S[:num_rows]
+        history = batch.features["history"] if self.history_mask else None
         return Rows(
             query_BD=query_BO,
             positive_BD=candidate_SO[:num_rows],
-            positive_id_B=positive_id_B,
-            positive_logq_B=self.correction(
-                positive_id_B, batch.count_S[:num_rows], torch.zeros_like(positive_id_B).bool()
-            ),
+            positive_id_B=id_B,
+            positive_logq_B=self.correction(id_B, count_B),
             user_B=batch.user_B,
             feedback_B=batch.feedback_B,
-            weight_B=batch.weight_B * (world_size / batch.global_rows),
-            history=None if history is None else (history.values(), history.offsets()),
+            weight_B=batch.weight_B * (dist.get_world_size() / batch.global_rows),
+            history_values=None if history is None else history.values(),
+            history_offsets=None if history is None else history.offsets()[: num_rows + 1],
         )
-
-
-def gather_integers(local_SK: Tensor) -> Tensor:
-    """[S, K] int64 of every rank -> [W * S, K], in rank order. Collective: all-gather."""
-    gathered = local_SK.new_empty(local_SK.shape[0] * dist.get_world_size(), local_SK.shape[1])
-    dist.all_gather_into_tensor(gathered, local_SK.contiguous())
-    return gathered

@@ -6,6 +6,7 @@ Shapes: S rows, D columns of a table, O columns of a tower's output.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -42,7 +43,7 @@ class Tower(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output_dim = dim if kind == "mf" else output_dim
         widths = [num_features * dim, *hidden, output_dim] if kind == "mlp" else []
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, features_SD: Sequence[Tensor]) -> Tensor:
         """[S, D] a feature -> [S, O]."""

@@ -111,6 +111,12 @@ class Loader:
         """Steps of a whole epoch, equal on all ranks; the last may hold padding."""
         return self._start(0).steps_left(self._rows_per_stream)
 
+    def steps_left(self, epochs: int) -> int:
+        """Steps from `position` to the end of a run of `epochs` epochs, equal on all ranks."""
+        later_epochs = max(epochs - 1 - self.position.epoch, 0)
+        here = self.position.steps_left(self._rows_per_stream)
+        return here + later_epochs * self.steps_per_epoch
+
     @property
     def skipped_rows(self) -> int:
         """Rows of this rank lost to corrupt row groups so far (with skip_corrupt)."""

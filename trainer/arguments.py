@@ -1,0 +1,56 @@
+"""`train PRESET --data DIR --out RUN [--section.field VALUE]`, parsed; also under torchrun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from trainer.config import Config
+from trainer.presets import PRESETS, find_preset
+from trainer.run import RunSpec
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train a two-tower model; every field of its config can be set by --section.field VALUE."""
+
+    data: str
+    """Folder of a prepared dataset."""
+    out: str
+    """Folder for the run: config, metrics, checkpoints."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    resume: bool = False
+    """Go on from the newest checkpoint in --out."""
+
+    def run_spec(self, preset: str) -> RunSpec:
+        return RunSpec(preset, self.config, self.data, self.out, self.resume)
+
+
+def parse_train(
+    arguments: Sequence[str], program: str, kind: type[TrainArguments] = TrainArguments
+) -> tuple[str, TrainArguments]:
+    """Parse `PRESET --flags`: the preset's config is the default of every flag.
+
+    `kind` may add flags of its own, with defaults. Unknown flags end the process with status 2
+    and the nearest known ones.
+
+    Raises:
+        ValueError: where the preset is missing or unknown.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        if "--help" not in arguments and "-h" not in arguments:
+            raise ValueError(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
+        arguments = ["default", *arguments]
+    preset, *flags = arguments
+    default = kind(data=tyro.MISSING, out=tyro.MISSING, config=find_preset(preset))
+    parsed = tyro.cli(
+        kind,
+        args=flags,
+        default=default,
+        prog=f"{program} PRESET",
+        description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
+    )
+    return preset, parsed

@@ -1,0 +1,159 @@
+"""The training loop: batch -> towers -> loss -> step -> metrics -> checkpoint, on one screen.
+
+`TrainPipelineSparseDist` overlaps the next batch's ids (their exchange between ranks) with this
+batch's forward and backward; the model's `forward` is towers and loss, and fused optimizers step
+the tables inside the backward pass. What a step does beyond that is `TrainingLoop.train`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.optim.keyed import CombinedOptimizer
+
+from trainer.data.batch import Batch
+from trainer.optimizer import Schedule
+from trainer.ranks import Ranks
+from trainer.recorder import Recorder
+
+
+@dataclass
+class Place:
+    """How far a run has come; checkpoints hold it."""
+
+    step: int = 0
+    """Steps trained."""
+    position: dict[str, Any] | None = None
+    """Position of the data after the last step *trained* (the pipeline has read further)."""
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether the last trained step was its epoch's last: the data stands at a start."""
+        return self.position is not None and self.position["step"] == 0
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the last trained step, from 0."""
+        if self.position is None:
+            return 0
+        return int(self.position["epoch"]) - int(self.epoch_ended)
+
+
+class TrainingLoop:
+    """Trains a sharded model from one place to `total_steps`.
+
+    Args:
+        save: writes a checkpoint of the place reached. Collective.
+        evaluate: evaluates on the validation split; True stops the run early. Collective.
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        optimizer: CombinedOptimizer,
+        schedule: Schedule,
+        ranks: Ranks,
+        recorder: Recorder,
+        place: Place,
+        seed: int,
+        save: Callable[[Place], None],
+        evaluate: Callable[[Place], bool],
+    ) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.ranks = ranks
+        self.recorder = recorder
+        self.place = place
+        self.seed = seed
+        self.save = save
+        self.evaluate = evaluate
+        self.pipeline = TrainPipelineSparseDist(
+            model, optimizer, ranks.device, execute_all_batches=True
+        )
+
+    def train(
+        self,
+        batches: Iterator[Batch],
+        total_steps: int,
+        checkpoint_every_steps: int | None,
+        evaluate_every_epochs: int,
+    ) -> None:
+        """Train until `total_steps`. Collective: every rank runs it, with as many batches."""
+        source = TimedBatches(batches)
+        self.model.train()
+        while self.place.step < total_steps:
+            seed_step(self.seed, self.place.step, self.ranks.rank)
+            self.schedule.set_step(self.place.step)
+            outputs = self.pipeline.progress(source)  # collective: forward, backward, update
+            self.place.step += 1
+            self.place.position = source.trained().position
+            self.recorder.record(self.place, outputs, source.take_wait_seconds())
+
+            stop = False
+            epoch_ended = self.place.epoch_ended
+            if epoch_ended and is_due(self.place.epoch + 1, evaluate_every_epochs):
+                stop = self._evaluate_detached()
+            last = stop or self.place.step == total_steps
+            every = checkpoint_every_steps
+            if last or (epoch_ended if every is None else is_due(self.place.step, every)):
+                self.recorder.flush(self.place)
+                self.save(self.place)
+            if stop:
+                break
+        self.recorder.flush(self.place)
+        self.pipeline.detach()
+
+    def _evaluate_detached(self) -> bool:
+        """Evaluate through the modules' own forwards, which the pipeline has rewritten."""
+        self.recorder.flush(self.place)
+        self.pipeline.detach()
+        self.model.eval()
+        stop = self.evaluate(self.place)
+        self.model.train()
+        self.recorder.restart_clock()
+        return stop
+
+
+class TimedBatches:
+    """An iterator that times its waits and remembers which batches are read but not trained."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._read: deque[Batch] = deque()
+        self._wait_seconds = 0.0
+
+    def __iter__(self) -> TimedBatches:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        batch = next(self._batches)
+        self._wait_seconds += time.perf_counter() - started
+        self._read.append(batch)
+        return batch
+
+    def trained(self) -> Batch:
+        """The oldest batch read: the pipeline trains them in order."""
+        return self._read.popleft()
+
+    def take_wait_seconds(self) -> float:
+        """Seconds waited for data since the last call."""
+        waited, self._wait_seconds = self._wait_seconds, 0.0
+        return waited
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make dropout a function of (seed, step, rank): a resumed run needs no generator's state."""
+    torch.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 65_537 + rank) % (1 << 63))
+
+
+def is_due(count: int, every: int) -> bool:
+    """Whether `count` is a multiple of `every`; 0 means never."""
+    return every > 0 and count % every == 0

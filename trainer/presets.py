@@ -1,0 +1,79 @@
+"""Presets: named configurations that the command line starts from."""
+
+from __future__ import annotations
+
+import difflib
+
+from trainer.config import (
+    Config,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    NegativesConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+
+
+def _default() -> Config:
+    """A sound start on your own data: MLP towers over ids and history, in-batch SSM with logQ."""
+    return Config(
+        model=ModelConfig(tower="mlp", use_history=True, dropout=0.1),
+        loss=LossConfig(name="ssm", temperature=0.07),
+        optimizer=OptimizerConfig(table_learning_rate=0.1, schedule="linear"),
+        training=TrainingConfig(epochs=10, global_batch_size=2048),
+        evaluation=EvaluationConfig(every_epochs=1),
+    )
+
+
+def _demo() -> Config:
+    """Small and quick: what `make demo` trains on the bundled generator's data."""
+    return Config(
+        model=ModelConfig(tower="mlp", dim=32, output_dim=32, hidden=(64,), use_history=True),
+        loss=LossConfig(name="ssm", temperature=0.07),
+        optimizer=OptimizerConfig(table_learning_rate=0.1, schedule="linear"),
+        training=TrainingConfig(epochs=4, global_batch_size=2048, log_every_steps=20),
+        evaluation=EvaluationConfig(every_epochs=2, k=(20,)),
+    )
+
+
+def _gowalla() -> Config:
+    """Matrix factorisation with in-batch and uniform negatives for the LightGCN Gowalla split."""
+    return Config(
+        model=ModelConfig(tower="mf", dropout=0.1),
+        loss=LossConfig(name="bsl", temperature=0.08, negative_weight=1.22),
+        negatives=NegativesConfig(in_batch=False, uniform=2048, log_q="none"),
+        optimizer=OptimizerConfig(
+            tables="rowwise_adagrad", table_learning_rate=0.1, schedule="linear"
+        ),
+        training=TrainingConfig(epochs=20, global_batch_size=2048),
+    )
+
+
+def _ml_100k() -> Config:
+    """MLP towers over ids, history and attributes for MovieLens 100K."""
+    return Config(
+        model=ModelConfig(
+            tower="mlp", use_history=True, user_attributes=True, item_attributes=True, dropout=0.2
+        ),
+        loss=LossConfig(name="ssm", temperature=0.1),
+        optimizer=OptimizerConfig(table_learning_rate=0.05, schedule="linear"),
+        training=TrainingConfig(epochs=15, global_batch_size=1024, log_every_steps=20),
+    )
+
+
+PRESETS = {
+    "default": _default,
+    "demo": _demo,
+    "gowalla": _gowalla,
+    "ml-100k": _ml_100k,
+}
+
+
+def find_preset(name: str) -> Config:
+    """The preset called `name`. Raises ValueError with the nearest names."""
+    if name in PRESETS:
+        return PRESETS[name]()
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown preset {name!r}: {hint}there are {', '.join(PRESETS)}")

@@ -1,0 +1,146 @@
+"""What a run says of itself while it trains: metrics on the device, lines, endpoint, progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.metrics import DeviceMeans, RankMetrics
+from trainer.progress import Progress
+from trainer.ranks import Ranks
+from trainer.run import RunFolder
+
+if TYPE_CHECKING:
+    from trainer.loop import Place
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the message names step and rank."""
+
+
+class Recorder:
+    """Collects each step's statistics and speaks every `log_every_steps` steps.
+
+    Between those steps nothing waits for the device. Every rank calls the same methods: the
+    statistics of all ranks are averaged by one all-reduce when they are read.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        folder: RunFolder,
+        metrics: RankMetrics,
+        progress: Progress,
+        total_steps: int,
+        global_batch_size: int,
+        log_every_steps: int,
+    ) -> None:
+        self.ranks = ranks
+        self.folder = folder
+        self.metrics = metrics
+        self.progress = progress
+        self.total_steps = total_steps
+        self.global_batch_size = global_batch_size
+        self.log_every_steps = log_every_steps
+        self.examples_per_second = 0.0
+        self._means = DeviceMeans()
+        self._losses: list[Tensor] = []
+        self._since = _Window()
+        self._last = time.perf_counter()
+
+    def record(self, place: Place, outputs: dict[str, Tensor], wait_seconds: float) -> None:
+        """One finished step. Collective every `log_every_steps` steps."""
+        now = time.perf_counter()
+        self._means.add(outputs)
+        self._losses.append(outputs["loss"])
+        self._since.add(now - self._last, wait_seconds)
+        local_rows = self.global_batch_size / self.ranks.world_size
+        self.metrics.observe_step(now - self._last, wait_seconds, local_rows)
+        self._last = now
+        if place.step % self.log_every_steps == 0:
+            self.flush(place)
+
+    def restart_clock(self) -> None:
+        """Do not count what happened since the last step as training time."""
+        self._last = time.perf_counter()
+
+    def flush(self, place: Place) -> None:
+        """Read, average over ranks, check and publish. Collective: all-reduce."""
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses).tolist()  # device-to-host sync
+        self._check_finite(place, losses)
+        means = self._average(self._means.read())
+        window, self._since = self._since, _Window()
+        self._losses = []
+        if window.seconds > 0:
+            self.examples_per_second = window.steps * self.global_batch_size / window.seconds
+        record = {
+            "step": place.step,
+            "epoch": place.epoch,
+            **means,
+            "examples_per_second": self.examples_per_second,
+            "step_seconds": window.seconds / window.steps,
+            "data_wait_share": window.wait_seconds / max(window.seconds, 1e-9),
+            "time": time.time(),
+        }
+        self._publish(place, record)
+        if self.ranks.is_first:
+            self.folder.append_metrics(record)
+        self.progress.update(
+            "training",
+            place.step,
+            self.total_steps,
+            loss=means["loss"],
+            examples_per_second=self.examples_per_second,
+        )
+
+    def _publish(self, place: Place, record: dict[str, Any]) -> None:
+        self.metrics.set("tandem_loss", record["loss"])
+        self.metrics.set("tandem_step", place.step)
+        self.metrics.set("tandem_epoch", place.epoch)
+        self.metrics.set("tandem_world_size", self.ranks.world_size)
+
+    def _average(self, means: dict[str, float]) -> dict[str, float]:
+        """Means over ranks of each statistic."""
+        names = sorted(means)
+        vector = torch.tensor([means[n] for n in names], dtype=torch.float64)
+        vector = vector.to(self.ranks.device)
+        dist.all_reduce(vector)  # collective
+        return dict(zip(names, (vector / self.ranks.world_size).tolist(), strict=True))
+
+    def _check_finite(self, place: Place, losses: list[float]) -> None:
+        """Stop all ranks if any had a loss that is not finite. Collective: all-reduce."""
+        bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
+        first_step = place.step - len(losses) + 1
+        never = place.step + 1
+        worst = torch.full((self.ranks.world_size,), never, device=self.ranks.device)
+        if bad is not None:
+            worst[self.ranks.rank] = first_step + bad
+        dist.all_reduce(worst, op=dist.ReduceOp.MIN)  # collective
+        step, rank = min((int(step), rank) for rank, step in enumerate(worst.tolist()))
+        if step < never:
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {step} on rank {rank}; no checkpoint was made "
+                "of it. Lower optimizer.table_learning_rate or optimizer.tower_learning_rate, "
+                "raise loss.temperature, or look for extreme values in the data"
+            )
+
+
+class _Window:
+    """Host times since the last reading."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seconds = 0.0
+        self.wait_seconds = 0.0
+
+    def add(self, seconds: float, wait_seconds: float) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        self.wait_seconds += wait_seconds

@@ -1,0 +1,244 @@
+"""What every worker runs, under Ray Train, under torchrun, or alone: `run_worker(spec)`.
+
+    torchrun --nproc-per-node 2 -m trainer.train gowalla --data G --out R
+
+Ray Train calls the very same function (cluster/launch.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from trainer.agreement import check_agreement, together
+from trainer.arguments import parse_train
+from trainer.build import build_loader, build_model
+from trainer.checkpoint import CheckpointWriter, load, newest_sound
+from trainer.data.loader import Loader
+from trainer.data.schema import Dataset
+from trainer.loop import Place, TrainingLoop
+from trainer.metrics import RankMetrics
+from trainer.optimizer import Schedule, build_optimizer
+from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
+from trainer.ranks import Ranks, process_group
+from trainer.recorder import Recorder
+from trainer.run import PACKAGES, RunFolder, RunSpec
+from trainer.validation import Validation
+
+OnServing = Callable[[int, str], None]
+OnCheckpoint = Callable[[dict[str, Any]], None]
+
+
+def run_worker(
+    spec: RunSpec,
+    progress: Progress | None = None,
+    on_serving: OnServing | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+) -> dict[str, Any]:
+    """Train one rank's share of a run to its end; returns the summary (also RUN/summary.json).
+
+    Collective from start to end: every rank calls it with the same `spec`.
+
+    Args:
+        progress: where rank 0 reports to; None draws on standard error.
+        on_serving: told this rank's number and the address of its metrics endpoint.
+        on_checkpoint: told the facts of each checkpoint begun, on every rank.
+
+    Raises:
+        ValueError: for the user's mistakes, the same message on every rank.
+        NonFiniteLossError: when the loss is NaN or infinite.
+    """
+    quiet_libraries()
+    with process_group() as ranks:
+        torch.set_num_threads(cpu_threads(spec, ranks))
+        dataset, folder, resuming = together(lambda: open_run(spec))  # collective
+        check_agreement(  # collective
+            {
+                "dataset digest": dataset.digest,
+                "config": spec.config.digest,
+                "versions": {name: metadata.version(name) for name in PACKAGES},
+            }
+        )
+        together(lambda: folder.begin(spec, dataset, ranks.world_size) if ranks.is_first else None)
+        reporter = progress if progress is not None else TerminalProgress()
+        run = Run(spec, dataset, folder, ranks, reporter if ranks.is_first else SilentProgress())
+        try:
+            return run.train(resuming, on_serving, on_checkpoint)
+        finally:
+            run.close()
+
+
+def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
+    """Open data and folder; the last value says whether the run goes on from a checkpoint."""
+    dataset = Dataset.load(spec.data)
+    folder = RunFolder(spec.out)
+    return dataset, folder, folder.check_start(spec, dataset)
+
+
+def cpu_threads(spec: RunSpec, ranks: Ranks) -> int:
+    """Threads for this worker's CPU kernels: its share of the cores it may run on."""
+    return spec.config.training.threads or max(
+        1, len(os.sched_getaffinity(0)) // ranks.local_world_size
+    )
+
+
+class Run:
+    """One worker's run: model, data, loop and checkpoints held together."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        dataset: Dataset,
+        folder: RunFolder,
+        ranks: Ranks,
+        progress: Progress,
+    ) -> None:
+        self.spec, self.config = spec, spec.config
+        self.dataset, self.folder, self.ranks, self.progress = dataset, folder, ranks, progress
+        self.model = build_model(spec.config, dataset, ranks)  # collective
+        self.inputs = self.model.module.inputs
+        self.optimizer = build_optimizer(self.model, spec.config.optimizer)
+        self.checkpoints = CheckpointWriter(
+            folder.checkpoints, ranks, spec.config.checkpoint.keep
+        )  # collective
+        self.metrics = RankMetrics()
+        self.on_checkpoint: OnCheckpoint | None = None
+
+    def train(
+        self,
+        resuming: bool,
+        on_serving: OnServing | None,
+        on_checkpoint: OnCheckpoint | None,
+    ) -> dict[str, Any]:
+        """Collective."""
+        started = time.monotonic()
+        self.on_checkpoint = on_checkpoint
+        self._serve(on_serving)
+        place = self._restore() if resuming else Place()
+        loader = build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
+        total_steps = self._total_steps(loader, place)
+        recorder = self._recorder(total_steps)
+        validation = Validation(
+            self.config.evaluation, self.dataset, self.folder, self.ranks, self.progress
+        )
+        loop = TrainingLoop(
+            model=self.model,
+            optimizer=self.optimizer,
+            schedule=Schedule(self.optimizer, self.config.optimizer, total_steps),
+            ranks=self.ranks,
+            recorder=recorder,
+            place=place,
+            seed=self.config.training.seed,
+            save=self._save,
+            evaluate=lambda at: validation.evaluate(self.model.module, at.step, at.epoch),
+        )
+        batches = iter(loader)
+        try:
+            loop.train(
+                batches,
+                total_steps,
+                self.config.checkpoint.every_steps,
+                self.config.evaluation.every_epochs,
+            )
+        finally:
+            batches.close()
+        self.checkpoints.wait()
+        return self._finish(place, recorder, loader, time.monotonic() - started)
+
+    def close(self) -> None:
+        """Let go of everything, in the order that ends the process cleanly. Collective."""
+        self.metrics.close()
+        self.progress.close()
+        self.folder.unlock()
+        self.checkpoints.close()
+        del self.model, self.optimizer
+
+    def _serve(self, on_serving: OnServing | None) -> None:
+        if self.config.metrics.enabled:
+            address = self.metrics.serve(self.config.metrics.host)
+            if on_serving is not None:
+                on_serving(self.ranks.rank, address)
+
+    def _total_steps(self, loader: Loader, place: Place) -> int:
+        """Steps of the run: those done, and those left of its epochs or up to max_steps."""
+        total = place.step + loader.steps_left(self.config.training.epochs)
+        most = self.config.training.max_steps
+        return total if most is None else min(total, most)
+
+    def _recorder(self, total_steps: int) -> Recorder:
+        return Recorder(
+            self.ranks,
+            self.folder,
+            self.metrics,
+            self.progress,
+            total_steps,
+            self.config.training.global_batch_size,
+            self.config.training.log_every_steps,
+        )
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def _save(self, place: Place) -> None:
+        """Begin a checkpoint of `place`. Collective."""
+        facts = {
+            "position": place.position,
+            "rng": {"seed": self.config.training.seed, "rule": "seed_step(seed, step, rank)"},
+            "dataset_digest": self.dataset.digest,
+            "config": self.config.to_json(),
+        }
+        self.checkpoints.save(place.step, self._state(), facts)
+        if self.on_checkpoint is not None:
+            self.on_checkpoint({"step": place.step})
+
+    def _restore(self) -> Place:
+        """Load the newest sound checkpoint, if there is one. Collective."""
+        found = newest_sound(self.folder.checkpoints, self.ranks)
+        if found is None:
+            return Place()
+        path, facts = found
+        state = self._state()
+        load(path, state)  # collective
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ranks.is_first:
+            self.folder.keep_metrics_until(facts["step"])
+        self.progress.message(f"going on from {path.name}")
+        return Place(step=facts["step"], position=facts["position"])
+
+    def _finish(
+        self, place: Place, recorder: Recorder, loader: Loader, seconds: float
+    ) -> dict[str, Any]:
+        summary = {
+            "steps": place.step,
+            "epochs": place.epoch + 1,
+            "seconds": seconds,
+            "examples_per_second": recorder.examples_per_second,
+            "workers": self.ranks.world_size,
+            "rows_per_epoch": loader.num_rows,
+            "rows_skipped_as_corrupt": loader.skipped_rows,
+        }
+        if self.ranks.is_first:
+            self.folder.write_summary(summary)
+        return summary
+
+
+def main(arguments: list[str]) -> int:
+    """The command line under torchrun; exit status 1 for the user's mistakes."""
+    try:
+        preset, parsed = parse_train(arguments, "torchrun -m trainer.train")
+        run_worker(parsed.run_spec(preset))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
