@@ -144,6 +144,16 @@ def test_epoch_after_epoch(dataset: Dataset) -> None:
     assert [each.step for each in joined] == 2 * list(range(loader.steps_per_epoch))
 
 
+def test_steps_left_in_a_run_of_epochs(dataset: Dataset) -> None:
+    loader = make_loader(dataset)
+    batches = list(loader.epoch(0))
+    assert loader.steps_left(3) == 3 * loader.steps_per_epoch == 3 * len(batches)
+    half, end = batches[9].position, batches[-1].position
+    assert make_loader(dataset, position=half).steps_left(2) == 2 * len(batches) - 10
+    assert make_loader(dataset, position=end).steps_left(2) == len(batches)
+    assert make_loader(dataset, position=end).steps_left(1) == 0
+
+
 def test_order_mixes_rows_evenly() -> None:
     """Where a row comes in one epoch says nothing about where it stood in the files.
 

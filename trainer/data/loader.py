@@ -113,9 +113,10 @@ class Loader:
 
     def steps_left(self, epochs: int) -> int:
         """Steps from `position` to the end of a run of `epochs` epochs, equal on all ranks."""
-        later_epochs = max(epochs - 1 - self.position.epoch, 0)
+        if self.position.epoch >= epochs:
+            return 0
         here = self.position.steps_left(self._rows_per_stream)
-        return here + later_epochs * self.steps_per_epoch
+        return here + (epochs - 1 - self.position.epoch) * self.steps_per_epoch
 
     @property
     def skipped_rows(self) -> int:
