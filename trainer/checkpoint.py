@@ -25,6 +25,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata
@@ -35,16 +36,15 @@ from trainer.ranks import Ranks
 logger = logging.getLogger(__name__)
 STEP_FOLDER = "step-{:08d}"
 COMMIT_FILE = "checkpoint.json"
-ALLOWED_MODULES = ("torch.distributed.checkpoint.", "torch.distributed._shard.")
+DCP = "torch.distributed.checkpoint"
 ALLOWED_NAMES = {
+    *((f"{DCP}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
+    *((f"{DCP}.metadata", f"{kind}StorageMetadata") for kind in ("Tensor", "Bytes", "Chunk")),
+    *((f"{DCP}.metadata", name) for name in ("TensorProperties", "_MEM_FORMAT_ENCODING")),
+    (f"{DCP}.filesystem", "_StorageInfo"),
     ("torch", "Size"),
-    ("torch", "device"),
     ("torch.serialization", "_get_layout"),
-    ("torch._utils", "_rebuild_device_tensor_from_numpy"),
-    ("collections", "OrderedDict"),
     ("pathlib", "PosixPath"),
-    ("builtins", "set"),
-    ("builtins", "getattr"),
 }
 
 
@@ -209,7 +209,8 @@ class SafeReader(dcp.FileSystemReader):
 
 class _AllowListUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith(ALLOWED_MODULES) or (module, name) in ALLOWED_NAMES:
+        is_dtype = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
+        if is_dtype or (module, name) in ALLOWED_NAMES:
             return super().find_class(module, name)
         raise ValueError(
             f"the checkpoint's metadata names {module}.{name}, which no checkpoint of Tandem "
