@@ -1,0 +1,98 @@
+"""`tandem`: one table of subcommands. Each imports what it needs when it is called."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.usage import VERBOSE, UsageError, guarded, suggest
+
+Arguments = list[str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: one line of help, and what runs it: (arguments after its name, verbose)."""
+
+    summary: str
+    run: Callable[[Arguments, bool], int]
+
+
+def doctor(arguments: Arguments, verbose: bool) -> int:
+    from cluster.usage import expect_no_arguments
+    from trainer.doctor import report
+
+    expect_no_arguments("doctor", arguments)
+    return report()
+
+
+def prepare(arguments: Arguments, verbose: bool) -> int:
+    from cluster.usage import parse
+    from trainer.data.prepare import PrepareArguments, prepare
+
+    prepare(parse(PrepareArguments, "tandem prepare", arguments))
+    return 0
+
+
+def train(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.train import main
+
+    return main(arguments, verbose)
+
+
+def bench(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.bench import main
+
+    return main(arguments)
+
+
+def _ready_for_torch(verbose: bool) -> None:
+    """Before anything imports torchrec: libraries quiet, versions that belong together."""
+    from trainer.doctor import check_versions
+    from trainer.progress import quiet_libraries
+
+    quiet_libraries(verbose)
+    check_versions()
+
+
+COMMANDS = {
+    "doctor": Command("Versions and devices, and what is wrong with them", doctor),
+    "prepare": Command("Make a dataset of your interactions", prepare),
+    "train": Command("Train a preset on a dataset, on Ray", train),
+    "bench": Command("Measure a part: the loss", bench),
+}
+
+
+def print_help() -> None:
+    """The subcommands, a line each."""
+    print("tandem: two-tower retrieval training\n\nusage: tandem COMMAND ... [--verbose]\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:12}{command.summary}")
+    print("\n`tandem COMMAND --help` lists a command's flags.")
+
+
+def run(arguments: Arguments, verbose: bool) -> int:
+    """Find the subcommand and run it."""
+    if not arguments:
+        print_help()
+        return 2
+    name, *rest = arguments
+    if name in ("--help", "-h", "help"):
+        print_help()
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(suggest("command", name, list(COMMANDS)))
+    return COMMANDS[name].run(rest, verbose)
+
+
+def main(arguments: Arguments | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else arguments
+    verbose = VERBOSE in given
+    rest = [argument for argument in given if argument != VERBOSE]
+    return guarded(lambda: run(rest, verbose), verbose)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

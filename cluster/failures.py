@@ -1,0 +1,95 @@
+"""One message for a failed run: the first cause, not what followed from it on other ranks."""
+
+import re
+from collections.abc import Mapping
+
+import ray.exceptions
+from ray.train import ControllerError, WorkerGroupError
+
+# What a rank says when *another* one went away.
+CONSEQUENCES = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket (timeout|closed)|"
+    r"timed out|timeout|unhealthy|remote process exited|NCCL|watchdog|TCPStore|store->",
+    re.IGNORECASE,
+)
+MOST_LINES = 3
+
+
+class RunFailedError(RuntimeError):
+    """A run that ended by a failure; the message is the first cause. `retry`: worth a restart."""
+
+    def __init__(self, message: str, retry: bool) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
+def first_cause(error: Exception) -> RunFailedError | ValueError:
+    """The cause in what `TorchTrainer.fit` raised.
+
+    A ValueError is the user's mistake and comes back as it is. Anything else becomes a
+    `RunFailedError`: the same failure on every rank is told once.
+    """
+    failures = worker_failures(error)
+    rank, cause = min(failures.items(), key=lambda failure: (_gravity(failure[1]), failure[0]))
+    if _is_mistake(cause):
+        return ValueError(str(cause))
+    if isinstance(cause, ray.exceptions.RayActorError):
+        return RunFailedError(f"{_rank_name(rank)}worker process died: {_death(cause)}", retry=True)
+    text = _short(str(cause)) or type(cause).__name__
+    told_alike = all(str(other) == str(cause) for other in failures.values())
+    prefix = "" if told_alike and len(failures) > 1 else _rank_name(rank)
+    return RunFailedError(f"{prefix}{type(cause).__name__}: {text}", retry=_is_retryable(cause))
+
+
+def worker_failures(error: Exception) -> Mapping[int, BaseException]:
+    """The exception of each rank that failed; rank -1 where Ray does not say which."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        return {rank: _unwrapped(cause) for rank, cause in error.worker_failures.items()}
+    if isinstance(error, ControllerError):
+        return {-1: _unwrapped(error.controller_failure)}
+    return {-1: _unwrapped(error)}
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The user's exception inside Ray's wrapping of it."""
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
+        return _unwrapped(error.cause)
+    return error
+
+
+def _is_mistake(error: BaseException) -> bool:
+    return isinstance(error, ValueError) and not isinstance(error, ray.exceptions.RayError)
+
+
+def _is_retryable(error: BaseException) -> bool:
+    """Not where the same start would fail the same way: a bug, or a loss that is not finite."""
+    deterministic = (TypeError, KeyError, AttributeError, AssertionError, ImportError)
+    return not isinstance(error, deterministic) and type(error).__name__ != "NonFiniteLossError"
+
+
+def _gravity(error: BaseException) -> int:
+    """0 for the likeliest first cause, rising to mere consequences."""
+    if _is_mistake(error):
+        return 0
+    if isinstance(error, ray.exceptions.RayActorError):
+        return 2
+    return 3 if CONSEQUENCES.search(str(error)) else 1
+
+
+def _rank_name(rank: int) -> str:
+    return f"rank {rank}: " if rank >= 0 else ""
+
+
+def _death(error: ray.exceptions.RayActorError) -> str:
+    """Why a worker process died, as short as Ray's account allows."""
+    text = str(error)
+    found = re.search(r"Worker exit detail: (.*?)(?: Some common causes|\n|$)", text)
+    detail = found.group(1) if found else _short(text)
+    if "OOM" in detail or "memory" in detail.split("common causes")[0]:
+        return f"{detail} (out of memory: lower training.global_batch_size, or add workers)"
+    return detail or "no reason given"
+
+
+def _short(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return " ".join(lines[:MOST_LINES])

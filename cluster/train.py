@@ -1,0 +1,76 @@
+"""`tandem train PRESET --data DIR --out RUN [--workers N] [--section.field VALUE]`.
+
+Imports torch and torchrec: `check_versions` comes before the import of this module.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.launch import LaunchOptions, launch
+from cluster.session import existing_address
+from cluster.usage import UsageError, suggest
+from cluster.workers import Workers
+from trainer.arguments import TrainArguments, parse_train
+from trainer.presets import PRESETS
+from trainer.run import RunSpec
+from trainer.train import open_run
+
+
+@dataclass(frozen=True)
+class TrainOnRay(TrainArguments):
+    """Train a two-tower model on Ray; every field of its config can be set by --section.field."""
+
+    workers: str | None = None
+    """How many workers: 4; or 2..8 where nodes may come and go. Left out: one a GPU, or one for
+    every second CPU."""
+    address: str | None = None
+    """Ray cluster to train on ("auto": the one of this machine). Left out: RAY_ADDRESS, else a
+    local cluster for this run alone."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint after failures."""
+    discovery_port: int = 9480
+    """First port tried for the list of metrics endpoints that Prometheus reads."""
+
+    def options(self, verbose: bool) -> LaunchOptions:
+        return LaunchOptions(
+            workers=None if self.workers is None else Workers.parse(self.workers),
+            address=self.address,
+            max_failures=self.max_failures,
+            discovery_port=self.discovery_port,
+            verbose=verbose,
+        )
+
+
+def main(arguments: Sequence[str], verbose: bool) -> int:
+    """Train on Ray, and say where the run lies."""
+    preset, parsed = parse(arguments)
+    spec, options = parsed.run_spec(preset), parsed.options(verbose)
+    precheck(spec, options)
+    summary = launch(spec, options)
+    print(
+        f"trained {summary['steps']:,} steps with {summary['workers']} workers in "
+        f"{summary['seconds']:.0f} s: {spec.out}"
+    )
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, TrainOnRay]:
+    """Preset and flags. An unknown preset or none is wrong usage."""
+    named = [a for a in arguments[:1] if not a.startswith("-")]
+    if named and named[0] not in PRESETS:
+        raise UsageError(suggest("preset", named[0], list(PRESETS)))
+    if not named and not {"--help", "-h"} & set(arguments):
+        raise UsageError(f"which preset? tandem train PRESET ..., one of {', '.join(PRESETS)}")
+    preset, parsed = parse_train(arguments, "tandem train", TrainOnRay)
+    assert isinstance(parsed, TrainOnRay)
+    return preset, parsed
+
+
+def precheck(spec: RunSpec, options: LaunchOptions) -> None:
+    """Tell the user's mistakes before Ray starts, where data and RUN are on this machine.
+
+    Workers check again, where it counts.
+    """
+    if existing_address(options.address) is None or Path(spec.data).exists():
+        open_run(spec)

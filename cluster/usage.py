@@ -1,0 +1,61 @@
+"""Mistakes on the command line: the near name is suggested, one line is printed, the status is 2.
+
+Commands parse with tyro; the user's mistakes inside a command are `ValueError`s, status 1.
+"""
+
+import difflib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+FAILED = 1
+USAGE = 2
+STOPPED = 130
+VERBOSE = "--verbose"
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong."""
+
+
+def suggest(kind: str, name: str, known: Sequence[str]) -> str:
+    """`unknown command 'trian': did you mean 'train'?`, else the names there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    return f"unknown {kind} {name!r}: {hint}"
+
+
+def parse(kind: type[T], program: str, arguments: Sequence[str]) -> T:
+    """Parse flags into a frozen dataclass. tyro suggests near flags and exits with status 2.
+
+    A ValueError of the dataclass' own checks passes through.
+    """
+    return tyro.cli(kind, args=arguments, prog=program, description=kind.__doc__)
+
+
+def guarded(command: Callable[[], int], verbose: bool) -> int:
+    """Run a command; print failures as one `error:` line, with the traceback if `verbose`."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
+    except (ValueError, OSError, RuntimeError) as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, UsageError) else FAILED
+
+
+def expect_no_arguments(command: str, arguments: Sequence[str]) -> None:
+    """Refuse flags where a command has none."""
+    if arguments and arguments[0] in ("--help", "-h"):
+        print(f"usage: tandem {command}")
+        raise SystemExit(0)
+    if arguments:
+        raise UsageError(f"tandem {command} takes no arguments, not {' '.join(arguments)}")

@@ -1,0 +1,53 @@
+"""How many workers: `--workers 4`, or `--workers 2..8` where nodes may come and go."""
+
+import re
+from dataclasses import dataclass
+
+from cluster.session import Resources
+
+
+@dataclass(frozen=True)
+class Workers:
+    """A fixed number (least == most), or a range within which a run grows and shrinks."""
+
+    least: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if self.least < 1 or self.most < self.least:
+            raise ValueError(
+                f"--workers {self}: must be 1 or more, or LEAST..MOST with LEAST at most MOST"
+            )
+
+    @staticmethod
+    def exactly(count: int) -> "Workers":
+        return Workers(count, count)
+
+    @staticmethod
+    def parse(text: str) -> "Workers":
+        """Read "4" or "2..8"."""
+        found = re.fullmatch(r"(-?\d+)(?:\.\.(-?\d+))?", text.strip())
+        if found is None:
+            raise ValueError(f"--workers {text}: a number such as 4, or a range such as 2..8")
+        least = int(found.group(1))
+        return Workers(least, int(found.group(2)) if found.group(2) else least)
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.least < self.most
+
+    def __str__(self) -> str:
+        return f"{self.least}..{self.most}" if self.is_elastic else str(self.least)
+
+    def for_ray(self) -> int | tuple[int, int]:
+        """ScalingConfig's num_workers."""
+        return (self.least, self.most) if self.is_elastic else self.least
+
+    def check_fits(self, resources: Resources) -> None:
+        """Raise where the cluster could never start the least number: Ray would wait for ever."""
+        offered, unit = (resources.gpus, "GPUs") if resources.gpus else (resources.cpus, "CPUs")
+        if self.least > offered:
+            raise ValueError(
+                f"--workers {self}: the cluster has {offered} {unit}, one a worker; "
+                f"ask for at most {offered}, or add nodes"
+            )
