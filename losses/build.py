@@ -2,7 +2,7 @@
 
 import math
 
-from losses.blocked import Blocking
+from losses.sizes import Blocking
 from losses.formulas import Correction, LossName, form_of
 from losses.module import LARGEST_INVERSE_TEMPERATURE, Precision, RetrievalLoss
 

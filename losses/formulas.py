@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.blocked import Element
+from losses.problem import Element
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 """ssm: softmax with the positive in the denominator; implicit feedback, large catalogs: begin here.

@@ -58,66 +58,86 @@ class SortedColumns:
         padded[: rule.key_C.shape[0]] = rule.key_C
         self.key_NW, self.column_NW = torch.sort(padded.view(num_blocks, block_columns), dim=1, stable=True)
 
-    def find(self, first_row: int, last_row: int) -> "_Found":
-        """Hits of rows first_row..last_row - 1 in all blocks, as ranges of the sorted columns."""
-        first_entry, last_entry = (int(self.rule.first_entry_of_row[row]) for row in (first_row, last_row))
+    def find(self, rows: slice) -> "FoundHits":
+        """Hits of a stripe of rows in all blocks, as ranges of the sorted columns."""
+        first_entry, last_entry = (int(self.rule.first_entry_of_row[row]) for row in (rows.start, rows.stop))
         value_V = self.rule.value_V[first_entry:last_entry]
-        row_V = self.rule.row_V[first_entry:last_entry] - first_row
+        row_V = self.rule.row_V[first_entry:last_entry] - rows.start
         value_NV = value_V.expand(self.key_NW.shape[0], -1).contiguous()
         first_NV = torch.searchsorted(self.key_NW, value_NV)
         count_NV = torch.searchsorted(self.key_NW, value_NV, right=True) - first_NV
-        return _Found(self, row_V, first_NV, count_NV)
+        return FoundHits(self, row_V, first_NV, count_NV)
 
 
-class _Found:
+class FoundHits:
+    """Hits of one rule in one stripe; places are written out for a few blocks at a time."""
+
     def __init__(self, columns: SortedColumns, row_V: Tensor, first_NV: Tensor, count_NV: Tensor) -> None:
-        self.columns, self.row_V, self.first_NV, self.count_NV = columns, row_V, first_NV, count_NV
+        width = columns.block_columns
+        block_N1 = torch.arange(first_NV.shape[0], device=row_V.device)[:, None]
+        self._sorted_columns = columns.column_NW.view(-1)
+        self._first_NV = first_NV + block_N1 * width
+        self._row_place_NV = (row_V * width).expand_as(first_NV)
+        self._row_V = row_V
+        self.count_NV = count_NV
         self.total_N: list[int] = count_NV.sum(dim=1).tolist()  # device-to-host sync on CUDA
         self._cached: dict[int, Tensor] = {}
 
+    def count_by_row(self, num_rows: int) -> Tensor:
+        """[R] hits of every row, int64."""
+        return self.count_NV.new_zeros(num_rows).index_add_(0, self._row_V, self.count_NV.sum(dim=0))
+
     def places(self, block: int) -> Tensor:
-        """Flat positions row * W + column of the hits in one block, int64. Blocks are asked for in order."""
+        """Positions row * W + column of the hits in one block, int64. Blocks are asked for in order."""
         if block not in self._cached:
             last = block + 1
             pairs = self.total_N[block]
             while last < len(self.total_N) and pairs + self.total_N[last] <= _PAIRS_AT_ONCE:
                 pairs += self.total_N[last]
                 last += 1
-            parts = self._expand(block, last).split(self.total_N[block:last])
+            parts = self._write_out(block, last, pairs).split(self.total_N[block:last])
             self._cached = dict(enumerate(parts, start=block))
         return self._cached[block]
 
-    def _expand(self, first_block: int, last_block: int) -> Tensor:
+    def _write_out(self, first_block: int, last_block: int, pairs: int) -> Tensor:
         count_K = self.count_NV[first_block:last_block].reshape(-1)
-        device = count_K.device
-        width = self.columns.block_columns
-        num_values = self.row_V.shape[0]
-        pairs = sum(self.total_N[first_block:last_block])
-        entry_P = torch.repeat_interleave(
-            torch.arange(count_K.shape[0], device=device), count_K, output_size=pairs
-        )
         before_K = count_K.cumsum(0) - count_K
-        block_K = torch.arange(first_block, last_block, device=device).repeat_interleave(num_values)
-        start_K = self.first_NV[first_block:last_block].reshape(-1) + block_K * width - before_K
-        sorted_place_P = start_K[entry_P] + torch.arange(pairs, device=device)
-        column_P = self.columns.column_NW.view(-1)[sorted_place_P]
-        return self.row_V[entry_P % num_values] * width + column_P
+        start_K = self._first_NV[first_block:last_block].reshape(-1) - before_K
+        entry_P = torch.repeat_interleave(count_K, output_size=pairs)
+        sorted_place_P = start_K.index_select(0, entry_P).add_(torch.arange(pairs, device=count_K.device))
+        row_place_K = self._row_place_NV[first_block:last_block].reshape(-1)
+        place_P = row_place_K.index_select(0, entry_P)
+        return place_P.add_(self._sorted_columns.index_select(0, sorted_place_P))
 
 
 class StripeHits:
     """Hits of one stripe of rows under all rules; each (row, column) pair counted once."""
 
-    def __init__(self, rules: list[SortedColumns], first_row: int, last_row: int) -> None:
-        self._found = [rule.find(first_row, last_row) for rule in rules]
+    def __init__(self, sorted_columns: list[SortedColumns], rows: slice) -> None:
+        self._found = [each.find(rows) for each in sorted_columns]
+        self._num_rows = rows.stop - rows.start
+        self._width = sorted_columns[0].block_columns
         # One value a row and distinct columns: a single such rule cannot name a pair twice.
-        self._may_repeat = len(rules) > 1 or any(
-            rule.rule.value_V.shape[0] != rule.rule.first_entry_of_row.shape[0] - 1 for rule in rules
+        self._may_repeat = len(sorted_columns) > 1 or any(
+            each.rule.value_V.shape[0] != each.rule.first_entry_of_row.shape[0] - 1 for each in sorted_columns
         )
+        if self._may_repeat:
+            self.count_R = self._found[0].count_NV.new_zeros(self._num_rows)
+        else:
+            self.count_R = self._found[0].count_by_row(self._num_rows)
+        """int64 [R] distinct hits; complete once all blocks have been asked for."""
 
-    def places(self, block: int) -> Tensor | None:
-        """Flat positions in block `block`, without repetition, or None if there are none."""
+    def places(self, block: int, block_columns: int) -> Tensor | None:
+        """Positions row * `block_columns` + column in one block, without repetition; None if there are none."""
         parts = [found.places(block) for found in self._found if found.total_N[block]]
         if not parts:
             return None
-        flat = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return torch.unique(flat) if self._may_repeat else flat
+        place_P = parts[0]
+        if self._may_repeat:
+            place_P = torch.unique(torch.cat(parts))
+            row_P = torch.div(place_P, self._width, rounding_mode="floor")
+            self.count_R += torch.bincount(row_P, minlength=self._num_rows)
+        if block_columns != self._width:  # places are laid out for full blocks
+            row_P = torch.div(place_P, self._width, rounding_mode="floor")
+            place_P = place_P - row_P * (self._width - block_columns)
+        return place_P

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.blocked import Blocking, Problem, Workspace, fused_loss
+from losses.blocked import fused_loss
 from losses.formulas import Correction, LossName, RowFormula, RowValues, form_of, row_losses
 from losses.formulas import (
     bilateral_row,
@@ -28,6 +28,8 @@ from losses.formulas import (
 )
 from losses.hits import MaskRule
 from losses.inputs import Candidates, Rows
+from losses.problem import Problem
+from losses.sizes import Blocking, Workspace
 from losses.pairs import log_add_exp, log_sum_exp_by_row, matching_pairs, sum_by_row
 from losses.statistics import loss_statistics
 
@@ -110,9 +112,8 @@ class RetrievalLoss(nn.Module):
         formula = self._formula(positive_scale.detach(), negative_scale.detach())
 
         def losses_of_rows(
-            reduction_R: Tensor, negatives_R: Tensor, inputs: tuple[Tensor, ...], first_row: int
+            reduction_R: Tensor, negatives_R: Tensor, inputs: tuple[Tensor, ...], stripe: slice
         ) -> Tensor:
-            stripe = slice(first_row, first_row + reduction_R.shape[0])
             if extra_B is not None:
                 combine = log_add_exp if self.form.element == "exp" else torch.add
                 reduction_R = combine(reduction_R, inputs[1])
@@ -132,7 +133,7 @@ class RetrievalLoss(nn.Module):
             bias_C=prepared.bias_C,
             rules=rules,
             element=self.form.element,
-            reduced_precision=self.precision == "bf16",
+            bf16_gradients=self.precision == "bf16",
         )
         inputs = (positive_B,) if extra_B is None else (positive_B, extra_B)
         value, reduction_B, negatives_B = fused_loss(
@@ -143,7 +144,7 @@ class RetrievalLoss(nn.Module):
             self._workspace,
         )
         with torch.no_grad():
-            row_loss_B = losses_of_rows(reduction_B, negatives_B, inputs, 0)
+            row_loss_B = losses_of_rows(reduction_B, negatives_B, inputs, slice(None))
             statistics = loss_statistics(
                 rows, candidates, prepared.query_BD, positive_B, reduction_B, negatives_B, row_loss_B, weight_B
             )

@@ -16,7 +16,9 @@ from losses.hits import MaskRule, SortedColumns
 def matching_pairs(key_C: Tensor, value_B: Tensor) -> tuple[Tensor, Tensor]:
     """(row_P, column_P) of all pairs with key_C[column] == value_B[row], values below 0 aside."""
     width = max(1, key_C.shape[0])
-    found = SortedColumns(MaskRule.one_value_a_row(key_C, value_B), width).find(0, value_B.shape[0])
+    found = SortedColumns(MaskRule.one_value_a_row(key_C, value_B), width).find(
+        slice(0, value_B.shape[0])
+    )
     place_P = found.places(0) if found.total_N else key_C.new_zeros(0)
     row_P = torch.div(place_P, width, rounding_mode="floor")
     return row_P, place_P - row_P * width
