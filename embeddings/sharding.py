@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
@@ -34,6 +35,9 @@ from torchrec.distributed.types import (
 from embeddings.tables import Table, fill_rows
 
 Sharding = Literal["row_wise", "table_wise"]
+Placement = Literal["device", "uvm_caching"]
+"""device: whole shards in the device's memory. uvm_caching: shards in host memory, with the rows
+in use cached on the GPU."""
 STORAGE_RESERVED = 0.1
 """Share of each device kept free of tables: dense parameters, activations, buffers."""
 
@@ -69,8 +73,23 @@ def make_planner(
     layout: Layout,
     local_batch_size: int,
     sharding: Sharding = "row_wise",
+    placement: Placement = "device",
 ) -> EmbeddingShardingPlanner:
-    """TorchRec's planner, held to one sharding type; no collective, no device needed."""
+    """TorchRec's planner, held to one sharding type and kernel; no collective, no device needed.
+
+    Raises:
+        ValueError: for UVM caching where there is no GPU.
+    """
+    if placement == "uvm_caching" and layout.device_type == "cpu":
+        raise ValueError(
+            "model.placement='uvm_caching' keeps tables in host memory beside a GPU; on CPUs they "
+            "are there already: use 'device'"
+        )
+    kernel = (
+        EmbeddingComputeKernel.FUSED
+        if placement == "device"
+        else EmbeddingComputeKernel.FUSED_UVM_CACHING
+    )
     topology = TopologyFactory.create_topology(
         trainer_config=TrainerConfig(
             world_size=layout.world_size, local_world_size=layout.local_world_size
@@ -81,7 +100,10 @@ def make_planner(
         ),
         kernel_config=KernelConfig(compute_device=layout.device_type),
     )
-    constraints = {table.name: ParameterConstraints(sharding_types=[sharding]) for table in tables}
+    constraints = {
+        table.name: ParameterConstraints(sharding_types=[sharding], compute_kernels=[kernel.value])
+        for table in tables
+    }
     return EmbeddingShardingPlanner(
         topology=topology,
         batch_size=local_batch_size,
@@ -99,6 +121,7 @@ def shard(
     local_batch_size: int,
     seed: int,
     sharding: Sharding = "row_wise",
+    placement: Placement = "device",
 ) -> DistributedModelParallel:
     """Deal the model's tables to the ranks and put the rest under data parallelism.
 
@@ -106,7 +129,7 @@ def shard(
     initialised from `seed`, alike for every number of ranks; dense parameters are broadcast from
     rank 0.
     """
-    planner = make_planner(tables, layout, local_batch_size, sharding)
+    planner = make_planner(tables, layout, local_batch_size, sharding, placement)
     process_group = dist.group.WORLD
     assert process_group is not None
     plan = planner.collective_plan(model, sharders(), process_group)  # collective: broadcast

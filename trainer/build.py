@@ -44,6 +44,7 @@ def build_model(config: Config, dataset: Dataset, ranks: Ranks) -> DistributedMo
         local_batch_size(config, ranks),
         config.training.seed,
         config.model.sharding,
+        config.model.placement,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from embeddings.optimizer import TableOptimizer
-from embeddings.sharding import Sharding
+from embeddings.sharding import Placement, Sharding
 from embeddings.tables import TablePrecision
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
@@ -93,6 +93,8 @@ class ModelConfig:
     """Precision of the tables' weights; optimizer states stay fp32."""
     sharding: Sharding = "row_wise"
     """How tables are dealt to ranks; both kinds resume on any number of workers."""
+    placement: Placement = "device"
+    """uvm_caching (GPUs): tables in host memory, the rows in use cached on the GPU."""
 
     def __post_init__(self) -> None:
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be in [0, 1)")

@@ -1,0 +1,199 @@
+"""`tandem plan`: would this run fit on a cluster that is not there, and what would a step move?
+
+TorchRec's planner shards the tables over a made-up topology; bytes are counted from shapes. No
+process group, no GPU and no memory of the tables' size is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from torchrec.distributed.planner.types import PlannerError
+
+from embeddings.optimizer import TableOptimizer
+from embeddings.sharding import STORAGE_RESERVED, Layout, describe, make_planner, sharders
+from embeddings.tables import Table
+from trainer.build import build_task
+from trainer.config import Config
+from trainer.data.schema import Dataset
+from trainer.inputs import Inputs, build_inputs
+from trainer.model import TwoTower
+
+GIB = 1024**3
+LOSS_WORKSPACE_BYTES = 160 * 1024**2
+UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024, "MIB": 1024**2, "GIB": GIB}
+STATE_BYTES_A_ROW = {"rowwise_adagrad": (0, 4), "adagrad": (4, 0), "adam": (8, 0), "sgd": (0, 0)}
+"""Optimizer state of a row: bytes for each column, and bytes beside."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of the fullest rank, and bytes a rank sends in a step."""
+
+    weights: int
+    optimizer_state: int
+    towers: int
+    activations: int
+    limit: int
+    sent_ids: int
+    sent_embeddings: int
+    sent_candidates: int
+    sent_tower_gradients: int
+
+    @property
+    def total(self) -> int:
+        """Bytes needed on the fullest rank."""
+        return self.weights + self.optimizer_state + self.towers + self.activations
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.limit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `tandem plan` prints."""
+
+    gpus: int
+    local_batch_size: int
+    estimate: Estimate
+    tables: dict[str, dict[str, object]] | None
+    """The planner's shards by table; None where the planner found none that fits."""
+    advice: tuple[str, ...]
+
+    def to_json(self) -> str:
+        estimate = {**asdict(self.estimate), "total": self.estimate.total}
+        return json.dumps({**asdict(self), "estimate": estimate, "fits": self.estimate.fits})
+
+
+def make_plan(
+    config: Config, dataset: Dataset, gpus: int, gpu_bytes: int, gpus_a_node: int = 8
+) -> Plan:
+    """Plan `config` on `gpus` devices of `gpu_bytes` each. No collective.
+
+    Raises:
+        ValueError: where the global batch does not divide by the GPUs.
+    """
+    batch = config.training.global_batch_size
+    if gpus < 1 or batch % gpus:
+        raise ValueError(
+            f"training.global_batch_size={batch} does not divide by {gpus} GPUs; "
+            "set it to a multiple"
+        )
+    inputs = build_inputs(config.model, dataset)
+    model = TwoTower(config.model, inputs, build_task(config, dataset))
+    layout = Layout(gpus, min(gpus, gpus_a_node), "cuda", device_bytes=gpu_bytes)
+    planner = make_planner(
+        inputs.tables, layout, batch // gpus, config.model.sharding, config.model.placement
+    )
+    try:
+        tables = describe(planner.plan(model, sharders()))
+    except PlannerError:
+        tables = None
+    tower_parameters = sum(p.numel() for p in model.head.parameters())
+    estimate = estimate_bytes(config, inputs, gpus, gpu_bytes, tower_parameters)
+    return Plan(gpus, batch // gpus, estimate, tables, advise(config, inputs, gpus, estimate))
+
+
+def estimate_bytes(
+    config: Config, inputs: Inputs, gpus: int, gpu_bytes: int, tower_parameters: int
+) -> Estimate:
+    """Count bytes from shapes, for row-wise shards (the fullest rank rounds its rows up)."""
+    negatives = config.negatives
+    local_rows = config.training.global_batch_size // gpus
+    bags = local_rows + -(-(negatives.uniform + negatives.popularity) // gpus)
+    columns = gpus * (bags if negatives.in_batch else bags - local_rows)
+    width = config.model.dim if config.model.tower == "mf" else config.model.output_dim
+    pooled = bags * len(inputs.keys) * config.model.dim * 4
+    ids = bags * len(inputs.keys) * 8
+    weights = sum(_weight_bytes(table, gpus) for table in inputs.tables)
+    state = sum(_state_bytes(table, config.optimizer.tables, gpus) for table in inputs.tables)
+    on_host = config.model.placement == "uvm_caching"
+    away = (gpus - 1) / gpus
+    return Estimate(
+        weights=int(weights * 0.2) if on_host else weights,
+        optimizer_state=int(state * 0.2) if on_host else state,
+        towers=tower_parameters * 16,
+        # pooled rows and their gradient, a row-wise reduce-scatter's input, the gathered columns
+        # and their gradient, the loss's stripes
+        activations=pooled * (2 + gpus) + columns * width * 8 + LOSS_WORKSPACE_BYTES,
+        limit=int(gpu_bytes * (1 - STORAGE_RESERVED)),
+        sent_ids=int(ids * away),
+        sent_embeddings=int(2 * pooled * (gpus - 1)),
+        sent_candidates=int(2 * columns * width * 4 * away),
+        sent_tower_gradients=int(2 * tower_parameters * 4 * away),
+    )
+
+
+def _weight_bytes(table: Table, gpus: int) -> int:
+    return -(-table.num_rows // gpus) * table.dim * (4 if table.precision == "fp32" else 2)
+
+
+def _state_bytes(table: Table, optimizer: TableOptimizer, gpus: int) -> int:
+    a_column, a_row = STATE_BYTES_A_ROW[optimizer]
+    return -(-table.num_rows // gpus) * (table.dim * a_column + a_row)
+
+
+def advise(config: Config, inputs: Inputs, gpus: int, estimate: Estimate) -> tuple[str, ...]:
+    """What to change where it does not fit, the gentlest first."""
+    if estimate.fits:
+        return ()
+    advice = []
+    if config.optimizer.tables in ("adagrad", "adam"):
+        advice.append(
+            f"--optimizer.tables rowwise_adagrad saves {_gib(estimate.optimizer_state)} a GPU"
+        )
+    if config.model.table_precision == "fp32":
+        advice.append(f"--model.table-precision fp16 saves {_gib(estimate.weights // 2)} a GPU")
+    if config.model.placement == "device":
+        advice.append("--model.placement uvm_caching keeps tables in host memory, rows cached")
+    room = estimate.limit - estimate.towers - estimate.activations
+    if room > 0:
+        needed = -(-gpus * (estimate.weights + estimate.optimizer_state) // room)
+        advice.append(f"about {needed} GPUs of this size hold the tables as they are")
+    else:
+        advice.append("--training.global-batch-size: the activations alone do not fit")
+    advice.append(f"--model.dim {config.model.dim // 2} halves the tables")
+    return tuple(advice)
+
+
+def parse_bytes(text: str) -> int:
+    """ "80GB", "80 GiB" or a plain number of bytes. Raises ValueError for anything else."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in UNITS:
+        raise ValueError(f"{text!r} is no amount of memory: write 80GB, 80GiB or bytes")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print the plan as tables."""
+    estimate = plan.estimate
+    shards = RichTable(title=f"tables on {plan.gpus} GPUs")
+    for column in ("table", "sharding", "kernel", "most rows on a GPU"):
+        shards.add_column(column)
+    for name, facts in (plan.tables or {}).items():
+        most = max(rows for _, rows in facts["rows_by_rank"])  # type: ignore[attr-defined]
+        kind, kernel = str(facts["sharding_type"]), str(facts["compute_kernel"])
+        shards.add_row(name, kind, kernel, f"{most:,}")
+    console.print(shards)
+    budget = RichTable(title=f"a GPU's memory, {plan.local_batch_size:,} rows a step")
+    budget.add_column("what"), budget.add_column("GiB", justify="right")
+    for name in ("weights", "optimizer_state", "towers", "activations", "total", "limit"):
+        budget.add_row(name.replace("_", " "), f"{getattr(estimate, name) / GIB:.2f}")
+    console.print(budget)
+    traffic = RichTable(title="sent by a GPU in a step")
+    traffic.add_column("what"), traffic.add_column("MiB", justify="right")
+    for name in ("sent_ids", "sent_embeddings", "sent_candidates", "sent_tower_gradients"):
+        traffic.add_row(name[5:].replace("_", " "), f"{getattr(estimate, name) / 1024**2:.2f}")
+    console.print(traffic)
+    console.print("it fits" if estimate.fits else "[bold red]it does not fit[/]; what helps:")
+    for line in plan.advice:
+        console.print(f"  {line}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
