@@ -40,6 +40,14 @@ def train(arguments: Arguments, verbose: bool) -> int:
     return main(arguments, verbose)
 
 
+def plan(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from trainer.plan import main
+
+    main(arguments, "tandem plan")
+    return 0
+
+
 def bench(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.bench import main
@@ -60,6 +68,7 @@ COMMANDS = {
     "doctor": Command("Versions and devices, and what is wrong with them", doctor),
     "prepare": Command("Make a dataset of your interactions", prepare),
     "train": Command("Train a preset on a dataset, on Ray", train),
+    "plan": Command("Would it fit on a cluster that is not there?", plan),
     "bench": Command("Measure a part: the loss", bench),
 }
 

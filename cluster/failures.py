@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 # What a rank says when *another* one went away.
 CONSEQUENCES = re.compile(
@@ -54,6 +55,8 @@ def _unwrapped(error: BaseException) -> BaseException:
     """The user's exception inside Ray's wrapping of it."""
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         return _unwrapped(error.cause)
+    if isinstance(error, WorkerHealthCheckFailedError):
+        return _unwrapped(error.health_check_failure)
     return error
 
 

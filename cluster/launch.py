@@ -17,10 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.failures import first_cause
+from cluster.failures import RunFailedError, first_cause
+from cluster.heartbeat import Heartbeat
 from cluster.relay import RelayProgress, RelayReader, start_relay
 from cluster.service_discovery import ServiceDiscovery
 from cluster.session import Resources, ray_session
@@ -41,6 +43,8 @@ class LaunchOptions:
     """An existing Ray cluster; None: RAY_ADDRESS, else a local one for this run alone."""
     max_failures: int = 3
     """Restarts from the last checkpoint after failures."""
+    step_timeout_seconds: float = 600.0
+    """A group of workers that finishes no step for so long counts as hung."""
     discovery_port: int = 9480
     """First port tried for Prometheus' service discovery."""
     verbose: bool = False
@@ -49,6 +53,8 @@ class LaunchOptions:
     def __post_init__(self) -> None:
         if self.max_failures < 0:
             raise ValueError(f"--max-failures {self.max_failures}: must be 0 or more")
+        if self.step_timeout_seconds <= 0:
+            raise ValueError(f"--step-timeout {self.step_timeout_seconds:g}: must be above 0")
 
 
 def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
         ):
             if spec.config.metrics.enabled:
                 progress.message(f"metrics: {discovery.url}")
-            relay = start_relay()
+            relay = start_relay(options.step_timeout_seconds)
             handlers: dict[str, Callable[..., None]] = {
                 "update": progress.update,
                 "message": progress.message,
@@ -110,7 +116,7 @@ class Attempts:
             try:
                 return self.fit(failures)
             except Exception as error:  # Ray's wrapping of whatever a worker raised
-                cause = first_cause(error)
+                cause = self._cause(error)
                 if self.options.verbose:
                     self.progress.message(str(error))
                 left = self.options.max_failures - failures
@@ -121,8 +127,14 @@ class Attempts:
             time.sleep(RETRY_WAIT_SECONDS)
         raise AssertionError("the last attempt returns or raises")
 
+    def _cause(self, error: Exception) -> RunFailedError | ValueError:
+        """The relay's verdict on hung ranks, else the first cause Ray knows."""
+        verdict = ray.get(self.relay.verdict.remote())
+        return RunFailedError(verdict, retry=True) if verdict else first_cause(error)
+
     def fit(self, restarts: int) -> dict[str, Any]:
         """One worker group, from start to end."""
+        ray.get(self.relay.begin.remote(restarts))
         on_gpu = self.resources.gpus > 0
         payload = {
             "spec": self.spec,
@@ -133,7 +145,11 @@ class Attempts:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=payload,
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            torch_config=TorchConfig(
+                backend="nccl" if on_gpu else "gloo",
+                # Longer than ours, which knows the culprit.
+                timeout_s=round(self.options.step_timeout_seconds) + 300,
+            ),
             scaling_config=ScalingConfig(
                 num_workers=self.workers.for_ray(),
                 use_gpu=on_gpu,
@@ -154,11 +170,17 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     quiet_libraries(payload["verbose"])
     from trainer.train import run_worker  # torchrec is imported in workers only
 
-    relay = payload["relay"]
-    if os.environ["RANK"] == "0":
+    relay, rank = payload["relay"], int(os.environ["RANK"])
+    if rank == 0:
         relay.put.remote("world_size", int(os.environ["WORLD_SIZE"]))
-    return run_worker(
-        payload["spec"],
-        progress=RelayProgress(relay),
-        on_serving=lambda rank, address: relay.put.remote("serving", rank, address),
-    )
+    heartbeat = Heartbeat(relay, payload["restarts"], rank)
+    heartbeat.start()
+    try:
+        return run_worker(
+            payload["spec"],
+            progress=RelayProgress(relay),
+            on_serving=lambda rank, address: relay.put.remote("serving", rank, address),
+            on_step=heartbeat.on_step,
+        )
+    finally:
+        heartbeat.stop()

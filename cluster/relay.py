@@ -16,6 +16,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.heartbeat import Pulses
+
 READ_SECONDS = 0.25
 SEND_SECONDS = 0.2
 MOST_EVENTS = 10_000
@@ -25,13 +27,25 @@ Event = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
 class Relay:
-    """The actor: a bounded queue of events, oldest dropped first."""
+    """The actor: a bounded queue of events, oldest dropped first, and the ranks' pulses."""
 
-    def __init__(self) -> None:
+    def __init__(self, step_timeout_seconds: float) -> None:
         self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+        self._pulses = Pulses(step_timeout_seconds)
 
     def put(self, name: str, *args: Any, **kwargs: Any) -> None:
+        self._pulses.advance()
         self._events.append((name, args, kwargs))
+
+    def begin(self, attempt: int) -> None:
+        self._pulses.begin(attempt)
+
+    def beat(self, attempt: int, rank: int, step: int, where: str) -> str | None:
+        return self._pulses.beat(attempt, rank, step, where)
+
+    def verdict(self) -> str | None:
+        """Why the attempt was condemned, if it was."""
+        return self._pulses.verdict
 
     def take(self) -> list[Event]:
         """Everything since the last call."""
@@ -40,10 +54,12 @@ class Relay:
         return events
 
 
-def start_relay() -> Any:
+def start_relay(step_timeout_seconds: float) -> Any:
     """The relay's handle, on this node: it must not go away with a worker's node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Relay).options(num_cpus=0, scheduling_strategy=here).remote()
+    return (
+        ray.remote(Relay).options(num_cpus=0, scheduling_strategy=here).remote(step_timeout_seconds)
+    )
 
 
 class RelayProgress:

@@ -11,7 +11,7 @@ from cluster.launch import LaunchOptions, launch
 from cluster.session import existing_address
 from cluster.usage import UsageError, suggest
 from cluster.workers import Workers
-from trainer.arguments import TrainArguments, parse_train
+from trainer.arguments import TrainArguments, parse_preset
 from trainer.presets import PRESETS
 from trainer.run import RunSpec
 from trainer.train import open_run
@@ -29,6 +29,8 @@ class TrainOnRay(TrainArguments):
     local cluster for this run alone."""
     max_failures: int = 3
     """Restarts from the last checkpoint after failures."""
+    step_timeout: float = 600.0
+    """Seconds without a step, or other progress, after which workers count as hung."""
     discovery_port: int = 9480
     """First port tried for the list of metrics endpoints that Prometheus reads."""
 
@@ -37,6 +39,7 @@ class TrainOnRay(TrainArguments):
             workers=None if self.workers is None else Workers.parse(self.workers),
             address=self.address,
             max_failures=self.max_failures,
+            step_timeout_seconds=self.step_timeout,
             discovery_port=self.discovery_port,
             verbose=verbose,
         )
@@ -62,7 +65,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, TrainOnRay]:
         raise UsageError(suggest("preset", named[0], list(PRESETS)))
     if not named and not {"--help", "-h"} & set(arguments):
         raise UsageError(f"which preset? tandem train PRESET ..., one of {', '.join(PRESETS)}")
-    preset, parsed = parse_train(arguments, "tandem train", TrainOnRay)
+    preset, parsed = parse_preset(arguments, "tandem train", TrainOnRay)
     assert isinstance(parsed, TrainOnRay)
     return preset, parsed
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from cluster.session import Resources
+from cluster.usage import UsageError
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.least < 1 or self.most < self.least:
-            raise ValueError(
+            raise UsageError(
                 f"--workers {self}: must be 1 or more, or LEAST..MOST with LEAST at most MOST"
             )
 
@@ -28,7 +29,7 @@ class Workers:
         """Read "4" or "2..8"."""
         found = re.fullmatch(r"(-?\d+)(?:\.\.(-?\d+))?", text.strip())
         if found is None:
-            raise ValueError(f"--workers {text}: a number such as 4, or a range such as 2..8")
+            raise UsageError(f"--workers {text}: a number such as 4, or a range such as 2..8")
         least = int(found.group(1))
         return Workers(least, int(found.group(2)) if found.group(2) else least)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,6 +40,7 @@ class Recorder:
         total_steps: int,
         global_batch_size: int,
         log_every_steps: int,
+        on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.ranks = ranks
         self.folder = folder
@@ -47,6 +49,7 @@ class Recorder:
         self.total_steps = total_steps
         self.global_batch_size = global_batch_size
         self.log_every_steps = log_every_steps
+        self.on_step = on_step
         self.examples_per_second = 0.0
         self._means = DeviceMeans()
         self._losses: list[Tensor] = []
@@ -62,6 +65,8 @@ class Recorder:
         local_rows = self.global_batch_size / self.ranks.world_size
         self.metrics.observe_step(now - self._last, wait_seconds, local_rows)
         self._last = now
+        if self.on_step is not None:
+            self.on_step(place.step)
         if place.step % self.log_every_steps == 0:
             self.flush(place)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from trainer.agreement import check_agreement, together
-from trainer.arguments import parse_train
+from trainer.arguments import TrainArguments, parse_preset
 from trainer.build import build_loader, build_model
 from trainer.checkpoint import CheckpointWriter, load, newest_sound
 from trainer.data.loader import Loader
@@ -33,6 +33,7 @@ from trainer.validation import Validation
 
 OnServing = Callable[[int, str], None]
 OnCheckpoint = Callable[[dict[str, Any]], None]
+OnStep = Callable[[int], None]
 
 
 def run_worker(
@@ -40,6 +41,7 @@ def run_worker(
     progress: Progress | None = None,
     on_serving: OnServing | None = None,
     on_checkpoint: OnCheckpoint | None = None,
+    on_step: OnStep | None = None,
 ) -> dict[str, Any]:
     """Train one rank's share of a run to its end; returns the summary (also RUN/summary.json).
 
@@ -49,6 +51,7 @@ def run_worker(
         progress: where rank 0 reports to; None draws on standard error.
         on_serving: told this rank's number and the address of its metrics endpoint.
         on_checkpoint: told the facts of each checkpoint begun, on every rank.
+        on_step: told the number of each step finished, on every rank; it must be quick.
 
     Raises:
         ValueError: for the user's mistakes, the same message on every rank.
@@ -69,7 +72,7 @@ def run_worker(
         reporter = progress if progress is not None else TerminalProgress()
         run = Run(spec, dataset, folder, ranks, reporter if ranks.is_first else SilentProgress())
         try:
-            return run.train(resuming, on_serving, on_checkpoint)
+            return run.train(resuming, on_serving, on_checkpoint, on_step)
         finally:
             run.close()
 
@@ -115,6 +118,7 @@ class Run:
         resuming: bool,
         on_serving: OnServing | None,
         on_checkpoint: OnCheckpoint | None,
+        on_step: OnStep | None,
     ) -> dict[str, Any]:
         """Collective."""
         started = time.monotonic()
@@ -123,7 +127,7 @@ class Run:
         place = self._restore() if resuming else Place()
         loader = build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
         total_steps = self._total_steps(loader, place)
-        recorder = self._recorder(total_steps)
+        recorder = self._recorder(total_steps, on_step)
         validation = Validation(
             self.config.evaluation, self.dataset, self.folder, self.ranks, self.progress
         )
@@ -171,7 +175,7 @@ class Run:
         most = self.config.training.max_steps
         return total if most is None else min(total, most)
 
-    def _recorder(self, total_steps: int) -> Recorder:
+    def _recorder(self, total_steps: int, on_step: OnStep | None) -> Recorder:
         return Recorder(
             self.ranks,
             self.folder,
@@ -180,6 +184,7 @@ class Run:
             total_steps,
             self.config.training.global_batch_size,
             self.config.training.log_every_steps,
+            on_step,
         )
 
     def _state(self) -> dict[str, Any]:
@@ -232,7 +237,7 @@ class Run:
 def main(arguments: list[str]) -> int:
     """The command line under torchrun; exit status 1 for the user's mistakes."""
     try:
-        preset, parsed = parse_train(arguments, "torchrun -m trainer.train")
+        preset, parsed = parse_preset(arguments, "torchrun -m trainer.train", TrainArguments)
         run_worker(parsed.run_spec(preset))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,126 @@
+"""Hung ranks are found: every rank beats, and the relay condemns a group that no longer steps.
+
+A rank that stops (SIGSTOP, a dead lock, a lost disk) leaves the others in a collective, each
+waiting for a time-out of its own. Here a thread of each rank tells the relay its step every few
+seconds; when no rank has got further for `step_timeout_seconds`, the relay names the rank that
+fell silent or behind, and every beat from then on is answered with that verdict: the process
+ends, and the driver tells the verdict as the cause.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+BEAT_SECONDS = 2.0
+SILENT_SECONDS = 3 * BEAT_SECONDS
+CONDEMNED_STATUS = 70
+
+
+@dataclass
+class Pulse:
+    """What is known of one rank."""
+
+    step: int
+    where: str
+    heard_at: float
+
+
+class Pulses:
+    """The relay's side: beats of one attempt's ranks, and the verdict on them.
+
+    Args:
+        step_timeout_seconds: the longest that all ranks together may take for one step, or for
+            whatever else they report progress of.
+    """
+
+    def __init__(
+        self, step_timeout_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._step_timeout_seconds = step_timeout_seconds
+        self._clock = clock
+        self._attempt = -1
+        self._ranks: dict[int, Pulse] = {}
+        self._advanced_at = 0.0
+        self.verdict: str | None = None
+
+    def begin(self, attempt: int) -> None:
+        """Forget an earlier attempt's ranks."""
+        if attempt > self._attempt:
+            self._attempt = attempt
+            self._ranks = {}
+            self._advanced_at = self._clock()
+            self.verdict = None
+
+    def advance(self) -> None:
+        """Something went forward that is not a step: evaluation, for one."""
+        self._advanced_at = self._clock()
+
+    def beat(self, attempt: int, rank: int, step: int, where: str) -> str | None:
+        """Note a rank's step; the verdict, if the group is condemned."""
+        if attempt != self._attempt:
+            return None
+        now = self._clock()
+        known = self._ranks.get(rank)
+        if known is None or step > known.step:
+            self._advanced_at = now
+        self._ranks[rank] = Pulse(step, where, now)
+        if self.verdict is None and now - self._advanced_at > self._step_timeout_seconds:
+            self.verdict = self._judge(now)
+        return self.verdict
+
+    def _judge(self, now: float) -> str:
+        silent = {r: p for r, p in self._ranks.items() if now - p.heard_at > SILENT_SECONDS}
+        last_step = min(pulse.step for pulse in self._ranks.values())
+        behind = {r: p for r, p in self._ranks.items() if p.step == last_step}
+        limit = f"no step within --step-timeout {self._step_timeout_seconds:g} s"
+        if silent:
+            names = ", ".join(
+                f"rank {rank} ({pulse.where}) has not answered for {now - pulse.heard_at:.0f} s"
+                for rank, pulse in sorted(silent.items())
+            )
+            return f"{names}: {limit}, after step {last_step}"
+        if len(behind) < len(self._ranks):
+            names = ", ".join(f"rank {rank} ({p.where})" for rank, p in sorted(behind.items()))
+            return f"{names} hangs after step {last_step}: {limit}"
+        return f"all {len(self._ranks)} ranks hang after step {last_step}: {limit}"
+
+
+class Heartbeat:
+    """A worker's side: a thread that beats until the process ends, or is condemned."""
+
+    def __init__(self, relay: Any, attempt: int, rank: int) -> None:
+        self._relay = relay
+        self._attempt = attempt
+        self._rank = rank
+        self._step = 0
+        self._where = f"pid {os.getpid()} on {socket.gethostname()}"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tandem-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=2 * BEAT_SECONDS)
+
+    def on_step(self, step: int) -> None:
+        """The rank has finished `step`: cheap, it only stores the number."""
+        self._step = step
+
+    def _run(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            beat = self._relay.beat.remote(self._attempt, self._rank, self._step, self._where)
+            try:
+                verdict = ray.get(beat, timeout=SILENT_SECONDS)
+            except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+                continue  # the driver's node is away or busy; Ray ends us if it is gone
+            if verdict is not None and not self._stop.is_set():
+                # The main thread sits in a collective that no exception can reach.
+                os._exit(CONDEMNED_STATUS)
