@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -29,13 +30,13 @@ class TrainArguments:
         return RunSpec(preset, self.config, self.data, self.out, self.resume)
 
 
-def parse_train(
-    arguments: Sequence[str], program: str, kind: type[TrainArguments] = TrainArguments
-) -> tuple[str, TrainArguments]:
-    """Parse `PRESET --flags`: the preset's config is the default of every flag.
+Parsed = TypeVar("Parsed")
 
-    `kind` may add flags of its own, with defaults. Unknown flags end the process with status 2
-    and the nearest known ones.
+
+def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> tuple[str, Parsed]:
+    """Parse `PRESET --flags` into `kind`: the preset's config is the default of its `config`.
+
+    Unknown flags end the process with status 2 and the nearest known ones.
 
     Raises:
         ValueError: where the preset is missing or unknown.
@@ -45,11 +46,15 @@ def parse_train(
             raise ValueError(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
         arguments = ["default", *arguments]
     preset, *flags = arguments
-    default = kind(data=tyro.MISSING, out=tyro.MISSING, config=find_preset(preset))
+    missing = {
+        field.name: tyro.MISSING
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING
+    }
     parsed = tyro.cli(
         kind,
         args=flags,
-        default=default,
+        default=kind(**{**missing, "config": find_preset(preset)}),
         prog=f"{program} PRESET",
         description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
     )

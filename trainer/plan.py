@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 from rich.table import Table as RichTable
 from torchrec.distributed.planner.types import PlannerError
@@ -17,6 +20,7 @@ from torchrec.distributed.planner.types import PlannerError
 from embeddings.optimizer import TableOptimizer
 from embeddings.sharding import STORAGE_RESERVED, Layout, describe, make_planner, sharders
 from embeddings.tables import Table
+from trainer.arguments import parse_preset
 from trainer.build import build_task
 from trainer.config import Config
 from trainer.data.schema import Dataset
@@ -28,6 +32,23 @@ LOSS_WORKSPACE_BYTES = 160 * 1024**2
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024, "MIB": 1024**2, "GIB": GIB}
 STATE_BYTES_A_ROW = {"rowwise_adagrad": (0, 4), "adagrad": (4, 0), "adam": (8, 0), "sgd": (0, 0)}
 """Optimizer state of a row: bytes for each column, and bytes beside."""
+
+
+@dataclass(frozen=True)
+class PlanArguments:
+    """Plan a run on a cluster that is not there; every field of the preset's config can be set."""
+
+    data: str
+    """Folder of a prepared dataset: its numbers of users, items and attributes."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    gpus: int = 8
+    """GPUs of the cluster."""
+    gpu_memory: str = "80GB"
+    """Memory of each GPU, as 80GB or 80GiB."""
+    gpus_a_node: int = 8
+    """GPUs of one machine."""
+    json: bool = False
+    """Print the plan as JSON."""
 
 
 @dataclass(frozen=True)
@@ -181,12 +202,14 @@ def show(plan: Plan, console: Console) -> None:
         shards.add_row(name, kind, kernel, f"{most:,}")
     console.print(shards)
     budget = RichTable(title=f"a GPU's memory, {plan.local_batch_size:,} rows a step")
-    budget.add_column("what"), budget.add_column("GiB", justify="right")
+    budget.add_column("what")
+    budget.add_column("GiB", justify="right")
     for name in ("weights", "optimizer_state", "towers", "activations", "total", "limit"):
         budget.add_row(name.replace("_", " "), f"{getattr(estimate, name) / GIB:.2f}")
     console.print(budget)
     traffic = RichTable(title="sent by a GPU in a step")
-    traffic.add_column("what"), traffic.add_column("MiB", justify="right")
+    traffic.add_column("what")
+    traffic.add_column("MiB", justify="right")
     for name in ("sent_ids", "sent_embeddings", "sent_candidates", "sent_tower_gradients"):
         traffic.add_row(name[5:].replace("_", " "), f"{getattr(estimate, name) / 1024**2:.2f}")
     console.print(traffic)
@@ -197,3 +220,19 @@ def show(plan: Plan, console: Console) -> None:
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB"
+
+
+def main(arguments: Sequence[str], program: str) -> None:
+    """Parse `PRESET --data DIR --gpus N --gpu-memory 80GB`, plan, and print."""
+    _, parsed = parse_preset(arguments, program, PlanArguments)
+    plan = make_plan(
+        parsed.config,
+        Dataset.load(parsed.data),
+        parsed.gpus,
+        parse_bytes(parsed.gpu_memory),
+        parsed.gpus_a_node,
+    )
+    if parsed.json:
+        print(plan.to_json())
+    else:
+        show(plan, Console())
