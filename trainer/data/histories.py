@@ -1,8 +1,8 @@
 """Histories of interactions and queries, as SQL over table `kept` of one partition.
 
-`kept` has `user, item, feedback, moment, position, split`. A pool is the items of one feedback that a
-split's rows may see: pool 0 holds train, pool 1 train and validation. A user's items of a pool are
-numbered k = 1..n by (moment, position), and `recent` of number k is the list of the last H up to it:
+`kept` has `user, item, feedback, moment, position, split`. A pool is the items of one feedback that
+a split's rows may see: pool 0 holds train, pool 1 train and validation. A user's items of a pool
+are numbered k = 1..n by (moment, position); `recent` of number k lists the last H up to it:
 
     items of a pool   a b c d e        H = 3
     k                 1 2 3 4 5        recent of k = 4: [b, c, d]
@@ -64,14 +64,14 @@ def history_tables(connection: duckdb.DuckDBPyConnection, history: History) -> N
 
 def _pool(history: History, feedback: int, pool: int) -> str:
     """SELECT of user, k, n, recent."""
-    numbered = f"""SELECT user, item, row_number() OVER (PARTITION BY user ORDER BY moment, position)
-            AS k, count(*) OVER (PARTITION BY user) AS n
+    numbered = f"""SELECT user, item, count(*) OVER (PARTITION BY user) AS n,
+            row_number() OVER (PARTITION BY user ORDER BY moment, position) AS k
         FROM kept WHERE feedback = {feedback} AND split <= {pool}"""
     if history.length == 0:
         return f"SELECT user, k, n, {EMPTY} AS recent FROM ({numbered})"
     if history.cyclic:
         numbered = f"""WITH numbered AS ({numbered}) FROM numbered UNION ALL
-            SELECT user, item, k - n AS k, n FROM numbered WHERE k > n - {history.length}"""
+            SELECT user, item, n, k - n AS k FROM numbered WHERE k > n - {history.length}"""
     return f"""SELECT user, k, n, list(item) OVER (PARTITION BY user ORDER BY k
             ROWS BETWEEN {history.length - 1} PRECEDING AND CURRENT ROW) AS recent
         FROM ({numbered})"""

@@ -92,7 +92,7 @@ def _keep_rows(
     connection: duckdb.DuckDBPyConnection, plan: PartitionPlan, part: int
 ) -> tuple[int, int]:
     """Make table `kept` (user, item, feedback, moment, position, split); count what falls out."""
-    staged = f"read_parquet({sql.text(f'{plan.staging}/rows/part={part}/*.parquet')})"
+    staged = _staged_rows(plan, part)
     direction = "DESC" if plan.keep == "last" else "ASC"
     connection.execute(
         f"""CREATE TEMP TABLE pairs AS
@@ -112,6 +112,17 @@ def _keep_rows(
     )
     connection.execute("DROP VIEW with_feedback; DROP TABLE pairs")
     return rows - pairs, neutral
+
+
+def _staged_rows(plan: PartitionPlan, part: int) -> str:
+    """SQL after FROM of a partition's rows; none where all rows of its users were dropped."""
+    files = sorted(str(each) for each in Path(plan.staging, f"rows/part={part}").glob("*.parquet"))
+    if files:
+        return f"read_parquet({sql.texts(files)})"
+    columns = dict.fromkeys(("user", "item", "moment", "position"), "BIGINT")
+    columns.update(dict.fromkeys(("feedback", "given", "old"), "TINYINT"))
+    nulls = ", ".join(f"NULL::{of_type} AS {name}" for name, of_type in columns.items())
+    return f"(SELECT {nulls} LIMIT 0)"
 
 
 def _write_split(

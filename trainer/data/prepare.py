@@ -202,7 +202,7 @@ def build(
         progress.message(f"read {rows:,} rows as {source.format}")
         thresholds, catalog = _ids(connection, arguments, source)
         progress.message(f"{catalog.num_users:,} users, {catalog.num_items:,} items")
-        parts = partitions(rows, arguments.history_length)
+        parts = min(partitions(rows, arguments.history_length), catalog.num_users)
         folder = str(staging / "rows")
         more, unit = stage_rows(connection, source, catalog, thresholds, parts, 0, folder)
         dropped.update(more)

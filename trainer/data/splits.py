@@ -1,8 +1,8 @@
 """Split rules, as SQL over one partition of users.
 
-The relation `kept` has `user, item, feedback, moment, position, given, old`: `moment` is the timestamp, or
-the position where there is none; `given` the split that the source names; `old` the split in the
-dataset being extended, or NULL. Each rule adds `split`: 0 train, 1 validation, 2 test.
+The relation `kept` has `user, item, feedback, moment, position, given, old`: `moment` is the
+timestamp, or the position where there is none; `given` the split that the source names; `old` the
+split in the dataset being extended, or NULL. Each rule adds `split`: 0 train, 1 validation, 2 test.
 """
 
 from __future__ import annotations
