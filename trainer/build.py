@@ -41,7 +41,7 @@ def build_model(config: Config, dataset: Dataset, ranks: Ranks) -> DistributedMo
         inputs.tables,
         build_layout(ranks),
         ranks.device,
-        local_batch_size(config, ranks),
+        -(-config.training.global_batch_size // ranks.world_size),  # evaluation takes any number
         config.training.seed,
         config.model.sharding,
         config.model.placement,

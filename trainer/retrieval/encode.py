@@ -1,0 +1,100 @@
+"""From rows of users and items to embeddings, through the sharded model.
+
+Tensor shapes: I items of the rank, D embedding width, q queries of the rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor
+
+from trainer.data.features import FeatureStore
+from trainer.data.schema import Dataset
+from trainer.model import TwoTower
+from trainer.ranks import Ranks
+from trainer.retrieval.item_lists import ItemLists
+from trainer.retrieval.topk import ItemRows
+
+ROWS_AT_ONCE = 1 << 15
+
+
+class Encoder:
+    """A trained model with the features of the dataset's users and items.
+
+    Methods marked collective look up sharded tables: every rank calls them, with as many rows.
+    """
+
+    def __init__(
+        self, model: TwoTower, dataset: Dataset, ranks: Ranks, history_length: int | None = None
+    ) -> None:
+        assert not model.training, "evaluation needs model.eval()"
+        self.model = model
+        self.ranks = ranks
+        self.num_items = dataset.num_items
+        self.num_users = dataset.num_users
+        self.history_length = history_length
+        self.store = FeatureStore(dataset, model.inputs.keys)
+
+    @property
+    def uses_history(self) -> bool:
+        """Whether queries depend on the users' histories."""
+        return "history" in self.model.inputs.query_keys
+
+    @property
+    def uses_user_id(self) -> bool:
+        """Whether each user has an embedding of its own."""
+        return "user" in self.model.inputs.query_keys
+
+    def queries(self, user_q: Tensor, history: ItemLists, disliked: ItemLists) -> Tensor:
+        """Users (-1: nobody, or somebody unknown) with their histories -> [q, D]. Collective."""
+        lists = {
+            "history": history.bags(self.history_length),
+            "disliked": disliked.bags(self.history_length),
+        }
+        keys = self.model.inputs.query_keys
+        features = self.store.query_features(keys, user_q.numpy(), lists)
+        return self.model.encode_queries(features.to(self.ranks.device))  # collective
+
+    def candidates(self, item_n: np.ndarray) -> Tensor:
+        """Item rows (-1: none) -> [n, D]. Collective."""
+        features = self.store.candidate_features(self.model.inputs.candidate_keys, item_n)
+        return self.model.encode_candidates(features.to(self.ranks.device))  # collective
+
+    def item_blocks(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """(item rows [n], embeddings [n, D]) of this rank's range of the catalog, block by block.
+
+        Collective: every rank takes all its blocks. Ranges have equal lengths but for the last
+        ranks, whose blocks end in fewer or no rows.
+        """
+        for row_n in blocks_of_range(self.num_items, self.ranks):
+            padded = np.full(ROWS_AT_ONCE, -1)
+            padded[: len(row_n)] = row_n
+            longest = min(ROWS_AT_ONCE, -(-self.num_items // self.ranks.world_size))
+            yield row_n, self.candidates(padded[:longest])[: len(row_n)]
+
+    def items(self) -> ItemRows:
+        """This rank's range of the catalog, encoded. Collective. Memory: 4 * I * D bytes."""
+        embedding_ID, filled = None, 0
+        first, stop = rank_range(self.num_items, self.ranks)
+        for _, block_nD in self.item_blocks():
+            if embedding_ID is None:
+                embedding_ID = block_nD.new_empty((stop - first, block_nD.size(1)))
+            embedding_ID[filled : filled + len(block_nD)] = block_nD
+            filled += len(block_nD)
+        assert embedding_ID is not None and filled == stop - first
+        return ItemRows(embedding_ID, first)
+
+
+def rank_range(total: int, ranks: Ranks) -> tuple[int, int]:
+    """This rank's contiguous part of 0..total-1: ceil(total / world size) rows, the last fewer."""
+    each = -(-total // ranks.world_size)
+    return min(ranks.rank * each, total), min((ranks.rank + 1) * each, total)
+
+
+def blocks_of_range(total: int, ranks: Ranks) -> Iterator[np.ndarray]:
+    """Rows of this rank's range in blocks; every rank gets as many blocks, some of them empty."""
+    first, stop = rank_range(total, ranks)
+    for start in range(0, -(-total // ranks.world_size), ROWS_AT_ONCE):
+        yield np.arange(min(first + start, stop), min(first + start + ROWS_AT_ONCE, stop))

@@ -1,0 +1,200 @@
+"""Exact evaluation over the whole catalog, sharded over the ranks.
+
+    every rank: encodes its own range of items, once
+    block of queries ── each rank encodes its share ── all_gather ──> all queries on every rank
+        each rank: exact top-k among its own items, seen items removed
+        all_to_all ──> each rank: whole rankings of its share ── measures ──> sums ── all_reduce
+
+Tensor shapes: Q queries of a block, q of them the rank's own, K = the largest k, I items.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer.data.schema import Dataset
+from trainer.model import TwoTower
+from trainer.progress import Progress, SilentProgress
+from trainer.ranks import Ranks
+from trainer.retrieval.encode import Encoder
+from trainer.retrieval.item_lists import ItemLists
+from trainer.retrieval.keys import decode_keys
+from trainer.retrieval.merge import merge_rankings, share_queries
+from trainer.retrieval.popularity import PopularityRanking, popularity_groups
+from trainer.retrieval.queries import QueryBlock, read_queries, sample_rows
+from trainer.retrieval.ranking import disliked_metrics, is_member, ranking_metrics
+from trainer.retrieval.topk import Filter, exact_topk
+from trainer.retrieval.totals import Exposure, Means
+
+QUERIES_AT_ONCE = {"cpu": 1024, "cuda": 4096}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found."""
+
+    values: dict[str, float]
+    """By name, such as `recall@20`."""
+    intervals: dict[str, float]
+    """Half-widths of 95 % intervals; empty where all users were evaluated."""
+    groups: dict[str, list[float]]
+    """`recall@k`, `ndcg@k` within each popularity group of targets, least popular first."""
+    baseline: dict[str, float]
+    """The values of the popularity ranking; empty where it was not asked for."""
+    num_queries: int
+    num_queries_of_split: int
+    seconds: float = field(compare=False)
+
+
+def evaluate_model(
+    model: TwoTower,
+    dataset: Dataset,
+    split: str,
+    ranks: Ranks,
+    ks: Sequence[int] = (10, 20, 50),
+    users: int | None = None,
+    history_length: int | None = None,
+) -> dict[str, float]:
+    """Values by name for the model in training. Collective; the same on every rank."""
+    encoder = Encoder(model, dataset, ranks, history_length)
+    return evaluate_split(encoder, dataset, split, ks, users).values
+
+
+def evaluate_split(
+    encoder: Encoder,
+    dataset: Dataset,
+    split: str,
+    ks: Sequence[int],
+    users: int | None = None,
+    seed: int = 0,
+    num_groups: int = 0,
+    baseline: bool = False,
+    how: Filter | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a split on all ranks. Collective; every rank returns the same.
+
+    Args:
+        users: evaluate a random sample of this many users; None: all.
+        num_groups: popularity groups reported; 0: none.
+        baseline: evaluate the popularity ranking too.
+    """
+    _check(dataset, split, ks, users)
+    started = time.perf_counter()
+    population = dataset.splits[split].queries
+    rows = sample_rows(population, users, seed)
+    items = encoder.items()  # collective
+    device = encoder.ranks.device
+    how = how or Filter.best_for(device)
+    count_I = torch.from_numpy(encoder.store.item_count_I).to(device)
+    group_I = popularity_groups(count_I, num_groups).to(torch.uint8) if num_groups else None
+    ours = Tally(dataset, ks, device, group_I, num_groups)
+    popular = Tally(dataset, ks, device, None, 0) if baseline else None
+    by_popularity = PopularityRanking(count_I) if baseline else None
+    progress, done = progress or SilentProgress(), 0
+    for block in read_queries(dataset, split, rows, QUERIES_AT_ONCE[device.type]):
+        own = own_share(block, encoder.ranks)
+        query_qD = encoder.queries(own.user_Q, own.history, own.disliked)  # collective
+        query_QD = share_queries(query_qD)  # collective
+        seen = block.seen.padded(len(query_QD)).to(device)
+        key_qK = merge_rankings(exact_topk(items, query_QD, seen, max(ks), how))  # collective
+        ours.add(decode_keys(key_qK)[1], own)
+        if popular is not None and by_popularity is not None:
+            popular.add(by_popularity.topk(own.seen.to(device), max(ks)), own)
+        done += len(block)
+        progress.update("evaluating", done, len(rows))
+    values = ours.values()  # collective
+    return Evaluation(
+        values=values,
+        intervals=ours.means.intervals(population) if len(rows) < population else {},
+        groups=ours.group_values(),  # collective
+        baseline=popular.values() if popular is not None else {},  # collective
+        num_queries=len(rows),
+        num_queries_of_split=population,
+        seconds=time.perf_counter() - started,
+    )
+
+
+class Tally:
+    """Measures of one ranking, added up over blocks and ranks."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        ks: Sequence[int],
+        device: torch.device,
+        group_I: Tensor | None,
+        num_groups: int,
+    ) -> None:
+        self.ks, self.device = ks, device
+        self.group_I = group_I
+        self.with_dislikes = dataset.has_feedback
+        self.means = Means()
+        self.by_group = [Means() for _ in range(num_groups)]
+        self.exposure = Exposure(dataset.num_items, ks, device)
+
+    def add(self, item_qK: Tensor, own: QueryBlock) -> None:
+        """Rankings [q, K] of this rank's own queries, padding included."""
+        real_q = (own.user_Q >= 0).to(self.device)
+        targets = own.targets.to(self.device)
+        hit_qK = is_member(item_qK, targets)
+        self.means.add(ranking_metrics(hit_qK, targets.lengths, self.ks), real_q)
+        if self.with_dislikes:
+            disliked = own.disliked_targets.to(self.device)
+            self.means.add(disliked_metrics(item_qK, disliked, self.ks), real_q)
+        self.exposure.add(item_qK[real_q])
+        if self.group_I is not None:
+            self._add_groups(item_qK, hit_qK, targets, self.group_I)
+
+    def _add_groups(
+        self, item_qK: Tensor, hit_qK: Tensor, targets: ItemLists, group_I: Tensor
+    ) -> None:
+        """Each group's targets are measured as if they were all the targets there are."""
+        for group, means in enumerate(self.by_group):
+            within = targets.keep(group_I[targets.values] == group)
+            hit_within_qK = hit_qK & (group_I[item_qK.clamp(min=0)] == group)
+            values = ranking_metrics(hit_within_qK, within.lengths, self.ks)
+            kept = {name: v for name, v in values.items() if name.startswith(("recall", "ndcg"))}
+            means.add(kept, within.lengths > 0)
+
+    def values(self) -> dict[str, float]:
+        """Means over all ranks' queries, coverage and Gini. Collective, once."""
+        self.means.all_reduce()  # collective
+        self.exposure.all_reduce()  # collective
+        return {**self.means.means(), **self.exposure.values()}
+
+    def group_values(self) -> dict[str, list[float]]:
+        """Values of each group, least popular first. Collective, once."""
+        for means in self.by_group:
+            means.all_reduce()  # collective
+        each = [means.means() for means in self.by_group]
+        return {name: [values[name] for values in each] for name in each[0]} if each else {}
+
+
+def own_share(block: QueryBlock, ranks: Ranks) -> QueryBlock:
+    """This rank's queries of a block padded so that every rank has as many."""
+    each = -(-len(block) // ranks.world_size)
+    padded = block.padded(each * ranks.world_size)
+    return padded.slice(ranks.rank * each, (ranks.rank + 1) * each)
+
+
+def _check(dataset: Dataset, split: str, ks: Sequence[int], users: int | None) -> None:
+    if dataset.splits[split].queries == 0:
+        raise ValueError(
+            f"the {split} split of {dataset.path} has no user with a positive interaction; "
+            "prepare the dataset with a larger held-out part"
+        )
+    if not ks or min(ks) < 1 or max(ks) > dataset.num_items:
+        raise ValueError(
+            f"k is {', '.join(map(str, ks)) or 'empty'}; cut-offs are at least 1 and at most "
+            f"{dataset.num_items}, the number of items"
+        )
+    if users is not None and users < 2:
+        raise ValueError(
+            f"users is {users}; a sample has at least 2, or leave the flag out for all"
+        )
