@@ -84,7 +84,7 @@ class Pulses:
                 f"rank {rank} ({pulse.where}) has not answered for {now - pulse.heard_at:.0f} s"
                 for rank, pulse in sorted(silent.items())
             )
-            return f"{names}: {limit}, after step {last_step}"
+            return f"{names}: {limit}, last heard of at step {last_step}"
         if len(behind) < len(self._ranks):
             names = ", ".join(f"rank {rank} ({p.where})" for rank, p in sorted(behind.items()))
             return f"{names} hangs after step {last_step}: {limit}"

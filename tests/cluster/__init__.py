@@ -1,0 +1,1 @@
+"""Tests of launching, the command line and what they are made of."""

@@ -1,0 +1,90 @@
+"""The command line: quick help, near names, one `error:` line, exit statuses."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import cli
+from cluster.usage import guarded, suggest
+
+
+def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.cli", *arguments], capture_output=True, text=True
+    )
+
+
+def test_help_lists_every_command_without_importing_torch() -> None:
+    started = time.monotonic()
+    code = (
+        "import sys; from cluster.cli import main; main(['--help']);"
+        "sys.exit(bool({'torch', 'ray', 'duckdb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert time.monotonic() - started < 5.0  # about 0.1 s; a busy machine is slower
+    for name, command in cli.COMMANDS.items():
+        assert f"{name} " in done.stdout
+        assert command.summary in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "error: unknown command 'trian': did you mean 'train'?"),
+        (["xyzzy"], "error: unknown command 'xyzzy': there are doctor,"),
+        (["doctor", "now"], "error: tandem doctor takes no arguments, not now"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+
+
+def test_no_command_prints_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: tandem COMMAND" in capsys.readouterr().out
+
+
+def test_train_names_near_presets_and_flags(tmp_path: Path) -> None:
+    unknown = tandem("train", "gowala", "--data", "d", "--out", "o")
+    assert unknown.returncode == 2
+    assert unknown.stderr == "error: unknown preset 'gowala': did you mean 'gowalla'?\n"
+    flag = tandem("train", "demo", "--data", "d", "--out", "o", "--training.epoch", "3")
+    assert flag.returncode == 2
+    assert "--training.epochs" in flag.stderr
+    missing = tandem("train", "demo", "--data", str(tmp_path / "none"), "--out", "o")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: ")
+    assert missing.stderr.count("\n") == 1
+    assert str(tmp_path / "none") in missing.stderr
+
+
+def test_failures_are_one_line_and_a_traceback_only_when_verbose(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> int:
+        raise ValueError("--k 0: must be at least 1")
+
+    assert guarded(fail, verbose=False) == 1
+    assert capsys.readouterr().err == "error: --k 0: must be at least 1\n"
+    assert guarded(fail, verbose=True) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupts_end_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop() -> int:
+        raise KeyboardInterrupt
+
+    assert guarded(stop, verbose=False) == 130
+
+
+def test_suggestions_list_what_there_is_where_nothing_is_near() -> None:
+    assert suggest("part", "zzz", ["loss", "step"]) == "unknown part 'zzz': there are loss, step"

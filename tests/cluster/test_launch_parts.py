@@ -1,0 +1,207 @@
+"""What launching is made of, without starting Ray: workers, causes, pulses, discovery, relay."""
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+import ray.exceptions
+from ray.train import ControllerError, WorkerGroupError
+
+from cluster.failures import RunFailedError, first_cause
+from cluster.heartbeat import SILENT_SECONDS, Pulses
+from cluster.relay import RelayProgress
+from cluster.service_discovery import ServiceDiscovery
+from cluster.session import Resources, join_message
+from cluster.usage import UsageError
+from cluster.workers import Workers
+
+GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:41312")
+
+
+class Died(ray.exceptions.RayActorError):
+    """A dead worker, in Ray's own words."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class TestWorkers:
+    def test_a_number_or_a_range(self) -> None:
+        assert Workers.parse("4").for_ray() == 4
+        assert Workers.parse("2..8").for_ray() == (2, 8)
+        assert str(Workers.parse("2..8")) == "2..8"
+
+    @pytest.mark.parametrize("text", ["0", "-1", "8..2", "two", "2..", "2-8", ""])
+    def test_anything_else_is_wrong_usage(self, text: str) -> None:
+        with pytest.raises(UsageError, match=r"--workers"):
+            Workers.parse(text)
+
+    def test_more_than_the_cluster_has_is_refused_not_waited_for(self) -> None:
+        Workers.parse("2..8").check_fits(Resources(cpus=4, gpus=0))
+        with pytest.raises(ValueError, match=r"--workers 8: the cluster has 4 CPUs"):
+            Workers.parse("8").check_fits(Resources(cpus=4, gpus=0))
+        with pytest.raises(ValueError, match="2 GPUs"):
+            Workers.parse("4").check_fits(Resources(cpus=64, gpus=2))
+
+    def test_defaults_are_gpus_or_half_the_cpus(self) -> None:
+        assert Resources(cpus=64, gpus=8).default_workers == 8
+        assert Resources(cpus=8, gpus=0).default_workers == 4
+        assert Resources(cpus=1, gpus=0).default_workers == 1
+
+
+class TestFirstCause:
+    def test_the_users_mistake_comes_back_as_it_is(self) -> None:
+        error = WorkerGroupError("", {0: GLOO, 1: ValueError("--k 0: must be at least 1")})
+        cause = first_cause(error)
+        assert type(cause) is ValueError
+        assert str(cause) == "--k 0: must be at least 1"
+
+    def test_a_rank_that_throws_is_named_not_those_it_cut_off(self) -> None:
+        cause = first_cause(WorkerGroupError("", {0: GLOO, 1: OSError("disk is gone"), 2: GLOO}))
+        assert isinstance(cause, RunFailedError)
+        assert str(cause) == "rank 1: OSError: disk is gone"
+        assert cause.retry
+
+    def test_a_dead_process_counts_before_broken_connections(self) -> None:
+        died = Died(
+            "Worker exit detail: Worker exits with a connection error code 2. End of file. "
+            "Some common causes include: (1) OOM killer ... a hundred words more"
+        )
+        cause = first_cause(WorkerGroupError("", {0: GLOO, 1: died}))
+        assert isinstance(cause, RunFailedError)
+        assert str(cause).startswith("rank 1: worker process died: Worker exits with a conn")
+        assert "hundred words" not in str(cause)
+        assert cause.retry
+
+    def test_the_same_failure_everywhere_is_told_once(self) -> None:
+        same = {rank: RuntimeError("CUDA error: out of memory") for rank in range(8)}
+        cause = first_cause(WorkerGroupError("", same))
+        assert str(cause) == "RuntimeError: CUDA error: out of memory"
+
+    def test_our_own_bugs_are_not_tried_again(self) -> None:
+        cause = first_cause(WorkerGroupError("", {0: KeyError("loss")}))
+        assert isinstance(cause, RunFailedError)
+        assert not cause.retry
+
+    def test_a_worker_that_died_while_starting(self) -> None:
+        cause = first_cause(ControllerError(Died("it died")))
+        assert isinstance(cause, RunFailedError)
+        assert cause.retry
+        assert str(cause).startswith("worker process died")
+
+
+class TestPulses:
+    def setup_method(self) -> None:
+        self.now = 0.0
+        self.pulses = Pulses(step_timeout_seconds=30.0, clock=lambda: self.now)
+        self.pulses.begin(0)
+
+    def beat(self, rank: int, step: int, attempt: int = 0) -> str | None:
+        return self.pulses.beat(attempt, rank, step, f"pid {100 + rank} on node-a")
+
+    def test_a_group_that_steps_is_left_alone(self) -> None:
+        for second in range(0, 200, 2):
+            self.now = float(second)
+            assert self.beat(0, second // 10) is None
+            assert self.beat(1, second // 10) is None
+
+    def test_a_silent_rank_is_named(self) -> None:
+        self.beat(0, 7), self.beat(1, 7)
+        for second in range(2, 31, 2):
+            self.now = float(second)
+            assert self.beat(0, 7) is None
+        self.now = 32.0
+        verdict = self.beat(0, 7)
+        assert verdict == (
+            "rank 1 (pid 101 on node-a) has not answered for 32 s: "
+            "no step within --step-timeout 30 s, last heard of at step 7"
+        )
+        assert SILENT_SECONDS < 32
+
+    def test_a_rank_that_is_behind_is_named(self) -> None:
+        for second in range(0, 34, 2):
+            self.now = float(second)
+            self.beat(0, 8)
+            verdict = self.beat(1, 7)
+        assert verdict is not None
+        assert verdict.startswith("rank 1 (pid 101 on node-a) hangs after step 7")
+
+    def test_other_progress_counts_and_a_new_attempt_starts_afresh(self) -> None:
+        self.beat(0, 7)
+        self.now = 29.0
+        self.pulses.advance()
+        self.now = 50.0
+        assert self.beat(0, 7) is None
+        self.now = 90.0
+        assert self.beat(0, 7) is not None
+        self.pulses.begin(1)
+        assert self.pulses.verdict is None
+        assert self.beat(0, 7, attempt=0) is None  # a straggler of the first attempt
+        assert self.beat(0, 0, attempt=1) is None
+
+
+class TestServiceDiscovery:
+    def read(self, url: str) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            assert answer.headers["Content-Type"] == "application/json"
+            return json.load(answer)
+
+    def test_the_url_stays_while_ranks_come_and_go(self) -> None:
+        with ServiceDiscovery("run-1", port=0) as discovery:
+            url = discovery.url
+            assert self.read(url) == []
+            discovery.set_target(1, "127.0.0.1:4001")
+            discovery.set_target(0, "127.0.0.1:4000")
+            assert self.read(url) == [
+                {"targets": ["127.0.0.1:4000"], "labels": {"run": "run-1", "rank": "0"}},
+                {"targets": ["127.0.0.1:4001"], "labels": {"run": "run-1", "rank": "1"}},
+            ]
+            discovery.keep_ranks_below(1)
+            discovery.set_target(0, "127.0.0.1:5000")
+            assert [group["targets"] for group in self.read(url)] == [["127.0.0.1:5000"]]
+            with pytest.raises(urllib.error.HTTPError):
+                urllib.request.urlopen(url.replace("targets", "else"), timeout=5)
+
+    def test_a_taken_port_gives_the_next(self) -> None:
+        with (
+            ServiceDiscovery("a", port=19480) as first,
+            ServiceDiscovery("b", port=19480) as second,
+        ):
+            assert first.url != second.url
+            assert self.read(second.url) == []
+
+
+class FakeRelay:
+    """Stands for the actor's handle: records what would be sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Any, ...]] = []
+        self.put = self
+
+    def remote(self, *args: Any, **kwargs: Any) -> None:
+        self.sent.append((*args, kwargs))
+
+
+def test_relayed_updates_are_thinned_but_the_last_one_arrives() -> None:
+    relay = FakeRelay()
+    progress = RelayProgress(relay)
+    for step in range(1, 1001):
+        progress.update("training", step, 1000, loss=1.0)
+    progress.message("done")
+    assert len(relay.sent) < 20
+    assert relay.sent[0] == ("update", "training", 1, 1000, {"loss": 1.0})
+    assert relay.sent[-2] == ("update", "training", 1000, 1000, {"loss": 1.0})
+    assert relay.sent[-1] == ("message", "done", {})
+
+
+def test_joining_says_what_to_set() -> None:
+    token = join_message("auto", ray.exceptions.AuthenticationError("token is missing"))
+    assert "RAY_AUTH_TOKEN" in token
+    assert "ray get-auth-token" in token
+    absent = join_message("auto", ConnectionError("Could not find any running Ray instance"))
+    assert "ray start --head" in absent
