@@ -33,6 +33,25 @@ def prepare(arguments: Arguments, verbose: bool) -> int:
     return 0
 
 
+def synth(arguments: Arguments, verbose: bool) -> int:
+    from cluster.usage import parse
+    from trainer.data.synth import SynthArguments, synth
+
+    synth(parse(SynthArguments, "tandem synth", arguments))
+    return 0
+
+
+def plan(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.usage import expect_preset
+    from trainer.plan import main
+    from trainer.presets import PRESETS
+
+    expect_preset("tandem plan", arguments, list(PRESETS))
+    main(arguments, "tandem plan")
+    return 0
+
+
 def train(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.train import main
@@ -40,11 +59,30 @@ def train(arguments: Arguments, verbose: bool) -> int:
     return main(arguments, verbose)
 
 
-def plan(arguments: Arguments, verbose: bool) -> int:
+def evaluate(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
-    from trainer.plan import main
+    from cluster.usage import parse
+    from trainer.retrieval.evaluate_run import EvaluateArguments, evaluate
 
-    main(arguments, "tandem plan")
+    evaluate(parse(EvaluateArguments, "tandem evaluate", arguments))
+    return 0
+
+
+def recommend(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.usage import parse
+    from trainer.retrieval.recommend import RecommendArguments, recommend
+
+    recommend(parse(RecommendArguments, "tandem recommend", arguments))
+    return 0
+
+
+def similar(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.usage import parse
+    from trainer.retrieval.recommend import SimilarArguments, similar
+
+    similar(parse(SimilarArguments, "tandem similar", arguments))
     return 0
 
 
@@ -67,8 +105,12 @@ def _ready_for_torch(verbose: bool) -> None:
 COMMANDS = {
     "doctor": Command("Versions and devices, and what is wrong with them", doctor),
     "prepare": Command("Make a dataset of your interactions", prepare),
+    "synth": Command("Generate a dataset whose best possible recall is known", synth),
+    "plan": Command("Say whether a preset fits the GPUs, and what to change if not", plan),
     "train": Command("Train a preset on a dataset, on Ray", train),
-    "plan": Command("Would it fit on a cluster that is not there?", plan),
+    "evaluate": Command("Measure a run over the whole catalog, beside popularity", evaluate),
+    "recommend": Command("Items for a user", recommend),
+    "similar": Command("Items like an item", similar),
     "bench": Command("Measure a part: the loss", bench),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.launch import LaunchOptions, launch
 from cluster.session import existing_address
-from cluster.usage import UsageError, suggest
+from cluster.usage import expect_preset
 from cluster.workers import Workers
 from trainer.arguments import TrainArguments, parse_preset
 from trainer.presets import PRESETS
@@ -59,12 +59,8 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, TrainOnRay]:
-    """Preset and flags. An unknown preset or none is wrong usage."""
-    named = [a for a in arguments[:1] if not a.startswith("-")]
-    if named and named[0] not in PRESETS:
-        raise UsageError(suggest("preset", named[0], list(PRESETS)))
-    if not named and not {"--help", "-h"} & set(arguments):
-        raise UsageError(f"which preset? tandem train PRESET ..., one of {', '.join(PRESETS)}")
+    """Preset and flags."""
+    expect_preset("tandem train", arguments, list(PRESETS))
     preset, parsed = parse_preset(arguments, "tandem train", TrainOnRay)
     assert isinstance(parsed, TrainOnRay)
     return preset, parsed

@@ -59,3 +59,12 @@ def expect_no_arguments(command: str, arguments: Sequence[str]) -> None:
         raise SystemExit(0)
     if arguments:
         raise UsageError(f"tandem {command} takes no arguments, not {' '.join(arguments)}")
+
+
+def expect_preset(program: str, arguments: Sequence[str], presets: Sequence[str]) -> None:
+    """Refuse an unknown preset, or none, as wrong usage."""
+    named = [argument for argument in arguments[:1] if not argument.startswith("-")]
+    if named and named[0] not in presets:
+        raise UsageError(suggest("preset", named[0], presets))
+    if not named and not {"--help", "-h"} & set(arguments):
+        raise UsageError(f"which preset? {program} PRESET ..., one of {', '.join(presets)}")

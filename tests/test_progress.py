@@ -59,6 +59,7 @@ def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_values_are_formatted_by_name() -> None:
     assert format_value("loss", 4.31849) == "loss 4.318"
+    assert format_value("rows", 146464) == "rows 146,464"
     assert format_value("examples_per_second", 21407.2) == "21,407 examples/s"
     assert format_seconds(3 * 3600 + 62) == "3:01:02"
 

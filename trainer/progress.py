@@ -153,10 +153,10 @@ class TerminalProgress:
 
 
 def format_value(name: str, value: float) -> str:
-    """`loss 4.318`, `21,407 examples/s`."""
+    """`loss 4.318`, `rows 146,464`, `21,407 examples/s`."""
     if name.endswith("_per_second"):
         return f"{value:,.0f} {name.removesuffix('_per_second')}/s"
-    return f"{name} {value:.4g}"
+    return f"{name} {value:,.0f}" if abs(value) >= 10_000 else f"{name} {value:.4g}"
 
 
 def format_seconds(seconds: float) -> str:
