@@ -6,7 +6,7 @@ fails on the optimizer's shape, data-parallel loses its state), so they alone ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -145,13 +145,24 @@ def shard(
 
 
 @torch.no_grad()
-def initialise(sharded: DistributedModelParallel, tables: Sequence[Table], seed: int) -> None:
-    """Fill this rank's shards with each table's seeded noise. No collective."""
+def initialise(
+    sharded: DistributedModelParallel,
+    tables: Sequence[Table],
+    seed: int,
+    from_row: Mapping[str, int] | None = None,
+) -> None:
+    """Fill this rank's shards with each table's seeded noise. No collective.
+
+    Args:
+        from_row: first row to fill, by table: a table that has grown keeps the rows before it.
+    """
     weights = {name.split(".")[-2]: w for name, w in sharded_weights(sharded).items()}
     for index, table in enumerate(tables):
+        begin = 0 if from_row is None else from_row[table.name]
         for piece in weights[table.name].local_shards():
             first_row = int(piece.metadata.shard_offsets[0])
-            fill_rows(piece.tensor, first_row, table.init_std, seed, index)
+            skipped = min(max(begin - first_row, 0), piece.tensor.shape[0])
+            fill_rows(piece.tensor[skipped:], first_row + skipped, table, index, seed)
 
 
 def sharded_weights(sharded: nn.Module) -> dict[str, ShardedTensor]:

@@ -29,6 +29,13 @@ class Table:
     init_std: float = 0.1
     """Rows start as normal noise of this standard deviation (see `initialise`)."""
     precision: TablePrecision = "fp32"
+    has_unknown_row: bool = False
+    """The last row stands for ids the table does not know; it starts as zeros."""
+
+    @property
+    def known_rows(self) -> int:
+        """Rows with an id of their own."""
+        return self.num_rows - self.has_unknown_row
 
     def __post_init__(self) -> None:
         if self.num_rows < 1 or self.dim < 1:
@@ -70,15 +77,20 @@ def build_embedding_bags(tables: Sequence[Table]) -> EmbeddingBagCollection:
 ROWS_PER_BLOCK = 8192
 
 
-def fill_rows(shard_ND: Tensor, first_row: int, std: float, seed: int, table_index: int) -> None:
-    """Fill `shard_ND`, rows `first_row ...` of a table, with seeded normal noise, in place."""
+def fill_rows(shard_ND: Tensor, first_row: int, table: Table, table_index: int, seed: int) -> None:
+    """Fill `shard_ND`, rows `first_row ...` of a table, with seeded normal noise, in place.
+
+    The row for unknown ids becomes zeros: what is not known adds nothing.
+    """
     generator = torch.Generator()
     last_row = first_row + shard_ND.shape[0]
     for block in range(first_row // ROWS_PER_BLOCK, -(-last_row // ROWS_PER_BLOCK)):
-        # Distinct 64-bit seeds: mixing by odd constants keeps (seed, table, block) apart.
+        # Mixing by odd constants keeps the seeds of (seed, table, block) apart.
         mixed = (seed * 0x9E3779B97F4A7C15 + table_index * 0xC2B2AE3D27D4EB4F + block) % (1 << 63)
         generator.manual_seed(mixed)
         begin = block * ROWS_PER_BLOCK
-        noise = torch.randn(ROWS_PER_BLOCK, shard_ND.shape[1], generator=generator)
+        noise = torch.randn(ROWS_PER_BLOCK, table.dim, generator=generator) * table.init_std
         low, high = max(begin, first_row), min(begin + ROWS_PER_BLOCK, last_row)
-        shard_ND[low - first_row : high - first_row].copy_(noise[low - begin : high - begin] * std)
+        shard_ND[low - first_row : high - first_row].copy_(noise[low - begin : high - begin])
+    if table.has_unknown_row and last_row == table.num_rows and shard_ND.shape[0]:
+        shard_ND[-1] = 0

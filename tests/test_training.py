@@ -1,4 +1,4 @@
-"""Training end to end on real processes: world sizes agree, resuming goes on with the same curve."""
+"""Training end to end on real processes: world sizes agree, a resumed run has the same curve."""
 
 import json
 import os
@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.multiprocessing as mp
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.datasets import make_dataset
 from trainer.config import Config
+from trainer.data.schema import Dataset
 from trainer.presets import find_preset
 from trainer.progress import SilentProgress
+from trainer.ranks import process_group
+from trainer.restore import load_run
 from trainer.run import RunSpec
 from trainer.train import run_worker
 
@@ -110,3 +115,53 @@ def test_a_batch_that_does_not_divide_is_refused(data: str, tmp_path: Path) -> N
     config = small_config(training={"global_batch_size": 127})
     with pytest.raises(Exception, match="127 does not divide by 2 workers; use 126"):
         train(RunSpec("ml-100k", config, data, str(tmp_path / "run")), 2)
+
+
+def test_resuming_on_extended_data_grows_the_tables(data: str, tmp_path: Path) -> None:
+    """Rows of known ids stay as trained; new ones and the row for unknown ids start afresh."""
+    out = tmp_path / "run"
+    config = small_config(model={"user_attributes": False, "item_attributes": False})
+    train(RunSpec("ml-100k", config, data, str(out)), 2)
+    extended = make_dataset(tmp_path / "extended", users=90, items=75, rows=1500)
+    parent = Dataset.load(data).digest
+    extended = replace(extended, parent_digest=parent)
+    (tmp_path / "extended" / "dataset.json").write_text(extended.to_json())
+    before = item_rows(out, data)
+    spec = RunSpec("ml-100k", config, extended.path, str(out), resume=True)
+    slow = replace(config.optimizer, table_learning_rate=1e-12, tower_learning_rate=1e-12)
+    train(replace(spec, config=replace(config, optimizer=slow)), 2)
+    after = item_rows(out, extended.path)
+    assert before.shape[0] == 61 and after.shape[0] == 76
+    torch.testing.assert_close(after[:60], before[:60], rtol=0, atol=1e-6)
+    assert before[60].abs().max() == 0 and after[75].abs().max() == 0
+    assert after[60:75].std() == pytest.approx(config.model.init_std, rel=0.3)
+
+
+def item_rows(run: Path, data: str) -> torch.Tensor:
+    """The whole item table of a run's newest checkpoint, read by one rank."""
+    with process_group() as ranks:
+        model = load_run(run, ranks, data).model
+        weight = model.embeddings.state_dict()["embedding_bags.item.weight"]
+        rows = weight.local_shards()[0].tensor.clone()
+        del model, weight
+    return rows
+
+
+def test_unknown_ids_go_to_their_row_and_are_counted(data: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(RunSpec("ml-100k", small_config(), data, str(out)), 1)
+    with process_group() as ranks:
+        model = load_run(out, ranks).model
+        features = KeyedJaggedTensor(
+            keys=["user", "history"],
+            values=torch.tensor([3, 80, 81, 5, 60, 99]),
+            lengths=torch.tensor([1, 1, 1, 1, 1, 1]),
+        )
+        query_BO = model.encode_queries(features)
+        assert torch.equal(query_BO[1], query_BO[2])  # two unknown users with unknown histories
+        assert not torch.equal(query_BO[0], query_BO[1])
+        assert {key: int(count) for key, count in model.unknown_ids.items()} == {
+            "user": 2,
+            "history": 2,
+        }
+        del model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,12 +21,16 @@ from trainer.ranks import Ranks
 from trainer.task import FrequencyCorrection, RetrievalTask
 
 
-def build_model(config: Config, dataset: Dataset, ranks: Ranks) -> DistributedModelParallel:
+def build_model(
+    config: Config, dataset: Dataset, ranks: Ranks, known_rows: Mapping[str, int] | None = None
+) -> DistributedModelParallel:
     """The sharded model, tables at their seeded first values. Collective.
 
-    The `TwoTower` inside is `result.module`.
+    The `TwoTower` inside is `result.module`. Tables have the dataset's sizes, or `known_rows`.
     """
     inputs = build_inputs(config.model, dataset)
+    if known_rows is not None:
+        inputs = inputs.sized(known_rows)
     torch.manual_seed(config.training.seed)
     model = TwoTower(config.model, inputs, build_task(config, dataset))
     fuse_table_optimizer(

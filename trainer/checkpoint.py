@@ -12,6 +12,7 @@ Nothing is unpickled but an allow-list of torch's own metadata classes.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -28,7 +29,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from trainer.agreement import gather_objects
 from trainer.ranks import Ranks
@@ -172,8 +174,13 @@ def newest_sound(folder: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]] | No
 
 
 def load(path: Path, state: dict[str, Any]) -> None:
-    """Fill `state`'s tensors in place from a checkpoint of any world size. Collective."""
-    dcp.load(state, storage_reader=SafeReader(str(path)))
+    """Fill `state`'s tensors in place from a checkpoint of any world size. Collective.
+
+    A tensor with more rows than were saved (a table that has grown) keeps its own values there.
+    """
+    flat, _ = flatten_state_dict(state)
+    sizes = {name: value.size() for name, value in flat.items() if hasattr(value, "size")}
+    dcp.load(state, storage_reader=SafeReader(str(path), sizes))
 
 
 def file_digest(path: Path) -> str:
@@ -197,13 +204,27 @@ def _sound(path: Path, digest: str) -> bool:
 
 
 class SafeReader(dcp.FileSystemReader):
-    """DCP's reader, with its pickled metadata read through an allow-list."""
+    """DCP's reader, with its pickled metadata read through an allow-list.
+
+    Args:
+        sizes: of the tensors to fill; those with more rows than saved are read as far as saved.
+    """
+
+    def __init__(self, path: str, sizes: dict[str, torch.Size]) -> None:
+        super().__init__(path)
+        self._sizes = sizes
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         text = Path(self.path, ".metadata").read_bytes()
         metadata = _AllowListUnpickler(io.BytesIO(text)).load()
         if not isinstance(metadata, Metadata):
             raise ValueError(f"{self.path}/.metadata is not a checkpoint's metadata")
+        for name, saved in metadata.state_dict_metadata.items():
+            size = self._sizes.get(name)
+            if size is None or not isinstance(saved, TensorStorageMetadata) or not size:
+                continue
+            if size[0] > saved.size[0] and size[1:] == saved.size[1:]:
+                metadata.state_dict_metadata[name] = dataclasses.replace(saved, size=size)
         return metadata
 
 

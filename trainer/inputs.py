@@ -5,7 +5,8 @@ Feature keys: "user", "history", "item", and "user.NAME" / "item.NAME" for attri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from embeddings.tables import Table
 from trainer.config import ModelConfig
@@ -21,6 +22,25 @@ class Inputs:
     mean_keys: frozenset[str]
     """Keys with several values a row, whose summed embeddings are divided by their number."""
     tables: tuple[Table, ...]
+
+    def known_rows(self, key: str) -> int:
+        """Ids 0 ... known_rows - 1 of a feature have a row of their own."""
+        return next(table.known_rows for table in self.tables if key in table.features)
+
+    def unknown_row(self, key: str) -> int:
+        """The row that every other id of a feature is sent to.
+
+        Users and items: the table's last, declared for it. Attributes: row 0, "missing".
+        """
+        return self.known_rows(key) if "." not in key else 0
+
+    def sized(self, known_rows: Mapping[str, int]) -> Inputs:
+        """The same inputs with tables of other sizes: those of a checkpoint."""
+        tables = tuple(
+            replace(table, num_rows=known_rows[table.name] + table.has_unknown_row)
+            for table in self.tables
+        )
+        return replace(self, tables=tables)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -60,8 +80,11 @@ def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
     multi = [f"user.{a.name}" for a in user_attributes if a.kind == "multi"]
     multi += [f"item.{a.name}" for a in item_attributes if a.kind == "multi"]
 
-    def table(name: str, num_rows: int, *features: str) -> Table:
-        return Table(name, num_rows, model.dim, features, model.init_std, model.table_precision)
+    def table(name: str, known_rows: int, *features: str, unknown_row: bool = True) -> Table:
+        rows = known_rows + unknown_row
+        return Table(
+            name, rows, model.dim, features, model.init_std, model.table_precision, unknown_row
+        )
 
     share = bool(history) and model.shared_item_table
     tables = [table("item", dataset.num_items, "item", *(history if share else ()))]
@@ -72,5 +95,6 @@ def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
     for side, attributes in (("user", user_attributes), ("item", item_attributes)):
         for attribute in attributes:
             key = f"{side}.{attribute.name}"
-            tables.append(table(key.replace(".", "_"), attribute.num_values, key))
+            name, values = key.replace(".", "_"), attribute.num_values
+            tables.append(table(name, values, key, unknown_row=False))  # row 0 is theirs
     return Inputs(query_keys, candidate_keys, frozenset([*history, *multi]), tuple(tables))

@@ -31,7 +31,8 @@ def load_run(path: str | Path, ranks: Ranks, data: str | None = None) -> Trained
     """Load RUN's newest sound checkpoint onto these ranks. Collective.
 
     Args:
-        data: the dataset's folder now, where it is not where it was in training.
+        data: the dataset's folder now, where it is not where it was in training; or an
+            extended one, whose new users and items are unknown to the model.
 
     Raises:
         ValueError: where there is no run, no finished checkpoint, or the data has changed.
@@ -46,7 +47,7 @@ def load_run(path: str | Path, ranks: Ranks, data: str | None = None) -> Trained
             "(`tandem train ... --resume`)"
         )
     checkpoint, checkpoint_facts = found
-    sharded = build_model(config, dataset, ranks)  # collective
+    sharded = build_model(config, dataset, ranks, checkpoint_facts["known_rows"])  # collective
     state = {"model": sharded.state_dict()}
     load(checkpoint, state)  # collective
     sharded.load_state_dict(state["model"])
@@ -57,10 +58,10 @@ def load_run(path: str | Path, ranks: Ranks, data: str | None = None) -> Trained
 def _open(folder: RunFolder, data: str | None) -> tuple[dict, Dataset]:
     facts = folder.read_config()
     dataset = Dataset.load(data or facts["data"])
-    if dataset.digest != facts["dataset_digest"]:
+    if facts["dataset_digest"] not in (dataset.digest, dataset.parent_digest):
         raise ValueError(
             f"the data in {dataset.path} is not what {folder.path} was trained on (digest "
             f"{dataset.digest[:12]}, then {facts['dataset_digest'][:12]}); pass that dataset "
-            "by --data"
+            "by --data, or one made from it by `tandem prepare --extend`"
         )
     return facts, dataset

@@ -85,11 +85,11 @@ class RunFolder:
         return True
 
     def _check_unchanged(self, before: dict[str, Any], spec: RunSpec, dataset: Dataset) -> None:
-        if before["dataset_digest"] != dataset.digest:
+        if before["dataset_digest"] not in (dataset.digest, dataset.parent_digest):
             raise ValueError(
                 f"the data in {spec.data} changed since {self.path} was trained (digest "
-                f"{before['dataset_digest'][:12]}, now {dataset.digest[:12]}); "
-                "resume with the data of then, or start a new run"
+                f"{before['dataset_digest'][:12]}, now {dataset.digest[:12]}); resume with the "
+                "data of then, extend it by `tandem prepare --extend`, or start a new run"
             )
         for section in ("model", "loss", "negatives"):
             then, now = before["config"][section], spec.config.to_json()[section]

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from embeddings.sharding import initialise
 from trainer.agreement import check_agreement, together
 from trainer.arguments import TrainArguments, parse_preset
 from trainer.build import build_loader, build_model
@@ -196,6 +197,7 @@ class Run:
             "position": place.position,
             "rng": {"seed": self.config.training.seed, "rule": "seed_step(seed, step, rank)"},
             "dataset_digest": self.dataset.digest,
+            "known_rows": {table.name: table.known_rows for table in self.inputs.tables},
             "config": self.config.to_json(),
         }
         self.checkpoints.save(place.step, self._state(), facts)
@@ -212,10 +214,16 @@ class Run:
         load(path, state)  # collective
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        position = facts["position"]
+        if facts["dataset_digest"] != self.dataset.digest:  # extended since: other rows, new epochs
+            initialise(
+                self.model, self.inputs.tables, self.config.training.seed, facts["known_rows"]
+            )
+            position = None
         if self.ranks.is_first:
             self.folder.keep_metrics_until(facts["step"])
         self.progress.message(f"going on from {path.name}")
-        return Place(step=facts["step"], position=facts["position"])
+        return Place(step=facts["step"], position=position)
 
     def _finish(
         self, place: Place, recorder: Recorder, loader: Loader, seconds: float
