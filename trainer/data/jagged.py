@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+BAGS_AT_ONCE = 4096
+
 
 class Jagged(NamedTuple):
     """n bags: bag i holds values[offsets[i] : offsets[i + 1]]."""
@@ -23,20 +25,27 @@ class Jagged(NamedTuple):
         return self.values[offsets[0] : offsets[-1]], np.diff(offsets)
 
 
-def take_bags(bags: Jagged, rows: np.ndarray, limit: int | None = None) -> Jagged:
-    """The bags `rows` in that order, each cut to its last `limit` values.
+def take_bags(bags: Jagged, rows: np.ndarray) -> Jagged:
+    """The bags `rows` in that order. Cost follows the rows taken, not the bags there are."""
+    return take_ranges(bags.values, bags.offsets[rows], bags.offsets[rows + 1])
 
-    Cost follows the rows taken, not the bags there are.
+
+def take_ranges(values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Jagged:
+    """Bag i is values[start[i] : stop[i]]; ranges may overlap and come in any order.
+
+    Goes by blocks of bags, so that the index stays in the cache: half the time of one pass.
     """
-    stop = bags.offsets[rows + 1]
-    lengths = stop - bags.offsets[rows]
-    if limit is not None:
-        np.minimum(lengths, limit, out=lengths)
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    index = np.repeat(stop - offsets[1:], lengths)
-    index += np.arange(len(index))
-    return Jagged(bags.values.take(index), offsets)
+    offsets = np.zeros(len(start) + 1, dtype=np.int64)
+    np.cumsum(stop - start, out=offsets[1:])
+    taken = np.empty(offsets[-1], dtype=values.dtype)
+    for first in range(0, len(start), BAGS_AT_ONCE):
+        block = slice(first, first + BAGS_AT_ONCE)
+        begin, end = offsets[first], offsets[min(first + BAGS_AT_ONCE, len(start))]
+        shift = stop[block] - offsets[1:][block]
+        index = np.repeat(shift, stop[block] - start[block])
+        index += np.arange(begin, end)
+        np.take(values, index, out=taken[begin:end], mode="clip")
+    return Jagged(taken, offsets)
 
 
 def concatenate(parts: list[Jagged]) -> Jagged:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import fbgemm_gpu  # noqa: F401  registers torch.ops.fbgemm
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
-from trainer.data.jagged import Jagged, concatenate, from_arrow, take_bags
+from trainer.data.jagged import Jagged, concatenate, from_arrow
 from trainer.data.order import EpochOrder
 from trainer.data.storage import open_parquet
 
@@ -80,7 +82,7 @@ class RowGroups:
         if self.positives_only:
             permutation = np.flatnonzero(feedback > 0)[permutation]
         lists = {
-            name: take_bags(
+            name: permute_bags(
                 concatenate([part[1][name] for part in parts]), permutation, history_length
             )
             for name in self.columns[3:]
@@ -146,6 +148,31 @@ class RowGroups:
     def _where(self, group: int) -> str:
         file, number = self._groups[group]
         return f"{self.paths[file]} row group {number}"
+
+
+def permute_bags(bags: Jagged, rows: np.ndarray, limit: int | None) -> Jagged:
+    """The bags `rows` in that order, each cut to its last `limit` values.
+
+    FBGEMM copies bag by bag, four times faster than an index of all values. A cut bag is two
+    bags, of which the second is taken.
+    """
+    lengths = np.diff(bags.offsets)
+    if limit is not None:
+        kept = np.minimum(lengths, limit)
+        lengths = np.stack([lengths - kept, kept], axis=1).reshape(-1)
+        rows = 2 * rows + 1
+    values = bags.values[bags.offsets[0] : bags.offsets[-1]]
+    taken = lengths[rows]
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(taken, out=offsets[1:])
+    _, permuted, _ = torch.ops.fbgemm.permute_1D_sparse_data(
+        torch.from_numpy(rows.astype(np.int32)),
+        torch.from_numpy(lengths),
+        torch.from_numpy(values),
+        None,
+        int(offsets[-1]),
+    )
+    return Jagged(permuted.numpy(), offsets)
 
 
 def _footer(path: str) -> pq.FileMetaData:

@@ -1,0 +1,228 @@
+"""Planted data: the format, the promised numbers, and the same rows as `prepare` makes of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.loader.conftest import epoch_of
+from trainer.data.planted import TASTE_WEIGHTS, PlantedModel
+from trainer.data.planted_rows import make_part
+from trainer.data.planted_tables import titles
+from trainer.data.planted_truth import CUTOFFS, best_possible
+from trainer.data.prepare import PrepareArguments, prepare
+from trainer.data.schema import Dataset
+from trainer.data.synth import SynthArguments, synth
+
+SIZES = {"users": 400, "items": 300, "interactions": 8000, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    out = tmp_path_factory.mktemp("synth") / "data"
+    synth(SynthArguments(out=str(out), held_out=2, **SIZES))
+    return Dataset.load(out, verify="digest")
+
+
+def log_of(dataset: Dataset) -> dict[int, list[dict]]:
+    """All interactions of each user in time order, with their split."""
+    log: dict[int, list[dict]] = {}
+    for split in dataset.splits:
+        for path in dataset.split_files(split):
+            for row in pq.read_table(path).to_pylist():
+                log.setdefault(row["user"], []).append({**row, "split": split})
+    for rows in log.values():
+        rows.sort(key=lambda row: row["timestamp"])
+    return log
+
+
+def test_histories_splits_and_counts(planted: Dataset) -> None:
+    count = np.zeros(planted.num_items, dtype=int)
+    rank = {"train": 0, "validation": 1, "test": 2}
+    for rows in log_of(planted).values():
+        items = [row["item"] for row in rows]
+        assert len(set(items)) == len(items)
+        times = [row["timestamp"] for row in rows]
+        assert len(set(times)) == len(times)
+        splits = [rank[row["split"]] for row in rows]
+        assert splits == sorted(splits)
+        assert splits[-4:] == [1, 1, 2, 2]
+        for place, row in enumerate(rows):
+            seen = [
+                each
+                for each in rows[:place]
+                if each["split"] == "train"
+                or (row["split"] == "test" and each["split"] == "validation")
+            ]
+            for name, feedback in (("history", 1), ("disliked", -1)):
+                expected = [each["item"] for each in seen if each["feedback"] == feedback]
+                assert row[name] == expected[-planted.history_length :]
+            if row["split"] == "train" and row["feedback"] == 1:
+                count[row["item"]] += 1
+    items = pq.read_table(planted.file("items.parquet"))
+    assert items["count"].to_pylist() == count.tolist()
+    assert sum(split.rows for split in planted.splits.values()) == pytest.approx(8000, rel=0.06)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_queries(planted: Dataset, split: str) -> None:
+    log = log_of(planted)
+    queries = pq.read_table(planted.queries_file(split)).to_pylist()
+    before = ("train",) if split == "validation" else ("train", "validation")
+    users = [
+        u
+        for u in sorted(log)
+        if any(row["split"] == split and row["feedback"] == 1 for row in log[u])
+    ]
+    assert [query["user"] for query in queries] == users
+    assert len(queries) == planted.splits[split].queries
+    for query in queries:
+        rows = log[query["user"]]
+        own = [row for row in rows if row["split"] == split]
+        known = [row for row in rows if row["split"] in before]
+        assert query["targets"] == [row["item"] for row in own if row["feedback"] == 1]
+        assert query["disliked_targets"] == [row["item"] for row in own if row["feedback"] == -1]
+        assert query["seen"] == sorted(row["item"] for row in known)
+        liked = [row["item"] for row in known if row["feedback"] == 1]
+        assert query["history"] == liked[-planted.history_length :]
+
+
+def test_the_loader_reads_it(planted: Dataset) -> None:
+    batches = epoch_of(
+        planted,
+        query_keys=("user", "history", "disliked", "user.country", "user.interests"),
+        candidate_keys=("item", "item.genre", "item.moods"),
+    )
+    assert sum(float(batch.weight_B.sum()) for batch in batches) == planted.splits["train"].rows
+    assert batches[0].features["item.moods"].lengths().max() > 1
+
+
+def test_the_same_whatever_the_threads(planted: Dataset, tmp_path: Path) -> None:
+    for name, threads, seed in (("a", 1, 3), ("b", 3, 3), ("c", 1, 4)):
+        arguments = {**SIZES, "seed": seed}
+        synth(SynthArguments(out=str(tmp_path / name), held_out=2, threads=threads, **arguments))
+    digests = [Dataset.load(tmp_path / name).digest for name in "abc"]
+    assert digests[0] == digests[1] == planted.digest
+    assert digests[2] != planted.digest
+
+
+def test_best_possible_against_a_full_ranking() -> None:
+    """Every slot's probability written out, for each user, and ranked."""
+    model = PlantedModel(items=130, clusters=9, zipf_exponent=0.9, noise=0.1, disliked=0.1, seed=1)
+    random = np.random.default_rng(0)
+    draws = model.draw(random, random.integers(6, 20, 60))
+    part = make_part(
+        draws, row_of_slot_I=model.row_of_slot_I, random=random, held_out=2, held_share=1.0,
+        first_user=0, history_length=5,
+    )  # fmt: skip
+    recalls, gains = [], []
+    for user in range(60):
+        start, stop = draws.start_U[user], draws.start_U[user + 1]
+        targets = [draws.slot_M[row] for row in range(stop - 2, stop) if draws.liked_M[row]]
+        if not targets:
+            continue
+        chance = np.full(130, 1e-12)
+        for taste, weight in zip(draws.taste_UT[user], TASTE_WEIGHTS, strict=True):
+            for slot in range(int(taste), 130, 9):
+                chance[slot] += weight * model.chance_of_rank[slot // 9]
+        chance[draws.slot_M[start : stop - 2]] = -1
+        ranked = np.argsort(-chance, kind="stable")[:10].tolist()
+        recalls.append(sum(slot in ranked for slot in targets) / len(targets))
+        gain = sum(1 / np.log2(ranked.index(s) + 2) for s in targets if s in ranked)
+        gains.append(gain / sum(1 / np.log2(k + 2) for k in range(len(targets))))
+    summary = best_possible(model, part, 2, 60).summary()
+    assert summary["users"] == len(recalls)
+    assert summary["recall@10"] == pytest.approx(np.mean(recalls), abs=1e-5)
+    assert summary["ndcg@10"] == pytest.approx(np.mean(gains), abs=1e-5)
+    assert {f"recall@{cutoff}" for cutoff in CUTOFFS} <= set(summary)
+
+
+def test_preferences_are_worth_learning(planted: Dataset) -> None:
+    """The best possible recall is several times that of popularity."""
+    best = json.loads(Path(planted.file("truth.json")).read_text())["best"]["test"]["recall@20"]
+    count = np.array(pq.read_table(planted.file("items.parquet"))["count"])
+    popular = np.argsort(-count, kind="stable")
+    recalls = []
+    for query in pq.read_table(planted.queries_file("test")).to_pylist():
+        unseen = popular[~np.isin(popular, query["seen"])][:20]
+        recalls.append(np.isin(query["targets"], unseen).mean())
+    assert best > 2 * np.mean(recalls)
+
+
+def test_popularity_is_zipf_and_noise_and_dislikes_have_their_shares() -> None:
+    model = PlantedModel(
+        items=20_000, clusters=40, zipf_exponent=1.0, noise=0.2, disliked=0.1, seed=5
+    )
+    draws = model.draw(np.random.default_rng(1), np.full(20_000, 6))
+    liked = draws.liked_M
+    assert liked.mean() == pytest.approx(0.9, abs=0.01)
+    at_home = (draws.slot_M % 40)[:, None] == draws.taste_UT[draws.user_M]
+    # Noise falls into one of the three tastes by chance, too; repeated heads are dropped, which
+    # takes a few of the others: so a wide margin.
+    assert at_home.any(axis=1)[liked].mean() == pytest.approx(0.8 + 0.2 * 3 / 40, abs=0.03)
+    count = np.sort(np.bincount(draws.slot_M[liked] // 40, minlength=500))[::-1]
+    slope = np.polyfit(np.log(np.arange(3, 60)), np.log(count[2:59]), 1)[0]
+    assert slope == pytest.approx(-1, abs=0.25)
+
+
+def test_raw_source_prepared_gives_the_same_rows(tmp_path: Path) -> None:
+    sizes = {**SIZES, "disliked": 0.0, "history_length": 7}
+    synth(SynthArguments(out=str(tmp_path / "direct"), **sizes))
+    synth(SynthArguments(out=str(tmp_path / "raw"), raw=True, **sizes))
+    prepare(
+        PrepareArguments(
+            source=str(tmp_path / "raw/interactions"),
+            out=str(tmp_path / "prepared"),
+            items=str(tmp_path / "raw/items.parquet"),
+            users=str(tmp_path / "raw/users.parquet"),
+            split="leave-last-out",
+            history_length=7,
+        )
+    )
+    direct, prepared = (_raw_rows(tmp_path / name) for name in ("direct", "prepared"))
+    assert direct == prepared
+
+
+def _raw_rows(folder: Path) -> dict[str, set]:
+    """(user, item, history) by raw ids for each split."""
+    dataset = Dataset.load(folder)
+    user = pq.read_table(dataset.file("users.parquet"))["raw_id"].to_pylist()
+    item = pq.read_table(dataset.file("items.parquet"))["raw_id"].to_pylist()
+    return {
+        split: {
+            (user[row["user"]], item[row["item"]], tuple(item[each] for each in row["history"]))
+            for path in dataset.split_files(split)
+            for row in pq.read_table(path).to_pylist()
+        }
+        for split in dataset.splits
+    }
+
+
+def test_titles_differ_within_a_genre() -> None:
+    names = titles(np.arange(60_000), 40).to_pylist()
+    assert len(set(names)) == len(names)
+    assert titles(np.array([0]), 27).to_pylist() == ["Quiet Harbour (Jazz)"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"users": 0}, "--users 0 must be at least 1"),
+        ({"items": 10}, "--items 10 must be at least 16"),
+        ({"noise": 1.0}, "--noise 1 must be from 0"),
+        ({"interactions": 700}, "make 1.8 a user: take more than 3"),
+        ({"interactions": 80_000}, "make 200.0 a user: .* at most 75"),
+        ({"clusters": 299}, "--clusters 299 must be from 4 to 150"),
+        ({"threads": 0}, "--threads 0"),
+    ],
+)
+def test_wrong_arguments(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SynthArguments(out="out", **{**SIZES, **changes})
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exists already"):
+        synth(SynthArguments(out=str(tmp_path), **SIZES))
