@@ -2,9 +2,9 @@
 
 import math
 
-from losses.sizes import Blocking
 from losses.formulas import Correction, LossName, form_of
-from losses.module import LARGEST_INVERSE_TEMPERATURE, Precision, RetrievalLoss
+from losses.module import LARGEST_INVERSE_TEMPERATURE, Backend, Precision, RetrievalLoss
+from losses.sizes import Blocking
 
 
 def build_loss(
@@ -21,6 +21,8 @@ def build_loss(
     several_positives: bool = False,
     precision: Precision = "fp32",
     learn_temperature: bool = False,
+    ring: bool = False,
+    backend: Backend = "auto",
     block_columns: int = 2048,
     stripe_mebibytes: int = 64,
 ) -> RetrievalLoss:
@@ -29,18 +31,23 @@ def build_loss(
     name: see `losses.formulas.LossName` for which to use when.
     temperature: scores are divided by it; None is the loss's default (0.1, and 1 for ccl).
     negative_temperature: bsl only, that of the negatives; None is `temperature`.
-    negative_weight: bsl: the factor of the LSE (None: t_negative / t_positive, the paper's form; the authors'
-        code is one temperature and their exponent here). ccl, ova: w in `w/N sum_j`, None a plain sum.
+    negative_weight: bsl: the factor of the LSE (None: t_negative / t_positive, the paper's form;
+        the authors' code is one temperature and their exponent here). ccl, ova: w in `w/N sum_j`,
+        None a plain sum.
     margin: ccl only, m in `relu(s_j - m)`; None is 0.9.
     disliked_weight: ntr and ssm_ntr only, the weight of disliked rows; None is 1.
     correction: which scores log Q is subtracted from; None is the loss's own (softmax family: all,
         improved_logq: negatives, ccl, ova and bpr: none).
     mask_same_user: columns that the row's user has as positives in the batch leave the row.
     mask_history: columns among the row's history leave the row.
-    several_positives: bsl only, the mean of exp(s+) over the user's positives of the batch replaces s+.
+    several_positives: bsl only, the mean of exp(s+) over the user's positives of the batch replaces
+        s+.
     precision: bf16 rounds the operands of the GEMMs; accumulation and reduction stay in float32.
     learn_temperature: the temperatures become parameters, kept above 0.01.
-    block_columns, stripe_mebibytes: sizes of the walk; the buffer of a stripe is what memory it needs.
+    ring: the candidates given are this rank's own and visit the others one rank at a time.
+    backend: auto takes the Triton kernel on CUDA where it has the masks asked for.
+    block_columns, stripe_mebibytes: sizes of the walk; the buffer of a stripe is what memory it
+        needs.
     """
     form = form_of(name)
     _only(name, "negative_temperature", negative_temperature, ("bsl",))
@@ -48,19 +55,37 @@ def build_loss(
     _only(name, "margin", margin, ("ccl",))
     _only(name, "disliked_weight", disliked_weight, ("ntr", "ssm_ntr"))
     _only(name, "several_positives", several_positives or None, ("bsl",))
-    for label, value in (("temperature", temperature), ("negative_temperature", negative_temperature)):
+    for label, value in (
+        ("temperature", temperature),
+        ("negative_temperature", negative_temperature),
+    ):
         if value is not None and not 1 / LARGEST_INVERSE_TEMPERATURE <= value < math.inf:
-            raise ValueError(f"{label} is {value}; it must be at least 0.01 (cosine scores: try 0.05 to 0.2)")
+            raise ValueError(
+                f"{label} is {value}; it must be at least 0.01 (cosine scores: try 0.05 to 0.2)"
+            )
     if name == "ccl" and (learn_temperature or temperature not in (None, 1.0)):
-        raise ValueError("ccl works on cosines with no temperature; leave temperature out (or 1), set margin instead")
+        raise ValueError(
+            "ccl works on cosines with no temperature; leave temperature out (or 1) and set margin"
+        )
     if name == "ccl" and correction not in (None, "none"):
-        raise ValueError(f"correction is {correction!r}; ccl's margin is on the cosine itself, use 'none'")
+        raise ValueError(
+            f"correction is {correction!r}; ccl's margin is on the cosine itself, use 'none'"
+        )
     if name == "improved_logq" and correction not in (None, "negatives"):
-        raise ValueError(f"correction is {correction!r}; improved_logq corrects the negatives alone, use 'negatives'")
+        raise ValueError(
+            f"correction is {correction!r}; improved_logq corrects negatives alone: use 'negatives'"
+        )
     if several_positives and not mask_same_user:
-        raise ValueError("several_positives needs mask_same_user: a user's positives must not be its negatives too")
+        raise ValueError(
+            "several_positives needs mask_same_user: a user's positives cannot be negatives too"
+        )
+    if ring and several_positives:
+        raise ValueError("several_positives needs all candidates at once; turn ring off for it")
     if block_columns < 1 or stripe_mebibytes < 1:
-        raise ValueError(f"block_columns is {block_columns}, stripe_mebibytes {stripe_mebibytes}; both need at least 1")
+        raise ValueError(
+            f"block_columns is {block_columns}, stripe_mebibytes {stripe_mebibytes}; "
+            "both must be at least 1"
+        )
     return RetrievalLoss(
         name,
         temperature=form.temperature if temperature is None else temperature,
@@ -74,10 +99,15 @@ def build_loss(
         several_positives=several_positives,
         precision=precision,
         learn_temperature=learn_temperature,
+        ring=ring,
+        backend=backend,
         blocking=Blocking(block_columns=block_columns, stripe_bytes=stripe_mebibytes << 20),
     )
 
 
 def _only(name: LossName, argument: str, value: object, takers: tuple[str, ...]) -> None:
     if value is not None and name not in takers:
-        raise ValueError(f"{argument} is {value} but loss {name} has none; leave it out (it belongs to {', '.join(takers)})")
+        raise ValueError(
+            f"{argument} is {value} but loss {name} has none; leave it out "
+            f"(it belongs to {', '.join(takers)})"
+        )

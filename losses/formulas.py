@@ -1,14 +1,15 @@
-"""The losses: each one a function of a row's positive score z and of one reduction over its negatives.
+"""The losses: each one a function of a row's positive score z and of one reduction over its
+negatives.
 
-`reduction_R` is the log-sum-exp of the negatives (softmax family) or the sum of their element function (ova, bpr,
-ccl). Rows without any negative have LSE = -inf and contribute nothing.
+`reduction_R` is the log-sum-exp of the negatives (softmax family) or the sum of their element
+function (ova, bpr, ccl). Rows without any negative have LSE = -inf and contribute nothing.
 
 Shapes: R rows.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,14 +22,15 @@ LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl",
 """ssm: softmax with the positive in the denominator; implicit feedback, large catalogs: begin here.
 sl: softmax over the negatives alone; tolerates false negatives.
 bsl: sl with a temperature or weight for each side; noisy positives.
-improved_logq: softmax whose logQ correction leaves the positive alone; in-batch negatives of skewed popularity.
+improved_logq: softmax whose logQ correction leaves the positive alone; in-batch negatives of skewed
+    popularity.
 ntr: softmax on positives, its complement on disliked items; explicit dislikes, safety.
 ssm_ntr: ssm with disliked items among the negatives, plus a weighted ntr half.
 ccl: cosine contrastive (SimpleX); many negatives, strong on small catalogs.
 ova, bpr: one-vs-all logistic and pairwise logistic, for comparison."""
 
 Correction = Literal["all", "negatives", "none"]
-"""Which scores log Q is subtracted from: every column and the positive, the negatives alone, or none."""
+"""Scores that log Q is subtracted from: columns and positive, negatives alone, or none."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class RowValues:
     positive_R: Tensor
     reduction_R: Tensor
     negatives_R: Tensor
+    negative_factor_R: Tensor
     positive_logq_R: Tensor
     disliked_R: Tensor
 
@@ -55,20 +58,17 @@ def decoupled_row(row: RowValues) -> Tensor:
     return row.reduction_R - row.positive_R
 
 
-def bilateral_row(negative_weight: Tensor | float) -> RowFormula:
+def bilateral_row(row: RowValues) -> Tensor:
     """BSL: `-s+/t1 + weight * LSE(s_j/t2)`; the temperatures are in the scores already."""
-
-    def formula(row: RowValues) -> Tensor:
-        return negative_weight * row.reduction_R - row.positive_R
-
-    return formula
+    return row.negative_factor_R * row.reduction_R - row.positive_R
 
 
 def improved_logq_row(row: RowValues) -> Tensor:
-    """RecSys'25: the positive uncorrected, not in the denominator, and the row weighted by sg(1 - P).
+    """RecSys'25: the positive uncorrected, not in the denominator, and the row weighted by sg(1 -
+    P).
 
-    The negatives were corrected by Q(j) = count(j) / N; Q'(j) = count(j) / (N - count(pos)) differs by the row
-    constant log(1 - Q(pos)), added here.
+    The negatives were corrected by Q(j) = count(j) / N; Q'(j) = count(j) / (N - count(pos)) differs
+    by the row constant log(1 - Q(pos)), added here.
     """
     uncorrected_R = row.positive_logq_R >= 0  # 0 says: no correction
     others_R = torch.log1p(-torch.exp(torch.where(uncorrected_R, -math.inf, row.positive_logq_R)))
@@ -78,7 +78,7 @@ def improved_logq_row(row: RowValues) -> Tensor:
 
 
 def not_to_recommend_row(disliked_weight: float) -> RowFormula:
-    """NTR: `-log p` for positives, `-log(1 - p)` for disliked items, stable as softplus of the difference."""
+    """NTR: `-log p` for positives, `-log(1 - p)` for disliked items, as stable softplus."""
 
     def formula(row: RowValues) -> Tensor:
         difference_R = row.reduction_R - row.positive_R
@@ -88,45 +88,40 @@ def not_to_recommend_row(disliked_weight: float) -> RowFormula:
     return formula
 
 
-def cosine_contrastive_row(negative_weight: float | None) -> RowFormula:
-    """CCL: `relu(1 - s+) + w/N sum_j relu(s_j - m)`; w None is the plain sum."""
+def cosine_contrastive_row(mean: bool) -> RowFormula:
+    """CCL: `relu(1 - s+) + w/N sum_j relu(s_j - m)`; without `mean` the plain sum."""
 
     def formula(row: RowValues) -> Tensor:
-        return F.relu(1 - row.positive_R) + _weighted_sum(row, negative_weight)
+        return F.relu(1 - row.positive_R) + _negatives_part(row, mean)
 
     return formula
 
 
-def one_vs_all_row(negative_weight: float | None) -> RowFormula:
-    """OvA: `softplus(-z) + sum_j softplus(s_j)`; with w the sum becomes `w/N sum_j`."""
+def one_vs_all_row(mean: bool) -> RowFormula:
+    """OvA: `softplus(-z) + sum_j softplus(s_j)`; with `mean` the sum becomes `w/N sum_j`."""
 
     def formula(row: RowValues) -> Tensor:
-        return F.softplus(-row.positive_R) + _weighted_sum(row, negative_weight)
+        return F.softplus(-row.positive_R) + _negatives_part(row, mean)
 
     return formula
 
 
 def pairwise_row(row: RowValues) -> Tensor:
     """BPR: mean over negatives of softplus(s_j - z); z is in the reduced scores already."""
-    return _weighted_sum(row, 1.0)
+    return _negatives_part(row, mean=True)
 
 
-def _weighted_sum(row: RowValues, weight: float | None) -> Tensor:
-    if weight is None:
-        return row.reduction_R
-    return weight * row.reduction_R / row.negatives_R.clamp(min=1)
+def _negatives_part(row: RowValues, mean: bool) -> Tensor:
+    if mean:
+        return row.negative_factor_R * row.reduction_R / row.negatives_R.clamp(min=1)
+    return row.reduction_R
 
 
 def row_losses(formula: RowFormula, row: RowValues) -> Tensor:
-    """[R] losses; rows whose LSE is -inf (all columns masked) give 0, with no gradient and no NaN."""
+    """[R] losses; rows whose LSE is -inf (all columns masked) give 0 and no gradient, not NaN."""
     empty_R = row.reduction_R == -math.inf
-    finite = RowValues(
-        positive_R=row.positive_R,
-        reduction_R=torch.where(empty_R, row.positive_R.detach(), row.reduction_R),
-        negatives_R=row.negatives_R,
-        positive_logq_R=row.positive_logq_R,
-        disliked_R=row.disliked_R,
-    )
+    stand_in_R = torch.where(empty_R, row.positive_R.detach(), row.reduction_R)
+    finite = replace(row, reduction_R=stand_in_R)
     return torch.where(empty_R, 0.0, formula(finite))
 
 
@@ -155,5 +150,5 @@ def form_of(name: LossName) -> Form:
             return Form("softplus", "none", 0.1)
         case _:
             raise ValueError(
-                f"no loss {name!r}; choose ssm, sl, bsl, improved_logq, ntr, ssm_ntr, ccl, ova or bpr"
+                f"no loss {name!r}; choose ssm, sl, bsl, improved_logq, ntr, ssm_ntr, ccl, ova, bpr"
             )

@@ -32,9 +32,9 @@ class _GatherWithGradient(torch.autograd.Function):
 def gather_with_gradient(local_XD: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Rows of all ranks, rank after rank: [X, ...] on each of W ranks becomes [W * X, ...] on all.
 
-    Collective in forward (all-gather) and in backward (reduce-scatter, sum): every rank of the group must
-    call it, with the same shape (pad uneven batches; padding has id -1 and weight 0). Without a process
-    group there is one rank and the result is the input.
+    Collective in forward (all-gather) and in backward (reduce-scatter, sum): every rank of the
+    group must call it, with the same shape (pad uneven batches; padding has id -1 and weight 0).
+    Without a process group there is one rank and the result is the input.
     """
     if not dist.is_initialized():
         return local_XD
@@ -43,7 +43,7 @@ def gather_with_gradient(local_XD: Tensor, group: dist.ProcessGroup | None = Non
 
 
 def gather_without_gradient(local_X: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The same order for ids, logQ and other tensors that carry no gradient. Collective: all-gather."""
+    """The same order for ids and log Q, which carry no gradient. Collective: all-gather."""
     if not dist.is_initialized():
         return local_X
     world_size = dist.get_world_size(group)

@@ -1,7 +1,9 @@
-"""Which (row, column) pairs of the score matrix are masked, found without comparing all B x C pairs.
+"""Which (row, column) pairs of the score matrix are masked, found without comparing all B x C
+pairs.
 
-Columns are sorted once per block by key (item id, or user id); the values a row must not meet are found in the
-sorted block by binary search. Hits are few, so writing -inf at their places costs far less than a dense mask.
+Columns are sorted once per block by key (item id, or user id); the values a row must not meet are
+found in the sorted block by binary search. Hits are few, so writing -inf at their places costs far
+less than a dense mask.
 
 Shapes: V (row, value) entries of a rule, R rows of a stripe, N blocks, W columns of a block.
 """
@@ -26,6 +28,9 @@ class MaskRule:
     first_entry_of_row: Tensor
     """int64 B + 1, on the host: row b owns entries first[b]:first[b + 1]."""
 
+    one_value: bool
+    """Whether every row has exactly one value, in row order."""
+
     @staticmethod
     def one_value_a_row(key_C: Tensor, value_B: Tensor) -> "MaskRule":
         """Row b leaves out the columns whose key is `value_B[b]`; values below 0 match nothing."""
@@ -35,16 +40,21 @@ class MaskRule:
             value_V=torch.where(value_B < 0, _MATCHES_NOTHING, value_B),
             row_V=torch.arange(num_rows, device=value_B.device),
             first_entry_of_row=torch.arange(num_rows + 1),
+            one_value=True,
         )
 
     @staticmethod
     def many_values_a_row(key_C: Tensor, values: Tensor, offsets: Tensor) -> "MaskRule":
         """Row b leaves out the columns whose key is among `values[offsets[b]:offsets[b + 1]]`."""
         num_rows = offsets.shape[0] - 1
-        row_V = torch.repeat_interleave(torch.arange(num_rows, device=values.device), offsets.diff())
+        row_V = torch.repeat_interleave(
+            torch.arange(num_rows, device=values.device), offsets.diff()
+        )
         kept_values = values[offsets[0] : offsets[-1]]
         first = (offsets - offsets[0]).cpu()  # device-to-host sync on CUDA
-        return MaskRule(key_C, torch.where(kept_values < 0, _MATCHES_NOTHING, kept_values), row_V, first)
+        return MaskRule(
+            key_C, torch.where(kept_values < 0, _MATCHES_NOTHING, kept_values), row_V, first, False
+        )
 
 
 class SortedColumns:
@@ -56,11 +66,15 @@ class SortedColumns:
         num_blocks = -(-rule.key_C.shape[0] // block_columns)
         padded = rule.key_C.new_full((num_blocks * block_columns,), _PAST_ALL_KEYS)
         padded[: rule.key_C.shape[0]] = rule.key_C
-        self.key_NW, self.column_NW = torch.sort(padded.view(num_blocks, block_columns), dim=1, stable=True)
+        self.key_NW, self.column_NW = torch.sort(
+            padded.view(num_blocks, block_columns), dim=1, stable=True
+        )
 
     def find(self, rows: slice) -> "FoundHits":
         """Hits of a stripe of rows in all blocks, as ranges of the sorted columns."""
-        first_entry, last_entry = (int(self.rule.first_entry_of_row[row]) for row in (rows.start, rows.stop))
+        first_entry, last_entry = (
+            int(self.rule.first_entry_of_row[row]) for row in (rows.start, rows.stop)
+        )
         value_V = self.rule.value_V[first_entry:last_entry]
         row_V = self.rule.row_V[first_entry:last_entry] - rows.start
         value_NV = value_V.expand(self.key_NW.shape[0], -1).contiguous()
@@ -72,7 +86,9 @@ class SortedColumns:
 class FoundHits:
     """Hits of one rule in one stripe; places are written out for a few blocks at a time."""
 
-    def __init__(self, columns: SortedColumns, row_V: Tensor, first_NV: Tensor, count_NV: Tensor) -> None:
+    def __init__(
+        self, columns: SortedColumns, row_V: Tensor, first_NV: Tensor, count_NV: Tensor
+    ) -> None:
         width = columns.block_columns
         block_N1 = torch.arange(first_NV.shape[0], device=row_V.device)[:, None]
         self._sorted_columns = columns.column_NW.view(-1)
@@ -85,10 +101,12 @@ class FoundHits:
 
     def count_by_row(self, num_rows: int) -> Tensor:
         """[R] hits of every row, int64."""
-        return self.count_NV.new_zeros(num_rows).index_add_(0, self._row_V, self.count_NV.sum(dim=0))
+        return self.count_NV.new_zeros(num_rows).index_add_(
+            0, self._row_V, self.count_NV.sum(dim=0)
+        )
 
     def places(self, block: int) -> Tensor:
-        """Positions row * W + column of the hits in one block, int64. Blocks are asked for in order."""
+        """Positions row * W + column of one block's hits, int64. Blocks are asked in order."""
         if block not in self._cached:
             last = block + 1
             pairs = self.total_N[block]
@@ -104,7 +122,9 @@ class FoundHits:
         before_K = count_K.cumsum(0) - count_K
         start_K = self._first_NV[first_block:last_block].reshape(-1) - before_K
         entry_P = torch.repeat_interleave(count_K, output_size=pairs)
-        sorted_place_P = start_K.index_select(0, entry_P).add_(torch.arange(pairs, device=count_K.device))
+        sorted_place_P = start_K.index_select(0, entry_P).add_(
+            torch.arange(pairs, device=count_K.device)
+        )
         row_place_K = self._row_place_NV[first_block:last_block].reshape(-1)
         place_P = row_place_K.index_select(0, entry_P)
         return place_P.add_(self._sorted_columns.index_select(0, sorted_place_P))
@@ -119,7 +139,8 @@ class StripeHits:
         self._width = sorted_columns[0].block_columns
         # One value a row and distinct columns: a single such rule cannot name a pair twice.
         self._may_repeat = len(sorted_columns) > 1 or any(
-            each.rule.value_V.shape[0] != each.rule.first_entry_of_row.shape[0] - 1 for each in sorted_columns
+            each.rule.value_V.shape[0] != each.rule.first_entry_of_row.shape[0] - 1
+            for each in sorted_columns
         )
         if self._may_repeat:
             self.count_R = self._found[0].count_NV.new_zeros(self._num_rows)
@@ -128,7 +149,7 @@ class StripeHits:
         """int64 [R] distinct hits; complete once all blocks have been asked for."""
 
     def places(self, block: int, block_columns: int) -> Tensor | None:
-        """Positions row * `block_columns` + column in one block, without repetition; None if there are none."""
+        """Positions row * `block_columns` + column in one block, none twice; None without."""
         parts = [found.places(block) for found in self._found if found.total_N[block]]
         if not parts:
             return None

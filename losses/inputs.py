@@ -13,7 +13,8 @@ from torch import Tensor
 class Rows:
     """This rank's B (query, positive) pairs.
 
-    A loss is the plain weighted sum over rows: the caller puts any mean (and the world size) into `weight_B`.
+    A loss is the plain weighted sum over rows: the caller puts any mean (and the world size) into
+    `weight_B`.
     """
 
     query_BD: Tensor
@@ -38,8 +39,8 @@ class Rows:
     def __post_init__(self) -> None:
         if self.query_BD.shape != self.positive_BD.shape:
             raise ValueError(
-                f"query_BD is {tuple(self.query_BD.shape)} and positive_BD {tuple(self.positive_BD.shape)}: "
-                "they must agree; encode one positive for each row"
+                f"query_BD is {tuple(self.query_BD.shape)}, positive_BD "
+                f"{tuple(self.positive_BD.shape)}: they must agree; encode one positive a row"
             )
         _require_int64("positive_id_B", self.positive_id_B)
         _require_int64("user_B", self.user_B)
@@ -58,7 +59,7 @@ class Candidates:
     user_C: Tensor
     """int64 user whose positive the column is; -1 none."""
     visible_to_C: Tensor | None = None
-    """int64 user that alone sees the column (its own disliked items); -1 all users. None: all see all."""
+    """int64 user that alone sees the column (its own disliked items); -1 all. None: all see all."""
 
     def __post_init__(self) -> None:
         _require_int64("id_C", self.id_C)
@@ -84,5 +85,6 @@ class Candidates:
 def _require_int64(name: str, ids: Tensor) -> None:
     if ids.dtype != torch.int64:
         raise ValueError(
-            f"{name} is {ids.dtype}; ids must be torch.int64 all the way (float ids are wrong above 2**24)"
+            f"{name} is {ids.dtype}; ids must be torch.int64 all the way "
+            "(float32 ids are wrong above 2**24)"
         )

@@ -1,6 +1,8 @@
-"""Explicit (row, column) pairs: disliked items that one user alone sees, several positives of one user.
+"""Explicit (row, column) pairs: disliked items that one user alone sees, several positives of one
+user.
 
-A few pairs a row are scored one by one, in plain autograd, instead of as dense columns of every row.
+A few pairs a row are scored one by one, in plain autograd, instead of as dense columns of every
+row.
 
 Shapes: B rows, C columns, P pairs.
 """
@@ -26,10 +28,14 @@ def matching_pairs(key_C: Tensor, value_B: Tensor) -> tuple[Tensor, Tensor]:
 
 def log_sum_exp_by_row(score_P: Tensor, row_P: Tensor, num_rows: int) -> Tensor:
     """[B] log-sum-exp of the pairs of every row; -inf where a row has none."""
-    top_B = score_P.new_full((num_rows,), -math.inf).scatter_reduce(0, row_P, score_P.detach(), "amax")
+    top_B = score_P.new_full((num_rows,), -math.inf).scatter_reduce(
+        0, row_P, score_P.detach(), "amax"
+    )
     sum_B = score_P.new_zeros(num_rows).index_add(0, row_P, torch.exp(score_P - top_B[row_P]))
     has_pairs_B = sum_B > 0
-    log_sum_B = torch.log(torch.where(has_pairs_B, sum_B, 1.0)) + torch.where(has_pairs_B, top_B, 0.0)
+    log_sum_B = torch.log(torch.where(has_pairs_B, sum_B, 1.0)) + torch.where(
+        has_pairs_B, top_B, 0.0
+    )
     return torch.where(has_pairs_B, log_sum_B, -math.inf)
 
 

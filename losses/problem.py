@@ -13,17 +13,17 @@ from torch import Tensor
 from losses.hits import MaskRule
 
 Element = Literal["exp", "softplus", "hinge"]
-"""What is summed over a row's negatives: `exp` for a log-sum-exp; `softplus`, `hinge` (relu): plain sums."""
+"""What is summed over a row's negatives; `exp` makes a log-sum-exp, the others are plain sums."""
 
 LOG2_E = math.log2(math.e)
-# Of the scores of any row; with the shift in the middle, sums over ten million columns and their inverses
-# stay between exp(-60) and exp(60), and float32 holds exp(-87) to exp(88).
+# Of the scores of any row; with the shift in the middle, sums over ten million columns and their
+# inverses stay between exp(-60) and exp(60), and float32 holds exp(-87) to exp(88).
 _LARGEST_SPREAD = 80.0
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One reduction: scores are `query_BD @ candidate_CD.T + bias_C`, pairs hit by a rule are -inf."""
+    """One reduction: scores `query_BD @ candidate_CD.T + bias_C`, -inf where a rule hits."""
 
     query_BD: Tensor
     candidate_CD: Tensor
@@ -31,20 +31,22 @@ class Problem:
     rules: list[MaskRule]
     element: Element
     bf16_gradients: bool = False
-    """The two gradient GEMMs take bf16 operands; scores, reduction and accumulation stay float32."""
+    """The two gradient GEMMs take bf16 operands; scores, sums and accumulation stay float32."""
 
 
 @dataclass(frozen=True)
 class Scaling:
     """How a problem's scores are computed and shifted.
 
-    With `weight_C`, the bias is not added to scores but multiplies their exponentials, on the C x D side where
-    it costs next to nothing: exp(s + b) = exp(s) * w. That needs the scores' spread to be small (cosines at an
-    ordinary temperature). Without, the bias is added and, for `exp`, every row keeps a running maximum.
+    With `weight_C`, the bias is not added to scores but multiplies their exponentials, on the C x D
+    side where
+    it costs next to nothing: exp(s + b) = exp(s) * w. That needs the scores' spread to be small
+        (cosines at an ordinary temperature). Without, the bias is added and, for `exp`, every row
+        keeps a running maximum.
     """
 
     unit: float
-    """Scores are multiplied by it: log2(e) for `exp`, since exp2 is 3 times faster than exp on CPUs."""
+    """Factor of all scores: log2(e) for `exp`, since exp2 is 3 times faster than exp on CPUs."""
     weight_C: Tensor | None
     shift: float
     """With weights: log-sum-exp = log(sum) + shift."""

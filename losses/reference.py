@@ -1,6 +1,8 @@
-"""The slow road: every loss written out over the dense B x C scores, for tests and for the bench's naive side.
+"""The slow road: every loss written out over the dense B x C scores, for tests and for the bench's
+naive side.
 
-Nothing is shared with the streaming walk but the input dataclasses. Run it in float64 for a reference.
+Nothing is shared with the streaming walk but the input dataclasses. Run it in float64 for a
+reference.
 
 Shapes: B rows, C columns, D width.
 """
@@ -35,7 +37,9 @@ class ReferenceSettings:
 def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) -> Tensor:
     """The weighted sum over rows, materialising [B, C] scores and masks."""
     t_positive = settings.temperature
-    t_negative = t_positive if settings.negative_temperature is None else settings.negative_temperature
+    t_negative = (
+        t_positive if settings.negative_temperature is None else settings.negative_temperature
+    )
     dot_BC = rows.query_BD @ candidates.embedding_CD.T
     own_B = (rows.query_BD * rows.positive_BD).sum(dim=1)
     score_BC = dot_BC / t_negative
@@ -75,7 +79,11 @@ def negatives_mask(settings: ReferenceSettings, rows: Rows, candidates: Candidat
 
 
 def _mean_of_positives(
-    settings: ReferenceSettings, rows: Rows, candidates: Candidates, score_BC: Tensor, positive_B: Tensor
+    settings: ReferenceSettings,
+    rows: Rows,
+    candidates: Candidates,
+    score_BC: Tensor,
+    positive_B: Tensor,
 ) -> Tensor:
     if settings.correction == "all":
         score_BC = score_BC - candidates.logq_C
@@ -83,7 +91,9 @@ def _mean_of_positives(
     other_BC = other_BC & (candidates.id_C >= 0)[None, :]
     other_BC = other_BC & (candidates.id_C[None, :] != rows.positive_id_B[:, None])
     all_BX = torch.cat([positive_B[:, None], score_BC.masked_fill(~other_BC, -math.inf)], dim=1)
-    return torch.logsumexp(all_BX, dim=1) - torch.log(1.0 + other_BC.sum(dim=1).to(positive_B.dtype))
+    return torch.logsumexp(all_BX, dim=1) - torch.log(
+        1.0 + other_BC.sum(dim=1).to(positive_B.dtype)
+    )
 
 
 def _row_losses(
@@ -97,8 +107,11 @@ def _row_losses(
 ) -> Tensor:
     number_B = negative_BC.sum(dim=1).to(score_BC.dtype)
     has_any_B = number_B > 0
-    # Rows without negatives take a finite stand-in and are zeroed at the end: no NaN enters the gradient.
-    lse_B = torch.logsumexp(torch.where(has_any_B[:, None], score_BC.masked_fill(~negative_BC, -math.inf), 0.0), dim=1)
+    # Rows without negatives take a finite stand-in and are zeroed at the end: no NaN enters the
+    # gradient.
+    lse_B = torch.logsumexp(
+        torch.where(has_any_B[:, None], score_BC.masked_fill(~negative_BC, -math.inf), 0.0), dim=1
+    )
     mean_weight_B = 1.0 / number_B.clamp(min=1)
     sum_weight_B = torch.ones_like(mean_weight_B)
     if settings.negative_weight is not None:
@@ -109,17 +122,25 @@ def _row_losses(
         case "sl":
             loss_B = lse_B - z_B
         case "bsl":
-            weight = t_negative / t_positive if settings.negative_weight is None else settings.negative_weight
+            weight = (
+                t_negative / t_positive
+                if settings.negative_weight is None
+                else settings.negative_weight
+            )
             loss_B = weight * lse_B - z_B
         case "improved_logq":
-            rest_B = torch.where(rows.positive_logq_B < 0, torch.log1p(-rows.positive_logq_B.exp()), 0.0)
+            rest_B = torch.where(
+                rows.positive_logq_B < 0, torch.log1p(-rows.positive_logq_B.exp()), 0.0
+            )
             prime_B = lse_B + rest_B
             chosen_B = z_B.exp() / (z_B.exp() + (prime_B - number_B.clamp(min=1).log()).exp())
             loss_B = (1 - chosen_B).detach() * (prime_B - z_B)
         case "ntr" | "ssm_ntr":
             log_total_B = torch.logaddexp(lse_B, z_B)
             loss_B = torch.where(
-                rows.feedback_B < 0, settings.disliked_weight * (log_total_B - lse_B), log_total_B - z_B
+                rows.feedback_B < 0,
+                settings.disliked_weight * (log_total_B - lse_B),
+                log_total_B - z_B,
             )
         case "ccl":
             part_BC = F.relu(score_BC - settings.margin).masked_fill(~negative_BC, 0.0)

@@ -15,7 +15,7 @@ class Workspace:
         self._flat: dict[str, Tensor] = {}
 
     def take(self, name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised flat buffer; the same memory for the same name as long as it suffices."""
+        """An uninitialised flat buffer; the same memory for the same name while it suffices."""
         flat = self._flat.get(name)
         if flat is None or flat.numel() < size or flat.dtype != dtype or flat.device != device:
             flat = torch.empty(size, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""Random problems for the loss tests: few ids, so that duplicates, same users and full masks occur."""
+"""Random problems for the loss tests: few ids, so that duplicates and full masks occur."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,9 @@ def make_case(
         return torch.randint(0, limit, (size,), generator=generator)
 
     def unit(size: int) -> Tensor:
-        vectors = torch.nn.functional.normalize(torch.randn(size, width, generator=generator, dtype=dtype), dim=1)
+        vectors = torch.nn.functional.normalize(
+            torch.randn(size, width, generator=generator, dtype=dtype), dim=1
+        )
         return (scale * vectors).requires_grad_()
 
     def log_q(size: int) -> Tensor:
@@ -37,7 +39,11 @@ def make_case(
     lengths = ids(4, num_rows)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     padding = num_rows > 2
-    positive_id, user, weight = ids(num_ids, num_rows), ids(num_users, num_rows), torch.rand(num_rows, generator=generator)
+    positive_id, user, weight = (
+        ids(num_ids, num_rows),
+        ids(num_users, num_rows),
+        torch.rand(num_rows, generator=generator),
+    )
     if padding:
         positive_id[-1], user[-1], weight[-1] = -1, -1, 0.0
     column_id = ids(num_ids, num_columns)
@@ -89,18 +95,28 @@ def cast(rows: Rows, candidates: Candidates, dtype: torch.dtype) -> tuple[Rows, 
 
 
 def reference_settings(name: Any, settings: dict[str, Any]) -> ReferenceSettings:
-    """The reference's settings for `build_loss(name, **settings)`, defaults filled in by the loss itself."""
+    """The reference's settings for `build_loss(name, **settings)`, with the loss's defaults."""
     loss = build_loss(name, **settings)
-    given = {key: value for key, value in settings.items() if key in ReferenceSettings.__dataclass_fields__}
+    given = {
+        key: value
+        for key, value in settings.items()
+        if key in ReferenceSettings.__dataclass_fields__
+    }
     given.setdefault("temperature", loss.form.temperature)
-    return ReferenceSettings(name=name, **{**given, "correction": loss.correction, "margin": loss.margin})
+    return ReferenceSettings(
+        name=name, **{**given, "correction": loss.correction, "margin": loss.margin}
+    )
 
 
-def reference(name: Any, settings: dict[str, Any], rows: Rows, candidates: Candidates) -> tuple[Tensor, list[Tensor]]:
+def reference(
+    name: Any, settings: dict[str, Any], rows: Rows, candidates: Candidates
+) -> tuple[Tensor, list[Tensor]]:
     """Value and gradients of the dense reference in float64."""
     rows, candidates = cast(rows, candidates, torch.float64)
     value = dense_loss(reference_settings(name, settings), rows, candidates)
-    return value.detach(), list(torch.autograd.grad(value, leaves(rows, candidates), materialize_grads=True))
+    return value.detach(), list(
+        torch.autograd.grad(value, leaves(rows, candidates), materialize_grads=True)
+    )
 
 
 def streamed(
@@ -110,4 +126,6 @@ def streamed(
     rows, candidates = cast(rows, candidates, rows.query_BD.dtype)
     loss = build_loss(name, **settings, **blocking)  # type: ignore[arg-type]
     value, _ = loss(rows, candidates)
-    return value.detach(), list(torch.autograd.grad(value, leaves(rows, candidates), materialize_grads=True))
+    return value.detach(), list(
+        torch.autograd.grad(value, leaves(rows, candidates), materialize_grads=True)
+    )

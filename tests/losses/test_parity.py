@@ -59,4 +59,6 @@ def test_float32_equals_reference(
 ) -> None:
     name, chosen = variant
     tolerance = 2e-4 if chosen.get("temperature") == 0.01 else 3e-5
-    assert_same(name, chosen, {**case, "dtype": torch.float32}, tolerance, block_columns=block_columns)
+    assert_same(
+        name, chosen, {**case, "dtype": torch.float32}, tolerance, block_columns=block_columns
+    )

@@ -1,11 +1,13 @@
-"""`tandem bench loss`: forward + backward of one loss beside the floor (three bare GEMMs) and the naive loss.
+"""`tandem bench loss`: forward + backward of one loss beside the floor (three bare GEMMs) and the
+naive loss.
 
-All three run in this process in turn, several times; medians are reported. Memory is the kernel's own peak
-resident size over a first call, less the resident size before it.
+All three run in this process in turn, several times; medians are reported. Memory is the kernel's
+own peak resident size over a first call, less the resident size before it.
 
 Shapes: B rows, C columns, D width, R rows of a tile, W columns of a tile.
 """
 
+import ctypes
 import json
 import time
 from collections.abc import Callable
@@ -55,7 +57,9 @@ class LossBenchArguments:
             if getattr(self, label) < 1:
                 raise ValueError(f"--{label} is {getattr(self, label)}; it must be at least 1")
         if self.threads < 0:
-            raise ValueError(f"--threads is {self.threads}; give 0 for torch's default, or a number of threads")
+            raise ValueError(
+                f"--threads is {self.threads}; give 0 for torch's default, or a number of threads"
+            )
 
 
 def run(arguments: LossBenchArguments) -> dict[str, Any]:
@@ -78,7 +82,10 @@ def run(arguments: LossBenchArguments) -> dict[str, Any]:
     def naive() -> None:
         torch.autograd.grad(dense_loss(reference, rows, candidates), _leaves(rows, candidates))
 
-    floors = [BareGemms(rows.query_BD, candidates.embedding_CD, width) for width in (2048, arguments.columns)]
+    floors = [
+        BareGemms(rows.query_BD, candidates.embedding_CD, width, transposed)
+        for width, transposed in ((2048, False), (2048, True), (arguments.columns, False))
+    ]
     _warm_up(arguments)
     peak_bytes = peak_extra_bytes(streamed)
     timed: list[Callable[[], None]] = [streamed, *floors]
@@ -106,8 +113,8 @@ def main(arguments: LossBenchArguments) -> None:
         print(json.dumps(result))
         return
     print(
-        f"{arguments.loss} {arguments.precision}, {arguments.rows} x {arguments.columns} x {arguments.dim}, "
-        f"{result['threads']} threads, torch {result['torch']}"
+        f"{arguments.loss} {arguments.precision}, {arguments.rows} x {arguments.columns} x "
+        f"{arguments.dim}, {result['threads']} threads, torch {result['torch']}"
     )
     print(f"{'':24}{'seconds':>10}{'to floor':>10}{'peak MiB':>10}")
     lines = [
@@ -123,11 +130,13 @@ def main(arguments: LossBenchArguments) -> None:
 
 
 def make_problem(arguments: LossBenchArguments) -> tuple[Rows, Candidates]:
-    """Unit vectors; ids drawn from Zipf popularity with their exact log Q; the rows' positives are columns."""
+    """Unit vectors; ids from Zipf popularity, exact log Q; the rows' positives are columns."""
     generator = torch.Generator().manual_seed(0)
     share = torch.arange(1, arguments.items + 1, dtype=torch.float64) ** -ZIPF_EXPONENT
     cumulative = (share / share.sum()).cumsum(0)
-    drawn_C = torch.rand(max(arguments.columns, arguments.rows), generator=generator, dtype=torch.float64)
+    drawn_C = torch.rand(
+        max(arguments.columns, arguments.rows), generator=generator, dtype=torch.float64
+    )
     id_C = torch.searchsorted(cumulative, drawn_C).clamp(max=arguments.items - 1)
     logq_C = (share[id_C] / share.sum()).log().float()
     user_C = torch.randint(0, 1_000_000, id_C.shape, generator=generator)
@@ -156,9 +165,16 @@ def _leaves(rows: Rows, candidates: Candidates) -> list[Tensor]:
 
 
 class BareGemms:
-    """The floor: scores, query gradient and candidate gradient, tile by tile in kept buffers, nothing else."""
+    """The floor: scores, query gradient and candidate gradient, tile by tile in kept buffers,
+    nothing else.
 
-    def __init__(self, query_BD: Tensor, candidate_CD: Tensor, tile_columns: int) -> None:
+    With `transposed` the candidate gradient is left as [D, W] tiles, for which MKL is faster.
+    """
+
+    def __init__(
+        self, query_BD: Tensor, candidate_CD: Tensor, tile_columns: int, transposed: bool
+    ) -> None:
+        self.transposed = transposed
         self.query_BD, self.candidate_CD = query_BD.detach(), candidate_CD.detach()
         self.tile_columns = min(tile_columns, candidate_CD.shape[0])
         self.tile_rows = max(1, min(256, query_BD.shape[0]))
@@ -168,7 +184,9 @@ class BareGemms:
 
     def __call__(self) -> None:
         for query_RD, gradient_RD in zip(
-            self.query_BD.split(self.tile_rows), self.query_gradient_BD.split(self.tile_rows), strict=True
+            self.query_BD.split(self.tile_rows),
+            self.query_gradient_BD.split(self.tile_rows),
+            strict=True,
         ):
             for candidate_WD, gradient_WD in zip(
                 self.candidate_CD.split(self.tile_columns),
@@ -179,13 +197,17 @@ class BareGemms:
                 scores_RW = self.scores[: shape[0] * shape[1]].view(shape)
                 torch.mm(query_RD, candidate_WD.t(), out=scores_RW)
                 gradient_RD.addmm_(scores_RW, candidate_WD)
-                gradient_WD.addmm_(scores_RW.t(), query_RD)
+                if self.transposed:
+                    gradient_DW = gradient_WD.view(gradient_WD.shape[1], gradient_WD.shape[0])
+                    gradient_DW.addmm_(query_RD.t(), scores_RW)
+                else:
+                    gradient_WD.addmm_(scores_RW.t(), query_RD)
         self.query_gradient_BD.zero_()
         self.candidate_gradient_CD.zero_()
 
 
 def interleaved_medians(functions: list[Callable[[], None]], repeats: int) -> list[float]:
-    """Median seconds of each; one round runs each once, so that noise of the machine meets all alike."""
+    """Median seconds of each; every round runs each once, so that noise meets all alike."""
     seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(repeats):
         for taken, function in zip(seconds, functions, strict=True):
@@ -196,14 +218,22 @@ def interleaved_medians(functions: list[Callable[[], None]], repeats: int) -> li
 
 
 def peak_extra_bytes(function: Callable[[], None]) -> int | None:
-    """The kernel's peak resident bytes during one call less those before it; None where the kernel has none."""
+    """The kernel's peak resident bytes in one call less those before; None where it has none."""
     reset = Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
+    _return_freed_memory()
     reset.write_text("5")  # resets VmHWM to the present resident size
     before = _resident_bytes("VmRSS")
     function()
     return _resident_bytes("VmHWM") - before
+
+
+def _return_freed_memory() -> None:
+    """Freed heap that stays resident would hide what the measured call allocates."""
+    c_library = ctypes.CDLL(None)
+    if hasattr(c_library, "malloc_trim"):  # glibc
+        c_library.malloc_trim(0)
 
 
 def _resident_bytes(field: str) -> int:
@@ -217,6 +247,6 @@ def _warm_up(arguments: LossBenchArguments) -> None:
     """A tiny problem first: libraries' own buffers and threads are not the loss's memory."""
     small = LossBenchArguments(rows=64, columns=4096, dim=arguments.dim, items=10_000)
     rows, candidates = make_problem(small)
-    BareGemms(rows.query_BD, candidates.embedding_CD, 2048)()
+    BareGemms(rows.query_BD, candidates.embedding_CD, 2048, False)()
     value, _ = build_loss("ssm", precision=arguments.precision)(rows, candidates)
     torch.autograd.grad(value, _leaves(rows, candidates))
