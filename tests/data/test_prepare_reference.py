@@ -16,7 +16,7 @@ from trainer.data import staging
 from trainer.data.schema import SPLITS, Dataset
 
 LENGTH = 3
-EXAMPLES = 8
+EXAMPLES = 5
 
 
 def rows_strategy(timed: bool, rated: bool) -> st.SearchStrategy[list[Row]]:

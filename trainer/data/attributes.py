@@ -28,7 +28,8 @@ class Encoded:
     """An attribute and the table (raw, value) that holds it for each row of the side table."""
 
     attribute: Attribute
-    table: str
+    table: str | None
+    """None where the side table lacks it: a dataset being extended has it."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ def encode_side(
     table: SideTable,
     wanted: Wanted,
     known: dict[str, Attribute],
+    extends: bool,
 ) -> tuple[list[Encoded], dict[str, str]]:
     """Encode the wanted columns of table `side_<side>`; also the columns left out, with reasons.
 
     Fills table `vocabulary` (side, name, row, value, count). `known` has the attributes of a
-    dataset being extended, whose vocabulary is in `vocabulary` already and keeps its rows.
+    dataset being extended (`extends`), whose vocabulary is in `vocabulary` and keeps its rows.
     """
     columns = {each.split(":")[0]: each for each in table.kinds if each != wanted.title}
     for name in wanted.names or ():
@@ -64,20 +66,30 @@ def encode_side(
     encoded: list[Encoded] = []
     left_out: dict[str, str] = {}
     for name in columns if wanted.names is None else wanted.names:
+        if extends and _own_name(name) not in known:
+            left_out[name] = "is no attribute of the extended dataset"
+            continue
         reason = _reason_against(connection, side, columns[name], table.kinds[columns[name]])
         if reason and wanted.names is not None and reason != TOO_MANY:
             raise ValueError(f"{table.label}: column {name!r} {reason}: leave it out")
         if reason and wanted.names is None:
             left_out[name] = reason
             continue
-        own_name = f"{name}_" if name in RESERVED else name
+        own_name = _own_name(name)
         target = f"encoded_{side}_{len(encoded)}"
         kind = _settle_kind(connection, side, columns[name], table.kinds[columns[name]])
         if own_name in known and (known[own_name].boundaries or kind == "buckets"):
             kind = "buckets" if known[own_name].boundaries else "text"
         attribute = _encode(connection, side, own_name, columns[name], kind, target, known)
         encoded.append(Encoded(attribute, target))
+    found = {each.attribute.name for each in encoded}
+    encoded.extend(Encoded(each, None) for name, each in known.items() if name not in found)
     return encoded, left_out
+
+
+def _own_name(name: str) -> str:
+    """The attribute's name: the column's, unless the dataset's tables use that themselves."""
+    return f"{name}_" if name in RESERVED else name
 
 
 TOO_MANY = "has nearly as many values as rows"

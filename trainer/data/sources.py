@@ -207,3 +207,12 @@ def _suffix(file_name: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def title_column(items: SideTable | None, wanted: str | None) -> str | None:
+    """The title's column of the item table: as the user names it, or by a usual name."""
+    if items is None:
+        if wanted is not None:
+            raise ValueError("--title-column needs a file of items: give --items FILE")
+        return None
+    return resolve(wanted, items.kinds, TITLE_NAMES, "--title-column", items.label)

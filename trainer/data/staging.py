@@ -69,6 +69,8 @@ def load_side(
         f"CREATE TABLE side_{side} AS SELECT {sql.name(id_name)} AS raw, "
         f"* EXCLUDE ({sql.name(id_name)}) FROM {table.relation}"
     )
+    if not sql.number(connection, f"SELECT count(*) FROM side_{side}"):
+        raise ValueError(f"{table.label} is empty: it has a header and no rows")
     label = f"column {id_name!r} of {table.label}"
     check_nulls(connection, f"side_{side}", {"raw": label})
     ids = check_ids(connection, f"side_{side}", "raw", label, f"--{side}-column")
@@ -132,7 +134,23 @@ def make_catalog(
                 f"Is --{side}-column the right column?"
             )
         numbers.append(count)
+        _check_overlap(connection, side, ids)
     return Catalog(numbers[0], numbers[1], user_ids, item_ids)
+
+
+def _check_overlap(connection: duckdb.DuckDBPyConnection, side: str, ids: IdColumn) -> None:
+    """Raise where a side table shares no id with the interactions."""
+    rows, shared = sql.one(
+        connection,
+        f"""SELECT count(*), count(*) FILTER ({ids.expression("raw")} IN
+            (SELECT {ids.expression(f"raw_{side}")} FROM raw)) FROM side_{side}""",
+    )
+    if rows and not shared:
+        example = sql.one(connection, f"SELECT min(raw) FROM side_{side}")[0]
+        raise ValueError(
+            f"none of the {rows} ids of --{side}s (for example {example!r}) occurs in the "
+            f"interactions: is --{side}-column the id in both files?"
+        )
 
 
 def partitions(rows: int, history_length: int) -> int:

@@ -20,29 +20,39 @@ def write_items_and_users(
     out: str,
     attributes: dict[str, list[Encoded]],
     title: str | None,
+    extends: bool,
 ) -> None:
-    """Write items.parquet and users.parquet, rows ascending without gaps."""
+    """Write items.parquet and users.parquet, rows ascending without gaps.
+
+    title: the column of table side_item that holds titles. extends: rows that the side tables lack
+    take their title and attributes from tables old_item and old_user.
+    """
     for side in ("item", "user"):
         columns = [f"{side}s.row AS {side}", f"{side}s.raw AS raw_id"]
+        counts = f"read_parquet({sql.text(f'{staging}/counts-{side}/*.parquet')})"
         joins = [
             f"""LEFT JOIN (SELECT row, sum(count)::BIGINT AS count,
                     sum(count_with_validation)::BIGINT AS count_with_validation
-                FROM read_parquet({sql.text(f"{staging}/counts-{side}/*.parquet")}) GROUP BY row)
-                AS counts ON counts.row = {side}s.row"""
+                FROM {counts} GROUP BY row) AS counts ON counts.row = {side}s.row""",
+            f"LEFT JOIN side_{side} AS side ON side.raw = {side}s.raw",
         ]
+        if extends:
+            joins.append(f"LEFT JOIN old_{side} AS old ON old.row = {side}s.row")
         if side == "item":
-            shown = "NULL::VARCHAR" if title is None else f"CAST(side.{sql.name(title)} AS VARCHAR)"
-            columns.append(f"{shown} AS title")
-            if title is not None:
-                joins.append("LEFT JOIN side_item AS side ON side.raw = items.raw")
+            titles = ["old.title"] if extends else []
+            titles += [] if title is None else [f"CAST(side.{sql.name(title)} AS VARCHAR)"]
+            columns.append(f"coalesce({', '.join([*reversed(titles), 'NULL::VARCHAR'])}) AS title")
         columns.append("coalesce(counts.count, 0) AS count")
         if side == "item":
             columns.append("coalesce(counts.count_with_validation, 0) AS count_with_validation")
         for each in attributes[side]:
-            missing = "0" if each.attribute.kind == "single" else "[]::BIGINT[]"
             name = sql.name(each.attribute.name)
-            columns.append(f"coalesce({each.table}.value, {missing}) AS {name}")
-            joins.append(f"LEFT JOIN {each.table} ON {each.table}.raw = {side}s.raw")
+            values = [] if each.table is None else [f"{each.table}.value"]
+            values += [f"old.{name}"] if extends else []
+            values.append("0::BIGINT" if each.attribute.kind == "single" else "[]::BIGINT[]")
+            columns.append(f"coalesce({', '.join(values)}) AS {name}")
+            if each.table is not None:
+                joins.append(f"LEFT JOIN {each.table} ON {each.table}.raw = {side}s.raw")
         connection.execute(
             f"COPY (SELECT {', '.join(columns)} FROM {side}s {' '.join(joins)} "
             f"ORDER BY {side}s.row) TO {sql.text(f'{out}/{side}s.parquet')} ({TABLE})"

@@ -1,0 +1,70 @@
+"""Which split rule suits a source, and the moments of a split by time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import duckdb
+
+from trainer.data import sql
+from trainer.data.checks import Thresholds
+from trainer.data.prepare_arguments import PrepareArguments
+from trainer.data.sources import Source
+from trainer.data.splits import SplitRule
+
+DEFAULT_SHARE = 0.1
+
+
+def choose_rule(
+    arguments: PrepareArguments, source: Source, thresholds: Thresholds | None
+) -> SplitRule:
+    """The user's rule, or the one that suits the source; with its shares."""
+    rule: Any = arguments.split
+    if rule is None:
+        rule = "given" if source.given else "leave-last-out" if source.has_timestamp else "random"
+    if rule in ("time", "leave-last-out") and not source.has_timestamp:
+        raise ValueError(
+            f"--split {rule} needs times, {arguments.source} has none: name their column with "
+            "--timestamp-column, or take --split random"
+        )
+    if rule == "given" and "test" not in source.given:
+        raise ValueError(
+            f"--split given needs files named train and test, {arguments.source} has "
+            f"{' and '.join(source.given) or 'none'}: take another --split"
+        )
+    test: float | None = arguments.test_share
+    has_dislikes = thresholds is not None and thresholds.dislike is not None
+    if rule == "given":
+        if test is not None:
+            raise ValueError("--test-share has no meaning with --split given: leave it out")
+    elif test is None and (rule != "leave-last-out" or (has_dislikes and arguments.split is None)):
+        test = DEFAULT_SHARE
+    validation = arguments.validation_share or DEFAULT_SHARE
+    if rule == "leave-last-out" and test is None:
+        if arguments.validation_share is not None:
+            raise ValueError(
+                "--validation-share with --split leave-last-out needs --test-share too; "
+                "without both, each user's last positive is test and the one before validation"
+            )
+        return SplitRule(rule, None, None, arguments.seed or 0)
+    if rule == "given" and "validation" in source.given:
+        validation = 0.0
+    return SplitRule(rule, test, validation, arguments.seed or 0, given=source.given)
+
+
+def with_moments(connection: duckdb.DuckDBPyConnection, rule: SplitRule, folder: str) -> SplitRule:
+    """The rule `time` with the moments that leave its shares of all rated rows after them."""
+    staged = f"read_parquet({sql.text(f'{folder}/*/*.parquet')}) WHERE feedback <> 0"
+    rows = sql.number(connection, f"SELECT count(*) FROM {staged}")
+    test = rule.test_share or 0.0
+    held_out = test + (rule.validation_share or 0.0)
+    moments = [
+        sql.number(
+            connection,
+            f"SELECT moment FROM {staged} ORDER BY moment "
+            f"LIMIT 1 OFFSET {min(rows - 1, int(rows * (1 - share)))}",
+        )
+        for share in (held_out, test)
+    ]
+    return replace(rule, validation_from=moments[0], test_from=moments[1])
