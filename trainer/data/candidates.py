@@ -35,20 +35,26 @@ class CandidateSampler:
 
     def draw(self, epoch: int, step: int, start: int, stop: int) -> np.ndarray:
         """Draws start..stop of a step's global sample: item rows, int64 [stop - start]."""
-        random = _hash(self._seed, epoch, step, start, stop)
+        counter = np.arange(start, stop, dtype=np.int64)
+        random = hash_counter(hash_key(self._seed, epoch, step), counter)
         if self._cumulative_I is None:
             return (random % np.uint64(self._num_items)).astype(np.int64)
         place = (random % np.uint64(self._cumulative_I[-1])).astype(np.int64)
         return np.searchsorted(self._cumulative_I, place, side="right").astype(np.int64)
 
 
-def _hash(seed: int, epoch: int, step: int, start: int, stop: int) -> np.ndarray:
-    """splitmix64 of a counter that starts at a place mixed from the key, uint64."""
-    base = 0
-    for part in (seed, epoch, step):
-        base = int(_mix(np.array([(base + part + _INCREMENT) & _MASK], dtype=np.uint64))[0])
-    counter = np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(_INCREMENT)
-    return _mix(counter + np.uint64(base))
+def hash_key(*parts: int) -> int:
+    """One 64-bit number mixed from several, in order."""
+    key = 0
+    for part in parts:
+        key = int(_mix(np.array([(key + part + _INCREMENT) & _MASK], dtype=np.uint64))[0])
+    return key
+
+
+def hash_counter(key: int, counter: np.ndarray) -> np.ndarray:
+    """splitmix64 at places `counter` (int64) of the sequence that begins at `key`, uint64."""
+    place = (counter.astype(np.uint64) + np.uint64(1)) * np.uint64(_INCREMENT)
+    return _mix(place + np.uint64(key))
 
 
 def _mix(value: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Attributes and counts of users and items, and the bags of ids that the towers look up.
 
-Keys are "user", "history", "disliked", "user.<attribute>" (query) and "item", "item.<attribute>"
-(candidate). The store holds one row a user or item in the smallest integer type that fits; its
+Keys are "user", "history", "disliked", "user.<attribute>" (query), "item", "item.<attribute>"
+(candidate), and the weighted bags "user_items" (query) and "item_users" (candidate). The store holds one row a user or item in the smallest integer type that fits; its
 lookups cost as much as the ids asked for. Ids of -1 (padding) get empty bags.
 
 Shapes: n = rows asked for, S = stride of a KeyedJaggedTensor.
@@ -16,6 +16,13 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.data.jagged import Jagged, from_arrow, take_bags
+from trainer.data.neighbours import (
+    NEIGHBOUR_KEYS,
+    Draw,
+    NeighbourRule,
+    Neighbours,
+    WeightedBags,
+)
 from trainer.data.schema import Attribute, Dataset
 from trainer.data.storage import open_parquet
 
@@ -30,9 +37,13 @@ class FeatureStore:
     """Columns of users.parquet and items.parquet that some feature keys need.
 
     keys: feature keys, query and candidate side mixed; unknown attributes are an error.
+    neighbours: the rule of "user_items" and "item_users", where they are among the keys.
     """
 
-    def __init__(self, dataset: Dataset, keys: Sequence[str]) -> None:
+    def __init__(
+        self, dataset: Dataset, keys: Sequence[str], neighbours: NeighbourRule | None = None
+    ) -> None:
+        self._neighbours = None if neighbours is None else Neighbours(dataset, neighbours)
         self.num_users = dataset.num_users
         self.num_items = dataset.num_items
         self._columns: dict[str, np.ndarray | Jagged] = {}
@@ -62,8 +73,10 @@ class FeatureStore:
         count_n[item_n < 0] = 0
         return count_n
 
-    def bags(self, key: str, id_n: np.ndarray) -> Bags:
-        """Bags of "user", "item" or an attribute for user or item rows; id -1: empty."""
+    def bags(self, key: str, id_n: np.ndarray) -> Bags | WeightedBags:
+        """Bags of any key but the lists, for user or item rows; id -1: empty."""
+        if key in NEIGHBOUR_KEYS:
+            return self._graph.bags(NEIGHBOUR_KEYS[key], id_n)
         real = id_n >= 0
         everywhere = bool(real.all())
         ids = id_n if everywhere else id_n[real]
@@ -79,6 +92,19 @@ class FeatureStore:
                 lengths = spread
             return taken.values.astype(np.int64), lengths
         return column[ids].astype(np.int64), real.astype(np.int64)
+
+    def training_bags(
+        self, key: str, id_n: np.ndarray, partner_n: np.ndarray, draw: Draw
+    ) -> Bags | WeightedBags:
+        """As `bags`; neighbours are drawn, and a row's partner (the other of its pair) left out."""
+        if key in NEIGHBOUR_KEYS:
+            return self._graph.bags(NEIGHBOUR_KEYS[key], id_n, partner_n, draw)
+        return self.bags(key, id_n)
+
+    @property
+    def _graph(self) -> Neighbours:
+        assert self._neighbours is not None, "neighbour keys need a NeighbourRule"
+        return self._neighbours
 
     def candidate_features(self, keys: Sequence[str], item_n: np.ndarray) -> KeyedJaggedTensor:
         """Candidate keys for item rows, stride n."""
@@ -97,33 +123,41 @@ class FeatureStore:
 
 def side_of(key: str) -> Literal["query", "candidate"]:
     """Which tower a feature key belongs to."""
-    if key in ("user", "history", "disliked") or key.startswith("user."):
+    if key in ("user", "history", "disliked", "user_items") or key.startswith("user."):
         return "query"
-    if key == "item" or key.startswith("item."):
+    if key in ("item", "item_users") or key.startswith("item."):
         return "candidate"
     raise ValueError(
-        f"unknown feature key {key!r}: take user, history, disliked, item, "
-        "user.<attribute> or item.<attribute>"
+        f"unknown feature key {key!r}: take user, history, disliked, user_items, item, "
+        "item_users, user.<attribute> or item.<attribute>"
     )
 
 
-def keyed_jagged(keys: Sequence[str], bags: Sequence[Bags], stride: int) -> KeyedJaggedTensor:
+def keyed_jagged(
+    keys: Sequence[str], bags: Sequence[Bags | WeightedBags], stride: int
+) -> KeyedJaggedTensor:
     """Bags of each key as one KeyedJaggedTensor; bags shorter than the stride end in empty ones.
 
-    Lengths per key are given along, so that TorchRec need not read them back from a device.
+    Where one key has weights, the others weigh 1. Lengths per key are given along, so that
+    TorchRec need not read them back from a device.
     """
     lengths = np.zeros((len(keys), stride), dtype=np.int64)
     sizes = [0] * len(keys)
-    for row, (values, length) in enumerate(bags):
-        lengths[row, : len(length)] = length
-        sizes[row] = len(values)
+    for row, bag in enumerate(bags):
+        lengths[row, : len(bag[1])] = bag[1]
+        sizes[row] = len(bag[0])
     ends = np.cumsum([0, *sizes]).tolist()
     values_V = np.empty(ends[-1], dtype=np.int64)
-    for row, (values, _) in enumerate(bags):
-        values_V[ends[row] : ends[row + 1]] = values
+    weighted = any(len(bag) == 3 for bag in bags)
+    weights_V = np.ones(ends[-1] if weighted else 0, dtype=np.float32)
+    for row, bag in enumerate(bags):
+        values_V[ends[row] : ends[row + 1]] = bag[0]
+        if len(bag) == 3:
+            weights_V[ends[row] : ends[row + 1]] = bag[2]
     return KeyedJaggedTensor(
         keys=list(keys),
         values=torch.from_numpy(values_V),
+        weights=torch.from_numpy(weights_V) if weighted else None,
         lengths=torch.from_numpy(lengths.reshape(-1)),
         stride=stride,
         length_per_key=sizes,

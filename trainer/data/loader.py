@@ -26,6 +26,7 @@ import torch
 from trainer.data.batch import Batch
 from trainer.data.candidates import CandidateSampler, Distribution
 from trainer.data.features import Bags, FeatureStore, keyed_jagged, side_of
+from trainer.data.neighbours import Draw, NeighbourRule
 from trainer.data.order import EpochOrder, Position, default_streams
 from trainer.data.plan import EpochPlan, Step
 from trainer.data.prefetch import BatchStream, WindowCache
@@ -51,6 +52,7 @@ class Loader:
     feedback: "positive" leaves disliked rows out; "all" gives them with feedback -1.
     history_length: keep the last so many of `history` and `disliked`; None: as prepared.
     position: `Batch.position` of a checkpoint, made by any number of ranks.
+    neighbours: the rule of the keys "user_items" and "item_users", where they are asked for.
     skip_corrupt: count the rows of row groups that cannot be read and go on; they come as
         padding, while `global_rows` still counts them.
     """
@@ -76,6 +78,7 @@ class Loader:
         skip_corrupt: bool = False,
         batches_ahead: int = 4,
         pin_memory: bool = False,
+        neighbours: NeighbourRule | None = None,
     ) -> None:
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)
         self.local_batch_size = local_batch_size
@@ -84,7 +87,7 @@ class Loader:
         self._extra = extra_candidates
         self._history_length = history_length
         self._batches_ahead, self._pin_memory = batches_ahead, pin_memory
-        self._query_keys, self._candidate_keys = tuple(query_keys), tuple(candidate_keys)
+        self.query_keys, self.candidate_keys = tuple(query_keys), tuple(candidate_keys)
         self._check_arguments()
         self._streams = self._choose_streams(streams)
         self._rows_per_stream = world_size * local_batch_size // self._streams
@@ -101,7 +104,7 @@ class Loader:
             "rows": self.num_rows,
             "row_groups": len(self._groups.rows_G),
         }
-        self.store = FeatureStore(self.dataset, (*query_keys, *candidate_keys))
+        self.store = FeatureStore(self.dataset, (*query_keys, *candidate_keys), neighbours)
         self._sampler = CandidateSampler(self.store.item_count_I, extra_distribution, seed)
         self.position = self._start(0) if position is None else self._restore(position)
         """Where `iter(loader)` begins."""
@@ -197,11 +200,19 @@ class Loader:
         feedback_B: np.ndarray,
         lists: dict[str, Bags],
     ) -> Batch:
+        draw = Draw(self._seed, step.order.epoch, step.number)
+        user_S = np.full(len(item_S), -1, dtype=np.int64)
+        user_S[: len(user_B)] = user_B
         bags = [
-            lists[key] if key in lists else self.store.bags(key, user_B) for key in self._query_keys
+            lists[key]
+            if key in lists
+            else self.store.training_bags(key, user_B, item_S[: len(user_B)], draw)
+            for key in self.query_keys
         ]
-        bags += [self.store.bags(key, item_S) for key in self._candidate_keys]
-        keys = (*self._query_keys, *self._candidate_keys)
+        bags += [
+            self.store.training_bags(key, item_S, user_S, draw) for key in self.candidate_keys
+        ]
+        keys = (*self.query_keys, *self.candidate_keys)
         return Batch(
             features=keyed_jagged(keys, bags, len(item_S)),
             user_B=torch.from_numpy(user_B),
@@ -248,7 +259,7 @@ class Loader:
 
     @property
     def _list_keys(self) -> tuple[str, ...]:
-        return tuple(key for key in self._query_keys if key in LIST_COLUMNS)
+        return tuple(key for key in self.query_keys if key in LIST_COLUMNS)
 
     def _choose_streams(self, streams: int | None) -> int:
         world_size, rows = self._world_size, self.local_batch_size
@@ -276,11 +287,11 @@ class Loader:
                 f"history_length is {self._history_length}: take 1 or more, "
                 "or leave history out of the query keys"
             )
-        for keys, side in ((self._query_keys, "query"), (self._candidate_keys, "candidate")):
+        for keys, side in ((self.query_keys, "query"), (self.candidate_keys, "candidate")):
             for key in keys:
                 if side_of(key) != side:
                     raise ValueError(f"feature key {key!r} is no {side} key")
-        if "disliked" in self._query_keys and not self.dataset.has_feedback:
+        if "disliked" in self.query_keys and not self.dataset.has_feedback:
             raise ValueError(
                 f"{self.dataset.path} was prepared without ratings, so it has no disliked items: "
                 "leave the key disliked out"
