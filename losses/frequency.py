@@ -87,7 +87,7 @@ class StreamingFrequency(nn.Module):
 
     @torch.no_grad()
     def update(self, id_X: Tensor) -> None:
-        """Sees the ids of one global batch (int64, -1 padding), equal on all ranks. No collective."""
+        """Sees one global batch of ids (int64, -1 padding), equal on all ranks. No collective."""
         self.step += 1
         unique_X = torch.unique(id_X)
         unique_X = unique_X[unique_X >= 0]
