@@ -36,6 +36,16 @@ def test_plain_lines_come_every_few_seconds_and_at_the_end() -> None:
     assert lines[2] == "training  80/100  loss 3.2  21,407 examples/s  eta 0:00:06"
 
 
+def test_time_left_is_reckoned_from_where_a_restarted_run_goes_on() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = TerminalProgress(stream, every_seconds=0, clock=clock)
+    for now, step in ((0, 10), (10, 60), (100, 50), (110, 60)):
+        clock.now = float(now)
+        progress.update("training", step, 100)
+    # From step 50 on: 10 steps in 10 s, so 40 s for the 40 left; the 90 s of restart do not count.
+    assert stream.getvalue().splitlines()[-1] == "training  60/100  eta 0:00:40"
+
+
 def test_unknown_totals_and_markup_in_messages_are_printed_as_they_are() -> None:
     stream = io.StringIO()
     with TerminalProgress(stream) as progress:

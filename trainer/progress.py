@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, TextIO
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 
 PLAIN_LINE_SECONDS = 10.0
+RECENT_UPDATES = 100  # that the time left is reckoned from
 LOUD_LOGGERS = (
     "torchrec",
     "fbgemm_gpu",
@@ -32,7 +34,10 @@ LOUD_LOGGERS = (
     "torch.distributed.elastic",
 )
 LOUD_MODULES = r"(torch|torchrec|fbgemm_gpu|ray|tensordict|torchmetrics|pyre_extensions)(\.|$)"
+# Warnings that libraries pin on our lines.
+LOUD_MESSAGES = (r"Please use DTensor", r".*is_fx_tracing")
 QUIET_ENVIRONMENT = {
+    "TORCH_LOGS": "-all",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "GLOG_minloglevel": "2",
     "NCCL_DEBUG": "ERROR",
@@ -87,12 +92,14 @@ class TerminalProgress:
         self._clock = clock
         self._live: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, tuple[float, int]] = {}
+        self._recent: dict[str, deque[tuple[float, int]]] = {}
         self._printed: dict[str, float] = {}
 
     def update(self, name: str, done: int, total: int | None = None, **values: float) -> None:
-        if name not in self._started or done < self._started[name][1]:  # new, or gone back
-            self._started[name] = (self._clock(), done)
+        recent = self._recent.setdefault(name, deque(maxlen=RECENT_UPDATES))
+        if recent and done < recent[-1][1]:  # gone back, to a checkpoint
+            recent.clear()
+        recent.append((self._clock(), done))
         if self._console.is_terminal:
             self._draw(name, done, total, values)
         elif self._is_due(name, done == total):
@@ -145,9 +152,9 @@ class TerminalProgress:
     def _plain_line(self, name: str, done: int, total: int | None, values: dict[str, float]) -> str:
         parts = [name, f"{done:,}/{total:,}" if total is not None else f"{done:,}"]
         parts += [format_value(key, value) for key, value in values.items()]
-        started, first = self._started[name]
+        then, first = self._recent[name][0]
         if total is not None and first < done < total:
-            remaining = (total - done) * (self._clock() - started) / (done - first)
+            remaining = (total - done) * (self._clock() - then) / (done - first)
             parts.append(f"eta {format_seconds(remaining)}")
         return "  ".join(parts)
 
@@ -178,3 +185,5 @@ def quiet_libraries(verbose: bool = False) -> None:
     for name in LOUD_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=LOUD_MODULES)
+    for message in LOUD_MESSAGES:
+        warnings.filterwarnings("ignore", message=message)
