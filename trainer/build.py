@@ -28,7 +28,7 @@ def build_model(
 
     The `TwoTower` inside is `result.module`. Tables have the dataset's sizes, or `known_rows`.
     """
-    inputs = build_inputs(config.model, dataset)
+    inputs = build_inputs(config.model, dataset, config.data.train_splits)
     if known_rows is not None:
         inputs = inputs.sized(known_rows)
     torch.manual_seed(config.training.seed)
@@ -140,6 +140,7 @@ def build_loader(
         feedback="all" if config.loss.uses_dislikes else "positive",
         history_length=config.data.history_length,
         position=position,
+        neighbours=inputs.neighbours,
         skip_corrupt=config.data.skip_corrupt,
         pin_memory=ranks.device.type == "cuda",
     )

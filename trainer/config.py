@@ -65,8 +65,9 @@ class DataConfig:
 class ModelConfig:
     """The two towers and what they read."""
 
-    tower: Literal["mf", "mlp"] = "mf"
-    """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them."""
+    tower: Literal["mf", "mlp", "graph"] = "mf"
+    """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them. graph: mf
+    plus each side's neighbours in train, weighted as LightGCN's first hop."""
     dim: int = 64
     """Width of every embedding table."""
     hidden: tuple[int, ...] = (128,)
@@ -85,6 +86,8 @@ class ModelConfig:
     """Feed every user attribute of the dataset to the query tower."""
     item_attributes: bool = False
     """Feed every item attribute of the dataset to the candidate tower."""
+    neighbours: int | None = 16
+    """graph: most neighbours drawn for a row in training; None: all. Evaluation takes all."""
     dropout: float = 0.0
     """Share of each tower's inputs dropped in training."""
     init_std: float = 0.1
@@ -103,6 +106,14 @@ class ModelConfig:
             self.use_user_id or self.use_history or self.user_attributes,
             "the query tower has no input: set model.use_user_id, model.use_history or "
             "model.user_attributes",
+        )
+        require(
+            self.tower != "graph" or self.use_user_id,
+            "model.tower='graph' needs the users' table: leave model.use_user_id on",
+        )
+        require(
+            self.neighbours is None or self.neighbours >= 1,
+            f"model.neighbours={self.neighbours}: at least 1; None takes all",
         )
         require(
             all(width >= 1 for width in self.hidden),

@@ -1,6 +1,7 @@
 """Which features each tower reads, and the tables behind them, from a config and a dataset.
 
-Feature keys: "user", "history", "item", and "user.NAME" / "item.NAME" for attributes.
+Feature keys: "user", "history", "item", "user_items" and "item_users" (neighbours in the training
+graph), and "user.NAME" / "item.NAME" for attributes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from embeddings.tables import Table
 from trainer.config import ModelConfig
+from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
 
 
@@ -22,6 +24,8 @@ class Inputs:
     mean_keys: frozenset[str]
     """Keys with several values a row, whose summed embeddings are divided by their number."""
     tables: tuple[Table, ...]
+    neighbours: NeighbourRule | None = None
+    """The graph behind "user_items" and "item_users"; its bags are weighted sums."""
 
     def known_rows(self, key: str) -> int:
         """Ids 0 ... known_rows - 1 of a feature have a row of their own."""
@@ -48,8 +52,13 @@ class Inputs:
         return self.query_keys + self.candidate_keys
 
 
-def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
+def build_inputs(
+    model: ModelConfig, dataset: Dataset, train_splits: tuple[str, ...] = ("train",)
+) -> Inputs:
     """State keys and tables for `model` on `dataset`.
+
+    Args:
+        train_splits: whose pairs make the graph of the graph tower.
 
     Raises:
         ValueError: if the model asks for attributes or a history that the dataset lacks.
@@ -71,12 +80,18 @@ def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
                 f"pass a file of them to `tandem prepare` (--{side}s FILE)"
             )
     history = ("history",) if model.use_history else ()
+    graph = model.tower == "graph"
     query_keys = (
         (("user",) if model.use_user_id else ())
         + history
+        + (("user_items",) if graph else ())
         + tuple(f"user.{attribute.name}" for attribute in user_attributes)
     )
-    candidate_keys = ("item", *(f"item.{attribute.name}" for attribute in item_attributes))
+    candidate_keys = (
+        "item",
+        *(("item_users",) if graph else ()),
+        *(f"item.{attribute.name}" for attribute in item_attributes),
+    )
     multi = [f"user.{a.name}" for a in user_attributes if a.kind == "multi"]
     multi += [f"item.{a.name}" for a in item_attributes if a.kind == "multi"]
 
@@ -87,9 +102,11 @@ def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
         )
 
     share = bool(history) and model.shared_item_table
-    tables = [table("item", dataset.num_items, "item", *(history if share else ()))]
+    item_features = ("item", *(history if share else ()), *(("user_items",) if graph else ()))
+    tables = [table("item", dataset.num_items, *item_features)]
     if model.use_user_id:
-        tables.append(table("user", dataset.num_users, "user"))
+        user_features = ("user", *(("item_users",) if graph else ()))
+        tables.append(table("user", dataset.num_users, *user_features))
     if history and not share:
         tables.append(table("history", dataset.num_items, "history"))
     for side, attributes in (("user", user_attributes), ("item", item_attributes)):
@@ -97,4 +114,10 @@ def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
             key = f"{side}.{attribute.name}"
             name, values = key.replace(".", "_"), attribute.num_values
             tables.append(table(name, values, key, unknown_row=False))  # row 0 is theirs
-    return Inputs(query_keys, candidate_keys, frozenset([*history, *multi]), tuple(tables))
+    return Inputs(
+        query_keys,
+        candidate_keys,
+        frozenset([*history, *multi]),
+        tuple(tables),
+        NeighbourRule(train_splits, model.neighbours) if graph else None,
+    )

@@ -91,7 +91,9 @@ class TwoTower(nn.Module):
     def __init__(self, model: ModelConfig, inputs: Inputs, task: RetrievalTask) -> None:
         super().__init__()
         self.inputs = inputs
-        self.embeddings = build_embedding_bags(inputs.tables)
+        self.embeddings = build_embedding_bags(
+            inputs.tables, weighted=inputs.neighbours is not None
+        )
         self.head = Head(Towers(model, inputs), task)
         self.unknown_ids: dict[str, Tensor | int] = {}
         """Ids met by `encode_*` so far that no table row stands for, by feature."""
@@ -116,26 +118,20 @@ class TwoTower(nn.Module):
         return self.head.towers.encode_candidates(parts)
 
     def _complete(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """The same bags under all of the model's keys, in its order; those not given are empty.
-
-        Ids that a table does not know go to its row for them and are counted in `unknown_ids`.
-        """
+        """The same bags under all of the model's keys, in its order; those not given are empty."""
         given = features.to_dict()
         stride = features.stride()
         device = features.values().device
         empty_lengths = torch.zeros(stride, dtype=features.lengths().dtype, device=device)
-        parts = {key: given[key] for key in self.inputs.keys if key in given}
-        values = [self._known(key, part.values()) for key, part in parts.items()]
+        parts = [given.get(key) for key in self.inputs.keys]
+        filled = [part for part in parts if part is not None]
+        weights = None
+        if self.inputs.neighbours is not None:
+            weights = torch.cat([part.weights() for part in filled])
         return KeyedJaggedTensor(
             keys=list(self.inputs.keys),
-            values=torch.cat(values),
-            lengths=torch.cat(
-                [parts[k].lengths() if k in parts else empty_lengths for k in self.inputs.keys]
-            ),
+            values=torch.cat([part.values() for part in filled]),
+            weights=weights,
+            lengths=torch.cat([empty_lengths if p is None else p.lengths() for p in parts]),
             stride=stride,
         )
-
-    def _known(self, key: str, ids: Tensor) -> Tensor:
-        unknown = ids >= self.inputs.known_rows(key)
-        self.unknown_ids[key] = self.unknown_ids.get(key, 0) + unknown.sum()
-        return ids.masked_fill(unknown, self.inputs.unknown_row(key))

@@ -105,7 +105,7 @@ def make_plan(
             f"training.global_batch_size={batch} does not divide by {gpus} GPUs; "
             "set it to a multiple"
         )
-    inputs = build_inputs(config.model, dataset)
+    inputs = build_inputs(config.model, dataset, config.data.train_splits)
     model = TwoTower(config.model, inputs, build_task(config, dataset))
     layout = Layout(gpus, min(gpus, gpus_a_node), "cuda", device_bytes=gpu_bytes)
     planner = make_planner(

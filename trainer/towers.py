@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TowerKind = Literal["mf", "mlp"]
+TowerKind = Literal["mf", "mlp", "graph"]
 
 
 class Tower(nn.Module):
     """One side of the model.
 
-    `mf` adds the features' embeddings and has no parameters of its own: O = D. `mlp` concatenates
-    them and applies a perceptron with ReLU between its layers: O = `output_dim`.
+    `mf` adds the features' embeddings and has no parameters of its own: O = D; `graph` is the same
+    sum over an id and its weighted bag of neighbours. `mlp` concatenates the embeddings and applies
+    a perceptron with ReLU between its layers: O = `output_dim`.
 
     Args:
         num_features: how many [S, D] embeddings `forward` is given.
@@ -41,16 +42,16 @@ class Tower(nn.Module):
         self.kind = kind
         self.normalise = normalise
         self.dropout = nn.Dropout(dropout)
-        self.output_dim = dim if kind == "mf" else output_dim
+        self.output_dim = output_dim if kind == "mlp" else dim
         widths = [num_features * dim, *hidden, output_dim] if kind == "mlp" else []
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, features_SD: Sequence[Tensor]) -> Tensor:
         """[S, D] a feature -> [S, O]."""
-        if self.kind == "mf":
-            x_SO = self.dropout(torch.stack(list(features_SD)).sum(0))
-        else:
+        if self.kind == "mlp":
             x_SO = self.dropout(torch.cat(list(features_SD), dim=1))
             for index, layer in enumerate(self.layers):
                 x_SO = layer(F.relu(x_SO) if index else x_SO)
+        else:
+            x_SO = self.dropout(torch.stack(list(features_SD)).sum(0))
         return F.normalize(x_SO, dim=1) if self.normalise else x_SO

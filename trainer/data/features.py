@@ -1,8 +1,9 @@
 """Attributes and counts of users and items, and the bags of ids that the towers look up.
 
 Keys are "user", "history", "disliked", "user.<attribute>" (query), "item", "item.<attribute>"
-(candidate), and the weighted bags "user_items" (query) and "item_users" (candidate). The store holds one row a user or item in the smallest integer type that fits; its
-lookups cost as much as the ids asked for. Ids of -1 (padding) get empty bags.
+(candidate), and the weighted bags "user_items" (query) and "item_users" (candidate). The store
+holds one row a user or item in the smallest integer type that fits; its lookups cost as much as
+the ids asked for. Ids of -1 (padding) get empty bags.
 
 Shapes: n = rows asked for, S = stride of a KeyedJaggedTensor.
 """

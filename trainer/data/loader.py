@@ -209,9 +209,7 @@ class Loader:
             else self.store.training_bags(key, user_B, item_S[: len(user_B)], draw)
             for key in self.query_keys
         ]
-        bags += [
-            self.store.training_bags(key, item_S, user_S, draw) for key in self.candidate_keys
-        ]
+        bags += [self.store.training_bags(key, item_S, user_S, draw) for key in self.candidate_keys]
         keys = (*self.query_keys, *self.candidate_keys)
         return Batch(
             features=keyed_jagged(keys, bags, len(item_S)),

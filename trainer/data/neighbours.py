@@ -1,8 +1,8 @@
-"""Who interacted with what in train, as bags of neighbours: LightGCN's first hop on the loader's side.
+"""Who interacted with what in train, as bags of neighbours: LightGCN's first hop, in the loader.
 
 Keys: "user_items" (query: the user's items) and "item_users" (candidate: the item's users), each
-neighbour weighted by 1 / sqrt(degree of one * degree of the other). The pairs are read once and kept
-as memory-mapped arrays beside the data, shared by all ranks of a machine.
+neighbour weighted by 1 / sqrt(degree of one * degree of the other). The pairs are read once and
+kept as memory-mapped arrays beside the data, shared by all ranks of a machine.
 
 In training a bag holds at most `limit` neighbours, drawn anew each step with weights that keep the
 sum's expectation, and never the pair that the row is to predict; elsewhere bags are complete.
@@ -27,10 +27,11 @@ from trainer.data.jagged import Jagged, take_ranges
 from trainer.data.schema import Dataset
 from trainer.data.storage import open_parquet
 
-NEIGHBOUR_KEYS = {"user_items": "user", "item_users": "item"}
+Side = Literal["user", "item"]
+
+NEIGHBOUR_KEYS: dict[str, Side] = {"user_items": "user", "item_users": "item"}
 """Feature key -> the side whose bags it holds."""
 
-Side = Literal["user", "item"]
 WeightedBags = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(values int64 [V], lengths int64 [n], weights float32 [V])"""
 
@@ -68,7 +69,11 @@ class Neighbours:
             self._degree[side] = np.diff(offsets)
 
     def bags(
-        self, side: Side, id_n: np.ndarray, partner_n: np.ndarray | None = None, draw: Draw | None = None
+        self,
+        side: Side,
+        id_n: np.ndarray,
+        partner_n: np.ndarray | None = None,
+        draw: Draw | None = None,
     ) -> WeightedBags:
         """Neighbours of users or items; id -1: an empty bag.
 
@@ -98,10 +103,11 @@ class Neighbours:
     def _sample(
         self, side: Side, row_n: np.ndarray, start_n: np.ndarray, degree_n: np.ndarray, draw: Draw
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(values [V], lengths [n]): whole small bags; of large ones `limit` draws with replacement."""
+        """(values [V], lengths [n]): small bags whole; of large ones `limit`, with replacement."""
         assert self._limit is not None
         lengths_n = np.minimum(degree_n, self._limit)
-        place_V = np.arange(lengths_n.sum()) - np.repeat(np.cumsum(lengths_n) - lengths_n, lengths_n)
+        first_n = np.cumsum(lengths_n) - lengths_n
+        place_V = np.arange(lengths_n.sum()) - np.repeat(first_n, lengths_n)
         large_V = np.repeat(degree_n > self._limit, lengths_n)
         key = hash_key(draw.seed, draw.epoch, draw.step, 0 if side == "user" else 1)
         node_V = np.repeat(row_n, lengths_n)[large_V]
@@ -145,7 +151,9 @@ def _read_pairs(dataset: Dataset, splits: Sequence[str]) -> tuple[np.ndarray, np
     return np.concatenate(users), np.concatenate(items)
 
 
-def _write_side(folder: Path, side: Side, own_P: np.ndarray, other_P: np.ndarray, rows: int) -> None:
+def _write_side(
+    folder: Path, side: Side, own_P: np.ndarray, other_P: np.ndarray, rows: int
+) -> None:
     order_P = np.lexsort((other_P, own_P))
     offsets = np.zeros(rows + 1, dtype=np.int64)
     np.cumsum(np.bincount(own_P, minlength=rows), out=offsets[1:])

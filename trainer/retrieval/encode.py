@@ -35,7 +35,7 @@ class Encoder:
         self.num_items = dataset.num_items
         self.num_users = dataset.num_users
         self.history_length = history_length
-        self.store = FeatureStore(dataset, model.inputs.keys)
+        self.store = FeatureStore(dataset, model.inputs.keys, model.inputs.neighbours)
 
     @property
     def uses_history(self) -> bool:
