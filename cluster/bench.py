@@ -1,10 +1,17 @@
 """`tandem bench PART`: what one part costs, beside a floor."""
 
 from collections.abc import Sequence
+from importlib import import_module
 
 from cluster.usage import UsageError, parse, suggest
 
-PARTS = ("loss",)
+PARTS = {
+    "loss": "LossBenchArguments",
+    "step": "StepBenchArguments",
+    "data": "DataBenchArguments",
+    "eval": "EvalBenchArguments",
+}
+"""Modules of trainer.bench, and the dataclass of each one's flags."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -13,11 +20,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"usage: tandem bench PART ..., one of: {', '.join(PARTS)}")
         return 0 if arguments else 2
     part, *flags = arguments
-    match part:
-        case "loss":
-            from trainer.bench import loss
-
-            loss.main(parse(loss.LossBenchArguments, "tandem bench loss", flags))
-        case _:
-            raise UsageError(suggest("part", part, PARTS))
+    if part not in PARTS:
+        raise UsageError(suggest("part", part, list(PARTS)))
+    module = import_module(f"trainer.bench.{part}")
+    module.main(parse(getattr(module, PARTS[part]), f"tandem bench {part}", flags))
     return 0

@@ -1,0 +1,222 @@
+"""The two sides of `tandem bench step`: Tandem's own step, and the loop one would write by hand.
+
+Shapes: B rows of a rank's batch, C = columns of all ranks, D width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from trainer.bench.workers import PartTimer, Workload
+from trainer.build import build_model
+from trainer.config import Config
+from trainer.data.batch import Batch
+from trainer.data.schema import SCHEMA_VERSION, Dataset, Split
+from trainer.optimizer import Schedule, build_optimizer
+from trainer.presets import find_preset
+from trainer.ranks import Ranks
+
+INTERACTIONS = 4_000_000
+
+
+class Draws:
+    """Ids of a step: users uniform, items Zipf with popularity spread over the rows."""
+
+    def __init__(self, workload: Workload, seed: int) -> None:
+        self.workload = workload
+        self.random = np.random.default_rng(seed)
+        # An odd multiplier prime to the catalog spreads popular items over all shards.
+        self.multiplier = next(
+            m
+            for m in range(int(workload.items * 0.618) | 1, 1 << 62, 2)
+            if math.gcd(m, workload.items) == 1
+        )
+
+    def users(self, rows: int) -> Tensor:
+        return torch.from_numpy(self.random.integers(0, self.workload.users, rows))
+
+    def items(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Items [rows] and their counts in train, int64, by the inverse of a power law's CDF."""
+        items, tail = self.workload.items, 1.0 - self.workload.zipf_exponent
+        share = self.random.random(rows)
+        rank = (1.0 + share * (float(items) ** tail - 1.0)) ** (1.0 / tail)
+        rank = np.minimum(rank.astype(np.int64), items) - 1
+        mass = (float(items) ** tail - 1.0) / tail
+        count = INTERACTIONS * (rank + 1.0) ** -self.workload.zipf_exponent / mass
+        row = rank * self.multiplier % items
+        return torch.from_numpy(row), torch.from_numpy(np.maximum(count, 1.0).astype(np.int64))
+
+
+class TandemStepper:
+    """The model, optimizer and pipeline of `tandem train`, fed with drawn ids."""
+
+    def __init__(self, workload: Workload, ranks: Ranks) -> None:
+        self.config = bench_config(workload)
+        self.rows = workload.global_batch_size // ranks.world_size
+        self.global_rows = torch.tensor(float(workload.global_batch_size))
+        self.draws = Draws(workload, seed=ranks.rank)
+        self.model = build_model(self.config, bench_dataset(workload), ranks)
+        self.optimizer = build_optimizer(self.model, self.config.optimizer)
+        self.schedule = Schedule(self.optimizer, self.config.optimizer, total_steps=1)
+        self.schedule.set_step(0)
+        self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device)
+        self.batches = self._batches()
+
+    def steps(self, count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            self.pipeline.progress(self.batches)
+        return time.perf_counter() - started
+
+    def parts(self, count: int) -> dict[str, float]:
+        """Collective. The pipeline is taken off: its overlap would blur the parts."""
+        model = self.pipeline.detach().module
+        timer = PartTimer()
+        for _ in range(count):
+            batch = next(self.batches)
+            self.optimizer.zero_grad()
+            timer.start()
+            pooled = model.embeddings(batch.features)
+            pooled.values()
+            timer.mark("embedding forward")
+            parts = model.head.towers.split(pooled, batch.features)
+            query_BD = model.head.towers.encode_queries(parts, self.rows)
+            candidate_CD = model.head.towers.encode_candidates(parts)
+            timer.mark("towers forward")
+            query = query_BD.detach().requires_grad_()
+            candidate = candidate_CD.detach().requires_grad_()
+            loss, _ = model.head.task(query, candidate, batch)
+            loss.backward()
+            timer.mark("loss, forward and backward")
+            torch.autograd.backward([query_BD, candidate_CD], [query.grad, candidate.grad])
+            timer.mark("towers and tables backward, tables updated")
+            self.optimizer.step()
+            timer.mark("towers updated")
+        return {name: seconds / count for name, seconds in timer.seconds.items()}
+
+    def _batches(self) -> Iterator[Batch]:
+        rows = self.rows
+        ones = torch.ones(rows)
+        lengths = torch.ones(2 * rows, dtype=torch.int64)
+        while True:
+            user_B = self.draws.users(rows)
+            item_B, count_B = self.draws.items(rows)
+            yield Batch(
+                features=KeyedJaggedTensor(
+                    keys=["user", "item"],
+                    values=torch.cat([user_B, item_B]),
+                    lengths=lengths,
+                    stride=rows,
+                ),
+                user_B=user_B,
+                item_S=item_B,
+                feedback_B=ones.to(torch.int8),
+                weight_B=ones,
+                count_S=count_B,
+                global_rows=self.global_rows,
+                step=0,
+                position={},
+            )
+
+
+class PlainStepper:
+    """nn.Embedding(sparse) + Adagrad on tables, Adam on towers, materialised logits."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self.draws = Draws(workload, seed=0)
+        torch.manual_seed(0)
+        dim = workload.dim
+        self.user = nn.Embedding(workload.users, dim, sparse=True)
+        self.item = nn.Embedding(workload.items, dim, sparse=True)
+        self.towers = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
+            for _ in range(2)
+        )
+        self.sparse = torch.optim.Adagrad([self.user.weight, self.item.weight], lr=0.05)
+        self.dense = torch.optim.Adam(self.towers.parameters(), lr=1e-3)
+
+    def steps(self, count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            self._step()
+        return time.perf_counter() - started
+
+    def parts(self, count: int) -> dict[str, float]:
+        return {"step": self.steps(count) / count}
+
+    def _step(self) -> None:
+        rows = self.workload.global_batch_size
+        user_B = self.draws.users(rows)
+        item_B, count_B = self.draws.items(rows)
+        query_BD = F.normalize(self.towers[0](self.user(user_B)), dim=1)
+        candidate_BD = F.normalize(self.towers[1](self.item(item_B)), dim=1)
+        logits_BB = query_BD @ candidate_BD.T / self.workload.temperature
+        logits_BB = logits_BB - (count_B / INTERACTIONS).log()
+        hit_BB = (item_B[:, None] == item_B[None, :]) & ~torch.eye(rows, dtype=torch.bool)
+        logits_BB = logits_BB.masked_fill(hit_BB, -torch.inf)
+        loss = F.cross_entropy(logits_BB, torch.arange(rows))
+        self.sparse.zero_grad()
+        self.dense.zero_grad()
+        loss.backward()
+        self.sparse.step()
+        self.dense.step()
+
+
+def bench_config(workload: Workload) -> Config:
+    """The preset that the workload stands for."""
+    config = find_preset("default")
+    return replace(
+        config,
+        model=replace(
+            config.model,
+            tower="mlp",
+            dim=workload.dim,
+            hidden=(2 * workload.dim,),
+            output_dim=workload.dim,
+            use_history=False,
+            dropout=0.0,
+        ),
+        loss=replace(
+            config.loss,
+            name="ssm",
+            temperature=workload.temperature,
+            precision=workload.precision,
+        ),
+        optimizer=replace(config.optimizer, schedule="constant", warmup_steps=0),
+        training=replace(config.training, global_batch_size=workload.global_batch_size),
+    )
+
+
+def bench_dataset(workload: Workload) -> Dataset:
+    """A description without files: the sizes are all that a model asks of it."""
+    train = Split(INTERACTIONS, INTERACTIONS, 0, (), 0)
+    return Dataset(
+        path="",
+        schema_version=SCHEMA_VERSION,
+        num_users=workload.users,
+        num_items=workload.items,
+        splits={"train": train},
+        split_rule={},
+        history_length=0,
+        has_timestamps=False,
+        has_feedback=False,
+        dropped={},
+        notes={},
+        user_attributes=(),
+        item_attributes=(),
+        source={},
+        parent_digest=None,
+        files={},
+        digest="",
+    )
