@@ -49,7 +49,7 @@ doctor: $(STAMP)  ## Versions, devices, and what is wrong with them
 
 # A fresh RUN folder each time, so that a second `make demo` works; the data are made once.
 demo: $(STAMP)  ## Data, training on Ray, exact evaluation, ten recommendations: under five minutes
-	@bash examples/demo.sh $(DEMO) $(WORKERS)
+	@bash deploy/demo.sh $(DEMO) $(WORKERS)
 
 clean-demo:  ## Remove what `make demo` wrote
 	rm -rf $(DEMO)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make demo` runs: data, training on two Ray workers, exact evaluation, recommendations.
-#   bash examples/demo.sh [FOLDER] [WORKERS]
+#   bash deploy/demo.sh [FOLDER] [WORKERS]
 # The data are made once; every run of the script trains into a folder of its own.
 set -euo pipefail
 
