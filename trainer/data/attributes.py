@@ -207,11 +207,12 @@ def _extend_vocabulary(connection: duckdb.DuckDBPyConnection, side: str, name: s
 def _bounds(connection: duckdb.DuckDBPyConnection, side: str, number: str) -> tuple[float, ...]:
     """Inner bounds of buckets of about equal counts."""
     cuts = ", ".join(str(n / BUCKETS) for n in range(1, BUCKETS))
-    (found,) = sql.one(
+    found, lowest = sql.one(
         connection,
-        f"SELECT quantile_disc({number}, [{cuts}]) FROM side_{side} WHERE isfinite({number})",
+        f"SELECT quantile_disc({number}, [{cuts}]), min({number}) FROM side_{side} "
+        f"WHERE isfinite({number})",
     )
-    return tuple(sorted(set(found or ())))
+    return tuple(sorted(set(found or ()) - {lowest}))
 
 
 def _encode_buckets(

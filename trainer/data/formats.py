@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import fsspec
 
 from trainer.data import sql
 from trainer.data.sources import (
@@ -28,6 +29,9 @@ from trainer.data.sources import (
 
 RECBOLE_KINDS = {"token": "text", "token_seq": "multi: ", "float": "buckets", "float_seq": "list"}
 
+LINE_BYTES = 16 << 20
+"""Longest line of LightGCN's text: two million items of one user."""
+
 
 @dataclass(frozen=True)
 class SideFiles:
@@ -49,6 +53,9 @@ def read_source(
         raise ValueError(
             f"unknown format {format!r}. {sql.near(format, FORMATS)}; or leave --format out"
         )
+    for each in (path, side.items, side.users):
+        if each is not None and "://" in each:
+            connection.register_filesystem(fsspec.core.url_to_fs(each)[0])
     aside = {str(Path(each).resolve()) for each in (side.items, side.users) if each is not None}
     files = [each for each in list_files(path) if str(Path(each).resolve()) not in aside]
     if not files:
@@ -82,7 +89,8 @@ def _lightgcn(path: str, files: list[str]) -> Source:
             {GIVEN.get(Path(each).stem, 0)}::TINYINT AS given
         FROM (SELECT string_split_regex(trim(line), '\\s+') AS words
               FROM read_csv({sql.text(each)}, columns={{'line': 'VARCHAR'}}, delim='\\n', quote='',
-                            escape='', header=false, auto_detect=false, max_line_size=67108864)
+                            escape='', header=false, auto_detect=false, max_line_size={LINE_BYTES},
+                            buffer_size={2 * LINE_BYTES})
               WHERE trim(line) <> '')"""
         for each in texts
     ]

@@ -156,8 +156,7 @@ def table_of(
         columns = ", ".join(f"{sql.text(each)}: 'VARCHAR'" for each in names)
         relation = (
             f"read_csv({sql.texts(files)}, delim={sql.text(delimiter)}, quote={sql.text(quote)}, "
-            f"escape={sql.text(quote)}, header=true, auto_detect=false, columns={{{columns}}}, "
-            "max_line_size=67108864)"
+            f"escape={sql.text(quote)}, header=true, auto_detect=false, columns={{{columns}}})"
         )
     try:
         sql.columns_of(connection, relation)

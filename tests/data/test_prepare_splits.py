@@ -1,0 +1,170 @@
+"""Split rules, determinism, and what dataset.json refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.data.planted import Row, interactions, make, some_rows, table, write_csv
+from trainer.data.schema import Dataset
+
+
+def splits_by_user(dataset: Dataset) -> dict[int, list[tuple[int, str, int]]]:
+    """(timestamp, split, feedback) of each user's rows in time order."""
+    found = defaultdict(list)
+    for split in dataset.splits:
+        for row in interactions(dataset, split):
+            found[row["user"]].append((row["timestamp"], split, row["feedback"]))
+    return {user: sorted(rows) for user, rows in found.items()}
+
+
+def test_last_positives(tmp_path: Path) -> None:
+    rows = [*some_rows(), Row(50, 100, None, 1), Row(50, 101, None, 2)]
+    dataset = make(write_csv(tmp_path / "rows.csv", rows), tmp_path / "out")
+    for own in splits_by_user(dataset).values():
+        names = [split for _, split, _ in own]
+        if len(names) == 2:
+            assert names == ["train", "train"]  # fewer than three positives
+        else:
+            assert names == ["train"] * 6 + ["validation", "test"]
+
+
+def test_last_share_by_default_with_dislikes(tmp_path: Path) -> None:
+    rows = [Row(u, i, 1 + (u + i) % 5, 10 * i + u) for i in range(40) for u in range(10)]
+    dataset = make(write_csv(tmp_path / "rows.csv", rows), tmp_path / "out")
+    assert dataset.split_rule["test_share"] == 0.1
+    assert dataset.splits["test"].disliked > 0
+    for own in splits_by_user(dataset).values():
+        order = [("train", "validation", "test").index(split) for _, split, _ in own]
+        assert order == sorted(order)
+        assert 2 <= order.count(2) <= 4 and 2 <= order.count(1) <= 4  # a tenth of 32 rows
+
+
+def test_time(tmp_path: Path) -> None:
+    rows = [Row(u, (u + 3 * i) % 50, None, i // 2) for i in range(50) for u in range(10)]
+    dataset = make(
+        write_csv(tmp_path / "rows.csv", rows),
+        tmp_path / "out",
+        split="time",
+        test_share=0.2,
+        validation_share=0.1,
+    )
+    latest = {
+        split: [row["timestamp"] for row in interactions(dataset, split)]
+        for split in dataset.splits
+    }
+    assert max(latest["train"]) < min(latest["validation"])
+    assert max(latest["validation"]) < min(latest["test"])
+    assert min(latest["validation"]) == dataset.split_rule["validation_from"]
+    assert [each.rows for each in dataset.splits.values()] == [340, 60, 100]
+
+
+def test_random_shares_hold_for_short_users(tmp_path: Path) -> None:
+    rows = [Row(u, (7 * u + i) % 40) for u in range(400) for i in range(4)]
+    dataset = make(
+        write_csv(tmp_path / "rows.csv", rows),
+        tmp_path / "out",
+        split="random",
+        test_share=0.2,
+        validation_share=0.1,
+    )
+    assert 280 <= dataset.splits["test"].rows <= 360
+    assert 120 <= dataset.splits["validation"].rows <= 200
+    train = Counter(row["user"] for row in interactions(dataset, "train"))
+    assert len(train) == 400  # nobody is without a training row
+
+
+def test_digest_is_free_of_threads_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.data.staging.HISTORY_VALUES_A_PARTITION", 20_000)
+    rows = [Row(u, (u * i) % 97, 1 + i % 5, i % 7) for u in range(60) for i in range(70)]
+    source = write_csv(tmp_path / "rows.csv", rows)
+    first = make(source, tmp_path / "first")
+    assert len(first.splits["train"].files) > 2
+    again = make(source, tmp_path / "again", threads=4, memory_limit="1GB")
+    assert again.digest == first.digest
+    assert make(source, tmp_path / "other", seed=1).digest != first.digest
+
+
+def test_rows_are_shuffled(tmp_path: Path) -> None:
+    rows = [Row(u, i, None, 100 * u + i) for u in range(50) for i in range(40)]
+    dataset = make(write_csv(tmp_path / "rows.csv", rows), tmp_path / "out")
+    users = [row["user"] for row in interactions(dataset, "train")]
+    neighbours = sum(a == b for a, b in itertools.pairwise(users))
+    assert neighbours < 0.06 * len(users)  # 1 in 50 by chance
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(None, 7), ("last", 900)])
+def test_repeated_rows(tmp_path: Path, keep: str | None, expected: int) -> None:
+    rows = [*some_rows(), Row(0, 100, None, 7), Row(0, 100, None, 900)]
+    rows = [row for row in rows if row != Row(0, 100, None, 0)]
+    dataset = make(write_csv(tmp_path / "rows.csv", rows), tmp_path / "out", duplicates=keep)
+    assert dataset.dropped == {"duplicate": 1}
+    users = {row["raw_id"]: row["user"] for row in table(dataset, "users")}
+    items = {row["raw_id"]: row["item"] for row in table(dataset, "items")}
+    times = [
+        row["timestamp"]
+        for split in dataset.splits
+        for row in interactions(dataset, split)
+        if (row["user"], row["item"]) == (users[0], items[100])
+    ]
+    assert times == [expected]
+
+
+def test_the_last_rating_holds(tmp_path: Path) -> None:
+    rows = [Row(u, i, 5, i) for u in range(4) for i in range(20)] + [Row(1, 3, 1, 99)]
+    dataset = make(write_csv(tmp_path / "rows.csv", rows), tmp_path / "out")
+    assert sum(each.disliked for each in dataset.splits.values()) == 1
+    assert dataset.dropped == {"duplicate": 1}
+
+
+class TestDescription:
+    """Dataset.load."""
+
+    @pytest.fixture
+    def made(self, tmp_path: Path) -> Dataset:
+        return make(write_csv(tmp_path / "rows.csv", some_rows()), tmp_path / "out")
+
+    def test_round_trip(self, made: Dataset) -> None:
+        assert Dataset.load(made.path) == made
+        assert Dataset.load(f"file://{made.path}").num_users == made.num_users
+
+    def test_no_dataset(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"no prepared dataset.*tandem prepare"):
+            Dataset.load(tmp_path)
+
+    def test_changed_file(self, made: Dataset) -> None:
+        path = Path(made.path, "items.parquet")
+        contents = bytearray(path.read_bytes())
+        contents[10] ^= 1
+        path.write_bytes(contents)
+        Dataset.load(made.path)  # sizes agree
+        with pytest.raises(ValueError, match=r"items.parquet does not have the SHA-256"):
+            Dataset.load(made.path, verify="digest")
+        path.write_bytes(contents[:-1])
+        with pytest.raises(ValueError, match=r"items.parquet has \d+ bytes, dataset.json says"):
+            Dataset.load(made.path)
+        path.unlink()
+        with pytest.raises(ValueError, match=r"items.parquet is missing"):
+            Dataset.load(made.path)
+
+    def test_other_version(self, made: Dataset) -> None:
+        path = Path(made.path, "dataset.json")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99}))
+        with pytest.raises(ValueError, match=r"schema version 99, this Tandem reads 1"):
+            Dataset.load(made.path)
+
+    def test_cut_short(self, made: Dataset) -> None:
+        path = Path(made.path, "dataset.json")
+        path.write_text(path.read_text()[:-20])
+        with pytest.raises(ValueError, match=r"dataset.json cannot be read"):
+            Dataset.load(made.path)
+
+    def test_unknown_split(self, made: Dataset) -> None:
+        with pytest.raises(ValueError, match=r"no queries for split 'train'"):
+            made.queries_file("train")
