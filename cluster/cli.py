@@ -86,6 +86,38 @@ def similar(arguments: Arguments, verbose: bool) -> int:
     return 0
 
 
+def submit(arguments: Arguments, verbose: bool) -> int:
+    from cluster.submit import submit
+    from trainer.progress import quiet_libraries
+
+    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+    return submit(arguments)
+
+
+def status(arguments: Arguments, verbose: bool) -> int:
+    from cluster.submit import status
+    from trainer.progress import quiet_libraries
+
+    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+    return status(arguments)
+
+
+def logs(arguments: Arguments, verbose: bool) -> int:
+    from cluster.submit import logs
+    from trainer.progress import quiet_libraries
+
+    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+    return logs(arguments)
+
+
+def stop(arguments: Arguments, verbose: bool) -> int:
+    from cluster.submit import stop
+    from trainer.progress import quiet_libraries
+
+    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+    return stop(arguments)
+
+
 def bench(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.bench import main
@@ -111,6 +143,10 @@ COMMANDS = {
     "evaluate": Command("Measure a run over the whole catalog, beside popularity", evaluate),
     "recommend": Command("Items for a user", recommend),
     "similar": Command("Items like an item", similar),
+    "submit": Command("Run a command as a job on a Ray cluster", submit),
+    "status": Command("A cluster's jobs", status),
+    "logs": Command("A job's output", logs),
+    "stop": Command("End a job", stop),
     "bench": Command("Measure a part: the loss", bench),
 }
 
