@@ -1,0 +1,213 @@
+"""evaluate, recommend, similar and export on a run trained for a few steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.datasets import make_dataset
+from tests.retrieval.ranks import run_on_ranks
+from trainer.config import Config
+from trainer.data.schema import Dataset
+from trainer.presets import find_preset
+from trainer.progress import SilentProgress
+from trainer.ranks import Ranks, process_group
+from trainer.restore import load_run
+from trainer.retrieval.encode import Encoder
+from trainer.retrieval.evaluate_run import EvaluateArguments, evaluate
+from trainer.retrieval.export import ExportArguments, export
+from trainer.retrieval.index import build_index, index_recall, read_embeddings
+from trainer.retrieval.item_lists import ItemLists
+from trainer.retrieval.known import known_users
+from trainer.retrieval.names import find_rows
+from trainer.retrieval.recommend import (
+    RecommendArguments,
+    SimilarArguments,
+    recommend,
+    similar,
+)
+from trainer.run import RunSpec
+from trainer.train import run_worker
+
+
+def tiny_config() -> Config:
+    config = find_preset("ml-100k")
+    return replace(
+        config,
+        model=replace(config.model, dim=8, output_dim=12, hidden=(16,)),
+        training=replace(config.training, global_batch_size=128, max_steps=4),
+        metrics=replace(config.metrics, enabled=False),
+    )
+
+
+def train_on(ranks: Ranks, data: str, out: str) -> None:
+    without = replace(tiny_config(), model=replace(tiny_config().model, use_history=False))
+    run_worker(RunSpec("ml-100k", tiny_config(), data, f"{out}/run"), SilentProgress())
+    run_worker(RunSpec("ml-100k", without, data, f"{out}/no-history"), SilentProgress())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("commands")
+    make_dataset(path / "data", users=50, items=40, rows=900)
+    run_on_ranks(train_on, (1,), (str(path / "data"), str(path)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Path:
+    export(ExportArguments(str(folder / "run"), str(folder / "out"), index="hnsw", index_k=5))
+    return folder / "out"
+
+
+def test_evaluate_writes_each_split_beside_the_baseline(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(folder / "run")
+    evaluate(EvaluateArguments(run, k=(5, 10)))
+    test = evaluate(EvaluateArguments(run, split="test", k=(10,), users=20))
+    written = json.loads((folder / "run/evaluation.json").read_text())
+    assert written["test"] == pytest.approx(test)
+    assert 0 < written["validation"]["recall@10"] <= 1
+    assert 0 < written["validation"]["popularity"]["ndcg@5"] <= 1
+    assert written["test"]["interval_95"]["recall@10"] > 0
+    assert written["test"]["users"] == 20
+    assert "popularity ranking" in capsys.readouterr().out
+
+
+def test_recommend_to_a_user_leaves_out_what_it_has_seen(folder: Path) -> None:
+    found = recommend(RecommendArguments(str(folder / "run"), user="1007", k=8))
+    assert len(found.items) == 8 and found.scores == sorted(found.scores, reverse=True)
+    dataset = Dataset.load(folder / "data")
+    rows = [r for s in ("train", "validation") for f in dataset.split_files(s) for r in rows_of(f)]
+    own = sorted((r["timestamp"], r["item"], r["feedback"]) for r in rows if r["user"] == 7)
+    assert {item.row for item in found.items}.isdisjoint(item for _, item, _ in own)
+    liked = [item for _, item, feedback in own if feedback == 1]
+    assert [item.row for item in found.history] == liked[-dataset.history_length :][::-1]
+    assert found.items[0].label == f"Item {found.items[0].row} (i{found.items[0].row})"
+
+
+def rows_of(file: str) -> list[dict]:
+    return pq.read_table(file).to_pylist()
+
+
+def test_recommend_to_somebody_new_by_items(folder: Path) -> None:
+    found = recommend(RecommendArguments(str(folder / "run"), items="i3, i8", k=40))
+    assert [item.raw_id for item in found.history] == ["i8", "i3"]
+    assert len(found.items) == 38 and not {3, 8} & {item.row for item in found.items}
+
+
+def test_similar_is_the_cosine_of_item_embeddings(folder: Path, exported: Path) -> None:
+    found = similar(SimilarArguments(str(folder / "run"), item="i5", k=4))
+    embedding = np.concatenate(list(read_embeddings(exported / "items")))
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    cosine = unit @ unit[5]
+    cosine[5] = -np.inf
+    assert [item.row for item in found.items] == np.argsort(-cosine)[:4].tolist()
+    assert found.scores == pytest.approx(np.sort(cosine)[::-1][:4].tolist(), abs=1e-5)
+
+
+def test_export_holds_what_the_model_computes(folder: Path, exported: Path) -> None:
+    """Parquet, tower programs and encoder programs all agree with the trained model."""
+    facts = json.loads((exported / "export.json").read_text())
+    with process_group() as ranks:
+        trained = load_run(folder / "run", ranks)
+        encoder = Encoder(trained.model, trained.dataset, ranks)
+        (known,) = known_users(trained.dataset, 0, 50, with_seen=False, block_size=50)
+        item = encoder.candidates(np.arange(40))
+        query = encoder.queries(torch.arange(50), known.history, known.disliked)
+        ids = padded_ids(encoder, facts, known.history)
+        del trained, encoder
+    for name, expected in (("items", item), ("users", query)):
+        table = pq.read_table(exported / name)
+        found = np.array(table.column("embedding").to_pylist(), dtype=np.float32)
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+    assert pq.read_table(exported / "items").column("title")[3].as_py() == "Item 3"
+    for side, expected in (("item", item), ("query", query)):
+        program = torch.export.load(exported / f"{side}_encoder.pt2").module()
+        torch.testing.assert_close(program(ids[side]), expected, rtol=1e-5, atol=1e-6)
+        one = {key: value[:1] for key, value in ids[side].items()}
+        torch.testing.assert_close(program(one), expected[:1], rtol=1e-5, atol=1e-6)
+
+
+def padded_ids(encoder: Encoder, facts: dict, history: ItemLists) -> dict[str, dict]:
+    """Ids of all users and items, [n, L] a key, padded with -1."""
+
+    def padded(values: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+        lists = np.split(values, np.cumsum(lengths)[:-1])
+        width = max(map(len, lists))
+        rows = [np.pad(row, (0, width - len(row)), constant_values=-1) for row in lists]
+        return torch.from_numpy(np.stack(rows))
+
+    sides = {"query": ("query_keys", 50), "item": ("candidate_keys", 40)}
+    return {
+        side: {
+            key: padded(
+                *(history.bags() if key == "history" else encoder.store.bags(key, np.arange(n)))
+            )
+            for key in facts[keys]
+        }
+        for side, (keys, n) in sides.items()
+    }
+
+
+def test_tower_program_equals_the_tower(folder: Path, exported: Path) -> None:
+    with process_group() as ranks:
+        trained = load_run(folder / "run", ranks)
+        tower = trained.model.head.towers.candidate
+        pooled = torch.randn(7, len(trained.model.inputs.candidate_keys), 8)
+        with torch.no_grad():
+            expected = tower(list(pooled.unbind(1)))
+        del trained
+    program = torch.export.load(exported / "item_tower.pt2").module()
+    torch.testing.assert_close(program(pooled), expected)
+    torch.testing.assert_close(program(pooled[:1]), expected[:1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_index_finds_what_exact_search_finds(kind: str, tmp_path: Path, exported: Path) -> None:
+    index = build_index(kind, exported / "items", 40, 12)  # type: ignore[arg-type]
+    users = torch.from_numpy(next(read_embeddings(exported / "users")))
+    recall = index_recall(index, exported / "items", users, 5)
+    assert recall == 1.0  # so few items that ivf searches every list
+    assert faiss.read_index(str(exported / "items.faiss")).ntotal == 40
+
+
+def test_known_users_in_blocks_are_all_users(folder: Path) -> None:
+    dataset = Dataset.load(folder / "data")
+    (whole,) = known_users(dataset, 0, 50, with_seen=True, block_size=50)
+    blocks = list(known_users(dataset, 3, 50, with_seen=True, block_size=7))
+    assert [block.first for block in blocks] == list(range(3, 50, 7))
+    for block in blocks:
+        for name in ("history", "disliked", "seen"):
+            mine, all_users = getattr(block, name), getattr(whole, name)
+            part = all_users.slice(block.first, block.first + len(mine))
+            assert torch.equal(mine.values, part.values)
+            assert torch.equal(mine.offsets, part.offsets)
+
+
+def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) -> None:
+    run, data = str(folder / "run"), Dataset.load(folder / "data")
+    with pytest.raises(ValueError, match="no user 999 in"):
+        recommend(RecommendArguments(run, user="999"))
+    with pytest.raises(ValueError, match="user 'anna': the ids of this dataset are whole numbers"):
+        find_rows(data, "user", ["anna"])
+    with pytest.raises(ValueError, match=r"no item 'i33x'.*did you mean i33"):
+        find_rows(data, "item", ["i33x"])
+    with pytest.raises(ValueError, match=r"does not read histories.*--model.use-history True"):
+        recommend(RecommendArguments(str(folder / "no-history"), items="i1"))
+    with pytest.raises(ValueError, match="either --user ID or --items"):
+        RecommendArguments(run)
+    with pytest.raises(ValueError, match="k is 0; it must be at least 1"):
+        SimilarArguments(run, item="i1", k=0)
+    with pytest.raises(ValueError, match="exists already; choose another folder"):
+        export(ExportArguments(run, str(exported)))
+    with pytest.raises(ValueError, match=r"is no run: it has no config.json"):
+        evaluate(EvaluateArguments(str(folder / "data")))
+    with pytest.raises(ValueError, match="workers is 0"):
+        evaluate(EvaluateArguments(run, workers=0))

@@ -1,0 +1,129 @@
+"""`tandem evaluate RUN [--split test]`: exact measures of a trained run, in a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from trainer.checkpoint import write_json
+from trainer.progress import SilentProgress, TerminalProgress
+from trainer.ranks import Ranks
+from trainer.restore import load_run
+from trainer.retrieval.encode import Encoder
+from trainer.retrieval.evaluate import Evaluation, evaluate_split
+from trainer.retrieval.workers import on_workers
+
+REPORT_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Rank the whole catalog for every held-out user, seen items left out, and measure it."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a trained run."""
+    split: Literal["validation", "test"] = "validation"
+    """test is for the final figures; every choice is made on validation."""
+    k: tuple[int, ...] = (10, 20, 50)
+    """Cut-offs of the lists."""
+    users: int | None = None
+    """Evaluate a random sample of this many users, with confidence intervals. Left out: all."""
+    groups: int = 5
+    """Popularity groups of items, with equal shares of the train interactions; 0: none."""
+    seed: int = 0
+    """Chooses the sampled users."""
+    workers: int | None = None
+    """Processes that share the catalog. Left out: one a GPU, or one."""
+    data: str | None = None
+    """The dataset's folder, where it is no longer where it was in training."""
+
+    def __post_init__(self) -> None:
+        if self.groups < 0 or self.groups > 255:
+            raise ValueError(f"groups is {self.groups}; it must be from 0 to 255")
+
+
+def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
+    """Evaluate, write RUN/evaluation.json (other splits in it are kept), print one table."""
+    evaluation, step = on_workers(evaluate_on_rank, arguments, arguments.workers)
+    record = as_record(evaluation, step)
+    path = Path(arguments.run) / REPORT_FILE
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, {**before, arguments.split: record})
+    Console().print(as_table(evaluation, arguments.split))
+    return record
+
+
+def evaluate_on_rank(arguments: EvaluateArguments, ranks: Ranks) -> tuple[Evaluation, int]:
+    """The evaluation and the checkpoint's step, the same on every rank. Collective."""
+    progress = TerminalProgress() if ranks.is_first else SilentProgress()
+    trained = load_run(arguments.run, ranks, arguments.data)  # collective
+    history_length = trained.config.data.history_length
+    encoder = Encoder(trained.model, trained.dataset, ranks, history_length)
+    try:
+        evaluation = evaluate_split(  # collective
+            encoder,
+            trained.dataset,
+            arguments.split,
+            sorted(set(arguments.k)),
+            arguments.users,
+            arguments.seed,
+            arguments.groups,
+            baseline=True,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    return evaluation, trained.step
+
+
+def as_record(evaluation: Evaluation, step: int) -> dict[str, Any]:
+    """What evaluation.json holds of one split: the values by name, and what stands beside them."""
+    return {
+        **evaluation.values,
+        "popularity": evaluation.baseline,
+        "interval_95": evaluation.intervals,
+        "popularity_groups": evaluation.groups,
+        "users": evaluation.num_queries,
+        "users_of_split": evaluation.num_queries_of_split,
+        "step": step,
+        "seconds": evaluation.seconds,
+    }
+
+
+def as_table(evaluation: Evaluation, split: str) -> Table:
+    """One table: the model's measures at every k, and the popularity ranking's below them."""
+    users = f"{evaluation.num_queries:,} users"
+    if evaluation.intervals:
+        users = f"{evaluation.num_queries:,} of {evaluation.num_queries_of_split:,} users (±: 95 %)"
+    names = list(dict.fromkeys(name.partition("@")[0] for name in evaluation.values))
+    ks = list(dict.fromkeys(name.partition("@")[2] for name in evaluation.values))
+    table = Table(
+        title=f"{split}: {users}; all items ranked, seen ones left out; {evaluation.seconds:.1f} s",
+        title_justify="left",
+    )
+    table.add_column("model")
+    for k in ks:
+        table.add_column(f"@{k}", justify="right")
+    for name in names:
+        table.add_row(name, *(_with_interval(evaluation, f"{name}@{k}") for k in ks))
+    num_groups = len(next(iter(evaluation.groups.values()), []))
+    for group in range(num_groups):
+        end = {0: " (rarest)", num_groups - 1: " (most popular)"}.get(group, "")
+        values = [f"{evaluation.groups[f'recall@{k}'][group]:.4f}" for k in ks]
+        table.add_row(f"recall of items {group + 1}/{num_groups}{end}", *values, style="dim")
+    table.add_section()
+    table.add_row("[bold]popularity ranking[/bold]")
+    for name in names:
+        table.add_row(name, *(f"{evaluation.baseline[f'{name}@{k}']:.4f}" for k in ks))
+    return table
+
+
+def _with_interval(evaluation: Evaluation, name: str) -> str:
+    interval = evaluation.intervals.get(name)
+    return f"{evaluation.values[name]:.4f}" + (f"±{interval:.3f}" if interval is not None else "")

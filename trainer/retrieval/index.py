@@ -1,0 +1,95 @@
+"""FAISS indexes over exported item embeddings, and how much of the exact result they find.
+
+Scores are inner products (cosines, where the towers normalise). Index positions are item rows.
+
+Tensor shapes: n items of a block, D embedding width, Q queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from trainer.retrieval.keys import decode_keys, merge_keys
+from trainer.retrieval.topk import ItemRows, exact_topk
+
+IndexKind = Literal["flat", "ivf", "hnsw"]
+ROWS_AT_ONCE = 1 << 16
+TRAINED_PER_LIST = 64
+"""Rows that IVF's k-means sees per list."""
+
+
+def read_embeddings(folder: Path) -> Iterator[np.ndarray]:
+    """Blocks [n, D] of an exported folder's parts, in the order of rows."""
+    for part in sorted(folder.glob("part-*.parquet")):
+        with pq.ParquetFile(part, memory_map=True) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=["embedding"]):
+                column = batch.column(0)
+                yield column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def build_index(kind: IndexKind, folder: Path, num_items: int, width: int) -> Any:
+    """A FAISS index of all embeddings of a folder.
+
+    flat is exact. ivf: 4 * sqrt(items) lists, a sixteenth of them searched. hnsw: 32 links an
+    item, 128 candidates a search.
+    """
+    faiss = _faiss()
+    match kind:
+        case "flat":
+            index = faiss.IndexFlatIP(width)
+        case "ivf":
+            lists = max(1, min(int(4 * math.sqrt(num_items)), num_items // 39))
+            quantizer = faiss.IndexFlatIP(width)
+            index = faiss.IndexIVFFlat(quantizer, width, lists, faiss.METRIC_INNER_PRODUCT)
+            index.nprobe = max(8, lists // 16)
+            index.train(_sample(read_embeddings(folder), num_items, TRAINED_PER_LIST * lists))
+        case "hnsw":
+            index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = 100
+            index.hnsw.efSearch = 128
+    for block_nD in read_embeddings(folder):
+        index.add(np.ascontiguousarray(block_nD))
+    return index
+
+
+def index_recall(index: Any, folder: Path, query_QD: Tensor, k: int) -> float:
+    """Share of the exact k best items that the index finds, over some queries."""
+    exact_QK, first = None, 0
+    for block_nD in read_embeddings(folder):
+        items = ItemRows(torch.from_numpy(block_nD.copy()), first)
+        key_QK = exact_topk(items, query_QD, None, k)
+        exact_QK = key_QK if exact_QK is None else merge_keys(exact_QK, key_QK, k)
+        first += len(block_nD)
+    assert exact_QK is not None
+    _, found = index.search(np.ascontiguousarray(query_QD.numpy()), k)
+    wanted = decode_keys(exact_QK)[1].numpy()
+    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(wanted, found, strict=True))
+    return hits / max(int((wanted >= 0).sum()), 1)
+
+
+def write_index(index: Any, path: Path) -> None:
+    """Write an index for `faiss.read_index`."""
+    _faiss().write_index(index, str(path))
+
+
+def _sample(blocks: Iterable[np.ndarray], num_rows: int, size: int) -> np.ndarray:
+    """About `size` rows drawn from all blocks."""
+    random = np.random.default_rng(0)
+    share = min(1.0, size / num_rows)
+    return np.concatenate([block[random.random(len(block)) < share] for block in blocks])
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError("--index needs FAISS: pip install faiss-cpu, or leave it out") from error
+    return faiss

@@ -1,0 +1,165 @@
+"""`tandem recommend RUN --user ID` or `--items ID,ID`, and `tandem similar RUN --item ID`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from trainer.data.schema import Dataset
+from trainer.ranks import Ranks
+from trainer.restore import load_run
+from trainer.retrieval.encode import Encoder
+from trainer.retrieval.item_lists import ItemLists
+from trainer.retrieval.keys import decode_keys
+from trainer.retrieval.known import KnownUsers, known_users
+from trainer.retrieval.merge import merge_rankings, share_queries
+from trainer.retrieval.names import Item, find_rows, name_items
+from trainer.retrieval.topk import ItemRows, exact_topk
+from trainer.retrieval.workers import on_workers
+
+
+@dataclass(frozen=True)
+class RecommendArguments:
+    """Recommend items to a user of the dataset, or to somebody new who liked some items."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a trained run."""
+    user: str | None = None
+    """Raw id of a user, as in the source."""
+    items: str | None = None
+    """Raw ids of liked items, oldest first, separated by commas: for somebody not seen in
+    training. Needs a model that reads histories."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """Items recommended."""
+    data: str | None = None
+    """The dataset's folder, where it is no longer where it was in training."""
+
+    def __post_init__(self) -> None:
+        if (self.user is None) == (self.items is None):
+            raise ValueError("give either --user ID or --items ID,ID,...")
+        _check_k(self.k)
+
+
+@dataclass(frozen=True)
+class SimilarArguments:
+    """The items whose embeddings have the largest cosine with an item's."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a trained run."""
+    item: str
+    """Raw id of an item, as in the source."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """Items listed."""
+    data: str | None = None
+    """The dataset's folder, where it is no longer where it was in training."""
+
+    def __post_init__(self) -> None:
+        _check_k(self.k)
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Items by falling score, and the history they follow from."""
+
+    items: list[Item]
+    scores: list[float]
+    history: list[Item]
+    """Most recent first."""
+
+
+def recommend(arguments: RecommendArguments) -> Recommendations:
+    """Print recommendations with the recent history beside them, and return them."""
+    found: Recommendations = on_workers(recommend_on_rank, arguments, workers=1)
+    table = Table(title=f"user {arguments.user}" if arguments.user else "somebody new")
+    for heading in ("", "recommended", "score", "recent history"):
+        table.add_column(heading, justify="right" if heading in ("", "score") else "left")
+    for rank in range(max(len(found.items), min(len(found.history), arguments.k))):
+        item = found.items[rank].label if rank < len(found.items) else ""
+        score = f"{found.scores[rank]:.4f}" if rank < len(found.items) else ""
+        past = found.history[rank].label if rank < len(found.history) else ""
+        table.add_row(str(rank + 1), item, score, past)
+    Console().print(table)
+    return found
+
+
+def similar(arguments: SimilarArguments) -> Recommendations:
+    """Print the items most like one item, and return them."""
+    found: Recommendations = on_workers(similar_on_rank, arguments, workers=1)
+    table = Table("", "item", "cosine", title=f"like {found.history[0].label}")
+    for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True)):
+        table.add_row(str(rank + 1), item.label, f"{score:.4f}")
+    Console().print(table)
+    return found
+
+
+def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommendations:
+    """Collective; the same on every rank."""
+    trained = load_run(arguments.run, ranks, arguments.data)  # collective
+    encoder = Encoder(trained.model, trained.dataset, ranks, trained.config.data.history_length)
+    if arguments.user is not None:
+        (row,) = find_rows(trained.dataset, "user", [arguments.user])
+        (known,) = known_users(trained.dataset, row, row + 1, with_seen=True, block_size=1)
+    else:
+        row = -1
+        known = _somebody_new(trained.dataset, encoder, arguments.items or "")
+    query_1D = encoder.queries(torch.tensor([row]), known.history, known.disliked)  # collective
+    item, score = _best(encoder.items(), query_1D, known.seen, arguments.k)  # collective
+    recent = known.history.values.flip(0)[: arguments.k].tolist()
+    dataset = trained.dataset
+    return Recommendations(name_items(dataset, item), score, name_items(dataset, recent))
+
+
+def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendations:
+    """Collective; the same on every rank."""
+    trained = load_run(arguments.run, ranks, arguments.data)  # collective
+    (row,) = find_rows(trained.dataset, "item", [arguments.item])
+    encoder = Encoder(trained.model, trained.dataset, ranks)
+    rows = encoder.items()  # collective
+    unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row)
+    query_1D = functional.normalize(encoder.candidates(torch.tensor([row]).numpy()), dim=1)
+    item, score = _best(unit, query_1D, ItemLists.from_lists([[row]]), arguments.k)  # collective
+    return Recommendations(
+        name_items(trained.dataset, item), score, name_items(trained.dataset, [row])
+    )
+
+
+def _best(
+    items: ItemRows, query_1D: Tensor, seen: ItemLists, k: int
+) -> tuple[list[int], list[float]]:
+    """Rows and scores of the k best items for one query that every rank holds. Collective."""
+    query_WD = share_queries(query_1D)  # collective
+    everywhere = ItemLists(
+        seen.values.repeat(len(query_WD)),
+        torch.arange(len(query_WD) + 1) * seen.values.numel(),
+    ).to(query_1D.device)
+    key_1K = merge_rankings(exact_topk(items, query_WD, everywhere, k))  # collective
+    score_K, item_K = (part[0] for part in decode_keys(key_1K))
+    real_K = item_K >= 0
+    return item_K[real_K].tolist(), score_K[real_K].tolist()
+
+
+def _somebody_new(dataset: Dataset, encoder: Encoder, raw_ids: str) -> KnownUsers:
+    """A user without a row, known by the items alone."""
+    if not encoder.uses_history:
+        raise ValueError(
+            "--items: this model does not read histories, so it knows nothing of somebody new; "
+            "train with --model.use-history True, or give --user ID"
+        )
+    rows = find_rows(dataset, "item", [each.strip() for each in raw_ids.split(",") if each.strip()])
+    if not rows:
+        raise ValueError("--items is empty: give at least one item id")
+    nothing = ItemLists.from_lists([[]])
+    seen = ItemLists.from_lists([sorted(set(rows))])
+    return KnownUsers(-1, ItemLists.from_lists([rows]), nothing, seen)
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")
