@@ -11,13 +11,14 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from embeddings.optimizer import fuse_table_optimizer
 from embeddings.sharding import Layout, shard
-from losses import build_loss
+from losses import CandidateQueue, build_loss
 from trainer.config import Config, LossConfig
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
 from trainer.inputs import Inputs, build_inputs
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
+from trainer.spectral import start_at_spectrum
 from trainer.task import FrequencyCorrection, RetrievalTask
 
 
@@ -26,7 +27,8 @@ def build_model(
 ) -> DistributedModelParallel:
     """The sharded model, tables at their seeded first values. Collective.
 
-    The `TwoTower` inside is `result.module`. Tables have the dataset's sizes, or `known_rows`.
+    The `TwoTower` inside is `result.module`. Tables have the dataset's sizes, or `known_rows`,
+    those of a checkpoint whose values follow.
     """
     inputs = build_inputs(config.model, dataset, config.data.train_splits)
     if known_rows is not None:
@@ -41,7 +43,7 @@ def build_model(
         ranks.device.type,
     )
     model.head.to(ranks.device)
-    return shard(
+    sharded = shard(
         model,
         inputs.tables,
         build_layout(ranks),
@@ -51,6 +53,17 @@ def build_model(
         config.model.sharding,
         config.model.placement,
     )
+    if config.model.spectral_start and known_rows is None:
+        start_at_spectrum(  # collective
+            sharded,
+            dataset,
+            config.data.train_splits,
+            config.model.dim,
+            config.model.spectral_start,
+            config.training.seed,
+            ranks,
+        )
+    return sharded
 
 
 def build_layout(ranks: Ranks) -> Layout:
@@ -83,6 +96,10 @@ def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
         ),
         in_batch=negatives.in_batch,
         history_mask=config.loss.mask_history,
+        dislikes=config.loss.uses_dislikes,
+        queue=CandidateQueue(negatives.queue, config.model.width, negatives.queue_warmup_steps)
+        if negatives.queue
+        else None,
     )
 
 

@@ -92,6 +92,9 @@ class ModelConfig:
     """Share of each tower's inputs dropped in training."""
     init_std: float = 0.1
     """Standard deviation of the tables' first values."""
+    spectral_start: float = 0.0
+    """Length of the spectral vector added to each user's and item's first value (the leading
+    singular vectors of the training graph, seconds to compute); 0: noise alone."""
     table_precision: TablePrecision = "fp32"
     """Precision of the tables' weights; optimizer states stay fp32."""
     sharding: Sharding = "row_wise"
@@ -110,6 +113,10 @@ class ModelConfig:
         require(
             self.tower != "graph" or self.use_user_id,
             "model.tower='graph' needs the users' table: leave model.use_user_id on",
+        )
+        require(
+            self.spectral_start >= 0,
+            f"model.spectral_start={self.spectral_start}: must not be negative",
         )
         require(
             self.neighbours is None or self.neighbours >= 1,
@@ -312,6 +319,13 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            not self.loss.mask_history or self.model.use_history,
+            "loss.mask_history masks the items of the row's history, which the batch only holds "
+            "with model.use_history",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for RUN/config.json."""
