@@ -50,7 +50,8 @@ def start_at_spectrum(
         for piece in weight.local_shards():
             first = int(piece.metadata.shard_offsets[0])
             rows_ND = starts[table][first : first + piece.tensor.shape[0]]
-            piece.tensor.add_(norm * F.normalize(rows_ND, dim=1).to(piece.tensor))
+            # A table may end in rows of no user or item: they keep their noise.
+            piece.tensor[: len(rows_ND)] += norm * F.normalize(rows_ND, dim=1).to(piece.tensor)
 
 
 def singular_vectors(
