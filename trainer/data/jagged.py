@@ -22,7 +22,7 @@ class Jagged(NamedTuple):
     def slice(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(values, lengths) of the bags start..stop, without a copy of the values."""
         offsets = self.offsets[start : stop + 1]
-        return self.values[offsets[0] : offsets[-1]], np.diff(offsets)
+        return self.values[offsets[0] : offsets[-1]], offsets[1:] - offsets[:-1]
 
 
 def take_bags(bags: Jagged, rows: np.ndarray) -> Jagged:

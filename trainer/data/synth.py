@@ -122,8 +122,10 @@ class SynthArguments:
         return max(1, round(ROWS_PER_PART / self.mean_length))
 
 
-def synth(arguments: SynthArguments, progress: Progress | None = None) -> None:
-    """Generate the dataset and print its size, rate and best possible recall."""
+def synth(
+    arguments: SynthArguments, progress: Progress | None = None, *, show: bool = True
+) -> None:
+    """Generate the dataset; print its size, rate and best possible recall if `show`."""
     started = time.monotonic()
     out = Path(arguments.out)
     if out.exists():
@@ -140,7 +142,12 @@ def synth(arguments: SynthArguments, progress: Progress | None = None) -> None:
         raise
     finally:
         shown.close()
-    seconds = time.monotonic() - started
+    if show:
+        _print(arguments, rows, best, time.monotonic() - started)
+
+
+def _print(arguments: SynthArguments, rows: int, best: BestPossible, seconds: float) -> None:
+    out = arguments.out
     if not arguments.raw:
         print_summary(Dataset.load(out), seconds)
     print(f"{out}: {rows:,} interactions in {seconds:.1f} s, {rows / seconds:,.0f} a second")

@@ -1,0 +1,160 @@
+"""`tandem bench data`: rows a second of the loader alone, beside pyarrow's bare scan.
+
+All read the same columns of the same files on all cores, in turn, several times; medians are
+reported. A scan decodes every row group and drops it; the faster of pyarrow's two counts. The
+loader does that too, and checks ids, shuffles, looks attributes up and builds batches.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from trainer.data.loader import Loader
+from trainer.data.schema import Dataset
+from trainer.data.storage import filesystem_of, open_parquet
+from trainer.data.synth import SynthArguments, synth
+from trainer.progress import SilentProgress
+
+TARGET_RATIO = 0.5
+ROW_GROUP_ROWS = 32_768
+
+
+@dataclass(frozen=True)
+class DataBenchArguments:
+    """What `tandem bench data` measures."""
+
+    data: str | None = None
+    """Prepared dataset; left out, one is generated for the occasion."""
+    rows: int = 4_000_000
+    """Interactions of the generated dataset, 40 a user."""
+    items: int = 1_000_000
+    """Items of the generated dataset."""
+    history_length: int = 50
+    """Longest history of the generated dataset."""
+    local_batch_size: int = 4096
+    """Rows of a batch."""
+    extra_candidates: int = 1024
+    """Items drawn from the catalog for every batch."""
+    repeats: int = 5
+    """Interleaved runs whose median counts."""
+    json: bool = False
+    """Print one JSON object instead of the table."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "items", "history_length", "local_batch_size", "repeats"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {getattr(self, name)}; it must be at least 1")
+
+
+def run(arguments: DataBenchArguments) -> dict[str, Any]:
+    """Rows a second of loader and scan, and their ratio."""
+    if arguments.data is not None:
+        return measure(Dataset.load(arguments.data), arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        out = f"{folder}/data"
+        settings = SynthArguments(
+            out=out,
+            users=max(1, arguments.rows // 40),
+            items=arguments.items,
+            interactions=arguments.rows,
+            history_length=arguments.history_length,
+        )
+        synth(settings, SilentProgress(), show=False)
+        return measure(Dataset.load(out), arguments)
+
+
+def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
+    """The same for a prepared dataset."""
+    loader = make_loader(dataset, arguments)
+    rows = dataset.splits["train"].rows
+    columns = ["user", "item", "feedback", "history"]
+    columns += ["disliked"] if dataset.has_feedback else []
+    work: dict[str, Callable[[int], None]] = {
+        "scanner": lambda _: scan(dataset, columns),
+        "iter_batches": lambda _: iterate(dataset, columns),
+        "loader": lambda epoch: read_epoch(loader, epoch),
+    }
+    wall: dict[str, list[float]] = {name: [] for name in work}
+    processor: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(arguments.repeats + 1):
+        for name, run_once in work.items():
+            begin, begin_processor = time.perf_counter(), time.process_time()
+            run_once(repeat)
+            if repeat > 0:  # The first round warms the page cache and the allocators.
+                wall[name].append(time.perf_counter() - begin)
+                processor[name].append(time.process_time() - begin_processor)
+    seconds = {name: median(values) for name, values in wall.items()}
+    bare = min(("scanner", "iter_batches"), key=lambda name: seconds[name])
+    return {
+        "rows": rows,
+        "columns": columns,
+        "feature_keys": [*loader.query_keys, *loader.candidate_keys],
+        "local_batch_size": arguments.local_batch_size,
+        "threads": pa.cpu_count(),
+        "rows_per_second": {name: rows / value for name, value in seconds.items()},
+        "processor_seconds": {name: median(values) for name, values in processor.items()},
+        "bare": bare,
+        "ratio": seconds[bare] / seconds["loader"],
+        "ratios": [b / l for b, l in zip(wall[bare], wall["loader"], strict=True)],
+        "target_ratio": TARGET_RATIO,
+    }
+
+
+def make_loader(dataset: Dataset, arguments: DataBenchArguments) -> Loader:
+    """A loader of all rows and of everything the dataset has."""
+    disliked = ("disliked",) if dataset.has_feedback else ()
+    user_attributes = (f"user.{each.name}" for each in dataset.user_attributes)
+    item_attributes = (f"item.{each.name}" for each in dataset.item_attributes)
+    return Loader(
+        dataset,
+        query_keys=("user", "history", *disliked, *user_attributes),
+        candidate_keys=("item", *item_attributes),
+        local_batch_size=arguments.local_batch_size,
+        extra_candidates=arguments.extra_candidates,
+        feedback="all",
+    )
+
+
+def scan(dataset: Dataset, columns: list[str]) -> None:
+    """Decode the train split's columns through pyarrow.dataset, and drop them."""
+    files = dataset.split_files("train")
+    filesystem, _ = filesystem_of(files[0])
+    paths = [filesystem_of(path)[1] for path in files]
+    source = pads.dataset(paths, filesystem=filesystem, format="parquet")
+    for _ in source.to_batches(columns=columns):
+        pass
+
+
+def iterate(dataset: Dataset, columns: list[str]) -> None:
+    """The same file after file through ParquetFile.iter_batches, columns in parallel."""
+    for path in dataset.split_files("train"):
+        with open_parquet(path) as file:
+            for _ in file.iter_batches(ROW_GROUP_ROWS, columns=columns, use_threads=True):
+                pass
+
+
+def read_epoch(loader: Loader, epoch: int) -> None:
+    """Take all batches of an epoch, and drop them."""
+    for _ in loader.epoch(epoch):
+        pass
+
+
+def main(arguments: DataBenchArguments) -> None:
+    """Print the measurement."""
+    result = run(arguments)
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print(f"{result['rows']:,} rows, keys {', '.join(result['feature_keys'])}")
+    for name, rate in result["rows_per_second"].items():
+        cost = result["processor_seconds"][name] / result["rows"] * 1e9
+        print(f"{name:14}{rate:>12,.0f} rows/s  {cost:>6,.0f} ns of processor a row")
+    print(f"ratio loader over {result['bare']}: {result['ratio']:.2f}  (target {TARGET_RATIO})")
