@@ -34,7 +34,7 @@ class NonFiniteWatch(nn.Module):
         self.first_step = torch.where(newly, step, self.first_step)
         self.value = torch.where(newly, value.detach().to(self.value.dtype), self.value)
         for name, now in statistics.items():
-            before = self._statistics[name] if name in self._statistics else now
+            before = self._statistics.get(name, now)  # absent at the first step
             self._statistics[name] = torch.where(newly, now, before)
 
     def raise_if_seen(self, rank: int) -> None:

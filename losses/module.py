@@ -48,6 +48,7 @@ from losses.statistics import loss_statistics
 Precision = Literal["fp32", "bf16"]
 Backend = Literal["auto", "blocked", "triton"]
 LARGEST_INVERSE_TEMPERATURE = 100.0
+LARGEST_KERNEL_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class RetrievalLoss(nn.Module):
         if self.ring:
             reduction_B, negatives_B = ring_reduction(problem, self.blocking, self._workspace)
         elif self._takes_kernel(problem):
-            from losses.triton_kernel import kernel_reduction  # triton is no CPU user's dependency
+            from losses.triton_launch import kernel_reduction  # triton is no CPU user's dependency
 
             reduction_B, negatives_B = kernel_reduction(problem)
         else:
@@ -238,12 +239,14 @@ class RetrievalLoss(nn.Module):
 
     def _takes_kernel(self, problem: Problem) -> bool:
         simple = all(rule.one_value for rule in problem.rules)
+        width = problem.query_BD.shape[1]
         if self.backend == "auto":
-            return problem.query_BD.is_cuda and simple and problem.query_BD.dtype == torch.float32
-        if self.backend == "triton" and not simple:
+            float32 = problem.query_BD.dtype == torch.float32
+            return problem.query_BD.is_cuda and float32 and simple and width <= LARGEST_KERNEL_WIDTH
+        if self.backend == "triton" and not (simple and width <= LARGEST_KERNEL_WIDTH):
             raise ValueError(
-                "backend is 'triton' and mask_history is on; the kernel has no history mask, use "
-                "backend 'auto' or 'blocked'"
+                f"backend is 'triton' with width {width} and history mask {self.mask_history}; the "
+                f"kernel takes widths up to {LARGEST_KERNEL_WIDTH} and no history mask, use 'auto'"
             )
         return self.backend == "triton"
 

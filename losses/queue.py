@@ -12,9 +12,9 @@ from losses.inputs import Candidates
 class CandidateQueue(nn.Module):
     """The last K candidates of earlier steps, detached, with their ids, users and log Q.
 
-    Every rank pushes the same gathered candidates and so holds the same queue, with no collective of
-    its own; the buffers go into the checkpoint. Columns are there from the start, as padding (id -1)
-    until filled and until `warm_up_steps` pushes have been made, so that shapes never change.
+    Every rank pushes the same gathered candidates and so holds the same queue, with no collective
+    of its own; the buffers go into the checkpoint. Columns are there from the start, as padding (id
+    -1) until filled and until `warm_up_steps` pushes have been made, so that shapes never change.
 
         candidates = Candidates.concatenate([gathered, queue.columns()])
         value, statistics = loss(rows, candidates)

@@ -28,7 +28,7 @@ def loss_statistics(
     share_B = share_B / share_B.sum().clamp(min=1)
     seen_C = shown_to_all(candidates).to(scored.positive_B.dtype)
     num_seen = seen_C.sum().clamp(min=1)
-    has_negatives_B = torch.isfinite(reduction_B)
+    has_negatives_B = ~torch.isneginf(reduction_B)
     width = candidates.embedding_CD.shape[1]
     mean_D = (seen_C @ candidates.embedding_CD.detach().to(scored.positive_B.dtype)) / num_seen
     logq_C = candidates.logq_C.to(scored.positive_B.dtype)
