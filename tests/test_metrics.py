@@ -9,7 +9,9 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.metrics import MAX_CONNECTIONS, METRICS, DeviceMeans, RankMetrics
+from trainer.device_means import DeviceMeans
+from trainer.metrics import METRICS, RankMetrics
+from trainer.small_http import MAX_CONNECTIONS
 
 
 def scrape(address: str, path: str = "/metrics") -> str:

@@ -22,6 +22,7 @@ import pickle
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,19 @@ class CheckpointWriter:
 
     `save` returns once tensors are copied; a thread writes, digests and commits. The next `save`
     or `wait` first waits for the one under way.
+
+    Args:
+        on_written: told the seconds that each took, in the writing thread: on rank 0 once the
+            checkpoint is whole, elsewhere once this rank's share is.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, keep: int) -> None:
+    def __init__(
+        self, folder: Path, ranks: Ranks, keep: int, on_written: Callable[[float], None]
+    ) -> None:
         self.folder = folder
         self.ranks = ranks
         self.keep = keep
-        self.last_seconds: float | None = None
+        self.on_written = on_written
         self._commit: threading.Thread | None = None
         self._error: BaseException | None = None
         # Collectives of the writing thread must not mix with the training's own.
@@ -125,7 +132,7 @@ class CheckpointWriter:
             if self.ranks.is_first:
                 self._commit_when_whole(path, facts)
                 self._drop_old()
-            self.last_seconds = time.monotonic() - started
+            self.on_written(time.monotonic() - started)
         except BaseException as error:  # noqa: BLE001 - carried to the training thread by wait()
             self._error = error
 

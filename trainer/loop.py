@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
 from trainer.data.batch import Batch
 from trainer.optimizer import Schedule
+from trainer.phases import TimedPipeline
 from trainer.ranks import Ranks
 from trainer.recorder import Recorder
 
@@ -74,9 +74,8 @@ class TrainingLoop:
         self.seed = seed
         self.save = save
         self.evaluate = evaluate
-        self.pipeline = TrainPipelineSparseDist(
-            model, optimizer, ranks.device, execute_all_batches=True
-        )
+        self.pipeline = TimedPipeline(model, optimizer, ranks.device, recorder.clock)
+        model.module.head.task.clock = recorder.clock
 
     def train(
         self,
@@ -93,8 +92,9 @@ class TrainingLoop:
             self.schedule.set_step(self.place.step)
             outputs = self.pipeline.progress(source)  # collective: forward, backward, update
             self.place.step += 1
-            self.place.position = source.trained().position
-            self.recorder.record(self.place, outputs, source.take_wait_seconds())
+            batch = source.trained()
+            self.place.position = batch.position
+            self.recorder.record(self.place, outputs, source.take_wait_seconds(), batch)
 
             stop = False
             epoch_ended = self.place.epoch_ended

@@ -1,22 +1,19 @@
 """Every metric Tandem serves, declared in one table, and the endpoint each rank serves them on.
 
 The one file that knows prometheus_client. A rank owns one `RankMetrics`; times measured on the
-host go in at each step, values that live on a device are summed there by `DeviceMeans` and read
-every `log_every_steps` steps with one device-to-host copy.
+host go in at each step, values that live on a device are summed there (device_means.py) and read
+every `log_every_steps` steps with one device-to-host copy (recorder.py).
 
 Rank, run and host are labels that service discovery adds to a target (cluster/service_discovery),
 so no series here carries them; the labels below are few and bounded.
 """
 
 import socket
-import threading
-from collections.abc import Mapping
+import time
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Literal
 
-import torch
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -27,13 +24,14 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from trainer.small_http import Page, SmallServer
+
 # From 1 ms to 100 s: a step of any model on any device falls inside.
 SECONDS_BUCKETS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
 )
-REQUEST_TIMEOUT_SECONDS = 5.0
-MAX_CONNECTIONS = 16
+LONGEST_LINGER_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -54,19 +52,25 @@ METRICS = (
     Metric(
         "tandem_step_phase_seconds",
         "histogram",
-        "Wall time of a part of a step: data_wait, forward, backward, optimizer, communication.",
+        "Time of a part of a step: data_wait, forward, backward, optimizer; and communication, "
+        "which lies inside forward and backward. Device time on a GPU.",
         label="phase",
     ),
     # Learning
     Metric("tandem_loss", "gauge", "Mean training loss since the last reading, of all ranks."),
+    Metric("tandem_rank_loss", "gauge", "The same of this rank's rows; its mean is tandem_loss."),
+    Metric("tandem_nonfinite_steps_total", "counter", "Steps of this rank with a NaN or Inf loss."),
     Metric(
         "tandem_loss_part",
         "gauge",
-        "The loss's own terms and score statistics, by name, mean since the last reading.",
+        "The loss's own terms, score and logQ statistics by name, mean of all ranks.",
         label="part",
     ),
     Metric(
-        "tandem_gradient_norm", "gauge", "L2 norm of a group's gradient: towers.", label="group"
+        "tandem_gradient_norm",
+        "gauge",
+        "L2 norm of a gradient: towers, or pooled (of this rank's pooled embeddings).",
+        label="group",
     ),
     Metric(
         "tandem_learning_rate", "gauge", "Learning rate of a group: tables, towers.", label="group"
@@ -75,65 +79,64 @@ METRICS = (
     Metric(
         "tandem_table_rows_touched",
         "gauge",
-        "Different rows of a table that one step looked up, mean since the last reading.",
+        "Different rows of a table that this rank's last batch looked up.",
         label="table",
+    ),
+    Metric(
+        "tandem_unique_id_share",
+        "gauge",
+        "Different rows by look-ups of a table, in this rank's last batch.",
+        label="table",
+    ),
+    Metric(
+        "tandem_unknown_value_share",
+        "gauge",
+        "Share of a feature's bags that are empty or hold the unknown value, in the last batch.",
+        label="feature",
     ),
     Metric(
         "tandem_evaluation",
         "gauge",
-        "Last value of an evaluation metric, as ndcg@20.",
+        "Last value of an evaluation metric on the validation split, as ndcg@20.",
         label="metric",
     ),
+    Metric("tandem_evaluation_seconds", "histogram", "Time of an evaluation while training."),
     # Where the run stands
     Metric("tandem_step", "gauge", "Global step the run has reached."),
-    Metric("tandem_epoch", "gauge", "Epoch in training, from 0, with its fraction."),
+    Metric("tandem_total_steps", "gauge", "Global step at which the run will end."),
+    Metric("tandem_epoch", "gauge", "Epochs of the data that are trained, with the fraction."),
+    Metric("tandem_last_step_timestamp_seconds", "gauge", "Unix time of the last finished step."),
+    Metric("tandem_finished", "gauge", "1 once the run has come to its end, else 0."),
     Metric("tandem_world_size", "gauge", "Ranks that train together."),
-    Metric("tandem_restarts_total", "counter", "Times the run was started anew after a failure."),
+    Metric("tandem_restarts_total", "counter", "Times the run was started anew in its folder."),
     Metric("tandem_rows_dropped_total", "counter", "Rows read but not trained on.", label="reason"),
+    Metric(
+        "tandem_dataset_rows_dropped",
+        "gauge",
+        "Rows `prepare` left out, by reason.",
+        label="reason",
+    ),
     # Checkpoints
     Metric("tandem_checkpoint_seconds", "histogram", "Time a step waited for a checkpoint."),
+    Metric("tandem_checkpoint_write_seconds", "histogram", "Time a checkpoint took to be whole."),
     Metric(
-        "tandem_checkpoint_timestamp_seconds", "gauge", "Unix time of the newest whole checkpoint."
+        "tandem_checkpoint_timestamp_seconds",
+        "gauge",
+        "Unix time of the newest whole checkpoint; of the start, before the first.",
     ),
+    Metric("tandem_checkpoint_interval_steps", "gauge", "Steps between two checkpoints."),
     Metric("tandem_checkpoint_failures_total", "counter", "Checkpoints that could not be written."),
-    # Memory
-    Metric("tandem_device_memory_bytes", "gauge", "Device memory that tensors of this rank hold."),
+    # Memory and devices
+    Metric("tandem_host_memory_bytes", "gauge", "Resident memory of this rank's process."),
+    Metric(
+        "tandem_device_memory_bytes",
+        "gauge",
+        "Device memory: allocated (tensors of this rank), reserved (by its allocator), total (of "
+        "the device); 0 on a CPU.",
+        label="kind",
+    ),
+    Metric("tandem_gpu_utilization", "gauge", "Share of time this GPU ran kernels; 0 on a CPU."),
 )
-
-
-class DeviceMeans:
-    """Weighted running sums of 0-d tensors, kept on their device until `read`.
-
-    `add` never waits for the device. `read` does, once: it is for every `log_every_steps` steps.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add one observation of each value; tensors are 0-d and are not kept."""
-        for name, value in values.items():
-            detached = value.detach().float()
-            if name in self._sums:
-                self._sums[name] += detached
-                self._counts[name] += 1
-            else:
-                self._sums[name] = detached.clone()
-                self._counts[name] = 1
-
-    def read(self) -> dict[str, float]:
-        """The means since the last call, and start anew. One device-to-host sync."""
-        if not self._sums:
-            return {}
-        sums = torch.stack(list(self._sums.values())).tolist()  # the sync
-        counts = list(self._counts.values())
-        means = {
-            name: total / count for name, total, count in zip(self._sums, sums, counts, strict=True)
-        }
-        self._sums.clear()
-        self._counts.clear()
-        return means
 
 
 class RankMetrics:
@@ -167,7 +170,7 @@ class RankMetrics:
                         registry=self.registry,
                         buckets=SECONDS_BUCKETS,
                     )
-        self._server: MetricsServer | None = None
+        self._server: SmallServer | None = None
 
     def add(self, name: str, amount: float = 1.0, label: str | None = None) -> None:
         """Raise a counter."""
@@ -196,10 +199,33 @@ class RankMetrics:
         return generate_latest(self.registry)
 
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Serve /metrics from a thread of its own; returns "host:port" as scrapers reach it."""
+        """Serve /metrics from a thread of its own; returns "host:port" as scrapers reach it.
+
+        Where `host` is every address (0.0.0.0), scrapers on other machines are told this one's.
+        """
         assert self._server is None, "already serving"
-        self._server = MetricsServer(self, host, port)
-        return self._server.address
+        page = Page(CONTENT_TYPE_LATEST, self.render)
+        pages = {"/": page, "/metrics": page}
+        self._server = SmallServer(host, port, pages, "tandem-metrics")
+        public = socket.gethostbyname(socket.gethostname()) if host == "0.0.0.0" else host
+        return f"{public}:{self._server.port}"
+
+    def linger(self) -> None:
+        """Where someone scrapes regularly, wait until the values as they are now are read, too.
+
+        For the end of a run, whose last values would else be lost: at most the usual time between
+        two scrapes, and LONGEST_LINGER_SECONDS.
+        """
+        if self._server is None:
+            return
+        before = self._server.served("/metrics")
+        now = time.monotonic()
+        longest = min(before.interval_seconds * 1.5, LONGEST_LINGER_SECONDS)
+        deadline = max(before.last, now) + longest
+        if before.count < 2 or now - before.last > 2 * longest:
+            return
+        while time.monotonic() < deadline and self._server.served("/metrics") == before:
+            time.sleep(0.05)
 
     def close(self) -> None:
         """End the endpoint; the values stay."""
@@ -217,72 +243,3 @@ class RankMetrics:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class MetricsServer:
-    """GET /metrics over HTTP; slow, broken and surplus connections are cut, training never waits.
-
-    `address` is what a scraper on another machine is told: where `host` is every address
-    (0.0.0.0), this machine's name in its place.
-    """
-
-    def __init__(self, metrics: RankMetrics, host: str, port: int) -> None:
-        self._http = _LimitedHTTPServer((host, port), _handler_of(metrics))
-        public = socket.gethostbyname(socket.gethostname()) if host == "0.0.0.0" else host
-        self.address = f"{public}:{self._http.server_address[1]}"
-        self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(0.1,), name="tandem-metrics", daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
-class _LimitedHTTPServer(ThreadingHTTPServer):
-    """At most MAX_CONNECTIONS at a time: further ones are closed unanswered."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        super().__init__(address, handler)
-
-    def process_request(self, request, client_address) -> None:  # type: ignore[no-untyped-def]
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request, client_address) -> None:  # type: ignore[no-untyped-def]
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request, client_address) -> None:  # type: ignore[no-untyped-def]
-        """A client that broke off is not worth a traceback in the run's output."""
-
-
-def _handler_of(metrics: RankMetrics) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = REQUEST_TIMEOUT_SECONDS
-
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] not in ("/", "/metrics"):
-                self.send_error(404)
-                return
-            body = metrics.render()
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE_LATEST)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Requests are not news."""
-
-    return Handler

@@ -11,10 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.metrics import DeviceMeans, RankMetrics
+from trainer.data.batch import Batch
+from trainer.data.loader import Loader
+from trainer.device_means import DeviceMeans
+from trainer.metrics import RankMetrics
+from trainer.phases import PHASES, Phase, PhaseClock
 from trainer.progress import Progress
 from trainer.ranks import Ranks
 from trainer.run import RunFolder
+from trainer.vitals import Vitals, with_table_norms
 
 if TYPE_CHECKING:
     from trainer.loop import Place
@@ -37,6 +42,8 @@ class Recorder:
         folder: RunFolder,
         metrics: RankMetrics,
         progress: Progress,
+        vitals: Vitals,
+        loader: Loader,
         total_steps: int,
         global_batch_size: int,
         log_every_steps: int,
@@ -46,25 +53,35 @@ class Recorder:
         self.folder = folder
         self.metrics = metrics
         self.progress = progress
+        self.clock = PhaseClock(ranks.device)
+        self.vitals = vitals
         self.total_steps = total_steps
+        self.steps_per_epoch = loader.steps_per_epoch
+        self.loader = loader
+        self._skipped_rows = 0
         self.global_batch_size = global_batch_size
         self.log_every_steps = log_every_steps
         self.on_step = on_step
         self.examples_per_second = 0.0
         self._means = DeviceMeans()
         self._losses: list[Tensor] = []
+        self._batch: Batch | None = None
         self._since = _Window()
         self._last = time.perf_counter()
 
-    def record(self, place: Place, outputs: dict[str, Tensor], wait_seconds: float) -> None:
-        """One finished step. Collective every `log_every_steps` steps."""
+    def record(
+        self, place: Place, outputs: dict[str, Tensor], wait_seconds: float, batch: Batch
+    ) -> None:
+        """One finished step, trained on `batch` (on the host). Collective every
+        `log_every_steps` steps."""
         now = time.perf_counter()
         self._means.add(outputs)
         self._losses.append(outputs["loss"])
         self._since.add(now - self._last, wait_seconds)
-        local_rows = self.global_batch_size / self.ranks.world_size
-        self.metrics.observe_step(now - self._last, wait_seconds, local_rows)
+        rows = int((batch.user_B >= 0).sum())
+        self.metrics.observe_step(now - self._last, wait_seconds, rows)
         self._last = now
+        self._batch = batch
         if self.on_step is not None:
             self.on_step(place.step)
         if place.step % self.log_every_steps == 0:
@@ -80,21 +97,24 @@ class Recorder:
             return
         losses = torch.stack(self._losses).tolist()  # device-to-host sync
         self._check_finite(place, losses)
-        means = self._average(self._means.read())
         window, self._since = self._since, _Window()
+        own, phases, vitals = self._means.read(), self.clock.read(), self._read_vitals()
+        means = self._average({**own, **_phase_means(phases), **vitals})
         self._losses = []
         if window.seconds > 0:
             self.examples_per_second = window.steps * self.global_batch_size / window.seconds
         record = {
             "step": place.step,
             "epoch": place.epoch,
-            **means,
+            "epochs_trained": self._epochs_trained(place),
+            **with_table_norms(means),
             "examples_per_second": self.examples_per_second,
             "step_seconds": window.seconds / window.steps,
             "data_wait_share": window.wait_seconds / max(window.seconds, 1e-9),
             "time": time.time(),
         }
-        self._publish(place, record)
+        self._publish(record, {name: means[name] for name in own})
+        self._publish_own(own["loss"], phases, with_table_norms(vitals))
         if self.ranks.is_first:
             self.folder.append_metrics(record)
         self.progress.update(
@@ -105,14 +125,44 @@ class Recorder:
             examples_per_second=self.examples_per_second,
         )
 
-    def _publish(self, place: Place, record: dict[str, Any]) -> None:
+    def _read_vitals(self) -> dict[str, float]:
+        assert self._batch is not None
+        return self.vitals.read(self._batch)
+
+    def _epochs_trained(self, place: Place) -> float:
+        """Epochs with their fraction: where the data stands."""
+        if place.position is None:
+            return 0.0
+        return place.position["epoch"] + place.position["step"] / self.steps_per_epoch
+
+    def _publish(self, record: dict[str, Any], parts: dict[str, float]) -> None:
+        """What is the same on every rank."""
         self.metrics.set("tandem_loss", record["loss"])
-        self.metrics.set("tandem_step", place.step)
-        self.metrics.set("tandem_epoch", place.epoch)
+        for name, value in parts.items():
+            if name != "loss":
+                self.metrics.set("tandem_loss_part", value, name)
+        self.metrics.set("tandem_step", record["step"])
+        self.metrics.set("tandem_total_steps", self.total_steps)
+        self.metrics.set("tandem_epoch", record["epochs_trained"])
         self.metrics.set("tandem_world_size", self.ranks.world_size)
 
+    def _publish_own(
+        self, loss: float, phases: list[dict[Phase, float]], vitals: dict[str, float]
+    ) -> None:
+        """What is this rank's own."""
+        skipped, self._skipped_rows = self._skipped_rows, self.loader.skipped_rows
+        self.metrics.add("tandem_rows_dropped_total", self._skipped_rows - skipped, "corrupt")
+        self.metrics.set("tandem_rank_loss", loss)
+        self.metrics.set("tandem_last_step_timestamp_seconds", time.time())
+        for seconds_by_phase in phases:
+            for phase, seconds in seconds_by_phase.items():
+                self.metrics.observe("tandem_step_phase_seconds", seconds, phase)
+        for name, value in vitals.items():
+            metric, _, label = name.partition("/")
+            self.metrics.set(f"tandem_{metric}", value, label or None)
+
     def _average(self, means: dict[str, float]) -> dict[str, float]:
-        """Means over ranks of each statistic."""
+        """Means over ranks of each value; every rank has the same names. Collective."""
         names = sorted(means)
         vector = torch.tensor([means[n] for n in names], dtype=torch.float64)
         vector = vector.to(self.ranks.device)
@@ -126,6 +176,7 @@ class Recorder:
         never = place.step + 1
         worst = torch.full((self.ranks.world_size,), never, device=self.ranks.device)
         if bad is not None:
+            self.metrics.add("tandem_nonfinite_steps_total")
             worst[self.ranks.rank] = first_step + bad
         dist.all_reduce(worst, op=dist.ReduceOp.MIN)  # collective
         step, rank = min((int(step), rank) for rank, step in enumerate(worst.tolist()))
@@ -135,6 +186,14 @@ class Recorder:
                 "of it. Lower optimizer.table_learning_rate or optimizer.tower_learning_rate, "
                 "raise loss.temperature, or look for extreme values in the data"
             )
+
+
+def _phase_means(steps: list[dict[Phase, float]]) -> dict[str, float]:
+    """Mean seconds a step of each phase; the same phases on every rank."""
+    return {
+        f"phase_seconds/{phase}": sum(step.get(phase, 0.0) for step in steps) / len(steps)
+        for phase in PHASES
+    }
 
 
 class _Window:

@@ -1,6 +1,7 @@
 """The folder of a run: its resolved config, metrics, checkpoints and summary.
 
 RUN/config.json     preset, config, data, versions, and the id of this start
+RUN/starts.jsonl    one line a start: the first, resumes, and restarts after failures
 RUN/metrics.jsonl   one line every `training.log_every_steps`
 RUN/validation.jsonl  one line an evaluation on the validation split
 RUN/checkpoints/    see checkpoint.py
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 import uuid
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.checkpoint import write_json
+from trainer.checkpoint import committed, write_json
 from trainer.config import Config
 from trainer.data.schema import Dataset
 
@@ -105,9 +107,14 @@ class RunFolder:
                 )
 
     def begin(self, spec: RunSpec, dataset: Dataset, world_size: int) -> None:
-        """Rank 0: make the folder, take its lock, write config.json."""
+        """Rank 0: make the folder, take its lock, write config.json and a line of starts.jsonl."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.lock()
+        newest = committed(self.checkpoints)[-1:]
+        step = int(newest[0].name.removeprefix("step-")) if newest else 0
+        start = {"time": time.time(), "step": step, "world_size": world_size}
+        with (self.path / "starts.jsonl").open("a") as stream:
+            stream.write(json.dumps(start) + "\n")
         write_json(
             self.path / "config.json",
             {
@@ -120,6 +127,11 @@ class RunFolder:
                 "config": spec.config.to_json(),
             },
         )
+
+    @property
+    def restarts(self) -> int:
+        """How often the run was started in this folder after the first time."""
+        return len((self.path / "starts.jsonl").read_text().splitlines()) - 1
 
     def lock(self) -> None:
         """Rank 0: refuse a second run on the same folder for as long as this process lives."""

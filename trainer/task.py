@@ -25,6 +25,7 @@ from losses import (
     log_q_uniform,
 )
 from trainer.config import LogQ
+from trainer.phases import PhaseClock
 
 STREAMING_BUCKETS = 1 << 24
 """At most so many buckets a hash row of the streaming estimator (12 bytes each)."""
@@ -73,16 +74,28 @@ class FrequencyCorrection(nn.Module):
         """ids and train counts [X] -> log Q per draw [X], float32. No collective."""
         if self.mode == "none":
             return torch.zeros(ids_X.shape, device=ids_X.device)
-        uniform_X = torch.full(ids_X.shape, self.log_q_uniform, device=ids_X.device)
         if self.num_popular == 0:
-            return uniform_X
+            return torch.full(ids_X.shape, self.log_q_uniform, device=ids_X.device)
         if self.estimator is not None:
-            popular_X = self.estimator.log_q(ids_X, self.num_popular)
-        else:
-            popular_X = log_q_from_counts(counts_X, self.total_count)
-            popular_X = popular_X.masked_fill(counts_X == 0, -math.inf)
+            return self._mixed(self.estimator.log_q(ids_X, self.num_popular))
+        return self._mixed(self._exact(counts_X))
+
+    def statistics(self, log_q_X: Tensor, counts_X: Tensor) -> dict[str, Tensor]:
+        """How far the estimate is from exact counts, in nats, where it is one. No collective."""
+        if self.estimator is None or self.num_popular == 0:
+            return {}
+        known_X = (counts_X > 0).float()
+        error_X = (log_q_X - self._mixed(self._exact(counts_X.clamp(min=1)))).abs()
+        return {"estimator_error": (error_X * known_X).sum() / known_X.sum().clamp(min=1)}
+
+    def _exact(self, counts_X: Tensor) -> Tensor:
+        popular_X = log_q_from_counts(counts_X, self.total_count)
+        return popular_X.masked_fill(counts_X == 0, -math.inf)
+
+    def _mixed(self, popular_X: Tensor) -> Tensor:
         if self.draws[1] == 0:
             return popular_X
+        uniform_X = torch.full_like(popular_X, self.log_q_uniform)
         return log_q_mixture(torch.stack([popular_X, uniform_X]), self.draws)
 
 
@@ -111,13 +124,17 @@ class RetrievalTask(nn.Module):
         self.correction = correction
         self.in_batch = in_batch
         self.history_mask = history_mask
+        self.clock: PhaseClock | None = None
+        """Set by the training loop: the time of the gathering counts as communication."""
 
     def forward(self, query_BO: Tensor, candidate_SO: Tensor, batch: Any) -> tuple[Tensor, Outputs]:
         """Collective: gathers candidates (with gradient), ids, counts and users from all ranks."""
         candidates = self._gather(candidate_SO, batch)
         rows = self._rows(query_BO, candidate_SO, batch)
         value, statistics = self.loss(rows, candidates)
-        return value, {**statistics, "loss": value.detach()}
+        count_B = batch.count_S[: query_BO.shape[0]]
+        frequency = self.correction.statistics(rows.positive_logq_B, count_B)
+        return value, {**statistics, **frequency, "loss": value.detach()}
 
     def _gather(self, candidate_SO: Tensor, batch: Any) -> Candidates:
         num_rows = batch.user_B.shape[0]
@@ -125,11 +142,16 @@ class RetrievalTask(nn.Module):
         # Sampled columns are nobody's positives: user -1.
         user_S = F.pad(batch.user_B, (0, batch.item_S.shape[0] - num_rows), value=-1)
         local_SK = torch.stack([batch.item_S, batch.count_S, user_S], dim=1)[first:]
-        id_C, count_C, user_C = gather_without_gradient(local_SK).unbind(1)  # collective
+        assert self.clock is not None, "the training loop sets the clock"
+        local_SO = candidate_SO[first:]
+        with self.clock.measure("communication"):
+            id_C, count_C, user_C = gather_without_gradient(local_SK).unbind(1)  # collective
+            embedding_CO = gather_with_gradient(local_SO)  # collective, and in backward
+        self.clock.measure_gradient("communication", local_SO, embedding_CO)
         if self.training:
             self.correction.observe(id_C.masked_fill(user_C < 0, -1))
         return Candidates(
-            embedding_CD=gather_with_gradient(candidate_SO[first:]),  # collective, and in backward
+            embedding_CD=embedding_CO,
             id_C=id_C.contiguous(),
             logq_C=self.correction(id_C, count_C),
             user_C=user_C.contiguous(),

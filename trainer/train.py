@@ -20,7 +20,7 @@ from embeddings.sharding import initialise
 from trainer.agreement import check_agreement, together
 from trainer.arguments import TrainArguments, parse_preset
 from trainer.build import build_loader, build_model
-from trainer.checkpoint import CheckpointWriter, load, newest_sound
+from trainer.checkpoint import CheckpointWriteError, CheckpointWriter, load, newest_sound
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
 from trainer.loop import Place, TrainingLoop
@@ -28,9 +28,10 @@ from trainer.metrics import RankMetrics
 from trainer.optimizer import Schedule, build_optimizer
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
-from trainer.recorder import Recorder
+from trainer.recorder import NonFiniteLossError, Recorder
 from trainer.run import PACKAGES, RunFolder, RunSpec
 from trainer.validation import Validation
+from trainer.vitals import Vitals
 
 OnServing = Callable[[int, str], None]
 OnCheckpoint = Callable[[dict[str, Any]], None]
@@ -108,10 +109,10 @@ class Run:
         self.model = build_model(spec.config, dataset, ranks)  # collective
         self.inputs = self.model.module.inputs
         self.optimizer = build_optimizer(self.model, spec.config.optimizer)
-        self.checkpoints = CheckpointWriter(
-            folder.checkpoints, ranks, spec.config.checkpoint.keep
-        )  # collective
         self.metrics = RankMetrics()
+        self.checkpoints = CheckpointWriter(  # collective
+            folder.checkpoints, ranks, spec.config.checkpoint.keep, self._checkpoint_written
+        )
         self.on_checkpoint: OnCheckpoint | None = None
 
     def train(
@@ -128,9 +129,15 @@ class Run:
         place = self._restore() if resuming else Place()
         loader = build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
         total_steps = self._total_steps(loader, place)
-        recorder = self._recorder(total_steps, on_step)
+        self._describe(loader)
+        recorder = self._recorder(total_steps, loader, place, on_step)
         validation = Validation(
-            self.config.evaluation, self.dataset, self.folder, self.ranks, self.progress
+            self.config.evaluation,
+            self.dataset,
+            self.folder,
+            self.ranks,
+            self.progress,
+            self.metrics,
         )
         loop = TrainingLoop(
             model=self.model,
@@ -151,6 +158,9 @@ class Run:
                 self.config.checkpoint.every_steps,
                 self.config.evaluation.every_epochs,
             )
+        except NonFiniteLossError:
+            self.metrics.linger()
+            raise
         finally:
             batches.close()
         self.checkpoints.wait()
@@ -176,17 +186,41 @@ class Run:
         most = self.config.training.max_steps
         return total if most is None else min(total, most)
 
-    def _recorder(self, total_steps: int, on_step: OnStep | None) -> Recorder:
+    def _recorder(
+        self, total_steps: int, loader: Loader, place: Place, on_step: OnStep | None
+    ) -> Recorder:
+        every = self.config.training.log_every_steps
+        vitals = Vitals(
+            self.model, self.inputs, self.optimizer, self.ranks.device, place.step, every
+        )
         return Recorder(
             self.ranks,
             self.folder,
             self.metrics,
             self.progress,
+            vitals,
+            loader,
             total_steps,
             self.config.training.global_batch_size,
-            self.config.training.log_every_steps,
+            every,
             on_step,
         )
+
+    def _describe(self, loader: Loader) -> None:
+        """Publish what is known before the first step."""
+        self.metrics.add("tandem_restarts_total", self.folder.restarts)
+        self.metrics.set("tandem_world_size", self.ranks.world_size)
+        self.metrics.set("tandem_checkpoint_timestamp_seconds", time.time())
+        self.metrics.set(
+            "tandem_checkpoint_interval_steps",
+            self.config.checkpoint.every_steps or loader.steps_per_epoch,
+        )
+        for reason, rows in self.dataset.dropped.items():
+            self.metrics.set("tandem_dataset_rows_dropped", rows, reason)
+
+    def _checkpoint_written(self, seconds: float) -> None:
+        self.metrics.observe("tandem_checkpoint_write_seconds", seconds)
+        self.metrics.set("tandem_checkpoint_timestamp_seconds", time.time())
 
     def _state(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -200,7 +234,14 @@ class Run:
             "known_rows": {table.name: table.known_rows for table in self.inputs.tables},
             "config": self.config.to_json(),
         }
+        started = time.perf_counter()
+        try:
+            self.checkpoints.wait()
+        except CheckpointWriteError as error:  # the next one may succeed
+            self.metrics.add("tandem_checkpoint_failures_total")
+            self.progress.message(f"{error}; training goes on")
         self.checkpoints.save(place.step, self._state(), facts)
+        self.metrics.observe("tandem_checkpoint_seconds", time.perf_counter() - started)
         if self.on_checkpoint is not None:
             self.on_checkpoint({"step": place.step})
 
@@ -239,6 +280,8 @@ class Run:
         }
         if self.ranks.is_first:
             self.folder.write_summary(summary)
+        self.metrics.set("tandem_finished", 1)
+        self.metrics.linger()
         return summary
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from trainer.config import EvaluationConfig
 from trainer.data.schema import Dataset
+from trainer.metrics import RankMetrics
 from trainer.model import TwoTower
 from trainer.progress import Progress
 from trainer.ranks import Ranks
@@ -20,12 +23,14 @@ class Validation:
         folder: RunFolder,
         ranks: Ranks,
         progress: Progress,
+        metrics: RankMetrics,
     ) -> None:
         self.config = config
         self.dataset = dataset
         self.folder = folder
         self.ranks = ranks
         self.progress = progress
+        self.metrics = metrics
         self.best = float("-inf")
         self.since_best = 0
 
@@ -33,6 +38,7 @@ class Validation:
         """Evaluate; True: patience is at its end. Collective."""
         from trainer.retrieval.evaluate import evaluate_model
 
+        started = time.perf_counter()
         values = evaluate_model(
             model,
             self.dataset,
@@ -41,8 +47,11 @@ class Validation:
             ks=self.config.k,
             users=self.config.users,
         )
+        self.metrics.observe("tandem_evaluation_seconds", time.perf_counter() - started)
+        for name, value in values.items():
+            self.metrics.set("tandem_evaluation", value, name)
         if self.ranks.is_first:
-            record = {"step": step, "epoch": epoch, **values}
+            record = {"step": step, "epoch": epoch, "time": time.time(), **values}
             self.folder.append_evaluation(record)
         metric = self.config.metric
         if metric not in values:
