@@ -26,11 +26,9 @@ def doctor(arguments: Arguments, verbose: bool) -> int:
 
 
 def prepare(arguments: Arguments, verbose: bool) -> int:
-    from cluster.usage import parse
-    from trainer.data.prepare import PrepareArguments, prepare
+    from cluster.prepare import main
 
-    prepare(parse(PrepareArguments, "tandem prepare", arguments))
-    return 0
+    return main(arguments, verbose)
 
 
 def synth(arguments: Arguments, verbose: bool) -> int:
@@ -174,7 +172,7 @@ def run(arguments: Arguments, verbose: bool) -> int:
 
 
 def main(arguments: Arguments | None = None) -> int:
-    """Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    """Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM."""
     given = sys.argv[1:] if arguments is None else arguments
     verbose = VERBOSE in given
     rest = [argument for argument in given if argument != VERBOSE]

@@ -6,7 +6,7 @@ the data alone, so memory limit, threads and engine change no byte of the output
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class PartitionCounts:
 
 def prepare_partition(plan: PartitionPlan, part: int, resources: sql.Resources) -> PartitionCounts:
     """Deduplicate, split, attach histories, and write the files of one partition."""
-    connection = sql.connect(resources)
+    spill = f"{resources.spill}/part-{part:05d}"
+    connection = sql.connect(replace(resources, spill=spill))
     try:
         duplicates, neutral = _keep_rows(connection, plan, part)
         history = History(

@@ -20,10 +20,10 @@ DEFAULT_HISTORY_LENGTH = 20
 class PrepareArguments:
     """Make a dataset of interactions: dense ids, splits, histories, attributes."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """File, folder, glob or URI with interactions."""
-    out: Annotated[str, tyro.conf.Positional]
-    """Folder of the dataset; it must not exist yet."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Folder of the dataset; it must not exist yet, unless it is extended."""
     format: str | None = None
     """lightgcn, recbole, parquet, csv (also TSV) or movielens (.dat); recognised by the files'
     names where left out."""
@@ -72,8 +72,6 @@ class PrepareArguments:
     extend: str | None = None
     """Dataset to add SOURCE to, made by prepare before. Its users and items keep their rows, its
     training rows stay training rows, its settings hold. OUT may be the same folder."""
-    engine: Literal["local", "ray"] = "local"
-    """Where partitions are made: here, or as tasks on a Ray cluster with one file system."""
     memory_limit: str = "4GB"
     """Memory for DuckDB's buffers, beyond which it spills to OUT.partial."""
     threads: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,15 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
     if resources.threads is not None:
         connection.execute(f"SET threads = {resources.threads}")
     return connection
+
+
+def bytes_of(size: str) -> int:
+    """Bytes of a size as DuckDB reads it: `4GB` is 4e9, `4GiB` is 4 x 2^30."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", size.lower())
+    if found is None:
+        raise ValueError(f"--memory-limit {size!r} is no size: write for example 4GB")
+    power = " kmgt".index(found[2] or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def name(identifier: str) -> str:

@@ -1,0 +1,72 @@
+"""`tandem prepare --engine ray` on a Ray cluster of its own: the same bytes as `--engine local`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.prepare import main, prepare_on_node, run_tasks
+from cluster.session import ray_session
+from tests.data.planted import Row, make, write_csv
+from trainer.data.partition import PartitionPlan
+from trainer.data.prepare import PrepareArguments, prepare
+from trainer.data.schema import Dataset
+from trainer.data.splits import SplitRule
+from trainer.data.sql import Resources, bytes_of
+from trainer.progress import SilentProgress
+
+ROWS = [Row(u, (u * i) % 97, 1 + i % 5, i % 7) for u in range(60) for i in range(70)]
+
+
+def test_ray_makes_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.data.staging.HISTORY_VALUES_A_PARTITION", 20_000)
+    source = write_csv(tmp_path / "rows.csv", ROWS)
+    here = make(source, tmp_path / "here")
+    assert len(here.splits["train"].files) > 2
+    arguments = PrepareArguments(
+        str(source), str(tmp_path / "there"), memory_limit="200MB", threads=1
+    )
+    with ray_session(None):
+        prepare(arguments, SilentProgress(), run_tasks)
+        with pytest.raises(ValueError, match=r"--threads 999 is more than any node .* lower it"):
+            prepare(
+                PrepareArguments(str(source), str(tmp_path / "no"), threads=999),
+                SilentProgress(),
+                run_tasks,
+            )
+    there = Dataset.load(tmp_path / "there", verify="digest")
+    assert there.digest == here.digest
+    assert there.splits == here.splits and there.dropped == here.dropped
+
+
+def test_out_must_be_shared(tmp_path: Path) -> None:
+    plan = PartitionPlan(
+        staging=str(tmp_path / "gone"),
+        out=str(tmp_path),
+        parts=1,
+        rule=SplitRule("random", 0.1, 0.1, 0),
+        history_length=1,
+        has_timestamps=True,
+        has_feedback=False,
+        keep="first",
+    )
+    with pytest.raises(ValueError, match=r"is not there on node .* all nodes share"):
+        prepare_on_node(plan, 0, Resources("1GB", 1, str(tmp_path)))
+
+
+def test_address_needs_ray(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--address auto needs --engine ray"):
+        main([str(tmp_path), str(tmp_path / "out"), "--address", "auto"], verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("4GB", 4_000_000_000), ("1.5 GiB", 1_610_612_736), ("100", 100)]
+)
+def test_sizes(size: str, expected: int) -> None:
+    assert bytes_of(size) == expected
+
+
+def test_no_size() -> None:
+    with pytest.raises(ValueError, match=r"--memory-limit 'much' is no size"):
+        bytes_of("much")
