@@ -65,9 +65,10 @@ class DataConfig:
 class ModelConfig:
     """The two towers and what they read."""
 
-    tower: Literal["mf", "mlp", "graph"] = "mf"
+    tower: Literal["mf", "mlp", "graph", "history", "sequence"] = "mf"
     """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them. graph: mf
-    plus each side's neighbours in train, weighted as LightGCN's first hop."""
+    plus each side's neighbours in train, weighted as LightGCN's first hop. history: a gate between
+    user and pooled history. sequence: a causal transformer over the ordered history."""
     dim: int = 64
     """Width of every embedding table."""
     hidden: tuple[int, ...] = (128,)
@@ -86,6 +87,14 @@ class ModelConfig:
     """Feed every user attribute of the dataset to the query tower."""
     item_attributes: bool = False
     """Feed every item attribute of the dataset to the candidate tower."""
+    history_pooling: Literal["mean", "attention"] = "mean"
+    """history: how the items of the history become one vector."""
+    sequence_length: int = 20
+    """sequence, history with attention: most recent items of a list that are read one by one."""
+    sequence_layers: int = 1
+    """sequence: layers of the transformer."""
+    sequence_heads: int = 2
+    """sequence: attention heads; must divide dim."""
     neighbours: int | None = 16
     """graph: most neighbours drawn for a row in training; None: all. Evaluation takes all."""
     dropout: float = 0.0
@@ -106,9 +115,19 @@ class ModelConfig:
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be in [0, 1)")
         require(self.init_std > 0, f"model.init_std={self.init_std}: must be above 0")
         require(
-            self.use_user_id or self.use_history or self.user_attributes,
+            self.use_user_id
+            or self.use_history
+            or self.user_attributes
+            or self.tower in ("history", "sequence"),
             "the query tower has no input: set model.use_user_id, model.use_history or "
             "model.user_attributes",
+        )
+        for name in ("sequence_length", "sequence_layers", "sequence_heads"):
+            value = getattr(self, name)
+            require(value >= 1, f"model.{name}={value}: must be at least 1")
+        require(
+            self.dim % self.sequence_heads == 0,
+            f"model.sequence_heads={self.sequence_heads} does not divide model.dim={self.dim}",
         )
         require(
             self.tower != "graph" or self.use_user_id,
@@ -126,6 +145,17 @@ class ModelConfig:
             all(width >= 1 for width in self.hidden),
             f"model.hidden={self.hidden}: every width must be at least 1",
         )
+
+    @property
+    def reads_positions(self) -> bool:
+        """Whether the query tower reads lists item by item."""
+        attends = self.tower == "history" and self.history_pooling == "attention"
+        return attends or self.tower == "sequence"
+
+    @property
+    def width(self) -> int:
+        """Columns of a query and of a candidate."""
+        return self.output_dim if self.tower == "mlp" else self.dim
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Which features each tower reads, and the tables behind them, from a config and a dataset.
 
 Feature keys: "user", "history", "item", "user_items" and "item_users" (neighbours in the training
-graph), and "user.NAME" / "item.NAME" for attributes.
+graph), "history@P" and "disliked@P" (one position of a list, 0 the most recent), and "user.NAME" /
+"item.NAME" for attributes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ class Inputs:
     tables: tuple[Table, ...]
     neighbours: NeighbourRule | None = None
     """The graph behind "user_items" and "item_users"; its bags are weighted sums."""
+
+    def positions(self, name: str) -> int:
+        """How many positions of the list `name` the query tower reads one by one."""
+        return sum(key.startswith(f"{name}@") for key in self.query_keys)
 
     def known_rows(self, key: str) -> int:
         """Ids 0 ... known_rows - 1 of a feature have a row of their own."""
@@ -63,9 +68,9 @@ def build_inputs(
     Raises:
         ValueError: if the model asks for attributes or a history that the dataset lacks.
     """
-    if model.use_history and dataset.history_length == 0:
+    if (model.use_history or model.reads_positions) and dataset.history_length == 0:
         raise ValueError(
-            "model.use_history is set, but the dataset was prepared with --history-length 0; "
+            "the model reads the history, but the dataset was prepared with --history-length 0; "
             "prepare it again with a history"
         )
     user_attributes = dataset.user_attributes if model.user_attributes else ()
@@ -79,14 +84,18 @@ def build_inputs(
                 f"model.{side}_attributes is set, but the dataset has no {side} attributes; "
                 f"pass a file of them to `tandem prepare` (--{side}s FILE)"
             )
-    history = ("history",) if model.use_history else ()
+    pooled_last = model.tower == "history" and model.history_pooling == "mean"
+    history = ("history",) if model.use_history and model.tower != "history" else ()
+    lists = ("history",) if pooled_last else _positions(model, dataset)
     graph = model.tower == "graph"
     query_keys = (
         (("user",) if model.use_user_id else ())
         + history
         + (("user_items",) if graph else ())
         + tuple(f"user.{attribute.name}" for attribute in user_attributes)
+        + lists  # the list that a query tower reads comes last
     )
+    histories = history + lists
     candidate_keys = (
         "item",
         *(("item_users",) if graph else ()),
@@ -101,14 +110,14 @@ def build_inputs(
             name, rows, model.dim, features, model.init_std, model.table_precision, unknown_row
         )
 
-    share = bool(history) and model.shared_item_table
-    item_features = ("item", *(history if share else ()), *(("user_items",) if graph else ()))
+    share = bool(histories) and model.shared_item_table
+    item_features = ("item", *(histories if share else ()), *(("user_items",) if graph else ()))
     tables = [table("item", dataset.num_items, *item_features)]
     if model.use_user_id:
         user_features = ("user", *(("item_users",) if graph else ()))
         tables.append(table("user", dataset.num_users, *user_features))
-    if history and not share:
-        tables.append(table("history", dataset.num_items, "history"))
+    if histories and not share:
+        tables.append(table("history", dataset.num_items, *histories))
     for side, attributes in (("user", user_attributes), ("item", item_attributes)):
         for attribute in attributes:
             key = f"{side}.{attribute.name}"
@@ -117,7 +126,17 @@ def build_inputs(
     return Inputs(
         query_keys,
         candidate_keys,
-        frozenset([*history, *multi]),
+        frozenset([*({"history"} & {*histories}), *multi]),
         tuple(tables),
         NeighbourRule(train_splits, model.neighbours) if graph else None,
     )
+
+
+def _positions(model: ModelConfig, dataset: Dataset) -> tuple[str, ...]:
+    """Keys of the positions read one by one: disliked, then liked, oldest first."""
+    if not model.reads_positions:
+        return ()
+    length = min(model.sequence_length, dataset.history_length)
+    with_dislikes = model.tower == "sequence" and dataset.has_feedback
+    names = ("disliked", "history") if with_dislikes else ("history",)
+    return tuple(f"{name}@{place}" for name in names for place in reversed(range(length)))

@@ -16,7 +16,7 @@ from embeddings.tables import build_embedding_bags
 from trainer.config import ModelConfig
 from trainer.inputs import Inputs
 from trainer.task import Outputs, RetrievalTask
-from trainer.towers import Tower
+from trainer.towers import build_candidate_tower, build_query_tower
 
 
 class Towers(nn.Module):
@@ -28,20 +28,8 @@ class Towers(nn.Module):
     def __init__(self, model: ModelConfig, inputs: Inputs) -> None:
         super().__init__()
         self.inputs = inputs
-
-        def tower(num_features: int) -> Tower:
-            return Tower(
-                kind=model.tower,
-                num_features=num_features,
-                dim=model.dim,
-                hidden=model.hidden,
-                output_dim=model.output_dim,
-                dropout=model.dropout,
-                normalise=model.similarity == "cosine",
-            )
-
-        self.query = tower(len(inputs.query_keys))
-        self.candidate = tower(len(inputs.candidate_keys))
+        self.query = build_query_tower(model, inputs)
+        self.candidate = build_candidate_tower(model, inputs)
 
     def split(self, pooled: KeyedTensor, features: KeyedJaggedTensor) -> dict[str, Tensor]:
         """[S, sum of D] -> {key: [S, D]}, sums of several values turned into their mean."""

@@ -13,15 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TowerKind = Literal["mf", "mlp", "graph"]
+from trainer.config import ModelConfig
+from trainer.inputs import Inputs
+from trainer.sequence import HistoryTower, SequenceTower
+
+TowerKind = Literal["sum", "mlp"]
 
 
 class Tower(nn.Module):
     """One side of the model.
 
-    `mf` adds the features' embeddings and has no parameters of its own: O = D; `graph` is the same
-    sum over an id and its weighted bag of neighbours. `mlp` concatenates the embeddings and applies
-    a perceptron with ReLU between its layers: O = `output_dim`.
+    `sum` adds the features' embeddings and has no parameters of its own: O = D. `mlp` concatenates
+    them and applies a perceptron with ReLU between its layers: O = `output_dim`.
 
     Args:
         num_features: how many [S, D] embeddings `forward` is given.
@@ -55,3 +58,45 @@ class Tower(nn.Module):
         else:
             x_SO = self.dropout(torch.stack(list(features_SD)).sum(0))
         return F.normalize(x_SO, dim=1) if self.normalise else x_SO
+
+
+def build_query_tower(model: ModelConfig, inputs: Inputs) -> nn.Module:
+    """The tower over `inputs.query_keys`."""
+    normalise = model.similarity == "cosine"
+    match model.tower:
+        case "history":
+            return HistoryTower(
+                model.history_pooling,
+                inputs.positions("history"),
+                model.dim,
+                model.dropout,
+                normalise,
+            )
+        case "sequence":
+            return SequenceTower(
+                (inputs.positions("disliked"), inputs.positions("history")),
+                model.dim,
+                model.sequence_layers,
+                model.sequence_heads,
+                model.dropout,
+                normalise,
+            )
+        case "mf" | "graph" | "mlp":
+            return _plain_tower(model, len(inputs.query_keys))
+
+
+def build_candidate_tower(model: ModelConfig, inputs: Inputs) -> Tower:
+    """The tower over `inputs.candidate_keys`."""
+    return _plain_tower(model, len(inputs.candidate_keys))
+
+
+def _plain_tower(model: ModelConfig, num_features: int) -> Tower:
+    return Tower(
+        kind="mlp" if model.tower == "mlp" else "sum",
+        num_features=num_features,
+        dim=model.dim,
+        hidden=model.hidden,
+        output_dim=model.output_dim,
+        dropout=model.dropout,
+        normalise=model.similarity == "cosine",
+    )

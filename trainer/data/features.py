@@ -1,9 +1,10 @@
 """Attributes and counts of users and items, and the bags of ids that the towers look up.
 
 Keys are "user", "history", "disliked", "user.<attribute>" (query), "item", "item.<attribute>"
-(candidate), and the weighted bags "user_items" (query) and "item_users" (candidate). The store
-holds one row a user or item in the smallest integer type that fits; its lookups cost as much as
-the ids asked for. Ids of -1 (padding) get empty bags.
+(candidate), and the weighted bags "user_items" (query) and "item_users" (candidate); "history@P" is
+position P of that list, 0 the most recent. The store holds one row a user or item in the smallest
+integer type that fits; its lookups cost as much as the ids asked for. Ids of -1 (padding) get empty
+bags.
 
 Shapes: n = rows asked for, S = stride of a KeyedJaggedTensor.
 """
@@ -32,6 +33,7 @@ Bags = tuple[np.ndarray, np.ndarray]
 """(values int64 [V], lengths int64 [n])"""
 
 ROWS_READ_AT_ONCE = 1 << 20
+LIST_KEYS = ("history", "disliked")
 
 
 class FeatureStore:
@@ -39,10 +41,15 @@ class FeatureStore:
 
     keys: feature keys, query and candidate side mixed; unknown attributes are an error.
     neighbours: the rule of "user_items" and "item_users", where they are among the keys.
+    count_column: items' counts over the splits that are trained on.
     """
 
     def __init__(
-        self, dataset: Dataset, keys: Sequence[str], neighbours: NeighbourRule | None = None
+        self,
+        dataset: Dataset,
+        keys: Sequence[str],
+        neighbours: NeighbourRule | None = None,
+        count_column: Literal["count", "count_with_validation"] = "count",
     ) -> None:
         self._neighbours = None if neighbours is None else Neighbours(dataset, neighbours)
         self.num_users = dataset.num_users
@@ -62,8 +69,8 @@ class FeatureStore:
                     "Leave it out, or prepare the dataset with it."
                 )
             self._columns[key] = _read_attribute(dataset, key, attributes[key])
-        self.item_count_I = _read_integers(dataset.file("items.parquet"), "count", None)
-        """Positive train interactions of each item, [num_items]."""
+        self.item_count_I = _read_integers(dataset.file("items.parquet"), count_column, None)
+        """Positive interactions of each item in the splits trained on, [num_items]."""
         _check_rows(dataset.file("items.parquet"), len(self.item_count_I), self.num_items)
 
     def count(self, item_n: np.ndarray) -> np.ndarray:
@@ -118,19 +125,36 @@ class FeatureStore:
         lists: dict[str, Bags],
     ) -> KeyedJaggedTensor:
         """Query keys for users, stride n. lists: bags of "history" and "disliked"."""
-        bags = [lists[key] if key in lists else self.bags(key, user_n) for key in keys]
+        bags = [list_bags(key, lists) if list_of(key) else self.bags(key, user_n) for key in keys]
         return keyed_jagged(keys, bags, len(user_n))
+
+
+def list_of(key: str) -> str | None:
+    """The list that a key reads: "history" for "history" and for "history@3", else None."""
+    name = key.partition("@")[0]
+    return name if name in LIST_KEYS else None
+
+
+def list_bags(key: str, lists: dict[str, Bags]) -> Bags:
+    """The whole list of each row, or one position of it ("history@0": the most recent item)."""
+    name, _, place = key.partition("@")
+    values_V, lengths_n = lists[name]
+    if not place:
+        return values_V, lengths_n
+    reached_n = lengths_n > int(place)
+    index_n = np.cumsum(lengths_n) - 1 - int(place)
+    return values_V[index_n[reached_n]], reached_n.astype(np.int64)
 
 
 def side_of(key: str) -> Literal["query", "candidate"]:
     """Which tower a feature key belongs to."""
-    if key in ("user", "history", "disliked", "user_items") or key.startswith("user."):
+    if key in ("user", "user_items") or key.startswith("user.") or list_of(key):
         return "query"
     if key in ("item", "item_users") or key.startswith("item."):
         return "candidate"
     raise ValueError(
-        f"unknown feature key {key!r}: take user, history, disliked, user_items, item, "
-        "item_users, user.<attribute> or item.<attribute>"
+        f"unknown feature key {key!r}: take user, history, disliked (or one position: history@0), "
+        "user_items, item, item_users, user.<attribute> or item.<attribute>"
     )
 
 

@@ -25,7 +25,15 @@ import torch
 
 from trainer.data.batch import Batch
 from trainer.data.candidates import CandidateSampler, Distribution
-from trainer.data.features import Bags, FeatureStore, keyed_jagged, side_of
+from trainer.data.features import (
+    LIST_KEYS,
+    Bags,
+    FeatureStore,
+    keyed_jagged,
+    list_bags,
+    list_of,
+    side_of,
+)
 from trainer.data.neighbours import Draw, NeighbourRule
 from trainer.data.order import EpochOrder, Position, default_streams
 from trainer.data.plan import EpochPlan, Step
@@ -35,7 +43,6 @@ from trainer.data.windows import RowGroups
 
 DEFAULT_WINDOW_ROWS = 1 << 16
 READER_THREADS = 2
-LIST_COLUMNS = ("history", "disliked")
 
 
 class Loader:
@@ -104,7 +111,12 @@ class Loader:
             "rows": self.num_rows,
             "row_groups": len(self._groups.rows_G),
         }
-        self.store = FeatureStore(self.dataset, (*query_keys, *candidate_keys), neighbours)
+        self.store = FeatureStore(
+            self.dataset,
+            (*query_keys, *candidate_keys),
+            neighbours,
+            "count_with_validation" if "validation" in splits else "count",
+        )
         self._sampler = CandidateSampler(self.store.item_count_I, extra_distribution, seed)
         self.position = self._start(0) if position is None else self._restore(position)
         """Where `iter(loader)` begins."""
@@ -204,8 +216,8 @@ class Loader:
         user_S = np.full(len(item_S), -1, dtype=np.int64)
         user_S[: len(user_B)] = user_B
         bags = [
-            lists[key]
-            if key in lists
+            list_bags(key, lists)
+            if list_of(key)
             else self.store.training_bags(key, user_B, item_S[: len(user_B)], draw)
             for key in self.query_keys
         ]
@@ -257,7 +269,8 @@ class Loader:
 
     @property
     def _list_keys(self) -> tuple[str, ...]:
-        return tuple(key for key in self.query_keys if key in LIST_COLUMNS)
+        used = {list_of(key) for key in self.query_keys}
+        return tuple(name for name in LIST_KEYS if name in used)
 
     def _choose_streams(self, streams: int | None) -> int:
         world_size, rows = self._world_size, self.local_batch_size
@@ -289,7 +302,7 @@ class Loader:
             for key in keys:
                 if side_of(key) != side:
                     raise ValueError(f"feature key {key!r} is no {side} key")
-        if "disliked" in self.query_keys and not self.dataset.has_feedback:
+        if "disliked" in self._list_keys and not self.dataset.has_feedback:
             raise ValueError(
                 f"{self.dataset.path} was prepared without ratings, so it has no disliked items: "
                 "leave the key disliked out"

@@ -23,13 +23,12 @@ from torch.export import Dim, ExportedProgram
 from trainer.inputs import Inputs
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
-from trainer.towers import Tower
 
 
 class TowerProgram(nn.Module):
     """A tower over pooled embeddings, features in the order of its keys."""
 
-    def __init__(self, tower: Tower) -> None:
+    def __init__(self, tower: nn.Module) -> None:
         super().__init__()
         self.tower = copy.deepcopy(tower).cpu().eval()
 
@@ -41,7 +40,7 @@ class EncoderProgram(nn.Module):
     """Tables and a tower: ids of each key, padded with -1, to embeddings."""
 
     def __init__(
-        self, tower: Tower, keys: Sequence[str], tables: dict[str, Tensor], inputs: Inputs
+        self, tower: nn.Module, keys: Sequence[str], tables: dict[str, Tensor], inputs: Inputs
     ) -> None:
         super().__init__()
         self.tower = copy.deepcopy(tower).cpu().eval()
@@ -77,8 +76,14 @@ def export_towers(model: TwoTower) -> dict[str, ExportedProgram]:
 
 
 def export_encoders(model: TwoTower, tables: dict[str, Tensor]) -> dict[str, ExportedProgram]:
-    """`item_encoder` and `query_encoder`, with whole tables inside. No collective."""
-    towers, inputs, programs = model.head.towers, model.inputs, {}
+    """`item_encoder` and `query_encoder`, with whole tables inside. No collective.
+
+    None for the graph tower: its bags are weighted by degrees that the programs do not hold.
+    """
+    towers, inputs = model.head.towers, model.inputs
+    programs: dict[str, ExportedProgram] = {}
+    if inputs.neighbours is not None:
+        return programs
     rows = Dim("rows")
     for side, tower, keys in (
         ("item", towers.candidate, inputs.candidate_keys),
