@@ -31,8 +31,18 @@ class Pulse:
     heard_at: float
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a beat is answered."""
+
+    verdict: str | None = None
+    """Why the group is condemned."""
+    stop: bool = False
+    """Write a checkpoint and return."""
+
+
 class Pulses:
-    """The relay's side: beats of one attempt's ranks, and the verdict on them.
+    """The relay's side: beats of one group's ranks, and the verdict on them.
 
     Args:
         step_timeout_seconds: the longest that all ranks together may take for one step, or for
@@ -44,27 +54,32 @@ class Pulses:
     ) -> None:
         self._step_timeout_seconds = step_timeout_seconds
         self._clock = clock
-        self._attempt = -1
+        self._group = 0
+        self._stop = False
         self._ranks: dict[int, Pulse] = {}
         self._advanced_at = 0.0
         self.verdict: str | None = None
 
-    def begin(self, attempt: int) -> None:
-        """Forget an earlier attempt's ranks."""
-        if attempt > self._attempt:
-            self._attempt = attempt
-            self._ranks = {}
-            self._advanced_at = self._clock()
-            self.verdict = None
+    def begin(self, group: int) -> None:
+        """Forget an earlier group's ranks."""
+        self._group = group
+        self._ranks = {}
+        self._advanced_at = self._clock()
+        self._stop = False
+        self.verdict = None
+
+    def ask_to_stop(self, group: int) -> None:
+        """Answer every beat of `group` from now on that it shall stop at a checkpoint."""
+        self._stop = self._stop or group == self._group
 
     def advance(self) -> None:
         """Something went forward that is not a step: evaluation, for one."""
         self._advanced_at = self._clock()
 
-    def beat(self, attempt: int, rank: int, step: int, where: str) -> str | None:
+    def beat(self, group: int, rank: int, step: int, where: str) -> Answer:
         """Note a rank's step; the verdict, if the group is condemned."""
-        if attempt != self._attempt:
-            return None
+        if group != self._group:
+            return Answer()
         now = self._clock()
         known = self._ranks.get(rank)
         if known is None or step > known.step:
@@ -72,7 +87,7 @@ class Pulses:
         self._ranks[rank] = Pulse(step, where, now)
         if self.verdict is None and now - self._advanced_at > self._step_timeout_seconds:
             self.verdict = self._judge(now)
-        return self.verdict
+        return Answer(self.verdict, self._stop)
 
     def _judge(self, now: float) -> str:
         silent = {r: p for r, p in self._ranks.items() if now - p.heard_at > SILENT_SECONDS}
@@ -94,11 +109,12 @@ class Pulses:
 class Heartbeat:
     """A worker's side: a thread that beats until the process ends, or is condemned."""
 
-    def __init__(self, relay: Any, attempt: int, rank: int) -> None:
+    def __init__(self, relay: Any, group: int, rank: int) -> None:
         self._relay = relay
-        self._attempt = attempt
+        self._group = group
         self._rank = rank
         self._step = 0
+        self._stop_asked = False
         self._where = f"pid {os.getpid()} on {socket.gethostname()}"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tandem-heartbeat", daemon=True)
@@ -114,13 +130,18 @@ class Heartbeat:
         """The rank has finished `step`: cheap, it only stores the number."""
         self._step = step
 
+    def stop_requested(self) -> bool:
+        """Whether the driver wants the group to write a checkpoint and return."""
+        return self._stop_asked
+
     def _run(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            beat = self._relay.beat.remote(self._attempt, self._rank, self._step, self._where)
+            beat = self._relay.beat.remote(self._group, self._rank, self._step, self._where)
             try:
-                verdict = ray.get(beat, timeout=SILENT_SECONDS)
+                answer = ray.get(beat, timeout=SILENT_SECONDS)
             except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
                 continue  # the driver's node is away or busy; Ray ends us if it is gone
-            if verdict is not None and not self._stop.is_set():
+            self._stop_asked = self._stop_asked or answer.stop
+            if answer.verdict is not None and not self._stop.is_set():
                 # The main thread sits in a collective that no exception can reach.
                 os._exit(CONDEMNED_STATUS)

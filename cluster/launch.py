@@ -3,34 +3,31 @@
     driver                                   workers (one a GPU, or a CPU)
     launch -> TorchTrainer.fit  -----------> train_worker -> run_worker(spec)
       ^  live line, service discovery            |
-      +---------- Relay (actor) <----------------+  progress, metrics addresses
+      +---------- Relay (actor) <----------------+  progress, metrics addresses, heartbeats
 
-A failed attempt is started anew from the last checkpoint, at most `max_failures` times; the
-user's mistakes are not tried again. The user reads the first cause, in one message.
+A failed group of workers is started anew from the last checkpoint, at most `max_failures` times;
+the user's mistakes are not tried again. The user reads the first cause, in one message.
 """
 
 import os
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-
-from cluster.failures import RunFailedError, first_cause
+from cluster.elastic import check_divides
+from cluster.groups import Groups
 from cluster.heartbeat import Heartbeat
 from cluster.relay import RelayProgress, RelayReader, start_relay
 from cluster.service_discovery import ServiceDiscovery
-from cluster.session import Resources, ray_session
+from cluster.session import ray_session
 from cluster.workers import Workers
-from trainer.progress import Progress, TerminalProgress, quiet_libraries
+from trainer.hooks import Hooks
+from trainer.progress import TerminalProgress, quiet_libraries
 from trainer.run import RunSpec
-
-RETRY_WAIT_SECONDS = 2.0
+from trainer.stopping import terminations
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,10 @@ class LaunchOptions:
     """Restarts from the last checkpoint after failures."""
     step_timeout_seconds: float = 600.0
     """A group of workers that finishes no step for so long counts as hung."""
+    resize_seconds: float = 30.0
+    """An elastic run looks so often for room to grow."""
+    patience_seconds: float = 600.0
+    """An elastic run waits so long for room for its least number of workers."""
     discovery_port: int = 9480
     """First port tried for Prometheus' service discovery."""
     verbose: bool = False
@@ -53,8 +54,13 @@ class LaunchOptions:
     def __post_init__(self) -> None:
         if self.max_failures < 0:
             raise ValueError(f"--max-failures {self.max_failures}: must be 0 or more")
-        if self.step_timeout_seconds <= 0:
-            raise ValueError(f"--step-timeout {self.step_timeout_seconds:g}: must be above 0")
+        for flag, seconds in (
+            ("--step-timeout", self.step_timeout_seconds),
+            ("--resize-every", self.resize_seconds),
+            ("--patience", self.patience_seconds),
+        ):
+            if seconds <= 0:
+                raise ValueError(f"{flag} {seconds:g}: must be above 0 seconds")
 
 
 def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
@@ -63,106 +69,46 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
     Raises:
         ValueError: the user's mistakes, from the driver or from any worker.
         RunFailedError: when restarts are used up, or a restart would not help.
+        Terminated: on SIGTERM, once a checkpoint is written.
     """
     wanted = options.workers
-    with ray_session(
-        options.address, min_cpus=wanted.most if wanted else 1, verbose=options.verbose
-    ) as resources:
+    min_cpus = wanted.most if wanted else 1
+    with ExitStack() as stack:
+        resources = stack.enter_context(ray_session(options.address, min_cpus, options.verbose))
         workers = wanted or Workers.exactly(resources.default_workers)
         workers.check_fits(resources)
-        with (
-            TerminalProgress() as progress,
-            ServiceDiscovery(Path(spec.out).name, port=options.discovery_port) as discovery,
-        ):
-            if spec.config.metrics.enabled:
-                progress.message(f"metrics: {discovery.url}")
-            relay = start_relay(options.step_timeout_seconds)
-            handlers: dict[str, Callable[..., None]] = {
-                "update": progress.update,
-                "message": progress.message,
-                "serving": discovery.set_target,
-                "world_size": discovery.keep_ranks_below,
-            }
-            # Ray Train's own notes: nobody reads them, checkpoints are ours.
-            with RelayReader(relay, handlers), TemporaryDirectory(prefix="tandem-") as notes:
-                attempts = Attempts(spec, options, workers, resources, relay, progress, notes)
-                return attempts.to_the_end()
-
-
-class Attempts:
-    """Starts the worker group until it comes to its end, or failures are used up."""
-
-    def __init__(
-        self,
-        spec: RunSpec,
-        options: LaunchOptions,
-        workers: Workers,
-        resources: Resources,
-        relay: Any,
-        progress: Progress,
-        storage: str,
-    ) -> None:
-        self.spec = spec
-        self.options = options
-        self.workers = workers
-        self.resources = resources
-        self.relay = relay
-        self.progress = progress
-        self.storage = storage
-
-    def to_the_end(self) -> dict[str, Any]:
-        """The summary of the attempt that succeeded."""
-        for failures in range(self.options.max_failures + 1):
-            try:
-                return self.fit(failures)
-            except Exception as error:  # Ray's wrapping of whatever a worker raised
-                cause = self._cause(error)
-                if self.options.verbose:
-                    self.progress.message(str(error))
-                left = self.options.max_failures - failures
-                if isinstance(cause, ValueError) or not cause.retry or left == 0:
-                    raise cause from error
-            self.progress.message(f"failed: {cause}")
-            self.progress.message(f"restarting from the last checkpoint ({left - 1} restarts left)")
-            time.sleep(RETRY_WAIT_SECONDS)
-        raise AssertionError("the last attempt returns or raises")
-
-    def _cause(self, error: Exception) -> RunFailedError | ValueError:
-        """The relay's verdict on hung ranks, else the first cause Ray knows."""
-        verdict = ray.get(self.relay.verdict.remote())
-        return RunFailedError(verdict, retry=True) if verdict else first_cause(error)
-
-    def fit(self, restarts: int) -> dict[str, Any]:
-        """One worker group, from start to end."""
-        ray.get(self.relay.begin.remote(restarts))
-        on_gpu = self.resources.gpus > 0
-        payload = {
-            "spec": self.spec,
-            "relay": self.relay,
-            "restarts": restarts,
-            "verbose": self.options.verbose,
+        check_divides(workers, spec.config.training.global_batch_size)
+        progress = stack.enter_context(TerminalProgress())
+        discovery = ServiceDiscovery(Path(spec.out).name, port=options.discovery_port)
+        stack.enter_context(discovery)
+        if spec.config.metrics.enabled:
+            progress.message(f"metrics: {discovery.url}")
+        relay = start_relay(options.step_timeout_seconds)
+        handlers: dict[str, Callable[..., None]] = {
+            "update": progress.update,
+            "message": progress.message,
+            "serving": discovery.set_target,
+            "world_size": discovery.keep_ranks_below,
         }
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config=payload,
-            torch_config=TorchConfig(
-                backend="nccl" if on_gpu else "gloo",
-                # Longer than ours, which knows the culprit.
-                timeout_s=round(self.options.step_timeout_seconds) + 300,
-            ),
-            scaling_config=ScalingConfig(
-                num_workers=self.workers.for_ray(),
-                use_gpu=on_gpu,
-                resources_per_worker={"GPU": 1, "CPU": 1} if on_gpu else {"CPU": 1},
-                placement_strategy="PACK",
-            ),
-            run_config=RunConfig(
-                name="ray",
-                storage_path=self.storage,
-                failure_config=FailureConfig(max_failures=0),  # counted by `to_the_end`
-            ),
+        stack.enter_context(RelayReader(relay, handlers))
+        groups = Groups(
+            worker=train_worker,
+            payload={"spec": spec, "verbose": options.verbose},
+            workers=workers,
+            global_batch_size=spec.config.training.global_batch_size,
+            on_gpu=resources.gpus > 0,
+            relay=relay,
+            progress=progress,
+            # Ray Train's own notes: nobody reads them, checkpoints are ours.
+            notes=stack.enter_context(TemporaryDirectory(prefix="tandem-")),
+            terminated=stack.enter_context(terminations()),
+            max_failures=options.max_failures,
+            step_timeout_seconds=options.step_timeout_seconds,
+            resize_seconds=options.resize_seconds,
+            patience_seconds=options.patience_seconds,
+            verbose=options.verbose,
         )
-        return trainer.fit().return_value
+        return groups.to_the_end()
 
 
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
@@ -173,14 +119,14 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     relay, rank = payload["relay"], int(os.environ["RANK"])
     if rank == 0:
         relay.put.remote("world_size", int(os.environ["WORLD_SIZE"]))
-    heartbeat = Heartbeat(relay, payload["restarts"], rank)
+    heartbeat = Heartbeat(relay, payload["group"], rank)
     heartbeat.start()
+    hooks = Hooks(
+        on_serving=lambda rank, address: relay.put.remote("serving", rank, address),
+        on_step=heartbeat.on_step,
+        stop_requested=heartbeat.stop_requested,
+    )
     try:
-        return run_worker(
-            payload["spec"],
-            progress=RelayProgress(relay),
-            on_serving=lambda rank, address: relay.put.remote("serving", rank, address),
-            on_step=heartbeat.on_step,
-        )
+        return run_worker(payload["spec"], progress=RelayProgress(relay), hooks=hooks)
     finally:
         heartbeat.stop()

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.heartbeat import Pulses
+from cluster.heartbeat import Answer, Pulses
 
 READ_SECONDS = 0.25
 SEND_SECONDS = 0.2
@@ -37,14 +37,17 @@ class Relay:
         self._pulses.advance()
         self._events.append((name, args, kwargs))
 
-    def begin(self, attempt: int) -> None:
-        self._pulses.begin(attempt)
+    def begin(self, group: int) -> None:
+        self._pulses.begin(group)
 
-    def beat(self, attempt: int, rank: int, step: int, where: str) -> str | None:
-        return self._pulses.beat(attempt, rank, step, where)
+    def ask_to_stop(self, group: int) -> None:
+        self._pulses.ask_to_stop(group)
+
+    def beat(self, group: int, rank: int, step: int, where: str) -> Answer:
+        return self._pulses.beat(group, rank, step, where)
 
     def verdict(self) -> str | None:
-        """Why the attempt was condemned, if it was."""
+        """Why the group was condemned, if it was."""
         return self._pulses.verdict
 
     def take(self) -> list[Event]:

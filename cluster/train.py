@@ -31,6 +31,10 @@ class TrainOnRay(TrainArguments):
     """Restarts from the last checkpoint after failures."""
     step_timeout: float = 600.0
     """Seconds without a step, or other progress, after which workers count as hung."""
+    resize_every: float = 30.0
+    """Seconds between two looks for room to grow, with --workers LEAST..MOST."""
+    patience: float = 600.0
+    """Seconds that --workers LEAST..MOST waits for room for LEAST."""
     discovery_port: int = 9480
     """First port tried for the list of metrics endpoints that Prometheus reads."""
 
@@ -40,6 +44,8 @@ class TrainOnRay(TrainArguments):
             address=self.address,
             max_failures=self.max_failures,
             step_timeout_seconds=self.step_timeout,
+            resize_seconds=self.resize_every,
+            patience_seconds=self.patience,
             discovery_port=self.discovery_port,
             verbose=verbose,
         )

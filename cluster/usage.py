@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import tyro
 
+from trainer.stopping import TERMINATED_STATUS, Terminated
+
 T = TypeVar("T")
 
 FAILED = 1
@@ -45,6 +47,9 @@ def guarded(command: Callable[[], int], verbose: bool) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return STOPPED
+    except Terminated as stop:
+        print(stop, file=sys.stderr)
+        return TERMINATED_STATUS
     except (ValueError, OSError, RuntimeError) as error:
         if verbose:
             traceback.print_exc()

@@ -40,10 +40,6 @@ class Workers:
     def __str__(self) -> str:
         return f"{self.least}..{self.most}" if self.is_elastic else str(self.least)
 
-    def for_ray(self) -> int | tuple[int, int]:
-        """ScalingConfig's num_workers."""
-        return (self.least, self.most) if self.is_elastic else self.least
-
     def check_fits(self, resources: Resources) -> None:
         """Raise where the cluster could never start the least number: Ray would wait for ever."""
         offered, unit = (resources.gpus, "GPUs") if resources.gpus else (resources.cpus, "CPUs")

@@ -96,10 +96,10 @@ class TrainingLoop:
             self.place.position = batch.position
             self.recorder.record(self.place, outputs, source.take_wait_seconds(), batch)
 
-            stop = False
+            stop = self.recorder.stop_agreed
             epoch_ended = self.place.epoch_ended
             if epoch_ended and is_due(self.place.epoch + 1, evaluate_every_epochs):
-                stop = self._evaluate_detached()
+                stop = self._evaluate_detached() or stop
             last = stop or self.place.step == total_steps
             every = checkpoint_every_steps
             if last or (epoch_ended if every is None else is_due(self.place.step, every)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from trainer.data.batch import Batch
 from trainer.data.loader import Loader
 from trainer.device_means import DeviceMeans
+from trainer.hooks import Hooks
 from trainer.metrics import RankMetrics
 from trainer.phases import PHASES, Phase, PhaseClock
 from trainer.progress import Progress
@@ -47,7 +47,7 @@ class Recorder:
         total_steps: int,
         global_batch_size: int,
         log_every_steps: int,
-        on_step: Callable[[int], None] | None = None,
+        hooks: Hooks,
     ) -> None:
         self.ranks = ranks
         self.folder = folder
@@ -61,7 +61,8 @@ class Recorder:
         self._skipped_rows = 0
         self.global_batch_size = global_batch_size
         self.log_every_steps = log_every_steps
-        self.on_step = on_step
+        self.hooks = hooks
+        self.stop_agreed = False
         self.examples_per_second = 0.0
         self._means = DeviceMeans()
         self._losses: list[Tensor] = []
@@ -82,8 +83,7 @@ class Recorder:
         self.metrics.observe_step(now - self._last, wait_seconds, rows)
         self._last = now
         self._batch = batch
-        if self.on_step is not None:
-            self.on_step(place.step)
+        self.hooks.on_step(place.step)
         if place.step % self.log_every_steps == 0:
             self.flush(place)
 
@@ -97,6 +97,7 @@ class Recorder:
             return
         losses = torch.stack(self._losses).tolist()  # device-to-host sync
         self._check_finite(place, losses)
+        self._agree_on_stopping()
         window, self._since = self._since, _Window()
         own, phases, vitals = self._means.read(), self.clock.read(), self._read_vitals()
         means = self._average({**own, **_phase_means(phases), **vitals})
@@ -160,6 +161,12 @@ class Recorder:
         for name, value in vitals.items():
             metric, _, label = name.partition("/")
             self.metrics.set(f"tandem_{metric}", value, label or None)
+
+    def _agree_on_stopping(self) -> None:
+        """One rank asked to stop is every rank asked. Collective: all-reduce."""
+        asked = torch.tensor(int(self.hooks.stop_requested()), device=self.ranks.device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)  # collective
+        self.stop_agreed = bool(asked)
 
     def _average(self, means: dict[str, float]) -> dict[str, float]:
         """Means over ranks of each value; every rank has the same names. Collective."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -23,6 +22,7 @@ from trainer.build import build_loader, build_model
 from trainer.checkpoint import CheckpointWriteError, CheckpointWriter, load, newest_sound
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
+from trainer.hooks import Hooks
 from trainer.loop import Place, TrainingLoop
 from trainer.metrics import RankMetrics
 from trainer.optimizer import Schedule, build_optimizer
@@ -30,20 +30,15 @@ from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_l
 from trainer.ranks import Ranks, process_group
 from trainer.recorder import NonFiniteLossError, Recorder
 from trainer.run import PACKAGES, RunFolder, RunSpec
+from trainer.stopping import TERMINATED_STATUS, terminations
 from trainer.validation import Validation
 from trainer.vitals import Vitals
-
-OnServing = Callable[[int, str], None]
-OnCheckpoint = Callable[[dict[str, Any]], None]
-OnStep = Callable[[int], None]
 
 
 def run_worker(
     spec: RunSpec,
     progress: Progress | None = None,
-    on_serving: OnServing | None = None,
-    on_checkpoint: OnCheckpoint | None = None,
-    on_step: OnStep | None = None,
+    hooks: Hooks | None = None,
 ) -> dict[str, Any]:
     """Train one rank's share of a run to its end; returns the summary (also RUN/summary.json).
 
@@ -51,9 +46,8 @@ def run_worker(
 
     Args:
         progress: where rank 0 reports to; None draws on standard error.
-        on_serving: told this rank's number and the address of its metrics endpoint.
-        on_checkpoint: told the facts of each checkpoint begun, on every rank.
-        on_step: told the number of each step finished, on every rank; it must be quick.
+        hooks: what the launcher wants to be told, and whether it wants the run to stop; None:
+            nothing.
 
     Raises:
         ValueError: for the user's mistakes, the same message on every rank.
@@ -72,9 +66,10 @@ def run_worker(
         )
         together(lambda: folder.begin(spec, dataset, ranks.world_size) if ranks.is_first else None)
         reporter = progress if progress is not None else TerminalProgress()
-        run = Run(spec, dataset, folder, ranks, reporter if ranks.is_first else SilentProgress())
+        shown = reporter if ranks.is_first else SilentProgress()
+        run = Run(spec, dataset, folder, ranks, shown, hooks or Hooks())
         try:
-            return run.train(resuming, on_serving, on_checkpoint, on_step)
+            return run.train(resuming)
         finally:
             run.close()
 
@@ -103,7 +98,9 @@ class Run:
         folder: RunFolder,
         ranks: Ranks,
         progress: Progress,
+        hooks: Hooks,
     ) -> None:
+        self.hooks = hooks
         self.spec, self.config = spec, spec.config
         self.dataset, self.folder, self.ranks, self.progress = dataset, folder, ranks, progress
         self.model = build_model(spec.config, dataset, ranks)  # collective
@@ -113,24 +110,16 @@ class Run:
         self.checkpoints = CheckpointWriter(  # collective
             folder.checkpoints, ranks, spec.config.checkpoint.keep, self._checkpoint_written
         )
-        self.on_checkpoint: OnCheckpoint | None = None
 
-    def train(
-        self,
-        resuming: bool,
-        on_serving: OnServing | None,
-        on_checkpoint: OnCheckpoint | None,
-        on_step: OnStep | None,
-    ) -> dict[str, Any]:
+    def train(self, resuming: bool) -> dict[str, Any]:
         """Collective."""
         started = time.monotonic()
-        self.on_checkpoint = on_checkpoint
-        self._serve(on_serving)
+        self._serve()
         place = self._restore() if resuming else Place()
         loader = build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
         total_steps = self._total_steps(loader, place)
         self._describe(loader)
-        recorder = self._recorder(total_steps, loader, place, on_step)
+        recorder = self._recorder(total_steps, loader, place)
         validation = Validation(
             self.config.evaluation,
             self.dataset,
@@ -174,11 +163,10 @@ class Run:
         self.checkpoints.close()
         del self.model, self.optimizer
 
-    def _serve(self, on_serving: OnServing | None) -> None:
+    def _serve(self) -> None:
         if self.config.metrics.enabled:
             address = self.metrics.serve(self.config.metrics.host)
-            if on_serving is not None:
-                on_serving(self.ranks.rank, address)
+            self.hooks.on_serving(self.ranks.rank, address)
 
     def _total_steps(self, loader: Loader, place: Place) -> int:
         """Steps of the run: those done, and those left of its epochs or up to max_steps."""
@@ -186,9 +174,7 @@ class Run:
         most = self.config.training.max_steps
         return total if most is None else min(total, most)
 
-    def _recorder(
-        self, total_steps: int, loader: Loader, place: Place, on_step: OnStep | None
-    ) -> Recorder:
+    def _recorder(self, total_steps: int, loader: Loader, place: Place) -> Recorder:
         every = self.config.training.log_every_steps
         vitals = Vitals(
             self.model, self.inputs, self.optimizer, self.ranks.device, place.step, every
@@ -203,7 +189,7 @@ class Run:
             total_steps,
             self.config.training.global_batch_size,
             every,
-            on_step,
+            self.hooks,
         )
 
     def _describe(self, loader: Loader) -> None:
@@ -242,8 +228,7 @@ class Run:
             self.progress.message(f"{error}; training goes on")
         self.checkpoints.save(place.step, self._state(), facts)
         self.metrics.observe("tandem_checkpoint_seconds", time.perf_counter() - started)
-        if self.on_checkpoint is not None:
-            self.on_checkpoint({"step": place.step})
+        self.hooks.on_checkpoint({"step": place.step})
 
     def _restore(self) -> Place:
         """Load the newest sound checkpoint, if there is one. Collective."""
@@ -269,6 +254,7 @@ class Run:
     def _finish(
         self, place: Place, recorder: Recorder, loader: Loader, seconds: float
     ) -> dict[str, Any]:
+        stopped = recorder.stop_agreed and place.step < recorder.total_steps
         summary = {
             "steps": place.step,
             "epochs": place.epoch + 1,
@@ -277,23 +263,28 @@ class Run:
             "workers": self.ranks.world_size,
             "rows_per_epoch": loader.num_rows,
             "rows_skipped_as_corrupt": loader.skipped_rows,
+            "stopped_on_request": stopped,
         }
         if self.ranks.is_first:
             self.folder.write_summary(summary)
+        if stopped:
+            return summary
         self.metrics.set("tandem_finished", 1)
         self.metrics.linger()
         return summary
 
 
 def main(arguments: list[str]) -> int:
-    """The command line under torchrun; exit status 1 for the user's mistakes."""
+    """The command line under torchrun; exit status 1 for the user's mistakes, 143 on SIGTERM."""
     try:
         preset, parsed = parse_preset(arguments, "torchrun -m trainer.train", TrainArguments)
-        run_worker(parsed.run_spec(preset))
+        with terminations() as terminated:
+            hooks = Hooks(stop_requested=terminated.is_set)
+            summary = run_worker(parsed.run_spec(preset), hooks=hooks)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return TERMINATED_STATUS if summary["stopped_on_request"] else 0
 
 
 if __name__ == "__main__":

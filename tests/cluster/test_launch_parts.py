@@ -1,6 +1,8 @@
 """What launching is made of, without starting Ray: workers, causes, pulses, discovery, relay."""
 
 import json
+import threading
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 
+from cluster.elastic import GroupWatch, check_divides, choose, wait_for_room
 from cluster.failures import RunFailedError, first_cause
 from cluster.heartbeat import SILENT_SECONDS, Pulses
 from cluster.relay import RelayProgress
@@ -16,6 +19,7 @@ from cluster.service_discovery import ServiceDiscovery
 from cluster.session import Resources, join_message
 from cluster.usage import UsageError
 from cluster.workers import Workers
+from trainer.progress import SilentProgress
 
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:41312")
 
@@ -32,8 +36,8 @@ class Died(ray.exceptions.RayActorError):
 
 class TestWorkers:
     def test_a_number_or_a_range(self) -> None:
-        assert Workers.parse("4").for_ray() == 4
-        assert Workers.parse("2..8").for_ray() == (2, 8)
+        assert Workers.parse("4") == Workers(4, 4)
+        assert Workers.parse("2..8") == Workers(2, 8)
         assert str(Workers.parse("2..8")) == "2..8"
 
     @pytest.mark.parametrize("text", ["0", "-1", "8..2", "two", "2..", "2-8", ""])
@@ -52,6 +56,44 @@ class TestWorkers:
         assert Resources(cpus=64, gpus=8).default_workers == 8
         assert Resources(cpus=8, gpus=0).default_workers == 4
         assert Resources(cpus=1, gpus=0).default_workers == 1
+
+
+class TestElastic:
+    def test_the_most_that_has_room_and_divides_the_batch(self) -> None:
+        range_ = Workers(2, 8)
+        assert [choose(range_, room, 2048) for room in range(10)] == [
+            *(None, None, 2, 2, 4, 4, 4, 4, 8, 8)
+        ]
+        assert choose(Workers(3, 3), 8, 2048) is None
+        check_divides(range_, 2048)
+        with pytest.raises(ValueError, match=r"--workers 3: .*2048"):
+            check_divides(Workers(3, 3), 2048)
+
+    def test_what_comes_back_a_moment_later_is_waited_for(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        looks = iter([0, 1, 2, 2, 2])
+        count = wait_for_room(
+            Workers(1, 4), 2048, "CPU", SilentProgress(), 60.0, room=lambda unit: next(looks)
+        )
+        assert count == 2  # two looks agree; the least, 1, is not settled for
+
+    def test_patience_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        with pytest.raises(RunFailedError, match="no room for 2 workers in 0 s"):
+            wait_for_room(Workers(2, 4), 2048, "CPU", SilentProgress(), 0.01, room=lambda unit: 1)
+
+    def test_a_group_is_asked_to_stop_once(self) -> None:
+        asked: list[int] = []
+        terminated = threading.Event()
+        watch = GroupWatch(lambda: asked.append(1), terminated, lambda: False, 0.01)
+        with watch:
+            time.sleep(0.5)
+            assert asked == []
+            terminated.set()
+            time.sleep(0.6)
+        assert asked == [1]
 
 
 class TestFirstCause:
@@ -99,10 +141,10 @@ class TestPulses:
     def setup_method(self) -> None:
         self.now = 0.0
         self.pulses = Pulses(step_timeout_seconds=30.0, clock=lambda: self.now)
-        self.pulses.begin(0)
+        self.pulses.begin(1)
 
-    def beat(self, rank: int, step: int, attempt: int = 0) -> str | None:
-        return self.pulses.beat(attempt, rank, step, f"pid {100 + rank} on node-a")
+    def beat(self, rank: int, step: int, group: int = 1) -> str | None:
+        return self.pulses.beat(group, rank, step, f"pid {100 + rank} on node-a").verdict
 
     def test_a_group_that_steps_is_left_alone(self) -> None:
         for second in range(0, 200, 2):
@@ -139,10 +181,18 @@ class TestPulses:
         assert self.beat(0, 7) is None
         self.now = 90.0
         assert self.beat(0, 7) is not None
-        self.pulses.begin(1)
+        self.pulses.begin(2)
         assert self.pulses.verdict is None
-        assert self.beat(0, 7, attempt=0) is None  # a straggler of the first attempt
-        assert self.beat(0, 0, attempt=1) is None
+        assert self.beat(0, 7, group=1) is None  # a straggler of the first group
+        assert self.beat(0, 0, group=2) is None
+
+    def test_a_group_is_asked_to_stop_by_its_number(self) -> None:
+        self.pulses.ask_to_stop(2)
+        assert not self.pulses.beat(1, 0, 1, "here").stop
+        self.pulses.ask_to_stop(1)
+        assert self.pulses.beat(1, 0, 2, "here").stop
+        self.pulses.begin(2)
+        assert not self.pulses.beat(2, 0, 2, "here").stop
 
 
 class TestServiceDiscovery:

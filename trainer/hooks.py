@@ -1,0 +1,20 @@
+"""What a launcher hangs on a run: it is told of things, and may ask the run to stop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Called on every rank, from the training thread; all must be quick."""
+
+    on_serving: Callable[[int, str], None] = lambda rank, address: None
+    """Told this rank's number and the address ("host:port") of its metrics endpoint."""
+    on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None
+    """Told the facts of each checkpoint begun."""
+    on_step: Callable[[int], None] = lambda step: None
+    """Told the number of each step finished."""
+    stop_requested: Callable[[], bool] = lambda: False
+    """Asked every `log_every_steps` steps. True on any rank: all ranks write a checkpoint and
+    return, to be resumed later."""
