@@ -1,0 +1,108 @@
+"""Every tower trains alike on one rank and on two; neighbours and lists reach it whole."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.datasets import make_dataset
+from tests.test_training import losses, small_config, train
+from trainer.data.features import list_bags
+from trainer.data.neighbours import Draw, NeighbourRule, Neighbours
+from trainer.run import RunSpec
+from trainer.sequence import HistoryTower, SequenceTower
+
+PLAIN = {"use_history": False, "user_attributes": False, "item_attributes": False}
+TOWERS: dict[str, dict[str, Any]] = {
+    "graph": {**PLAIN, "tower": "graph", "neighbours": 3, "spectral_start": 1.0},
+    "history": {**PLAIN, "tower": "history", "history_pooling": "attention"},
+    "sequence": {**PLAIN, "tower": "sequence", "sequence_length": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "data"
+    make_dataset(path, users=80, items=60, rows=900)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_two_ranks_train_a_tower_as_one_does(name: str, data: str, tmp_path: Path) -> None:
+    """Neighbours are drawn alike, and tables start at the same spectrum, on any number of ranks."""
+    config = small_config(
+        model=TOWERS[name],
+        training={"epochs": 1},
+        negatives={"uniform": 64},
+    )
+    for world_size in (1, 2):
+        train(RunSpec("ml-100k", config, data, str(tmp_path / str(world_size))), world_size)
+    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert len(one) > 4
+    assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_neighbours_are_those_of_train_weighed_by_degrees(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", users=20, items=12, rows=200)
+    graph = Neighbours(dataset, NeighbourRule())
+    values, lengths, weights = graph.bags("user", np.array([3, -1]))
+    assert lengths[1] == 0
+    _, user_degree, _ = graph.bags("user", np.arange(20))
+    _, item_degree, _ = graph.bags("item", np.arange(12))
+    assert user_degree.sum() == item_degree.sum() == dataset.splits["train"].positives
+    expected = 1 / np.sqrt(user_degree[3] * item_degree[values].astype(float))
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_drawn_neighbours_keep_the_sum_and_leave_the_partner_out(tmp_path: Path) -> None:
+    """Over many draws, the mean of a bag's weights at each neighbour is the complete bag's."""
+    dataset = make_dataset(tmp_path / "data", users=20, items=12, rows=400)
+    graph = Neighbours(dataset, NeighbourRule(limit=2))
+    values, _, weights = graph.bags("user", np.array([3]))
+    complete = np.bincount(values, weights, minlength=12)
+    total, draws = np.zeros(12), 3000
+    for step in range(draws):
+        drawn, lengths, drawn_weights = graph.bags(
+            "user", np.array([3]), np.array([-1]), Draw(0, 0, step)
+        )
+        assert lengths[0] == 2
+        total += np.bincount(drawn, drawn_weights, minlength=12)
+    np.testing.assert_allclose(total / draws, complete, atol=0.1 * complete.max())
+    for step in range(20):
+        drawn, _, _ = graph.bags("user", np.array([3]), values[:1], Draw(0, 0, step))
+        assert values[0] not in drawn
+
+
+def test_a_position_of_a_list_counts_from_the_most_recent() -> None:
+    lists = {"history": (np.array([5, 6, 7, 8]), np.array([3, 0, 1]))}
+    assert list_bags("history@0", lists)[0].tolist() == [7, 8]
+    assert list_bags("history@0", lists)[1].tolist() == [1, 0, 1]
+    assert list_bags("history@2", lists)[0].tolist() == [5]
+    assert list_bags("history@2", lists)[1].tolist() == [1, 0, 0]
+
+
+def test_empty_positions_change_nothing() -> None:
+    """A tower over a short history is the same whatever stands in the padding's place."""
+    torch.manual_seed(0)
+    user_nD, item_nD = torch.randn(2, 8), torch.randn(2, 8)
+    empty_nD = torch.zeros(2, 8)
+    attention = HistoryTower("attention", 2, 8, 0.0, normalise=True)
+    assert torch.isfinite(attention([user_nD, empty_nD, empty_nD])).all()
+    pooled_nD = attention._pool([empty_nD, item_nD], user_nD)
+    torch.testing.assert_close(pooled_nD, item_nD)
+    sequence = SequenceTower((2, 2), 8, 1, 2, 0.0, normalise=False)
+    assert torch.isfinite(sequence([user_nD, *[empty_nD] * 4])).all()
+
+
+def test_a_later_item_does_not_change_what_an_earlier_token_read() -> None:
+    """The transformer is causal: only the last token may see all others."""
+    torch.manual_seed(0)
+    tower = SequenceTower((0, 3), 8, 1, 2, 0.0, normalise=False).eval()
+    read: list[torch.Tensor] = []
+    tower.layers[0].register_forward_hook(lambda _, __, output: read.append(output))
+    items = [torch.randn(1, 8) for _ in range(4)]
+    tower([torch.randn(1, 8), *items[:3]])
+    tower([torch.randn(1, 8), *items[:2], items[3]])
+    torch.testing.assert_close(read[0][:, :3], read[1][:, :3])
