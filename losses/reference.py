@@ -133,7 +133,7 @@ def _row_losses(
                 rows.positive_logq_B < 0, torch.log1p(-rows.positive_logq_B.exp()), 0.0
             )
             prime_B = lse_B + rest_B
-            chosen_B = z_B.exp() / (z_B.exp() + (prime_B - number_B.clamp(min=1).log()).exp())
+            chosen_B = torch.sigmoid(z_B - (prime_B - number_B.clamp(min=1).log()))
             loss_B = (1 - chosen_B).detach() * (prime_B - z_B)
         case "ntr" | "ssm_ntr":
             log_total_B = torch.logaddexp(lse_B, z_B)

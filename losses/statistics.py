@@ -31,8 +31,9 @@ def loss_statistics(
     has_negatives_B = ~torch.isneginf(reduction_B)
     width = candidates.embedding_CD.shape[1]
     mean_D = (seen_C @ candidates.embedding_CD.detach().to(scored.positive_B.dtype)) / num_seen
-    logq_C = candidates.logq_C.to(scored.positive_B.dtype)
-    logq_mean = (logq_C * seen_C).sum() / num_seen
+    # Columns that are not seen may hold any log Q, -inf too.
+    logq_C = torch.where(seen_C > 0, candidates.logq_C, 0.0).to(scored.positive_B.dtype)
+    logq_mean = logq_C.sum() / num_seen
     logq_variance = ((logq_C - logq_mean).square() * seen_C).sum() / num_seen
     reduction_mean = (torch.where(has_negatives_B, reduction_B, 0.0) * share_B).sum()
     return {

@@ -43,7 +43,7 @@ def test_float64_equals_reference(name: str, chosen: dict[str, Any]) -> None:
     assert_same(name, chosen, {}, tolerance=1e-10, block_columns=8)
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=90, derandomize=True, deadline=None)
 @given(
     variant=st.sampled_from(VARIANTS),
     num_rows=st.integers(1, 40),

@@ -1,0 +1,155 @@
+"""Numbers small enough to check on paper."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from losses import Candidates, Rows, build_loss
+
+
+def problem(
+    positive: list[float],
+    negatives: list[list[float]],
+    positive_logq: list[float] | None = None,
+    logq: list[float] | None = None,
+    feedback: list[int] | None = None,
+) -> tuple[Rows, Candidates]:
+    """Rows whose scores are the given numbers: query i is unit vector i, columns the scores."""
+    num_rows, num_columns = len(negatives), len(negatives[0])
+    identity = torch.eye(num_rows, dtype=torch.float64)
+    rows = Rows(
+        query_BD=identity.clone().requires_grad_(),
+        positive_BD=torch.diag(torch.tensor(positive, dtype=torch.float64)),
+        positive_id_B=torch.arange(num_rows),
+        positive_logq_B=torch.tensor(positive_logq or [0.0] * num_rows, dtype=torch.float64),
+        user_B=torch.arange(num_rows),
+        feedback_B=torch.tensor(feedback or [1] * num_rows, dtype=torch.int8),
+        weight_B=torch.ones(num_rows),
+    )
+    candidates = Candidates(
+        embedding_CD=torch.tensor(negatives, dtype=torch.float64).T.contiguous().requires_grad_(),
+        id_C=100 + torch.arange(num_columns),
+        logq_C=torch.tensor(logq or [0.0] * num_columns, dtype=torch.float64),
+        user_C=torch.full((num_columns,), -1),
+    )
+    return rows, candidates
+
+
+def value_of(name: Any, rows: Rows, candidates: Candidates, **settings: Any) -> float:
+    value, _ = build_loss(name, **settings)(rows, candidates)
+    return value.item()
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_corrected_softmax_of_two_rows() -> None:
+    # Scores [[6, 3], [9, 5]] minus log Q [3, 3] and [5, 5] are [[3, 0], [4, 0]]. The positive is
+    # column 0 in row 0 and column 1 in row 1: -log sigmoid(3) and -log(1 - sigmoid(4)).
+    first = problem([6.0], [[3.0]], positive_logq=[3.0], logq=[3.0])
+    second = problem([5.0], [[9.0]], positive_logq=[5.0], logq=[5.0])
+    assert value_of("ssm", *first, temperature=1.0) == pytest.approx(-math.log(sigmoid(3)))
+    assert value_of("ssm", *second, temperature=1.0) == pytest.approx(-math.log(1 - sigmoid(4)))
+
+
+def test_softmax_gradients() -> None:
+    # One row, z = log 2, negatives 0 and log 5: LSE = log 6, p = 2 / (2 + 6) = 1/4.
+    # d/dz = p - 1 = -3/4; on the negatives their shares 1/8 and 5/8.
+    rows, candidates = problem([math.log(2)], [[0.0, math.log(5)]])
+    value, _ = build_loss("ssm", temperature=1.0)(rows, candidates)
+    assert value.item() == pytest.approx(math.log(4))
+    (gradient,) = torch.autograd.grad(value, candidates.embedding_CD)
+    assert gradient.flatten().tolist() == pytest.approx([1 / 8, 5 / 8])
+
+
+def test_decoupled_leaves_the_positive_out() -> None:
+    # LSE - z = log(1 + 5) - log 2 = log 3; gradients on the negatives 1/6 and 5/6.
+    rows, candidates = problem([math.log(2)], [[0.0, math.log(5)]])
+    value, _ = build_loss("sl", temperature=1.0)(rows, candidates)
+    assert value.item() == pytest.approx(math.log(3))
+    (gradient,) = torch.autograd.grad(value, candidates.embedding_CD)
+    assert gradient.flatten().tolist() == pytest.approx([1 / 6, 5 / 6])
+
+
+def test_bilateral_in_both_forms() -> None:
+    rows, candidates = problem([0.6], [[0.2, 0.4]])
+    # Paper: t1 = 0.5, t2 = 0.2: -0.6/0.5 + (0.2/0.5) * log(exp(0.2/0.2) + exp(0.4/0.2))
+    paper = -1.2 + 0.4 * math.log(math.exp(1) + math.exp(2))
+    value = value_of("bsl", rows, candidates, temperature=0.5, negative_temperature=0.2)
+    assert value == pytest.approx(paper)
+    # Authors' code: one t1 = 0.5, exponent 1.22: -1.2 + 1.22 * log(exp(0.4) + exp(0.8))
+    authors = -1.2 + 1.22 * math.log(math.exp(0.4) + math.exp(0.8))
+    value = value_of("bsl", rows, candidates, temperature=0.5, negative_weight=1.22)
+    assert value == pytest.approx(authors)
+
+
+def test_improved_logq() -> None:
+    # Counts: positive 2 of N = 10, negatives 4 and 1. Q' = 4/(10 - 2) = 1/2 and 1/8.
+    # z = log 3 uncorrected; scores 0 and 0: LSE' = log(1/(1/2) + 1/(1/8)) = log 10.
+    # n = 2: P = sigmoid(log 3 - log 10 + log 2) = 0.6 / 1.6 = 3/8.
+    # Loss (1 - 3/8) * (log 10 - log 3).
+    rows, candidates = problem(
+        [math.log(3)],
+        [[0.0, 0.0]],
+        positive_logq=[math.log(0.2)],
+        logq=[math.log(0.4), math.log(0.1)],
+    )
+    value, _ = build_loss("improved_logq", temperature=1.0)(rows, candidates)
+    assert value.item() == pytest.approx(5 / 8 * math.log(10 / 3))
+    # The weight is not differentiated: on the negatives 5/8 * [2/10, 8/10].
+    (gradient,) = torch.autograd.grad(value, candidates.embedding_CD)
+    assert gradient.flatten().tolist() == pytest.approx([1 / 8, 1 / 2])
+
+
+def test_not_to_recommend() -> None:
+    # p = 2/8 for both rows. Positive row -log(1/4); disliked row -log(3/4), weighted 0.5.
+    rows, candidates = problem(
+        [math.log(2), math.log(2)], [[0.0, math.log(5)], [0.0, math.log(5)]], feedback=[1, -1]
+    )
+    value, statistics = build_loss("ntr", temperature=1.0, disliked_weight=0.5)(rows, candidates)
+    assert value.item() == pytest.approx(math.log(4) + 0.5 * math.log(4 / 3))
+    assert statistics["disliked_part"].item() == pytest.approx(0.5 * math.log(4 / 3))
+    # On the disliked row's negatives -p p_k / (1 - p), p_k = 1/8 and 5/8: -(1/3) * p_k * 0.5.
+    (gradient,) = torch.autograd.grad(value, candidates.embedding_CD)
+    assert gradient[:, 1].tolist() == pytest.approx([-1 / 48, -5 / 48])
+
+
+def test_confidently_recommended_dislike_stays_finite() -> None:
+    # p within 1e-26 of 1, where log1p(-p) is -inf: -log(1 - p) = log(1 + exp(60)) = 60.
+    rows, candidates = problem([60.0], [[0.0]], feedback=[-1])
+    assert value_of("ntr", rows, candidates, temperature=1.0) == pytest.approx(60.0)
+
+
+def test_cosine_contrastive() -> None:
+    # Positive part 1 - 0.7; over the margin 0.5 are 0.9 by 0.4, 0.3 not, 0.6 by 0.1: sum 0.5.
+    rows, candidates = problem([0.7], [[0.9, 0.3, 0.6]])
+    assert value_of("ccl", rows, candidates, margin=0.5) == pytest.approx(0.3 + 0.5)
+    weighted = value_of("ccl", rows, candidates, margin=0.5, negative_weight=6.0)
+    assert weighted == pytest.approx(0.3 + 6 / 3 * 0.5)
+
+
+def test_logistic_losses() -> None:
+    rows, candidates = problem([1.0], [[2.0, -1.0]])
+    # ova is twice softplus at -1 and once at 2
+    softplus: dict[float, float] = {x: math.log1p(math.exp(x)) for x in (-2.0, -1.0, 1.0, 2.0)}
+    one_vs_all = value_of("ova", rows, candidates, temperature=1.0)
+    assert one_vs_all == pytest.approx(2 * softplus[-1.0] + softplus[2.0])
+    # BPR: mean of softplus(2 - 1) and softplus(-1 - 1)
+    pairwise = value_of("bpr", rows, candidates, temperature=1.0)
+    assert pairwise == pytest.approx((softplus[1.0] + softplus[-2.0]) / 2)
+
+
+def test_several_positives_of_a_user() -> None:
+    # Row 0's user has scores 0.6 (own) and, as a column, 0.2: log((e^.6 + e^.2) / 2); the column
+    # is no negative of that user. Negative 0.4. t = 1: loss LSE(0.4) - that.
+    rows, candidates = problem([0.6], [[0.2, 0.4]])
+    users: Tensor = torch.tensor([0, -1])
+    candidates = Candidates(candidates.embedding_CD, candidates.id_C, candidates.logq_C, users)
+    value = value_of(
+        "bsl", rows, candidates, temperature=1.0, several_positives=True, mask_same_user=True
+    )
+    assert value == pytest.approx(0.4 - math.log((math.exp(0.6) + math.exp(0.2)) / 2))

@@ -1,0 +1,222 @@
+"""What must hold whatever the numbers: masks, extremes, gradcheck, precision."""
+
+import copy
+import math
+import pickle
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from losses import Candidates, LossName, Rows, build_loss
+from tests.losses.cases import cast, leaves, make_case, reference, streamed
+
+NAMES = get_args(LossName)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_without_negatives_contribute_nothing_and_no_nan(name: Any) -> None:
+    rows, candidates = make_case(num_rows=4, num_columns=6, restricted=False)
+    same = torch.full_like(rows.positive_id_B, 3)
+    rows = replace(rows, positive_id_B=same, weight_B=torch.ones(4))
+    candidates = replace(candidates, id_C=torch.full_like(candidates.id_C, 3))
+    value, statistics = build_loss(name)(rows, candidates)
+    gradients = torch.autograd.grad(value, leaves(rows, candidates), materialize_grads=True)
+    assert torch.isfinite(value)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert gradients[2].abs().sum() == 0
+    assert statistics["negatives_mean"] == 0
+    if build_loss(name).form.element == "exp":
+        assert value == 0
+        assert statistics["empty_rows"] == (rows.feedback_B > 0).sum() or name in ("ntr", "ssm_ntr")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_extreme_scores(name: Any, scale: float) -> None:
+    # Inner products up to 900 at temperature 0.01: scores up to 90,000.
+    settings = {} if name == "ccl" else {"temperature": 0.01}
+    rows, candidates = make_case(dtype=torch.float32, scale=scale, num_rows=20, num_columns=50)
+    expected_value, expected = reference(name, settings, rows, candidates)
+    value, gradients = streamed(name, settings, rows, candidates, block_columns=16)
+    assert value.item() == pytest.approx(expected_value.item(), rel=1e-4, abs=1e-4)
+    if scale < 1:  # at 90,000 float32 scores are off by 0.005, and so are the shares
+        for gradient, wanted in zip(gradients, expected, strict=True):
+            assert (gradient - wanted).abs().max() < 1e-4 * wanted.abs().max().clamp(min=1)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "improved_logq"])
+def test_gradcheck(name: Any) -> None:
+    # improved_logq stops a gradient by design; its gradient is checked by hand.
+    rows, candidates = make_case(num_rows=4, num_columns=6, width=2, num_ids=4)
+    loss = build_loss(name, block_columns=4)
+
+    def value(query: Any, positive: Any, candidate: Any) -> torch.Tensor:
+        moved = replace(rows, query_BD=query, positive_BD=positive)
+        result, _ = loss(moved, replace(candidates, embedding_CD=candidate))
+        return result
+
+    assert torch.autograd.gradcheck(value, leaves(rows, candidates), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ssm", {"temperature": 0.2}),
+        ("bsl", {"temperature": 0.2, "negative_temperature": 0.1}),
+        ("improved_logq", {"temperature": 0.3}),
+        ("bpr", {"temperature": 0.5}),
+    ],
+)
+def test_learned_temperature_has_the_gradient_of_the_reference(
+    name: Any, settings: dict[str, float]
+) -> None:
+    from losses.reference import ReferenceSettings, dense_loss
+
+    rows, candidates = make_case()
+    loss = build_loss(name, **settings, learn_temperature=True).double()  # type: ignore[arg-type]
+    value, _ = loss(rows, candidates)
+    gradients = torch.autograd.grad(value, list(loss.log_scales))
+    scales = [parameter.detach().clone().requires_grad_() for parameter in loss.log_scales]
+    keys = ("temperature", "negative_temperature")
+    given = {key: torch.exp(-scale) for key, scale in zip(keys, scales, strict=False)}
+    chosen: Any = {"correction": loss.correction, **given}
+    expected = torch.autograd.grad(
+        dense_loss(ReferenceSettings(name=name, **chosen), rows, candidates), scales
+    )
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_overlapping_masks_count_a_column_once() -> None:
+    # Column 0 is hit by id, by user and twice by history; column 2 by history alone.
+    rows = Rows(
+        query_BD=torch.eye(2),
+        positive_BD=torch.eye(2),
+        positive_id_B=torch.tensor([7, 8]),
+        positive_logq_B=torch.zeros(2),
+        user_B=torch.tensor([1, 2]),
+        feedback_B=torch.ones(2, dtype=torch.int8),
+        weight_B=torch.tensor([1.0, 0.0]),
+        history_values=torch.tensor([7, 7, 9]),
+        history_offsets=torch.tensor([0, 3, 3]),
+    )
+    candidates = Candidates(
+        embedding_CD=torch.ones(4, 2),
+        id_C=torch.tensor([7, 5, 9, 6]),
+        logq_C=torch.zeros(4),
+        user_C=torch.tensor([1, -1, -1, -1]),
+    )
+    loss = build_loss("ssm", mask_same_user=True, mask_history=True, block_columns=3)
+    _, statistics = loss(rows, candidates)
+    assert statistics["negatives_mean"].item() == 2
+    assert statistics["hit_share"].item() == 0.5
+
+
+def test_history_mask_needs_histories() -> None:
+    rows, candidates = make_case()
+    with pytest.raises(ValueError, match="rows carry no history"):
+        build_loss("ssm", mask_history=True)(replace(rows, history_values=None), candidates)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("ssm", {}), ("bsl", {}), ("ccl", {"margin": 0.1})])
+def test_bf16_gradients_are_close(name: Any, settings: dict[str, Any]) -> None:
+    rows, candidates = make_case(dtype=torch.float32, num_rows=64, num_columns=200, width=32)
+    expected_value, expected = reference(name, settings, rows, candidates)
+    value, gradients = streamed(name, {**settings, "precision": "bf16"}, rows, candidates)
+    # Scores are float32, so the value is exact; operands of the gradients carry 8 bits.
+    assert value.item() == pytest.approx(expected_value.item(), rel=1e-5)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert (gradient - wanted).norm() < 0.01 * wanted.norm()
+
+
+def test_bf16_embeddings_are_taken_as_they_are() -> None:
+    rows, candidates = make_case(dtype=torch.float32)
+    rows, candidates = cast(rows, candidates, torch.bfloat16)
+    expected_value, _ = reference("ssm", {}, *cast(rows, candidates, torch.float32))
+    value, _ = build_loss("ssm")(rows, candidates)
+    # Log Q was rounded to bf16 by the cast as well; float32 from there on.
+    assert value.item() == pytest.approx(expected_value.item(), rel=1e-4)
+
+
+def test_padding_may_hold_anything() -> None:
+    rows, candidates = make_case(restricted=False)
+    value, statistics = build_loss("sl")(rows, candidates)
+    wild = rows.positive_logq_B.clone()
+    wild[-1] = -math.inf
+    column_logq = torch.where(candidates.id_C < 0, -math.inf, candidates.logq_C)
+    same, same_statistics = build_loss("sl")(
+        replace(rows, positive_logq_B=wild), replace(candidates, logq_C=column_logq)
+    )
+    assert same.item() == value.item()
+    for key, expected in statistics.items():
+        assert torch.isfinite(same_statistics[key])
+        assert same_statistics[key].item() == pytest.approx(expected.item())
+
+
+def test_two_forwards_before_backward_and_a_retained_graph() -> None:
+    # The kept buffers belong to one forward at a time; what backward needs must not be in them.
+    first, second = make_case(seed=1), make_case(seed=2)
+    loss = build_loss("ssm")
+    value_1, _ = loss(*first)
+    value_2, _ = loss(*second)
+    once = torch.autograd.grad(value_1, leaves(*first), retain_graph=True)
+    torch.autograd.grad(value_2, leaves(*second))
+    again = torch.autograd.grad(value_1, leaves(*first))
+    _, expected = streamed("ssm", {}, *first)
+    torch.testing.assert_close(list(once), expected)
+    torch.testing.assert_close(list(again), expected)
+
+
+def test_no_gradient_asked_gives_the_same_value() -> None:
+    rows, candidates = make_case()
+    loss = build_loss("ssm", block_columns=8)
+    value, _ = loss(rows, candidates)
+    with torch.no_grad():
+        silent, _ = loss(rows, candidates)
+    assert silent.item() == pytest.approx(value.item())
+    assert not silent.requires_grad
+
+
+def test_modules_copy_and_pickle_without_their_buffers() -> None:
+    loss = build_loss("ssm", learn_temperature=True)
+    loss(*make_case())
+    assert len(pickle.dumps(loss)) < 20_000
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        value, _ = other(*make_case())
+        assert value.item() == pytest.approx(loss(*make_case())[0].item())
+
+
+def test_learned_temperature_stays_above_a_hundredth() -> None:
+    loss = build_loss("ssm", learn_temperature=True)
+    with torch.no_grad():
+        loss.log_scales[0].fill_(20.0)
+    _, statistics = loss(*make_case())
+    assert statistics["temperature"].item() == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("soft", {}, "no loss 'soft'; choose ssm"),
+        ("ssm", {"temperature": 0.0}, "temperature is 0.0; it must be at least 0.01"),
+        ("ssm", {"margin": 0.5}, "margin is 0.5 but loss ssm has none"),
+        ("ssm", {"negative_weight": 1.0}, "belongs to bsl, ccl, ova"),
+        ("ccl", {"temperature": 0.1}, "ccl works on cosines"),
+        ("ccl", {"correction": "all"}, "use 'none'"),
+        ("improved_logq", {"correction": "all"}, "use 'negatives'"),
+        ("bsl", {"several_positives": True}, "needs mask_same_user"),
+        ("ssm", {"block_columns": 0}, "block_columns is 0"),
+        ("ssm", {"several_positives": True}, "several_positives is True but loss ssm"),
+    ],
+)
+def test_bad_settings(name: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_loss(name, **settings)
+
+
+def test_queries_and_positives_must_agree() -> None:
+    rows, _ = make_case()
+    with pytest.raises(ValueError, match="encode one positive a row"):
+        replace(rows, positive_BD=rows.positive_BD[:-1])
