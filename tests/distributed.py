@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-# A forkserver imports torch once; its children are forked from that, and from no thread of ours.
+# A fork server imports what is slow once; its children are forked from that, and from no thread of
+# ours.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed"])
+_CONTEXT.set_forkserver_preload(["torch.distributed", "trainer.train", "trainer.restore"])
 
 
 def run_ranks(

@@ -106,7 +106,10 @@ class TwoTower(nn.Module):
         return self.head.towers.encode_candidates(parts)
 
     def _complete(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """The same bags under all of the model's keys, in its order; those not given are empty."""
+        """The same bags under all of the model's keys, in its order; those not given are empty.
+
+        Ids that a table does not know go to its row for them and are counted in `unknown_ids`.
+        """
         given = features.to_dict()
         stride = features.stride()
         device = features.values().device
@@ -116,10 +119,16 @@ class TwoTower(nn.Module):
         weights = None
         if self.inputs.neighbours is not None:
             weights = torch.cat([part.weights() for part in filled])
+        values = [self._known(k, given[k].values()) for k in self.inputs.keys if k in given]
         return KeyedJaggedTensor(
             keys=list(self.inputs.keys),
-            values=torch.cat([part.values() for part in filled]),
+            values=torch.cat(values),
             weights=weights,
             lengths=torch.cat([empty_lengths if p is None else p.lengths() for p in parts]),
             stride=stride,
         )
+
+    def _known(self, key: str, ids: Tensor) -> Tensor:
+        unknown = ids >= self.inputs.known_rows(key)
+        self.unknown_ids[key] = self.unknown_ids.get(key, 0) + unknown.sum()
+        return ids.masked_fill(unknown, self.inputs.unknown_row(key))

@@ -128,7 +128,7 @@ def estimate_bytes(
     local_rows = config.training.global_batch_size // gpus
     bags = local_rows + -(-(negatives.uniform + negatives.popularity) // gpus)
     columns = gpus * (bags if negatives.in_batch else bags - local_rows)
-    width = config.model.dim if config.model.tower == "mf" else config.model.output_dim
+    width = config.model.width
     pooled = bags * len(inputs.keys) * config.model.dim * 4
     ids = bags * len(inputs.keys) * 8
     weights = sum(_weight_bytes(table, gpus) for table in inputs.tables)
