@@ -105,7 +105,11 @@ METRICS = (
     Metric("tandem_step", "gauge", "Global step the run has reached."),
     Metric("tandem_total_steps", "gauge", "Global step at which the run will end."),
     Metric("tandem_epoch", "gauge", "Epochs of the data that are trained, with the fraction."),
-    Metric("tandem_last_step_timestamp_seconds", "gauge", "Unix time of the last finished step."),
+    Metric(
+        "tandem_last_step_timestamp_seconds",
+        "gauge",
+        "Unix time of the last finished step; at first, of the start.",
+    ),
     Metric("tandem_finished", "gauge", "1 once the run has come to its end, else 0."),
     Metric("tandem_world_size", "gauge", "Ranks that train together."),
     Metric("tandem_restarts_total", "counter", "Times the run was started anew in its folder."),
@@ -171,6 +175,8 @@ class RankMetrics:
                         buckets=SECONDS_BUCKETS,
                     )
         self._server: SmallServer | None = None
+        for since_start in ("last_step", "checkpoint"):
+            self.set(f"tandem_{since_start}_timestamp_seconds", time.time())
 
     def add(self, name: str, amount: float = 1.0, label: str | None = None) -> None:
         """Raise a counter."""
@@ -190,6 +196,7 @@ class RankMetrics:
     def observe_step(self, seconds: float, data_wait_seconds: float, examples: float) -> None:
         """One finished step, in host times; waits for no device."""
         self.add("tandem_steps_total")
+        self.set("tandem_last_step_timestamp_seconds", time.time())
         self.add("tandem_examples_total", examples)
         self.observe("tandem_step_seconds", seconds)
         self.observe("tandem_step_phase_seconds", data_wait_seconds, "data_wait")

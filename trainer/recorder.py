@@ -81,6 +81,7 @@ class Recorder:
         self._since.add(now - self._last, wait_seconds)
         rows = int((batch.user_B >= 0).sum())
         self.metrics.observe_step(now - self._last, wait_seconds, rows)
+        self.metrics.set("tandem_step", place.step)
         self._last = now
         self._batch = batch
         self.hooks.on_step(place.step)
@@ -142,7 +143,6 @@ class Recorder:
         for name, value in parts.items():
             if name != "loss":
                 self.metrics.set("tandem_loss_part", value, name)
-        self.metrics.set("tandem_step", record["step"])
         self.metrics.set("tandem_total_steps", self.total_steps)
         self.metrics.set("tandem_epoch", record["epochs_trained"])
         self.metrics.set("tandem_world_size", self.ranks.world_size)
@@ -154,7 +154,6 @@ class Recorder:
         skipped, self._skipped_rows = self._skipped_rows, self.loader.skipped_rows
         self.metrics.add("tandem_rows_dropped_total", self._skipped_rows - skipped, "corrupt")
         self.metrics.set("tandem_rank_loss", loss)
-        self.metrics.set("tandem_last_step_timestamp_seconds", time.time())
         for seconds_by_phase in phases:
             for phase, seconds in seconds_by_phase.items():
                 self.metrics.observe("tandem_step_phase_seconds", seconds, phase)

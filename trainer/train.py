@@ -196,12 +196,11 @@ class Run:
         """Publish what is known before the first step."""
         self.metrics.add("tandem_restarts_total", self.folder.restarts)
         self.metrics.set("tandem_world_size", self.ranks.world_size)
-        self.metrics.set("tandem_checkpoint_timestamp_seconds", time.time())
         self.metrics.set(
             "tandem_checkpoint_interval_steps",
             self.config.checkpoint.every_steps or loader.steps_per_epoch,
         )
-        for reason, rows in self.dataset.dropped.items():
+        for reason, rows in (self.dataset.dropped or {"none": 0}).items():
             self.metrics.set("tandem_dataset_rows_dropped", rows, reason)
 
     def _checkpoint_written(self, seconds: float) -> None:

@@ -1,0 +1,48 @@
+"""Panels that stand on several dashboards."""
+
+from trainer.live.panels.panel import RANK, RUN, Panel, Query, gauge
+
+LOSS = Panel(
+    "Training loss",
+    "Mean over all ranks since the last reading.",
+    "nats",
+    (gauge("tandem_loss", "{{run}}"),),
+    ("loss",),
+)
+THROUGHPUT = Panel(
+    "Throughput",
+    "Training rows a second, of all ranks together.",
+    "rows/s",
+    (Query(f"run:tandem_examples:rate1m{{{RUN}}}", "{{run}}"),),
+    ("examples_per_second",),
+)
+EVALUATION = Panel(
+    "Evaluation",
+    "On the validation split, over the whole catalog, while training.",
+    "share",
+    (
+        Query(
+            f'max by (run, metric) (tandem_evaluation{{{RUN},metric!~"(disliked|gini).*"}})',
+            "{{run}} {{metric}}",
+        ),
+    ),
+    ("@",),
+)
+DATA_WAIT = Panel(
+    "Share of time waiting for data",
+    "Above 0.3 the reader cannot keep up with training.",
+    "share",
+    (Query(f"rank:tandem_data_wait:share1m{{{RANK}}}", "{{run}} rank {{rank}}"),),
+    ("data_wait_share",),
+)
+CHECKPOINT_AGE = Panel(
+    "Checkpoint age",
+    "Training that would be lost if the run failed now.",
+    "s",
+    (
+        Query(
+            f"time() - min by (run) (tandem_checkpoint_timestamp_seconds{{{RUN}}})",
+            "{{run}}",
+        ),
+    ),
+)

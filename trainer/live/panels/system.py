@@ -1,0 +1,214 @@
+"""Time, memory, checkpoints and data, for the operator."""
+
+from trainer.live.panels.panel import (
+    RANK,
+    RUN,
+    Dashboard,
+    Panel,
+    Query,
+    gauge,
+    mean_of,
+    quantile_of,
+)
+from trainer.live.panels.shared import CHECKPOINT_AGE, DATA_WAIT
+
+SYSTEM = Dashboard(
+    "tandem-system",
+    "Tandem system",
+    "Where time and memory go, and what would be lost.",
+    (
+        (
+            "Ranks",
+            (
+                Panel(
+                    "Targets up",
+                    "1 where Prometheus reads a rank.",
+                    "",
+                    (Query(f'up{{job="tandem",{RANK}}}', "{{run}} rank {{rank}}"),),
+                ),
+                Panel(
+                    "Ranks that train together",
+                    "Changes where nodes leave an elastic run or come back.",
+                    "",
+                    (gauge("tandem_world_size", "{{run}}"),),
+                ),
+                Panel(
+                    "Since the last finished step",
+                    "Steps are told every training.log_every_steps steps.",
+                    "s",
+                    (
+                        Query(
+                            f"time() - tandem_last_step_timestamp_seconds{{{RANK}}}",
+                            "{{run}} rank {{rank}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        (
+            "Time of a step",
+            (
+                Panel(
+                    "Step time, median and 95th percentile",
+                    "A rank that is slower than the others holds all of them up.",
+                    "s",
+                    (
+                        quantile_of(0.5, "tandem_step_seconds"),
+                        quantile_of(0.95, "tandem_step_seconds"),
+                    ),
+                    ("step_seconds",),
+                ),
+                Panel(
+                    "Parts of a step",
+                    "Communication lies inside forward and backward, and waits for other ranks "
+                    "there. Device time on a GPU.",
+                    "s",
+                    (
+                        Query(
+                            "avg by (run, phase) "
+                            f"(rank:tandem_step_phase_seconds:mean1m{{{RANK}}})",
+                            "{{run}} {{phase}}",
+                        ),
+                    ),
+                    ("phase_seconds/",),
+                ),
+                DATA_WAIT,
+                Panel(
+                    "Steps a second by rank",
+                    "Equal on all ranks, but for the moment of reading.",
+                    "steps/s",
+                    (
+                        Query(
+                            f"rate(tandem_steps_total{{{RANK}}}[$__rate_interval])",
+                            "{{run}} rank {{rank}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Rows a second by rank",
+                    "Padding at an epoch's end is not counted.",
+                    "rows/s",
+                    (
+                        Query(
+                            f"rate(tandem_examples_total{{{RANK}}}[$__rate_interval])",
+                            "{{run}} rank {{rank}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        (
+            "Memory and devices",
+            (
+                Panel(
+                    "Host memory",
+                    "Resident memory of each rank.",
+                    "bytes",
+                    (Query(f"tandem_host_memory_bytes{{{RANK}}}", "{{run}} rank {{rank}}"),),
+                    ("host_memory_bytes",),
+                ),
+                Panel(
+                    "Device memory",
+                    "Held by tensors, held by the allocator, and the device's. 0 on a CPU.",
+                    "bytes",
+                    (
+                        Query(
+                            f"tandem_device_memory_bytes{{{RANK}}}",
+                            "{{run}} rank {{rank}} {{kind}}",
+                        ),
+                    ),
+                    ("device_memory_bytes/",),
+                ),
+                Panel(
+                    "GPU utilization",
+                    "Share of time with a kernel running. 0 on a CPU.",
+                    "share",
+                    (Query(f"tandem_gpu_utilization{{{RANK}}}", "{{run}} rank {{rank}}"),),
+                    ("gpu_utilization",),
+                ),
+            ),
+        ),
+        (
+            "Checkpoints and evaluations",
+            (
+                CHECKPOINT_AGE,
+                Panel(
+                    "Time taken by checkpoints",
+                    "Mean so far: what a step waits for the copy, and until one is whole on disk.",
+                    "s",
+                    (
+                        mean_of("tandem_checkpoint_seconds", legend="{{run}} step waits"),
+                        mean_of("tandem_checkpoint_write_seconds", legend="{{run}} until whole"),
+                    ),
+                ),
+                Panel(
+                    "Steps between checkpoints",
+                    "As configured.",
+                    "steps",
+                    (gauge("tandem_checkpoint_interval_steps", "{{run}}"),),
+                ),
+                Panel(
+                    "Failed checkpoints",
+                    "Could not be written: a full disk, say. Training goes on.",
+                    "",
+                    (
+                        Query(
+                            f"sum by (run) (tandem_checkpoint_failures_total{{{RUN}}})",
+                            "{{run}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Time taken by an evaluation",
+                    "Mean so far; training stands still meanwhile.",
+                    "s",
+                    (mean_of("tandem_evaluation_seconds"),),
+                ),
+            ),
+        ),
+        (
+            "Data",
+            (
+                Panel(
+                    "Rows dropped while reading",
+                    "Of corrupt row groups, with data.skip_corrupt.",
+                    "rows",
+                    (
+                        Query(
+                            f"sum by (run, reason) (tandem_rows_dropped_total{{{RUN}}})",
+                            "{{run}} {{reason}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Rows dropped by prepare",
+                    "By reason; 0 where nothing was.",
+                    "rows",
+                    (gauge("tandem_dataset_rows_dropped", "{{run}} {{reason}}", by="run, reason"),),
+                ),
+            ),
+        ),
+        (
+            "Ray nodes",
+            (
+                Panel(
+                    "CPU of nodes",
+                    "Served by Ray.",
+                    "share",
+                    (Query("ray_node_cpu_utilization / 100", "{{ip}}"),),
+                    source="ray",
+                ),
+                Panel(
+                    "Memory of nodes",
+                    "Used, of the total; served by Ray.",
+                    "bytes",
+                    (
+                        Query("ray_node_mem_used", "{{ip}} used"),
+                        Query("ray_node_mem_total", "{{ip}} total"),
+                    ),
+                    source="ray",
+                ),
+            ),
+        ),
+    ),
+)
