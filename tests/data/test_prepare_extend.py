@@ -144,3 +144,11 @@ def test_nothing_to_extend(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "new.csv", NEW)
     with pytest.raises(ValueError, match=r"is no prepared dataset"):
         make(source, tmp_path / "out", extend=str(tmp_path / "old"))
+
+
+def test_killed_between_two_renames(tmp_path: Path) -> None:
+    make(write_csv(tmp_path / "old.csv", OLD), tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "old.old")
+    new = write_csv(tmp_path / "new.csv", NEW)
+    extended = make(new, tmp_path / "old", extend=str(tmp_path / "old"))
+    assert extended.num_users == 14 and not (tmp_path / "old.old").exists()

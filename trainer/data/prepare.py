@@ -53,6 +53,7 @@ from trainer.data.staging import (
 )
 from trainer.data.summary import print_summary
 from trainer.data.tables import join_queries, write_items_and_users, write_vocabularies
+from trainer.data.watch import watched
 from trainer.progress import Progress, TerminalProgress
 
 __all__ = ["Engine", "PrepareArguments", "prepare", "run_here"]
@@ -85,7 +86,9 @@ def prepare(
     if out.exists() and not in_place:
         raise ValueError(f"{out} exists already: remove it, or name another folder")
     partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    if in_place:
+        _undo_half_a_swap(out)
     partial.mkdir(parents=True)
     shown = progress or TerminalProgress()
     try:
@@ -107,6 +110,13 @@ def _put_in_place(partial: Path, out: Path) -> None:
         out.rename(old)
     partial.rename(out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _undo_half_a_swap(out: Path) -> None:
+    """Bring back a dataset that an earlier run was killed between two renames of replacing."""
+    old = out.with_name(out.name + ".old")
+    if old.exists() and not out.exists():
+        old.rename(out)
 
 
 class _Build:
@@ -136,11 +146,13 @@ class _Build:
             counts = total(engine(plan, self.resources, self.progress, rows))
             _check_splits(counts, rule)
             self.progress.message("writing items, users and queries")
-            write_items_and_users(
-                connection, plan.staging, plan.out, attributes, title, self.parent is not None
-            )
-            write_vocabularies(connection, plan.out)
-            join_queries(connection, plan.staging, plan.out)
+            extends = self.parent is not None
+            with watched(connection, self.progress, "writing"):
+                write_items_and_users(
+                    connection, plan.staging, plan.out, attributes, title, extends
+                )
+                write_vocabularies(connection, plan.out)
+                join_queries(connection, plan.staging, plan.out)
         finally:
             connection.close()
         shutil.rmtree(self.staging)
@@ -176,7 +188,8 @@ class _Build:
         )
         if self.parent is not None:
             source = fitting_source(source, arguments.source, self.parent)
-        dropped = load_raw(connection, source, arguments.source, arguments.drop_null_ids)
+        with watched(connection, self.progress, "reading"):
+            dropped = load_raw(connection, source, arguments.source, arguments.drop_null_ids)
         rows = sql.number(connection, "SELECT count(*) FROM raw") + sum(dropped.values())
         self.progress.message(f"read {rows:,} rows as {source.format}")
         return source, dropped, rows
@@ -208,7 +221,8 @@ class _Build:
         if self.parent is not None:
             ids = load_parent(connection, self.parent, {"user": users, "item": items})
             users, items = ids["user"], ids["item"]
-        catalog = make_catalog(connection, users, items, arguments.source)
+        with watched(connection, self.progress, "dealing ids"):
+            catalog = make_catalog(connection, users, items, arguments.source)
         self.progress.message(f"{catalog.num_users:,} users, {catalog.num_items:,} items")
         return thresholds, rule, catalog
 
@@ -252,9 +266,10 @@ class _Build:
         if self.parent is not None:
             old_rows = sum(each.rows for each in self.parent.splits.values())
         parts = min(partitions(rows + old_rows, self.history_length), catalog.num_users)
-        dropped, unit = stage_rows(
-            connection, source, catalog, thresholds, parts, self._parent_rows, folder
-        )
+        with watched(connection, self.progress, "partitioning"):
+            dropped, unit = stage_rows(
+                connection, source, catalog, thresholds, parts, self._parent_rows, folder
+            )
         connection.execute("DROP TABLE raw")
         if self.parent is not None:
             stage_parent(connection, self.parent, catalog, parts, folder)

@@ -38,7 +38,7 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
     connection.execute(f"SET temp_directory = {text(resources.spill)}")
     connection.execute("SET preserve_insertion_order = true")
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute("SET enable_progress_bar = false")
+    connection.execute("SET enable_progress_bar_print = false")
     if resources.threads is not None:
         connection.execute(f"SET threads = {resources.threads}")
     return connection
