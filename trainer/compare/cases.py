@@ -1,0 +1,167 @@
+"""What is compared: configurations of each section, and the settings each loss is tuned over.
+
+Every loss gets as many candidate settings as any other; the best on the validation split is trained
+once a seed and measured on the test split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from trainer.config import Config, LossConfig, LossName, NegativesConfig
+
+Section = Literal["losses", "noise", "dislikes", "negatives"]
+Setting = tuple[dict[str, Any], float]
+"""(fields of the loss section, factor of the table learning rate)"""
+
+# Candidates of each loss: (parameters of the loss, factor of the table learning rate). The first
+# `tuning_trials` are tried, so every list begins with the loss's customary setting.
+_TEMPERATURES: list[Setting] = [
+    ({"temperature": 0.1}, 1.0),
+    ({"temperature": 0.15}, 1.0),
+    ({"temperature": 0.07}, 1.0),
+    ({"temperature": 0.1}, 0.5),
+    ({"temperature": 0.2}, 1.0),
+    ({"temperature": 0.1}, 2.0),
+]
+_BILATERAL: list[Setting] = [
+    ({"temperature": 0.1, "negative_weight": 1.2}, 1.0),
+    ({"temperature": 0.15, "negative_weight": 1.2}, 1.0),
+    ({"temperature": 0.1, "negative_weight": 0.85}, 1.0),
+    ({"temperature": 0.07, "negative_weight": 1.2}, 1.0),
+    ({"temperature": 0.2, "negative_weight": 1.2}, 1.0),
+    ({"temperature": 0.1, "negative_weight": 1.2}, 2.0),
+]
+_COSINE: list[Setting] = [
+    ({"margin": 0.4, "negative_weight": 150.0}, 1.0),
+    ({"margin": 0.7, "negative_weight": 150.0}, 1.0),
+    ({"margin": 0.9, "negative_weight": 150.0}, 1.0),
+    ({"margin": 0.4, "negative_weight": 150.0}, 0.5),
+    ({"margin": 0.4, "negative_weight": 500.0}, 1.0),
+    ({"margin": 0.2, "negative_weight": 150.0}, 1.0),
+]
+_ONE_VS_ALL: list[Setting] = [
+    ({"temperature": 0.1, "negative_weight": None}, 1.0),
+    ({"temperature": 0.2, "negative_weight": None}, 1.0),
+    ({"temperature": 0.1, "negative_weight": 4.0}, 1.0),
+    ({"temperature": 0.1, "negative_weight": None}, 0.5),
+    ({"temperature": 0.05, "negative_weight": 4.0}, 1.0),
+    ({"temperature": 0.1, "negative_weight": 32.0}, 1.0),
+]
+MOST_TUNING_TRIALS = len(_TEMPERATURES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration to be tuned and then measured over seeds."""
+
+    section: Section
+    label: str
+    loss: LossName
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Section of the config -> fields, over the base."""
+    random_positives: float = 0.0
+    """Random positives added to train, as a share of its rows."""
+    removed_positives: float = 0.0
+    """Share of the train rows taken away: false negatives."""
+    tuned_as: str | None = None
+    """Take the setting found for the case of this label, instead of tuning again."""
+
+
+def candidate_settings(loss: LossName, trials: int) -> list[Setting]:
+    """(fields of the loss section, factor of the learning rate) to try, `trials` of them."""
+    match loss:
+        case "bsl":
+            grid = _BILATERAL
+        case "ccl":
+            grid = _COSINE
+        case "ova":
+            grid = _ONE_VS_ALL
+        case _:
+            grid = _TEMPERATURES
+    return grid[:trials]
+
+
+def apply(base: Config, case: Case, setting: Setting, seed: int) -> Config:
+    """The config of one training of a case."""
+    parameters, factor = setting
+    rate = base.optimizer.table_learning_rate * factor
+    config = replace(
+        base,
+        loss=LossConfig(name=case.loss, precision=base.loss.precision, **parameters),
+        optimizer=replace(base.optimizer, table_learning_rate=rate),
+        training=replace(base.training, seed=seed),
+    )
+    for section, fields in case.changes.items():
+        config = replace(config, **{section: replace(getattr(config, section), **fields)})
+    return config
+
+
+def uniform_negatives(count: int) -> NegativesConfig:
+    """What the losses are compared under: shared uniform negatives, which need no correction."""
+    return NegativesConfig(in_batch=False, uniform=count, log_q="none")
+
+
+def make_cases(
+    losses: tuple[LossName, ...], sections: tuple[Section, ...], has_feedback: bool, uniform: int
+) -> list[Case]:
+    """All cases, in the order they are run; those of a section stand together."""
+    cases = [Case("losses", name, name) for name in losses]
+    if "noise" in sections:
+        cases += _noise_cases(losses)
+    if "dislikes" in sections and has_feedback:
+        cases += _dislike_cases(losses)
+    if "negatives" in sections:
+        cases += _negative_cases(uniform)
+    return cases
+
+
+def _noise_cases(losses: tuple[LossName, ...]) -> list[Case]:
+    compared = [name for name in ("bpr", "sl", "bsl") if name in losses]
+    added = [
+        Case("noise", f"{name} +{share:.0%}", name, random_positives=share, tuned_as=name)
+        for name in compared
+        for share in (0.1, 0.2, 0.4)
+    ]
+    removed = [
+        Case("noise", f"{name} -{share:.0%}", name, removed_positives=share, tuned_as=name)
+        for name in compared
+        for share in (0.2, 0.4)
+    ]
+    return added + removed
+
+
+def _dislike_cases(losses: tuple[LossName, ...]) -> list[Case]:
+    """NTR and SSM + NTR at several weights of the disliked rows."""
+    return [
+        Case(
+            "dislikes",
+            f"{name} x{weight:g}",
+            name,
+            {"loss": {"disliked_weight": weight}},
+            tuned_as=name,
+        )
+        for name in ("ntr", "ssm_ntr")
+        if name in losses
+        for weight in (0.3, 3.0, 10.0)
+    ]
+
+
+def _negative_cases(uniform: int) -> list[Case]:
+    """In-batch, uniform and mixed negatives; without logQ, plain and improved."""
+
+    def case(label: str, loss: LossName, in_batch: bool, extra: int, log_q: str) -> Case:
+        fields = {"in_batch": in_batch, "uniform": extra, "log_q": log_q}
+        return Case("negatives", label, loss, {"negatives": fields})
+
+    return [
+        case("in-batch, no logQ", "ssm", True, 0, "none"),
+        case("in-batch, logQ", "ssm", True, 0, "counts"),
+        case("in-batch, streaming logQ", "ssm", True, 0, "streaming"),
+        case("in-batch, improved logQ", "improved_logq", True, 0, "counts"),
+        case("uniform", "ssm", False, uniform, "none"),
+        case("mixed, no logQ", "ssm", True, uniform, "none"),
+        case("mixed, logQ", "ssm", True, uniform, "counts"),
+        case("mixed, improved logQ", "improved_logq", True, uniform, "counts"),
+    ]

@@ -1,0 +1,104 @@
+"""Results of a comparison: means and deviations over seeds, and the tables made of them."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+TITLES = {
+    "losses": "Losses at equal tuning budgets (test)",
+    "groups": "NDCG@20 within each popularity group of items, rare to popular (test)",
+    "noise": "Noise in train: random positives added (+), true ones taken away (-) (test)",
+    "dislikes": "Disliked items in the top 20 against recall (test)",
+    "negatives": "Where negatives come from, and the frequency correction (test)",
+}
+Row = list[str]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case over its seeds."""
+
+    section: str
+    label: str
+    loss: str
+    setting: str
+    random_positives: float
+    removed_positives: float
+    seeds: list[dict[str, Any]]
+    """What `run_trial` returned, a seed each."""
+
+    def mean(self, name: str) -> float:
+        return statistics.fmean(seed["values"][name] for seed in self.seeds)
+
+    def deviation(self, name: str) -> float:
+        """Standard deviation over seeds; 0 with one."""
+        values = [seed["values"][name] for seed in self.seeds]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def group_means(self, name: str) -> list[float]:
+        """Mean over seeds of each popularity group's value, rare first."""
+        columns = zip(*(seed["groups"][name] for seed in self.seeds), strict=True)
+        return [statistics.fmean(column) for column in columns]
+
+    def shown(self, name: str) -> str:
+        return f"{self.mean(name):.4f} ± {self.deviation(name):.4f}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All results and the facts they stand under."""
+
+    facts: dict[str, Any]
+    results: list[CaseResult]
+
+    def section(self, name: str) -> list[CaseResult]:
+        return [result for result in self.results if result.section == name]
+
+    @property
+    def has_dislikes(self) -> bool:
+        return "disliked@20" in self.results[0].seeds[0]["values"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"facts": self.facts, "results": [asdict(result) for result in self.results]}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Comparison:
+        """Inverse of `to_json`."""
+        return Comparison(data["facts"], [CaseResult(**each) for each in data["results"]])
+
+
+def tables(comparison: Comparison) -> dict[str, tuple[Row, list[Row]]]:
+    """Section -> (header, rows), as text; sections without cases are left out."""
+    measures = ["recall@20", "ndcg@20"] + (["disliked@20"] if comparison.has_dislikes else [])
+    header = ["case", *measures, "setting"]
+    made: dict[str, tuple[Row, list[Row]]] = {}
+    for name in ("losses", "noise", "dislikes", "negatives"):
+        results = comparison.section(name)
+        if name == "dislikes" and results:
+            wanted = ("ssm", "ntr", "ssm_ntr")
+            results = [r for r in comparison.section("losses") if r.loss in wanted] + results
+        if results:
+            rows = [[r.label, *(r.shown(m) for m in measures), r.setting] for r in results]
+            made[name] = (header, rows)
+        if name == "losses":
+            made["groups"] = _group_table(results)
+    return made
+
+
+def _group_table(results: list[CaseResult]) -> tuple[Row, list[Row]]:
+    rows = [[r.label, *(f"{v:.4f}" for v in r.group_means("ndcg@20"))] for r in results]
+    return ["case", *(f"group {place + 1}" for place in range(len(rows[0]) - 1))], rows
+
+
+def print_tables(comparison: Comparison) -> None:
+    """All tables on the terminal."""
+    for name, (header, rows) in tables(comparison).items():
+        table = Table(*header, title=TITLES[name])
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)

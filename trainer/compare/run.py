@@ -1,0 +1,192 @@
+"""`tandem compare DATA`: tune each loss, train it over seeds, write tables, plots and one page.
+
+cases (cases.py) -> tuning trials on validation -> best setting -> trials over seeds on test
+    -> OUT/results.json, OUT/report.html
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from trainer.checkpoint import write_json
+from trainer.compare.cases import (
+    MOST_TUNING_TRIALS,
+    Case,
+    Section,
+    Setting,
+    apply,
+    candidate_settings,
+    make_cases,
+    uniform_negatives,
+)
+from trainer.compare.noise import noisy_dataset
+from trainer.compare.page import write_page
+from trainer.compare.results import CaseResult, Comparison, print_tables
+from trainer.compare.trials import Trial, check_dataset, run_trials
+from trainer.config import Config, LossName
+from trainer.data.schema import Dataset
+from trainer.presets import find_preset
+from trainer.progress import Progress, TerminalProgress
+
+TUNED_BY = "ndcg@20"
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """Train losses at equal tuning budgets and show how they compare."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Folder of a prepared dataset with validation and test splits."""
+    out: str
+    """Folder for the results; one that was begun with the same flags is gone on with."""
+    losses: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
+    """Losses compared."""
+    sections: tuple[Section, ...] = ("noise", "dislikes", "negatives")
+    """What is compared beside the losses themselves."""
+    seeds: int = 3
+    """Trainings of each case with the setting found."""
+    tuning_trials: int = 4
+    """Settings tried for each loss, on the validation split, with seed 0."""
+    epochs: int = 10
+    """Passes over train in each training."""
+    uniform: int = 1024
+    """Shared uniform negatives a step."""
+    preset: str = "ml-100k-mf"
+    """Where model, optimizer and batch come from."""
+    workers: int = 2
+    """Trainings side by side."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tuning_trials <= MOST_TUNING_TRIALS:
+            raise ValueError(
+                f"tuning_trials is {self.tuning_trials}; each loss has 1 to {MOST_TUNING_TRIALS} "
+                "settings to try"
+            )
+        if min(self.seeds, self.epochs, self.workers, self.uniform) < 1 or not self.losses:
+            raise ValueError("seeds, epochs, workers, uniform and losses need at least 1 each")
+
+
+def compare(arguments: CompareArguments, progress: Progress | None = None) -> Comparison:
+    """Run the whole comparison; prints the tables and writes OUT/results.json and report.html."""
+    dataset = Dataset.load(arguments.data)
+    check_dataset(dataset)
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    base = base_config(arguments)
+    cases = make_cases(
+        arguments.losses, arguments.sections, dataset.has_feedback, arguments.uniform
+    )
+    progress = progress or TerminalProgress()
+    settings = tune(arguments, base, cases, folder, progress)
+    data = {case.label: _data_of(case, dataset, folder) for case in cases}
+    trials = {
+        f"{_slug(case)}-seed{seed}": Trial(
+            f"{_slug(case)}-seed{seed}",
+            apply(base, case, settings[case.label], seed),
+            data[case.label],
+            "test",
+        )
+        for case in cases
+        for seed in range(1, arguments.seeds + 1)
+    }
+    found = run_trials(list(trials.values()), folder, arguments.workers, progress)
+    progress.close()
+    results = [
+        CaseResult(
+            case.section,
+            case.label,
+            case.loss,
+            describe(settings[case.label]),
+            case.random_positives,
+            case.removed_positives,
+            [found[f"{_slug(case)}-seed{seed}"] for seed in range(1, arguments.seeds + 1)],
+        )
+        for case in cases
+    ]
+    comparison = Comparison(_facts(arguments, dataset, base), results)
+    write_json(folder / "results.json", comparison.to_json())
+    write_page(comparison, folder / "report.html")
+    print_tables(comparison)
+    return comparison
+
+
+def tune(
+    arguments: CompareArguments,
+    base: Config,
+    cases: list[Case],
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Setting]:
+    """The best setting of each case by validation NDCG; noisy cases take their loss's."""
+    trials: list[Trial] = []
+    tried: dict[str, list[tuple[str, Setting]]] = {}
+    for case in cases:
+        if case.tuned_as is not None:
+            continue
+        for place, setting in enumerate(candidate_settings(case.loss, arguments.tuning_trials)):
+            name = f"tuning-{_slug(case)}-{place}"
+            config = apply(base, case, setting, seed=0)
+            trials.append(Trial(name, config, arguments.data, "validation"))
+            tried.setdefault(case.label, []).append((name, setting))
+    found = run_trials(trials, folder, arguments.workers, progress)
+    best = {
+        label: max(pairs, key=lambda pair: found[pair[0]]["values"][TUNED_BY])[1]
+        for label, pairs in tried.items()
+    }
+    return {case.label: best[case.tuned_as or case.label] for case in cases}
+
+
+def base_config(arguments: CompareArguments) -> Config:
+    """The preset under the comparison's negatives and length."""
+    preset = find_preset(arguments.preset)
+    threads = max(1, len(os.sched_getaffinity(0)) // arguments.workers)
+    return replace(
+        preset,
+        negatives=uniform_negatives(arguments.uniform),
+        training=replace(preset.training, epochs=arguments.epochs, threads=threads),
+        evaluation=replace(preset.evaluation, every_epochs=0, patience=None),
+        metrics=replace(preset.metrics, enabled=False),
+    )
+
+
+def describe(setting: Setting) -> str:
+    """A setting in words, for the tables."""
+    parameters, factor = setting
+    shown = ", ".join(f"{key} {value}" for key, value in parameters.items())
+    return shown if factor == 1 else f"{shown}, learning rate x {factor:g}"
+
+
+def _data_of(case: Case, dataset: Dataset, folder: Path) -> str:
+    if not case.random_positives and not case.removed_positives:
+        return dataset.path
+    name = f"added{case.random_positives:g}-removed{case.removed_positives:g}"
+    path = folder / "data" / name
+    if not (path / "dataset.json").is_file():
+        noisy_dataset(dataset, path, case.random_positives, case.removed_positives, seed=0)
+    return str(path)
+
+
+def _slug(case: Case) -> str:
+    kept = (letter if letter.isalnum() or letter in "+-." else "_" for letter in case.label)
+    return f"{case.section}-{''.join(kept)}"
+
+
+def _facts(arguments: CompareArguments, dataset: Dataset, base: Config) -> dict[str, Any]:
+    return {
+        "data": dataset.path,
+        "digest": dataset.digest,
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        "train_rows": dataset.splits["train"].rows,
+        "seeds": arguments.seeds,
+        "tuning_trials": arguments.tuning_trials,
+        "epochs": arguments.epochs,
+        "preset": arguments.preset,
+        "batch": base.training.global_batch_size,
+        "uniform": arguments.uniform,
+    }

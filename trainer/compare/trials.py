@@ -1,0 +1,101 @@
+"""Trainings of a comparison: each in a folder of its own, several processes side by side.
+
+A worker process trains one trial after the other on one rank, so no time goes to starting
+processes or to gathering between them. A finished trial's result stands in its folder: a comparison
+that stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from trainer.checkpoint import write_json
+from trainer.config import Config
+from trainer.data.schema import Dataset
+from trainer.progress import Progress, SilentProgress
+from trainer.ranks import process_group
+from trainer.restore import load_run
+from trainer.retrieval.encode import Encoder
+from trainer.retrieval.evaluate import evaluate_split
+from trainer.run import RunSpec
+from trainer.train import run_worker
+
+POPULARITY_GROUPS = 5
+CUT_OFF = 20
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training and its evaluation."""
+
+    name: str
+    """Folder under the comparison's, and key of the result."""
+    config: Config
+    data: str
+    split: str
+    """"validation" while tuning, "test" for the figures."""
+
+
+def run_trials(
+    trials: Sequence[Trial], folder: Path, workers: int, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Results by trial name, those found in `folder` taken as they are."""
+    results = {trial.name: found for trial in trials for found in _finished(folder, trial)}
+    waiting = [trial for trial in trials if trial.name not in results]
+    context = get_context("spawn")  # forked processes would share torch's threads
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {pool.submit(run_trial, trial, str(folder)): trial.name for trial in waiting}
+        for future in as_completed(futures):
+            results[futures[future]] = future.result()
+            progress.update("comparing", len(results), len(trials))
+    return results
+
+
+def _finished(folder: Path, trial: Trial) -> Iterator[dict[str, Any]]:
+    file = folder / trial.name / "result.json"
+    if file.is_file():
+        record = json.loads(file.read_text())
+        if record["digest"] == trial.config.digest:
+            yield record
+
+
+def run_trial(trial: Trial, folder: str) -> dict[str, Any]:
+    """Train, evaluate, keep the result alone."""
+    out = Path(folder) / trial.name
+    shutil.rmtree(out, ignore_errors=True)  # a trial that was cut off
+    summary = run_worker(RunSpec("compare", trial.config, trial.data, str(out)), SilentProgress())
+    with process_group() as ranks:
+        trained = load_run(out, ranks)
+        encoder = Encoder(trained.model, trained.dataset, ranks, trained.config.data.history_length)
+        evaluation = evaluate_split(
+            encoder, trained.dataset, trial.split, [CUT_OFF], num_groups=POPULARITY_GROUPS
+        )
+        del trained, encoder
+        gc.collect()
+    result = {
+        "digest": trial.config.digest,
+        "values": evaluation.values,
+        "groups": evaluation.groups,
+        "train_seconds": summary["seconds"],
+    }
+    shutil.rmtree(out / "checkpoints")
+    write_json(out / "result.json", result)
+    return result
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Raise ValueError where a split that a comparison needs holds no queries."""
+    for split in ("validation", "test"):
+        if split not in dataset.splits or dataset.splits[split].queries == 0:
+            raise ValueError(
+                f"{dataset.path} has no queries in its {split} split, and a comparison tunes on "
+                "validation and measures on test: prepare it with both"
+            )
