@@ -39,6 +39,16 @@ def synth(arguments: Arguments, verbose: bool) -> int:
     return 0
 
 
+def tune(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.tune import main
+    from cluster.usage import expect_preset
+    from trainer.presets import PRESETS
+
+    expect_preset("tandem tune", arguments, list(PRESETS))
+    return main(arguments, verbose)
+
+
 def plan(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.usage import expect_preset
@@ -82,6 +92,22 @@ def similar(arguments: Arguments, verbose: bool) -> int:
 
     similar(parse(SimilarArguments, "tandem similar", arguments))
     return 0
+
+
+def export(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.usage import parse
+    from trainer.retrieval.export import ExportArguments, export
+
+    export(parse(ExportArguments, "tandem export", arguments))
+    return 0
+
+
+def resume(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.train import resume
+
+    return resume(arguments, verbose)
 
 
 def submit(arguments: Arguments, verbose: bool) -> int:
@@ -136,11 +162,14 @@ COMMANDS = {
     "doctor": Command("Versions and devices, and what is wrong with them", doctor),
     "prepare": Command("Make a dataset of your interactions", prepare),
     "synth": Command("Generate a dataset whose best possible recall is known", synth),
+    "tune": Command("Search settings on the validation split", tune),
     "plan": Command("Say whether a preset fits the GPUs, and what to change if not", plan),
     "train": Command("Train a preset on a dataset, on Ray", train),
+    "resume": Command("Go on with a run that stopped, as it was configured", resume),
     "evaluate": Command("Measure a run over the whole catalog, beside popularity", evaluate),
     "recommend": Command("Items for a user", recommend),
     "similar": Command("Items like an item", similar),
+    "export": Command("Embeddings and an index for serving", export),
     "submit": Command("Run a command as a job on a Ray cluster", submit),
     "status": Command("A cluster's jobs", status),
     "logs": Command("A job's output", logs),

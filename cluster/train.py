@@ -6,20 +6,24 @@ Imports torch and torchrec: `check_versions` comes before the import of this mod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from cluster.launch import LaunchOptions, launch
 from cluster.session import existing_address
-from cluster.usage import expect_preset
+from cluster.usage import expect_preset, parse
 from cluster.workers import Workers
 from trainer.arguments import TrainArguments, parse_preset
+from trainer.config import Config
 from trainer.presets import PRESETS
-from trainer.run import RunSpec
+from trainer.run import RunFolder, RunSpec
 from trainer.train import open_run
 
 
 @dataclass(frozen=True)
-class TrainOnRay(TrainArguments):
-    """Train a two-tower model on Ray; every field of its config can be set by --section.field."""
+class OnRay:
+    """How workers are started."""
 
     workers: str | None = None
     """How many workers: 4; or 2..8 where nodes may come and go. Left out: one a GPU, or one for
@@ -51,10 +55,38 @@ class TrainOnRay(TrainArguments):
         )
 
 
+@dataclass(frozen=True)
+class TrainOnRay(OnRay, TrainArguments):
+    """Train a two-tower model on Ray; every field of its config can be set by --section.field."""
+
+
+@dataclass(frozen=True)
+class ResumeArguments(OnRay):
+    """Go on with a run from its newest checkpoint, with the config and data it was started with."""
+
+    run: Annotated[str, tyro.conf.Positional] = tyro.MISSING
+    """Folder of the run."""
+
+    def run_spec(self) -> RunSpec:
+        before = RunFolder(self.run).read_config()
+        config = Config.from_json(before["config"])
+        return RunSpec(before["preset"], config, before["data"], self.run, resume=True)
+
+
 def main(arguments: Sequence[str], verbose: bool) -> int:
     """Train on Ray, and say where the run lies."""
-    preset, parsed = parse(arguments)
-    spec, options = parsed.run_spec(preset), parsed.options(verbose)
+    preset, parsed = parse_train(arguments)
+    return train(parsed.run_spec(preset), parsed.options(verbose))
+
+
+def resume(arguments: Sequence[str], verbose: bool) -> int:
+    """Go on with a run, and say where it lies."""
+    parsed = parse(ResumeArguments, "tandem resume", arguments)
+    return train(parsed.run_spec(), parsed.options(verbose))
+
+
+def train(spec: RunSpec, options: LaunchOptions) -> int:
+    """Check, train, report."""
     precheck(spec, options)
     summary = launch(spec, options)
     print(
@@ -64,7 +96,7 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     return 0
 
 
-def parse(arguments: Sequence[str]) -> tuple[str, TrainOnRay]:
+def parse_train(arguments: Sequence[str]) -> tuple[str, TrainOnRay]:
     """Preset and flags."""
     expect_preset("tandem train", arguments, list(PRESETS))
     preset, parsed = parse_preset(arguments, "tandem train", TrainOnRay)
