@@ -67,9 +67,9 @@ def expect_no_arguments(command: str, arguments: Sequence[str]) -> None:
 
 
 def expect_preset(program: str, arguments: Sequence[str], presets: Sequence[str]) -> None:
-    """Refuse an unknown preset, or none, as wrong usage."""
+    """Refuse an unknown preset, or none, as wrong usage; a preset file is looked at later."""
     named = [argument for argument in arguments[:1] if not argument.startswith("-")]
-    if named and named[0] not in presets:
+    if named and named[0] not in presets and not named[0].endswith(".json"):
         raise UsageError(suggest("preset", named[0], presets))
     if not named and not {"--help", "-h"} & set(arguments):
         raise UsageError(f"which preset? {program} PRESET ..., one of {', '.join(presets)}")

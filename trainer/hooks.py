@@ -13,6 +13,8 @@ class Hooks:
     """Told this rank's number and the address ("host:port") of its metrics endpoint."""
     on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None
     """Told the facts of each checkpoint begun."""
+    on_evaluation: Callable[[dict[str, float]], None] = lambda values: None
+    """Told step, epoch and metrics of each evaluation while training, on rank 0."""
     on_step: Callable[[int], None] = lambda step: None
     """Told the number of each step finished."""
     stop_requested: Callable[[], bool] = lambda: False

@@ -127,6 +127,7 @@ class Run:
             self.ranks,
             self.progress,
             self.metrics,
+            self.hooks.on_evaluation,
         )
         loop = TrainingLoop(
             model=self.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from trainer.config import EvaluationConfig
 from trainer.data.schema import Dataset
@@ -24,7 +25,9 @@ class Validation:
         ranks: Ranks,
         progress: Progress,
         metrics: RankMetrics,
+        on_evaluation: Callable[[dict[str, float]], None],
     ) -> None:
+        self.on_evaluation = on_evaluation
         self.config = config
         self.dataset = dataset
         self.folder = folder
@@ -53,6 +56,7 @@ class Validation:
         if self.ranks.is_first:
             record = {"step": step, "epoch": epoch, "time": time.time(), **values}
             self.folder.append_evaluation(record)
+            self.on_evaluation(record)
         metric = self.config.metric
         if metric not in values:
             raise ValueError(

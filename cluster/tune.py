@@ -1,0 +1,250 @@
+"""`tandem tune PRESET --data DIR --out OUT --trials 20`: settings searched on the validation split.
+
+Each trial is one worker that runs `run_worker` on a config of its own; ASHA stops the trials that
+fall behind. The end is a table, trials.json, a plot (trials.svg) and a preset file (best.json)
+that `tandem train` takes in a preset's place. The test split is never looked at.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import ray
+import tyro
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from rich.console import Console
+from rich.table import Table
+
+from cluster.session import ray_session
+from cluster.trials_plot import draw_trials
+from trainer.arguments import parse_preset
+from trainer.config import Config, LossName
+from trainer.hooks import Hooks
+from trainer.progress import Progress, SilentProgress, TerminalProgress
+from trainer.run import RunSpec
+from trainer.train import open_run, run_worker
+
+TEMPERATURE_RANGE = (0.03, 0.3)
+SPREAD = 5.0
+"""Learning rates are searched between the preset's divided and multiplied by this."""
+GRACE_EVALUATIONS = 2
+
+
+@dataclass(frozen=True)
+class TuneArguments:
+    """Search loss, temperature and learning rates on the validation split."""
+
+    data: str
+    """Folder of a prepared dataset."""
+    out: str
+    """Folder for the trials' runs, the table, the plot and the preset file."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    trials: int = 20
+    """Settings tried."""
+    losses: tuple[LossName, ...] = ()
+    """Losses tried; left out: the preset's alone."""
+    at_once: int = 1
+    """Trials that run side by side; each has one worker."""
+    address: str | None = None
+    """Ray cluster to run on; left out: RAY_ADDRESS, else this machine."""
+    seed: int = 0
+    """Seeds the search."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "at_once"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished or stopped trial."""
+
+    number: int
+    settings: dict[str, Any]
+    best: float
+    """Best value of the watched metric on validation; nan if it failed before its first."""
+    epochs: int
+    curve: tuple[float, ...]
+    status: Literal["finished", "stopped early", "failed"]
+
+
+def search_space(config: Config, losses: Sequence[LossName]) -> dict[str, Any]:
+    """What is drawn for a trial: names are `section.field`."""
+    names = list(losses) or [config.loss.name]
+    rates = config.optimizer
+    return {
+        "loss.name": tune.choice(names),
+        "loss.temperature": tune.loguniform(*TEMPERATURE_RANGE),
+        "optimizer.table_learning_rate": tune.loguniform(
+            rates.table_learning_rate / SPREAD, rates.table_learning_rate * SPREAD
+        ),
+        "optimizer.tower_learning_rate": tune.loguniform(
+            rates.tower_learning_rate / SPREAD, rates.tower_learning_rate * SPREAD
+        ),
+    }
+
+
+def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
+    """`config` with drawn settings. A loss other than the preset's has its own defaults else."""
+    name = settings["loss.name"]
+    loss = config.loss
+    if name != loss.name:
+        loss = replace(loss, negative_temperature=None, negative_weight=None, margin=None)
+        loss = replace(loss, disliked_weight=None, several_positives=False, correction=None)
+    temperature = None if name == "ccl" else settings["loss.temperature"]
+    optimizer = replace(
+        config.optimizer,
+        table_learning_rate=settings["optimizer.table_learning_rate"],
+        tower_learning_rate=settings["optimizer.tower_learning_rate"],
+    )
+    every = max(config.evaluation.every_epochs, 1)
+    return replace(
+        config,
+        loss=replace(loss, name=name, temperature=temperature),
+        optimizer=optimizer,
+        evaluation=replace(config.evaluation, every_epochs=every),
+        metrics=replace(config.metrics, enabled=False),
+    )
+
+
+def run_trial(settings: dict[str, Any], spec: RunSpec) -> None:
+    """In a Ray worker: train one config, reporting each evaluation to the scheduler."""
+    metric = spec.config.evaluation.metric
+    trial = tune.get_context().get_trial_id()
+    own = replace(
+        spec, config=apply_settings(spec.config, settings), out=f"{spec.out}/runs/{trial}"
+    )
+
+    def report(values: dict[str, float]) -> None:
+        tune.report({"metric": values[metric], "training_iteration": int(values["epoch"]) + 1})
+
+    run_worker(own, SilentProgress(), Hooks(on_evaluation=report))
+
+
+def search(spec: RunSpec, arguments: TuneArguments, progress: Progress) -> list[Trial]:
+    """Run the trials on the connected Ray; best first."""
+    epochs = spec.config.training.epochs
+    every = max(spec.config.evaluation.every_epochs, 1)
+    scheduler = ASHAScheduler(
+        time_attr="training_iteration",
+        max_t=epochs,
+        grace_period=min(GRACE_EVALUATIONS * every, epochs),
+    )
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, spec=spec), {"cpu": 1, "gpu": gpus}
+    )
+    tuner = tune.Tuner(
+        trainable,
+        param_space=search_space(spec.config, arguments.losses),
+        tune_config=tune.TuneConfig(
+            metric="metric",
+            mode="max",
+            num_samples=arguments.trials,
+            max_concurrent_trials=arguments.at_once,
+            scheduler=scheduler,
+            search_alg=tune.search.basic_variant.BasicVariantGenerator(
+                random_state=arguments.seed, max_concurrent=arguments.at_once
+            ),
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(Path(arguments.out).resolve() / "ray"),
+            verbose=0,
+            callbacks=[_Narrator(progress, arguments.trials)],
+        ),
+    )
+    trials = [_trial(number, result, epochs) for number, result in enumerate(tuner.fit())]
+    return sorted(trials, key=lambda trial: -math.inf if math.isnan(trial.best) else -trial.best)
+
+
+class _Narrator(tune.Callback):
+    """Tells the terminal how far the search is."""
+
+    def __init__(self, progress: Progress, trials: int) -> None:
+        self._progress, self._trials, self._done = progress, trials, 0
+        self._best = -math.inf
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray stores the search, callbacks included; a terminal cannot be stored."""
+        return {**self.__dict__, "_progress": SilentProgress()}
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._best = max(self._best, result["metric"])
+        self._progress.update("tuning", self._done, self._trials, best=self._best)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._done += 1
+        self._progress.update("tuning", self._done, self._trials, best=self._best)
+
+
+def _trial(number: int, result: Any, epochs: int) -> Trial:
+    frame = result.metrics_dataframe
+    curve = () if frame is None else tuple(float(value) for value in frame["metric"])
+    reached = 0 if frame is None else int(frame["training_iteration"].max())
+    status: Literal["finished", "stopped early", "failed"]
+    status = "failed" if result.error else "finished" if reached >= epochs else "stopped early"
+    return Trial(number, dict(result.config), max(curve, default=math.nan), reached, curve, status)
+
+
+def write_results(trials: Sequence[Trial], spec: RunSpec, out: Path) -> None:
+    """trials.json, trials.svg and best.json."""
+    metric = spec.config.evaluation.metric
+    records = [
+        {**trial.__dict__, "best": None if math.isnan(trial.best) else trial.best}
+        for trial in trials
+    ]
+    (out / "trials.json").write_text(json.dumps({"metric": metric, "trials": records}, indent=1))
+    (out / "trials.svg").write_text(draw_trials(trials, metric))
+    best = apply_settings(spec.config, trials[0].settings)
+    best = replace(best, metrics=spec.config.metrics, evaluation=spec.config.evaluation)
+    (out / "best.json").write_text(json.dumps(best.to_json(), indent=1) + "\n")
+
+
+def show(trials: Sequence[Trial], metric: str, console: Console) -> None:
+    """The trials, best first."""
+    table = Table(title=f"validation {metric}")
+    for column in ("trial", "loss", "temperature", "table lr", "tower lr", "epochs", "best", ""):
+        table.add_column(column, justify="right")
+    for trial in trials:
+        drawn = trial.settings
+        table.add_row(
+            str(trial.number),
+            drawn["loss.name"],
+            f"{drawn['loss.temperature']:.3g}",
+            f"{drawn['optimizer.table_learning_rate']:.3g}",
+            f"{drawn['optimizer.tower_learning_rate']:.3g}",
+            str(trial.epochs),
+            f"{trial.best:.4f}",
+            trial.status,
+        )
+    console.print(table)
+
+
+def main(arguments: Sequence[str], verbose: bool) -> int:
+    """Search, print the table, and say where the preset file is."""
+    preset, parsed = parse_preset(arguments, "tandem tune", TuneArguments)
+    out = Path(parsed.out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists already; choose another --out")
+    config = parsed.config
+    spec = RunSpec(preset, config, str(Path(parsed.data).resolve()), str(out.resolve()))
+    open_run(spec)
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        ray_session(parsed.address, min_cpus=parsed.at_once, verbose=verbose),
+        TerminalProgress() as progress,
+    ):
+        trials = search(spec, parsed, progress)
+    if all(trial.status == "failed" for trial in trials):
+        raise ValueError(f"every trial failed; their logs are in {out}/ray")
+    write_results(trials, spec, out)
+    show(trials, config.evaluation.metric, Console())
+    print(f"the best as a preset: tandem train {out}/best.json --data {parsed.data} --out RUN")
+    return 0

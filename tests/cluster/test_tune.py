@@ -1,0 +1,65 @@
+"""`tandem tune`: what a trial's config becomes, its files, and one real search."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from cluster.tune import Trial, apply_settings, main, write_results
+from tests.datasets import make_dataset
+from trainer.presets import find_preset
+from trainer.run import RunSpec
+
+SETTINGS = {
+    "loss.name": "ssm",
+    "loss.temperature": 0.2,
+    "optimizer.table_learning_rate": 0.3,
+    "optimizer.tower_learning_rate": 0.004,
+}
+
+
+def test_another_loss_leaves_the_presets_own_parameters_behind() -> None:
+    config = find_preset("gowalla")
+    assert config.loss.name == "bsl" and config.loss.negative_weight is not None
+    drawn = apply_settings(config, SETTINGS)
+    assert (drawn.loss.name, drawn.loss.temperature) == ("ssm", 0.2)
+    assert drawn.loss.negative_weight is None
+    assert drawn.optimizer.table_learning_rate == 0.3
+    assert drawn.optimizer.tower_learning_rate == 0.004
+    assert apply_settings(config, {**SETTINGS, "loss.name": "ccl"}).loss.temperature is None
+    same = apply_settings(config, {**SETTINGS, "loss.name": "bsl"})
+    assert same.loss.negative_weight == config.loss.negative_weight
+
+
+def test_the_best_trial_becomes_a_preset_file(tmp_path: Path) -> None:
+    spec = RunSpec("gowalla", find_preset("gowalla"), "data", str(tmp_path))
+    good = Trial(4, SETTINGS, 0.25, 2, (0.1, 0.25), "finished")
+    broken = Trial(1, SETTINGS, math.nan, 0, (), "failed")
+    write_results([good, broken], spec, tmp_path)
+    best = find_preset(str(tmp_path / "best.json"))
+    assert best.loss.temperature == 0.2
+    assert best.training == spec.config.training
+    records = json.loads((tmp_path / "trials.json").read_text())["trials"]
+    assert [record["best"] for record in records] == [0.25, None]
+    assert "trial 4: 0.2500" in (tmp_path / "trials.svg").read_text()
+
+
+def test_a_preset_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"los": {}}')
+    with pytest.raises(ValueError, match="unknown sections"):
+        find_preset(str(tmp_path / "x.json"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        find_preset(str(tmp_path / "absent.json"))
+
+
+@pytest.mark.slow
+def test_a_search_ends_in_a_table_a_plot_and_a_preset(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", users=80, items=60, rows=1500)
+    out = tmp_path / "out"
+    flags = ["--data", str(tmp_path / "data"), "--out", str(out), "--trials", "2"]
+    assert main(["ml-100k", *flags, "--training.epochs", "2"], verbose=False) == 0
+    trials = json.loads((out / "trials.json").read_text())["trials"]
+    assert len(trials) == 2
+    assert trials[0]["best"] == max(trial["best"] for trial in trials)
+    assert find_preset(str(out / "best.json")).training.epochs == 2
