@@ -34,7 +34,7 @@ def rows_of(items: Tensor, query: Tensor, seen: ItemLists | None, k: int, how: F
     return decode_keys(exact_topk(ItemRows(items), query, seen, k, how))[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     num_items=st.integers(1, 700),
     num_queries=st.integers(1, 9),

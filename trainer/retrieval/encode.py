@@ -5,19 +5,24 @@ Tensor shapes: I items of the rank, D embedding width, q queries of the rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from trainer.data.features import FeatureStore
+from trainer.agreement import gather_objects
+from trainer.data.features import FeatureStore, list_of
 from trainer.data.schema import Dataset
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
+from trainer.restore import TrainedRun
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.topk import ItemRows
 
 ROWS_AT_ONCE = 1 << 15
+CountColumn = Literal["count", "count_with_validation"]
 
 
 class Encoder:
@@ -27,7 +32,12 @@ class Encoder:
     """
 
     def __init__(
-        self, model: TwoTower, dataset: Dataset, ranks: Ranks, history_length: int | None = None
+        self,
+        model: TwoTower,
+        dataset: Dataset,
+        ranks: Ranks,
+        history_length: int | None = None,
+        train_splits: Sequence[str] = ("train",),
     ) -> None:
         assert not model.training, "evaluation needs model.eval()"
         self.model = model
@@ -35,17 +45,28 @@ class Encoder:
         self.num_items = dataset.num_items
         self.num_users = dataset.num_users
         self.history_length = history_length
-        self.store = FeatureStore(dataset, model.inputs.keys, model.inputs.neighbours)
+        counts: CountColumn = "count_with_validation" if "validation" in train_splits else "count"
+        self.store = FeatureStore(dataset, model.inputs.keys, model.inputs.neighbours, counts)
+
+    @staticmethod
+    def of_run(trained: TrainedRun, ranks: Ranks) -> Encoder:
+        """The encoder of a run, with the histories and the counts that it was trained with."""
+        data = trained.config.data
+        return Encoder(
+            trained.model, trained.dataset, ranks, data.history_length, data.train_splits
+        )
 
     @property
     def uses_history(self) -> bool:
         """Whether queries depend on the users' histories."""
-        return "history" in self.model.inputs.query_keys
+        return any(list_of(key) is not None for key in self.model.inputs.query_keys)
 
-    @property
-    def uses_user_id(self) -> bool:
-        """Whether each user has an embedding of its own."""
-        return "user" in self.model.inputs.query_keys
+    def unknown_ids(self) -> dict[str, int]:
+        """Ids met so far, on all ranks, that the model has no row for, by feature. Collective."""
+        total: Counter[str] = Counter()
+        for counts in gather_objects({k: int(n) for k, n in self.model.unknown_ids.items()}):
+            total.update(counts)
+        return {key: count for key, count in total.items() if count}
 
     def queries(self, user_q: Tensor, history: ItemLists, disliked: ItemLists) -> Tensor:
         """Users (-1: nobody, or somebody unknown) with their histories -> [q, D]. Collective."""

@@ -50,21 +50,25 @@ class EvaluateArguments:
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Evaluate, write RUN/evaluation.json (other splits in it are kept), print one table."""
-    evaluation, step = on_workers(evaluate_on_rank, arguments, arguments.workers)
-    record = as_record(evaluation, step)
+    evaluation, beside = on_workers(evaluate_on_rank, arguments, arguments.workers)
+    record = {**as_record(evaluation), **beside}
     path = Path(arguments.run) / REPORT_FILE
     before = json.loads(path.read_text()) if path.is_file() else {}
     write_json(path, {**before, arguments.split: record})
-    Console().print(as_table(evaluation, arguments.split))
+    console = Console()
+    console.print(as_table(evaluation, arguments.split))
+    for key, count in beside["unknown_ids"].items():
+        console.print(f"{count:,} look-ups of {key!r} met ids unknown to the model")
     return record
 
 
-def evaluate_on_rank(arguments: EvaluateArguments, ranks: Ranks) -> tuple[Evaluation, int]:
-    """The evaluation and the checkpoint's step, the same on every rank. Collective."""
+def evaluate_on_rank(
+    arguments: EvaluateArguments, ranks: Ranks
+) -> tuple[Evaluation, dict[str, Any]]:
+    """The evaluation and facts beside it, the same on every rank. Collective."""
     progress = TerminalProgress() if ranks.is_first else SilentProgress()
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
-    history_length = trained.config.data.history_length
-    encoder = Encoder(trained.model, trained.dataset, ranks, history_length)
+    encoder = Encoder.of_run(trained, ranks)
     try:
         evaluation = evaluate_split(  # collective
             encoder,
@@ -79,10 +83,10 @@ def evaluate_on_rank(arguments: EvaluateArguments, ranks: Ranks) -> tuple[Evalua
         )
     finally:
         progress.close()
-    return evaluation, trained.step
+    return evaluation, {"step": trained.step, "unknown_ids": encoder.unknown_ids()}  # collective
 
 
-def as_record(evaluation: Evaluation, step: int) -> dict[str, Any]:
+def as_record(evaluation: Evaluation) -> dict[str, Any]:
     """What evaluation.json holds of one split: the values by name, and what stands beside them."""
     return {
         **evaluation.values,
@@ -91,7 +95,6 @@ def as_record(evaluation: Evaluation, step: int) -> dict[str, Any]:
         "popularity_groups": evaluation.groups,
         "users": evaluation.num_queries,
         "users_of_split": evaluation.num_queries_of_split,
-        "step": step,
         "seconds": evaluation.seconds,
     }
 

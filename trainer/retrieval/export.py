@@ -108,7 +108,7 @@ def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
     partial = out.with_name(out.name + ".partial")
     together(lambda: _make_folders(out, partial) if ranks.is_first else None)  # collective
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
-    encoder = Encoder(trained.model, trained.dataset, ranks, trained.config.data.history_length)
+    encoder = Encoder.of_run(trained, ranks)
     width = write_items(encoder, trained.dataset, partial / "items")  # collective
     if arguments.users:
         write_users(encoder, trained.dataset, partial / "users")  # collective
@@ -168,7 +168,8 @@ def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> None:
 def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) -> list[str]:
     """Rank 0 writes the tower programs, with tables too where they fit. Collective."""
     programs = export_towers(trained.model) if ranks.is_first else {}
-    if table_bytes(trained.model.inputs) <= limit:
+    inputs = trained.model.inputs
+    if table_bytes(inputs) <= limit and inputs.neighbours is None:
         tables = gather_tables(trained.model, ranks)  # collective
         programs |= export_encoders(trained.model, tables) if ranks.is_first else {}
     for name, program in programs.items():

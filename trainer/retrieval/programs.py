@@ -5,7 +5,10 @@ Two kinds, both for any number of rows n at least 1:
     {item,query}_tower.pt2     pooled embeddings [n, F, D] -> [n, O]; always written. The server
                                looks the embeddings up itself, so size does not matter.
     {item,query}_encoder.pt2   {key: ids [n, L of the key], -1 where there is none} -> [n, O];
-                               written where the tables together fit a limit, since it holds them.
+                               written where the tables together fit a limit, since it holds them,
+                               and no tower reads the graph, whose bags are weighted.
+
+An encoder sends ids that the model does not know to its row for them, as the model does.
 
 Tensor shapes: n rows, F features of the tower, D columns of a table, O columns of the output.
 """
@@ -46,6 +49,7 @@ class EncoderProgram(nn.Module):
         self.tower = copy.deepcopy(tower).cpu().eval()
         self.keys = tuple(keys)
         self.mean_keys = inputs.mean_keys
+        self.unknown = {key: (inputs.known_rows(key), inputs.unknown_row(key)) for key in keys}
         self.table_of = {key: table.name for table in inputs.tables for key in table.features}
         for name in {self.table_of[key] for key in keys}:
             self.register_buffer(f"table_{name}", tables[name])
@@ -57,7 +61,9 @@ class EncoderProgram(nn.Module):
         """Sum of the ids' rows, or their mean where the model takes it; none give zeros."""
         table_RD = self.get_buffer(f"table_{self.table_of[key]}")
         real_nL1 = (id_nL >= 0).unsqueeze(2).float()
-        pooled_nD = (table_RD[id_nL.clamp(min=0)].float() * real_nL1).sum(1)
+        known_rows, unknown_row = self.unknown[key]
+        row_nL = id_nL.clamp(min=0).masked_fill(id_nL >= known_rows, unknown_row)
+        pooled_nD = (table_RD[row_nL].float() * real_nL1).sum(1)
         return pooled_nD / real_nL1.sum(1).clamp(min=1) if key in self.mean_keys else pooled_nD
 
 

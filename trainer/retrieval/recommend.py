@@ -102,7 +102,7 @@ def similar(arguments: SimilarArguments) -> Recommendations:
 def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommendations:
     """Collective; the same on every rank."""
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
-    encoder = Encoder(trained.model, trained.dataset, ranks, trained.config.data.history_length)
+    encoder = Encoder.of_run(trained, ranks)
     if arguments.user is not None:
         (row,) = find_rows(trained.dataset, "user", [arguments.user])
         (known,) = known_users(trained.dataset, row, row + 1, with_seen=True, block_size=1)
@@ -120,7 +120,7 @@ def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendation
     """Collective; the same on every rank."""
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
     (row,) = find_rows(trained.dataset, "item", [arguments.item])
-    encoder = Encoder(trained.model, trained.dataset, ranks)
+    encoder = Encoder.of_run(trained, ranks)
     rows = encoder.items()  # collective
     unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row)
     query_1D = functional.normalize(encoder.candidates(torch.tensor([row]).numpy()), dim=1)
