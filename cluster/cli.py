@@ -158,6 +158,23 @@ def _ready_for_torch(verbose: bool) -> None:
     check_versions()
 
 
+def dashboard(arguments: Arguments, verbose: bool) -> int:
+    from cluster.usage import parse
+    from trainer.live.dashboard import DashboardArguments, dashboard
+
+    dashboard(parse(DashboardArguments, "tandem dashboard", arguments))
+    return 0
+
+
+def report(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.usage import parse
+    from trainer.report.report import ReportArguments, report
+
+    report(parse(ReportArguments, "tandem report", arguments))
+    return 0
+
+
 COMMANDS = {
     "doctor": Command("Versions and devices, and what is wrong with them", doctor),
     "prepare": Command("Make a dataset of your interactions", prepare),
@@ -170,6 +187,8 @@ COMMANDS = {
     "recommend": Command("Items for a user", recommend),
     "similar": Command("Items like an item", similar),
     "export": Command("Embeddings and an index for serving", export),
+    "dashboard": Command("Watch a run: a live page, Prometheus, alerts", dashboard),
+    "report": Command("One page of plots of runs, side by side", report),
     "submit": Command("Run a command as a job on a Ray cluster", submit),
     "status": Command("A cluster's jobs", status),
     "logs": Command("A job's output", logs),

@@ -109,6 +109,7 @@ class Recorder:
             "step": place.step,
             "epoch": place.epoch,
             "epochs_trained": self._epochs_trained(place),
+            "total_steps": self.total_steps,
             **with_table_norms(means),
             "examples_per_second": self.examples_per_second,
             "step_seconds": window.seconds / window.steps,

@@ -86,7 +86,7 @@ OVERVIEW = Dashboard(
                 THROUGHPUT,
                 Panel(
                     "Step time",
-                    "Wall time of a step, mean of the last minute.",
+                    "Wall time of a step, a mean.",
                     "s",
                     (Query(f"rank:tandem_step_seconds:mean1m{{{RANK}}}", "{{run}} rank {{rank}}"),),
                     ("step_seconds",),

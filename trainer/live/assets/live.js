@@ -1,0 +1,58 @@
+// The live page: reads /data.json every two seconds and draws the panels anew.
+"use strict";
+const cards = new Map();
+
+function card(id, parent, className) {
+  if (!cards.has(id)) { cards.set(id, element("div", className)); parent.append(cards.get(id)); }
+  return cards.get(id);
+}
+
+function numbers(run) {
+  const now = run.now;
+  const parts = [
+    ["Progress", now.total_steps ? withUnit(now.step / now.total_steps, "share") : "–", `step ${now.step.toLocaleString("en")}${now.total_steps ? " of " + now.total_steps.toLocaleString("en") : ""}`],
+    ["Time left", now.seconds_left === null ? "–" : duration(now.seconds_left), "evaluations come on top"],
+    ["Training loss", now.loss === null ? "–" : shortNumber(now.loss), "mean of all ranks"],
+    ["Throughput", now.examples_per_second === null ? "–" : shortNumber(now.examples_per_second), "rows a second"],
+    ["Restarts", String(run.starts.length - 1), `${run.starts.at(-1).world_size} ranks now`],
+    ["Checkpoint age", now.checkpoint_age_seconds === null ? "–" : duration(now.checkpoint_age_seconds), "would be lost by a failure"],
+  ];
+  return parts.map(([title, value, note]) => {
+    const made = element("div", "card number");
+    made.append(element("h3", "", title), element("b", "", value), element("span", "", note));
+    return made;
+  });
+}
+
+function draw(data) {
+  const run = data.runs[0];
+  document.getElementById("run").textContent = run.name;
+  const state = document.getElementById("state");
+  const dot = element("span", "dot " + run.now.state);
+  const words = { running: "training", finished: "finished", stopped: "no news for " + duration(run.now.silent_seconds) };
+  state.replaceChildren(dot, element("b", "", words[run.now.state]), document.createTextNode(`  preset ${run.preset}, data ${run.data}`));
+  document.getElementById("numbers").replaceChildren(...numbers(run));
+  const main = document.getElementById("panels");
+  for (const row of data.rows) {
+    const panels = row.panels.filter((panel) => panelSeries(panel, [run]).length);
+    if (!panels.length) continue;
+    const section = card("row " + row.title, main, "");
+    if (!section.children.length) section.append(element("h2", "", row.title), element("div", "grid"));
+    for (const panel of panels) {
+      const place = card(row.title + panel.title, section.lastChild, "card");
+      if (!place.matches(":hover")) drawPanel(place, panel, [run]);
+    }
+  }
+}
+
+async function refresh() {
+  try {
+    const answer = await fetch("data.json");
+    draw(await answer.json());
+    document.body.dataset.drawn = "yes";
+  } catch (error) {
+    document.getElementById("state").textContent = "tandem dashboard has ended";
+  }
+  setTimeout(refresh, 2000);
+}
+refresh();

@@ -1,0 +1,33 @@
+// Panels of runs: keys of metrics.jsonl ("x/" is all of "x/...", "@" validation.jsonl's) to series.
+"use strict";
+
+function valuesOf(run, key) {
+  if (key === "@") {
+    const names = Object.keys(run.validation).filter((name) => /^(recall|ndcg)@/.test(name));
+    return names.map((name) => [name, run.validation.step, run.validation[name]]);
+  }
+  const names = key.endsWith("/") ? Object.keys(run.metrics).filter((name) => name.startsWith(key)) : [key];
+  return names.filter((name) => name in run.metrics).map((name) => [name.slice(name.indexOf("/") + 1), run.metrics.step, run.metrics[name]]);
+}
+
+// One run: a colour a key. Several runs: a colour a run, a dash a key.
+function panelSeries(panel, runs) {
+  const keys = [];
+  const made = [];
+  runs.forEach((run, number) => {
+    for (const [name, x, y] of panel.keys.flatMap((key) => valuesOf(run, key))) {
+      if (!keys.includes(name)) keys.push(name);
+      const at = keys.indexOf(name);
+      const label = name.replaceAll("_", " ");
+      made.push(runs.length === 1
+        ? { name: label, x, y, color: color(at) }
+        : { name: panel.keys.length > 1 || keys.length > 1 || panel.keys[0] === "@" ? `${run.name} ${label}` : run.name, x, y, color: color(number), dash: DASHES[at % DASHES.length] });
+    }
+  });
+  return made;
+}
+
+function drawPanel(card, panel, runs) {
+  const marks = runs.length === 1 ? runs[0].starts.slice(1).map((start) => start.step) : [];
+  drawChart(card, { ...panel, series: panelSeries(panel, runs), marks });
+}

@@ -1,0 +1,80 @@
+"""`tandem dashboard RUN`: Prometheus with our rules where it is installed, and the live page."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from trainer.live.prometheus import HOW_TO_INSTALL, Prometheus, is_installed, make_config
+from trainer.live.server import LivePage
+from trainer.run import RunFolder
+
+
+@dataclass(frozen=True)
+class DashboardArguments:
+    """Watch a run: a live page on this machine, and Prometheus with Tandem's rules and alerts."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of the run, in training or finished."""
+    port: int = 8090
+    """Port of the live page."""
+    host: str = "127.0.0.1"
+    """Address that the live page listens on; it has no password."""
+    prometheus: bool = True
+    """Start Prometheus where it is installed."""
+    prometheus_port: int = 9090
+    """Port of Prometheus."""
+    discovery: tuple[str, ...] = tuple(f"http://127.0.0.1:{9480 + n}/targets" for n in range(4))
+    """URLs that list ranks; `tandem train` prints its own ("metrics: ...")."""
+    ray_discovery: str = "/tmp/ray/prom_metrics_service_discovery.json"
+    """File in which a Ray cluster on this machine lists its own metrics."""
+    storage: str | None = None
+    """Folder for Prometheus' data; RUN/.prometheus if left out."""
+
+    def __post_init__(self) -> None:
+        for name in ("port", "prometheus_port"):
+            value = getattr(self, name)
+            if not 0 <= value < 65536:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: must be 0 to 65535")
+
+
+def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None) -> None:
+    """Serve until Ctrl-C, SIGTERM or `stop`.
+
+    Raises:
+        ValueError: where the run does not exist or a port is taken.
+    """
+    run = Path(arguments.run)
+    RunFolder(run).read_config()
+    with ExitStack() as closing:
+        live = LivePage(run, arguments.host, arguments.port)
+        closing.callback(live.close)
+        print(f"live page:  {live.url}", flush=True)
+        if arguments.prometheus and is_installed():
+            server = _start_prometheus(arguments, run)
+            closing.callback(server.close)
+            print(f"prometheus: {server.url} (alerts: {server.url}/alerts)", flush=True)
+            print("grafana:    see deploy/grafana, or deploy/compose.yaml", flush=True)
+        elif arguments.prometheus:
+            print(HOW_TO_INSTALL, flush=True)
+        print("Ctrl-C ends it; the run goes on.", flush=True)
+        (stop or _stopped_by_signal()).wait()
+
+
+def _start_prometheus(arguments: DashboardArguments, run: Path) -> Prometheus:
+    config = make_config(list(arguments.discovery), arguments.ray_discovery)
+    folder = Path(arguments.storage) if arguments.storage else run / ".prometheus"
+    return Prometheus(config, folder.resolve(), arguments.prometheus_port)
+
+
+def _stopped_by_signal() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

@@ -1,0 +1,70 @@
+"""HTML pages in one piece: style, script and data inside, nothing fetched from outside."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from trainer.live.panels import DASHBOARDS
+
+ASSETS = files("trainer.live") / "assets"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+
+
+def asset(name: str) -> str:
+    """Text of a file in trainer/live/assets."""
+    return (ASSETS / name).read_text()
+
+
+def page(title: str, body: str, scripts: Sequence[str], connect: str = "'none'") -> str:
+    """A whole page. `connect`: whom scripts may ask ("'self'" or "'none'")."""
+    policy = f"{POLICY}connect-src {connect}; img-src data:"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<link rel="icon" href="data:,">
+<title>{html.escape(title)}</title>
+<style>
+{asset("page.css")}</style>
+</head>
+<body>
+{body}
+{"".join(f"<script>{script}</script>" for script in scripts)}
+</body>
+</html>
+"""
+
+
+def as_script_data(name: str, value: Any) -> str:
+    """`const NAME = ...;`, safe inside a <script>."""
+    text = json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+    return f"const {name} = {text};"
+
+
+def panel_rows() -> list[dict[str, Any]]:
+    """The panels that metrics.jsonl and validation.jsonl can feed, by row, each once."""
+    seen: set[str] = set()
+    rows = []
+    for dashboard in DASHBOARDS:
+        for title, panels in dashboard.rows:
+            chosen = []
+            for panel in panels:
+                if panel.keys and panel.title not in seen:
+                    seen.add(panel.title)
+                    chosen.append(
+                        {
+                            "title": panel.title,
+                            "help": panel.help,
+                            "unit": panel.unit,
+                            "keys": panel.keys,
+                            "log": panel.log_scale,
+                        }
+                    )
+            rows.append({"title": title, "panels": chosen})
+    return [row for row in rows if row["panels"]]

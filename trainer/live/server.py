@@ -1,0 +1,48 @@
+"""The live page: one HTML page, and the run's data beside it, on localhost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from trainer.live.page import asset, page, panel_rows
+from trainer.live.runs import read_run
+from trainer.small_http import Page, SmallServer
+
+BODY = """<header><h1 id="run">Run</h1><div class="state" id="state"></div></header>
+<div class="numbers" id="numbers"></div>
+<main id="panels"></main>
+<p class="note">Values are written every training.log_every_steps steps, means of all ranks. What
+each rank says of itself, and alerts, are in Prometheus and Grafana. Dashed: restarts.</p>"""
+
+
+def live_html() -> str:
+    """The page; it asks its own server for data.json every two seconds."""
+    scripts = [asset("charts.js"), asset("panels.js"), asset("live.js")]
+    return page("Tandem run", BODY, scripts, connect="'self'")
+
+
+class LivePage:
+    """Serves the live page of one run until `close`."""
+
+    def __init__(self, run: Path, host: str, port: int) -> None:
+        self._run = run
+        html = live_html().encode()
+        pages = {
+            "/": Page("text/html; charset=utf-8", lambda: html),
+            "/data.json": Page("application/json", self._data),
+        }
+        try:
+            self._server = SmallServer(host, port, pages, "tandem-live")
+        except OSError as error:
+            raise ValueError(
+                f"--port {port}: cannot listen on {host} ({error.strerror}); choose another --port"
+            ) from error
+        self.url = f"http://{host}:{self._server.port}/"
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _data(self) -> bytes:
+        data = {"runs": [read_run(self._run)], "rows": panel_rows()}
+        return json.dumps(data, allow_nan=False).encode()

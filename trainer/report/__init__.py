@@ -1,0 +1,1 @@
+"""`tandem report`: what came of one or several runs, on one page."""
