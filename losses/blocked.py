@@ -89,9 +89,9 @@ class Walk:
         self.candidate_CD = problem.candidate_CD.detach().contiguous()
         num_rows, num_columns = self.query_BD.shape[0], self.candidate_CD.shape[0]
         self.kept_dtype = torch.bfloat16 if problem.bf16_gradients else self.query_BD.dtype
-        self.block_columns = blocking.columns(num_columns)
-        self.bounds = bounds_of_blocks(num_columns, self.block_columns)
         stripe_rows = blocking.stripe_rows(num_rows, num_columns, self.kept_dtype.itemsize)
+        self.block_columns = blocking.columns(num_columns, stripe_rows)
+        self.bounds = bounds_of_blocks(num_columns, self.block_columns)
         self.stripes = row_stripes(num_rows, stripe_rows)
         self.sorted_columns = [SortedColumns(rule, self.block_columns) for rule in problem.rules]
         self.scaling: Scaling = choose_scaling(problem)

@@ -29,22 +29,26 @@ class Workspace:
         return {"_flat": {}}
 
 
+_BLOCK_SCORES = 1 << 20  # 4 MiB of float32: a block stays in the cores' caches between its passes
+
+
 @dataclass(frozen=True)
 class Blocking:
-    """Sizes of the walk: W columns of a block, and as many rows of a stripe as its buffer holds."""
+    """Sizes of the walk: as many rows of a stripe as its buffer holds, blocks that fit caches."""
 
     block_columns: int = 2048
     stripe_bytes: int = 64 << 20
-    largest_stripe_rows: int = 512
-
-    def columns(self, num_columns: int) -> int:
-        """W, at most C."""
-        return max(1, min(self.block_columns, num_columns))
+    largest_stripe_rows: int = 1024
 
     def stripe_rows(self, num_rows: int, num_columns: int, element_size: int) -> int:
         """R, at most B; at least 8, below which a GEMM is no GEMM."""
         fitting = self.stripe_bytes // max(1, num_columns * element_size)
         return max(1, min(num_rows, self.largest_stripe_rows, max(8, fitting)))
+
+    def columns(self, num_columns: int, stripe_rows: int) -> int:
+        """W, at most C."""
+        fitting = max(512, _BLOCK_SCORES // stripe_rows)
+        return max(1, min(self.block_columns, num_columns, fitting))
 
 
 def bounds_of_blocks(num_columns: int, block_columns: int) -> list[tuple[int, int]]:

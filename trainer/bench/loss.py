@@ -84,7 +84,7 @@ def run(arguments: LossBenchArguments) -> dict[str, Any]:
 
     floors = [
         BareGemms(rows.query_BD, candidates.embedding_CD, width, transposed)
-        for width, transposed in ((2048, False), (2048, True), (arguments.columns, False))
+        for width, transposed in ((512, True), (2048, False), (2048, True))
     ]
     _warm_up(arguments)
     peak_bytes = peak_extra_bytes(streamed)
