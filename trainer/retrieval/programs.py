@@ -117,8 +117,10 @@ def gather_tables(model: TwoTower, ranks: Ranks) -> dict[str, Tensor]:
     """Whole tables by name on rank 0, nothing elsewhere. Collective: a gather a table."""
     tables = {}
     for name, sharded in model.embeddings.state_dict().items():
-        whole = torch.empty(sharded.size(), dtype=sharded.dtype) if ranks.is_first else None
+        whole = None
+        if ranks.is_first:
+            whole = torch.empty(sharded.size(), dtype=sharded.dtype, device=ranks.device)
         sharded.gather(dst=0, out=whole)  # collective
         if whole is not None:
-            tables[name.removeprefix("embedding_bags.").removesuffix(".weight")] = whole
+            tables[name.removeprefix("embedding_bags.").removesuffix(".weight")] = whole.cpu()
     return tables
