@@ -1,0 +1,94 @@
+"""`tandem train` as a process of its own, and what a run leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tests.cluster.nodes import descendants
+
+SMALL = (
+    "--model.dim=8",
+    "--model.output-dim=8",
+    "--model.hidden=8",
+    "--training.global-batch-size=128",
+    "--training.log-every-steps=1",
+    "--evaluation.every-epochs=0",
+)
+WAIT_SECONDS = 240
+
+
+class TrainRun:
+    """A run of `tandem train demo`; its output is gathered as it comes."""
+
+    def __init__(self, data: Path, out: Path, *flags: str, workers: str = "2") -> None:
+        self.out = out
+        self.lines: list[str] = []
+        command = [sys.executable, "-m", "cluster.cli", "train", "demo", f"--data={data}"]
+        self.process = subprocess.Popen(
+            [
+                *command,
+                f"--out={out}",
+                f"--workers={workers}",
+                "--discovery-port=0",
+                *SMALL,
+                *flags,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def finish(self) -> int:
+        """Wait for the end; the exit status."""
+        status = self.process.wait(timeout=2 * WAIT_SECONDS)
+        self._reader.join(timeout=10)
+        return status
+
+    def wait_for_text(self, text: str) -> None:
+        self._wait(lambda: text in self.text, f"{text!r} was not said")
+
+    def wait_for_checkpoint(self, after_step: int = 0) -> None:
+        self._wait(lambda: max(self.checkpoints(), default=0) > after_step, "no checkpoint came")
+
+    def checkpoints(self) -> list[int]:
+        found = self.out.glob("checkpoints/step-*/checkpoint.json")
+        return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+
+    def worker_pids(self) -> list[int]:
+        """Training workers below this run's driver (of a local cluster)."""
+        return [pid for pid in descendants(self.process.pid) if "RayTrainWorker" in title(pid)]
+
+    def losses(self) -> dict[int, float]:
+        lines = (self.out / "metrics.jsonl").read_text().splitlines()
+        return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+
+    def _wait(self, is_true, failure: str) -> None:  # type: ignore[no-untyped-def]
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not is_true():
+            assert self.process.poll() is None, f"{failure}; the run ended:\n{self.text}"
+            assert time.monotonic() < deadline, f"{failure} in {WAIT_SECONDS} s:\n{self.text}"
+            time.sleep(0.1)
+
+
+def title(pid: int) -> str:
+    """A process' name as `ps` shows it; empty once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except FileNotFoundError:
+        return ""
