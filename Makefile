@@ -76,5 +76,6 @@ format: $(STAMP)  ## Put the code into its form
 test-faults: $(STAMP)  ## Long tests: kills, hangs and cuts on a real Ray cluster
 	$(BIN)/python -m pytest -m "faults or slow" --timeout 900
 
-gpu-check: $(STAMP)  ## Tests that need a CUDA device
+gpu-check: $(STAMP)  ## Tests and timings that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --timeout 600
+	$(BIN)/python -m trainer.bench.gpu_loss

@@ -1,0 +1,46 @@
+"""On a real GPU: the kernels against the float64 reference (`make gpu-check`)."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from losses import build_loss
+from tests.losses.cases import cast, leaves, make_case, reference
+from tests.losses.kernel_in_interpreter import CASES
+
+pytestmark = pytest.mark.gpu
+
+LARGER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("ssm", {}, {"num_rows": 1000, "num_columns": 3001, "width": width, "num_ids": 500})
+    for width in (8, 64, 100, 128, 256)
+] + [
+    ("ssm", {"precision": "bf16"}, {"num_rows": 777, "num_columns": 5000, "width": 128}),
+    ("ssm", {"mask_history": True}, {"num_rows": 100, "num_columns": 300}),
+]
+
+
+@pytest.mark.parametrize(("name", "chosen", "case"), CASES + LARGER)
+def test_kernel_equals_reference(name: Any, chosen: dict[str, Any], case: dict[str, Any]) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    rows, candidates = make_case(**case, dtype=torch.float32)
+    expected_value, expected = reference(name, chosen, rows, candidates)
+    rows, candidates = cast(rows, candidates, torch.float32)
+    moved = [_on_gpu(each) for each in (rows, candidates)]
+    value, _ = build_loss(name, **chosen).cuda()(*moved)
+    gradients = torch.autograd.grad(value, leaves(rows, candidates), materialize_grads=True)
+    tolerance = 2e-2 if chosen.get("precision") == "bf16" else 1e-4
+    if chosen.get("temperature") == 0.01:
+        tolerance = 1e-3
+    assert value.item() == pytest.approx(expected_value.item(), rel=tolerance, abs=tolerance)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        bound = tolerance * max(1.0, wanted.abs().max().item())
+        assert (gradient.double() - wanted).abs().max().item() < bound
+
+
+def _on_gpu(inputs: Any) -> Any:
+    """The same dataclass with its tensors on the GPU; gradients flow back to the leaves."""
+    fields = inputs.__dataclass_fields__
+    moved = {name: getattr(inputs, name) for name in fields}
+    return type(inputs)(**{name: t if t is None else t.cuda() for name, t in moved.items()})
