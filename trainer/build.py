@@ -34,7 +34,8 @@ def build_model(
     if known_rows is not None:
         inputs = inputs.sized(known_rows)
     torch.manual_seed(config.training.seed)
-    model = TwoTower(config.model, inputs, build_task(config, dataset))
+    task, averaging = build_task(config, dataset), config.optimizer.tower_averaging
+    model = TwoTower(config.model, inputs, task, averaging)
     fuse_table_optimizer(
         model.embeddings,
         config.optimizer.tables,

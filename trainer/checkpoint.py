@@ -83,7 +83,8 @@ class CheckpointWriter:
 
         Args:
             state: nested dict of tensors and ShardedTensors.
-            facts: JSON-able; stored in checkpoint.json.
+            facts: JSON-able; stored in checkpoint.json. The step facts["validation"]["best_step"]
+                is kept beside the newest.
         """
         self.wait()
         path = self.folder / STEP_FOLDER.format(step)
@@ -131,7 +132,7 @@ class CheckpointWriter:
             write_json(path / f"rank-{rank}.json", digests)
             if self.ranks.is_first:
                 self._commit_when_whole(path, facts)
-                self._drop_old()
+                self._drop_old(facts["validation"]["best_step"])
             self.on_written(time.monotonic() - started)
         except BaseException as error:  # noqa: BLE001 - carried to the training thread by wait()
             self._error = error
@@ -150,8 +151,10 @@ class CheckpointWriter:
             digests |= json.loads(file.read_text())
         write_json(path / COMMIT_FILE, {**facts, "world_size": len(files), "files": digests})
 
-    def _drop_old(self) -> None:
+    def _drop_old(self, best_step: int | None) -> None:
         for path in committed(self.folder)[: -self.keep]:
+            if best_step is not None and path.name == STEP_FOLDER.format(best_step):
+                continue
             (path / COMMIT_FILE).unlink()
             shutil.rmtree(path, ignore_errors=True)
 
@@ -161,12 +164,21 @@ def committed(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT_FILE}"))
 
 
-def newest_sound(folder: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]] | None:
+def newest_sound(
+    folder: Path, ranks: Ranks, best: bool = False
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint whose files match their digests, with its facts; None: there is none.
 
     Collective: the ranks share the reading and agree on the verdict.
+
+    Args:
+        best: take the one that was best on the validation split before all others, if there is one.
     """
-    for path in reversed(committed(folder)):
+    paths = committed(folder)[::-1]
+    if best and paths:
+        best_step = json.loads((paths[0] / COMMIT_FILE).read_text())["validation"]["best_step"]
+        paths.sort(key=lambda path: path.name != STEP_FOLDER.format(best_step or 0))
+    for path in paths:
         facts = json.loads((path / COMMIT_FILE).read_text())
         names = sorted(facts["files"])[ranks.rank :: ranks.world_size]
         bad = [name for name in names if not _sound(path / name, facts["files"][name])]

@@ -242,6 +242,8 @@ class OptimizerConfig:
     """Peak learning rate of the towers (AdamW)."""
     tower_weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
+    tower_averaging: float = 0.0
+    """Decay a step of the towers' moving average, which evaluation and export then use; 0: none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How learning rates fall to zero over the run, after the warm-up."""
     warmup_steps: int = 0
@@ -251,6 +253,10 @@ class OptimizerConfig:
         for name in ("table_learning_rate", "tower_learning_rate"):
             value = getattr(self, name)
             require(value > 0, f"optimizer.{name}={value}: must be above 0")
+        require(
+            0 <= self.tower_averaging < 1,
+            f"optimizer.tower_averaging={self.tower_averaging}: must be in [0, 1)",
+        )
         for name in ("table_weight_decay", "tower_weight_decay", "warmup_steps"):
             value = getattr(self, name)
             require(value >= 0, f"optimizer.{name}={value}: must not be negative")

@@ -22,6 +22,7 @@ from trainer.optimizer import Schedule
 from trainer.phases import TimedPipeline
 from trainer.ranks import Ranks
 from trainer.recorder import Recorder
+from trainer.validation import Verdict
 
 
 @dataclass
@@ -51,7 +52,7 @@ class TrainingLoop:
 
     Args:
         save: writes a checkpoint of the place reached. Collective.
-        evaluate: evaluates on the validation split; True stops the run early. Collective.
+        evaluate: evaluates on the validation split. Collective.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class TrainingLoop:
         place: Place,
         seed: int,
         save: Callable[[Place], None],
-        evaluate: Callable[[Place], bool],
+        evaluate: Callable[[Place], Verdict],
     ) -> None:
         self.model = model
         self.schedule = schedule
@@ -91,16 +92,18 @@ class TrainingLoop:
             seed_step(self.seed, self.place.step, self.ranks.rank)
             self.schedule.set_step(self.place.step)
             outputs = self.pipeline.progress(source)  # collective: forward, backward, update
+            self.model.module.average_towers()
             self.place.step += 1
             batch = source.trained()
             self.place.position = batch.position
             self.recorder.record(self.place, outputs, source.take_wait_seconds(), batch)
 
-            stop = self.recorder.stop_agreed
+            verdict = Verdict()
             epoch_ended = self.place.epoch_ended
             if epoch_ended and is_due(self.place.epoch + 1, evaluate_every_epochs):
-                stop = self._evaluate_detached() or stop
-            last = stop or self.place.step == total_steps
+                verdict = self._evaluate_detached()
+            stop = verdict.stop or self.recorder.stop_agreed
+            last = stop or verdict.best or self.place.step == total_steps
             every = checkpoint_every_steps
             if last or (epoch_ended if every is None else is_due(self.place.step, every)):
                 self.recorder.flush(self.place)
@@ -110,15 +113,15 @@ class TrainingLoop:
         self.recorder.flush(self.place)
         self.pipeline.detach()
 
-    def _evaluate_detached(self) -> bool:
+    def _evaluate_detached(self) -> Verdict:
         """Evaluate through the modules' own forwards, which the pipeline has rewritten."""
         self.recorder.flush(self.place)
         self.pipeline.detach()
         self.model.eval()
-        stop = self.evaluate(self.place)
+        verdict = self.evaluate(self.place)
         self.model.train()
         self.recorder.restart_clock()
-        return stop
+        return verdict
 
 
 class TimedBatches:

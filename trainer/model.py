@@ -6,6 +6,7 @@ O columns of a tower.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -56,10 +57,18 @@ class Head(nn.Module):
     branch on shapes and call collectives.
     """
 
-    def __init__(self, towers: Towers, task: RetrievalTask) -> None:
+    def __init__(self, towers: Towers, task: RetrievalTask, averaging: float) -> None:
         super().__init__()
         self.towers = towers
         self.task = task
+        self.averaging = averaging
+        self.averaged = copy.deepcopy(towers).requires_grad_(False) if averaging else None
+        """Exponential moving average of the towers, where `averaging` (its decay) is not 0."""
+
+    @property
+    def encoding(self) -> Towers:
+        """The towers that queries and candidates are encoded with outside training."""
+        return self.towers if self.averaged is None else self.averaged
 
     def forward(self, pooled: KeyedTensor, batch: Any) -> tuple[Tensor, Outputs]:
         parts = self.towers.split(pooled, batch.features)
@@ -76,13 +85,15 @@ class TwoTower(nn.Module):
     them together, with the same number of rows.
     """
 
-    def __init__(self, model: ModelConfig, inputs: Inputs, task: RetrievalTask) -> None:
+    def __init__(
+        self, model: ModelConfig, inputs: Inputs, task: RetrievalTask, averaging: float = 0.0
+    ) -> None:
         super().__init__()
         self.inputs = inputs
         self.embeddings = build_embedding_bags(
             inputs.tables, weighted=inputs.neighbours is not None
         )
-        self.head = Head(Towers(model, inputs), task)
+        self.head = Head(Towers(model, inputs), task, averaging)
         self.unknown_ids: dict[str, Tensor | int] = {}
         """Ids met by `encode_*` so far that no table row stands for, by feature."""
 
@@ -92,18 +103,32 @@ class TwoTower(nn.Module):
         return self.head(pooled, batch)
 
     @torch.no_grad()
+    def average_towers(self) -> None:
+        """Move the towers' average towards them; after each step. No collective."""
+        if self.head.averaged is None:
+            return
+        pairs = zip(self.head.averaged.parameters(), self.head.towers.parameters(), strict=True)
+        for average, parameter in pairs:
+            average.lerp_(parameter, 1 - self.head.averaging)
+
+    def use_averaged_towers(self) -> None:
+        """Put the average in the towers' place: training does not go on from here."""
+        if self.head.averaged is not None:
+            self.head.towers.load_state_dict(self.head.averaged.state_dict())
+
+    @torch.no_grad()
     def encode_queries(self, features: KeyedJaggedTensor) -> Tensor:
         """n bags with the query keys filled -> queries [n, O]. Collective."""
         features = self._complete(features)
-        parts = self.head.towers.split(self.embeddings(features), features)
-        return self.head.towers.encode_queries(parts, features.stride())
+        parts = self.head.encoding.split(self.embeddings(features), features)
+        return self.head.encoding.encode_queries(parts, features.stride())
 
     @torch.no_grad()
     def encode_candidates(self, features: KeyedJaggedTensor) -> Tensor:
         """n bags with the candidate keys filled -> candidates [n, O]. Collective."""
         features = self._complete(features)
-        parts = self.head.towers.split(self.embeddings(features), features)
-        return self.head.towers.encode_candidates(parts)
+        parts = self.head.encoding.split(self.embeddings(features), features)
+        return self.head.encoding.encode_candidates(parts)
 
     def _complete(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """The same bags under all of the model's keys, in its order; those not given are empty.

@@ -20,7 +20,11 @@ def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig) ->
     learning rate on.
     """
     parts = [("tables", model.fused_optimizer)]
-    dense = dict(in_backward_optimizer_filter(model.named_parameters()))
+    dense = {
+        name: parameter
+        for name, parameter in in_backward_optimizer_filter(model.named_parameters())
+        if parameter.requires_grad  # the towers' average has none
+    }
     if dense:
         towers = KeyedOptimizerWrapper(
             dense,

@@ -28,7 +28,7 @@ class TrainedRun:
 
 
 def load_run(path: str | Path, ranks: Ranks, data: str | None = None) -> TrainedRun:
-    """Load RUN's newest sound checkpoint onto these ranks. Collective.
+    """Load RUN's best checkpoint on validation, else its newest, onto these ranks. Collective.
 
     Args:
         data: the dataset's folder now, where it is not where it was in training; or an
@@ -40,7 +40,7 @@ def load_run(path: str | Path, ranks: Ranks, data: str | None = None) -> Trained
     folder = RunFolder(path)
     facts, dataset = together(lambda: _open(folder, data))
     config = Config.from_json(facts["config"])
-    found = newest_sound(folder.checkpoints, ranks)  # collective
+    found = newest_sound(folder.checkpoints, ranks, best=True)  # collective
     if found is None:
         raise ValueError(
             f"{path} has no finished checkpoint: train it to its first one "
@@ -51,6 +51,7 @@ def load_run(path: str | Path, ranks: Ranks, data: str | None = None) -> Trained
     state = {"model": sharded.state_dict()}
     load(checkpoint, state)  # collective
     sharded.load_state_dict(state["model"])
+    sharded.module.use_averaged_towers()
     sharded.eval()
     return TrainedRun(config, dataset, sharded.module, checkpoint_facts["step"])
 

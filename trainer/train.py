@@ -110,6 +110,15 @@ class Run:
         self.checkpoints = CheckpointWriter(  # collective
             folder.checkpoints, ranks, spec.config.checkpoint.keep, self._checkpoint_written
         )
+        self.validation = Validation(
+            spec.config.evaluation,
+            dataset,
+            folder,
+            ranks,
+            progress,
+            self.metrics,
+            hooks.on_evaluation,
+        )
 
     def train(self, resuming: bool) -> dict[str, Any]:
         """Collective."""
@@ -120,15 +129,6 @@ class Run:
         total_steps = self._total_steps(loader, place)
         self._describe(loader)
         recorder = self._recorder(total_steps, loader, place)
-        validation = Validation(
-            self.config.evaluation,
-            self.dataset,
-            self.folder,
-            self.ranks,
-            self.progress,
-            self.metrics,
-            self.hooks.on_evaluation,
-        )
         loop = TrainingLoop(
             model=self.model,
             optimizer=self.optimizer,
@@ -138,7 +138,7 @@ class Run:
             place=place,
             seed=self.config.training.seed,
             save=self._save,
-            evaluate=lambda at: validation.evaluate(self.model.module, at.step, at.epoch),
+            evaluate=lambda at: self.validation.evaluate(self.model.module, at.step, at.epoch),
         )
         batches = iter(loader)
         try:
@@ -217,6 +217,7 @@ class Run:
             "position": place.position,
             "rng": {"seed": self.config.training.seed, "rule": "seed_step(seed, step, rank)"},
             "dataset_digest": self.dataset.digest,
+            "validation": self.validation.state,
             "known_rows": {table.name: table.known_rows for table in self.inputs.tables},
             "config": self.config.to_json(),
         }
@@ -239,6 +240,7 @@ class Run:
         state = self._state()
         load(path, state)  # collective
         self.model.load_state_dict(state["model"])
+        self.validation.restore(facts["validation"])
         self.optimizer.load_state_dict(state["optimizer"])
         position = facts["position"]
         if facts["dataset_digest"] != self.dataset.digest:  # extended since: other rows, new epochs

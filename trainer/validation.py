@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from trainer.config import EvaluationConfig
 from trainer.data.schema import Dataset
@@ -12,6 +14,16 @@ from trainer.model import TwoTower
 from trainer.progress import Progress
 from trainer.ranks import Ranks
 from trainer.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the training loop does after an evaluation."""
+
+    best: bool = False
+    """The best so far: its checkpoint is kept."""
+    stop: bool = False
+    """Patience is at its end."""
 
 
 class Validation:
@@ -35,10 +47,21 @@ class Validation:
         self.progress = progress
         self.metrics = metrics
         self.best = float("-inf")
+        self.best_step: int | None = None
         self.since_best = 0
 
-    def evaluate(self, model: TwoTower, step: int, epoch: int) -> bool:
-        """Evaluate; True: patience is at its end. Collective."""
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: a resumed run goes on with the same best."""
+        return {"best": self.best, "best_step": self.best_step, "since_best": self.since_best}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.since_best = state["since_best"]
+
+    def evaluate(self, model: TwoTower, step: int, epoch: int) -> Verdict:
+        """Evaluate and compare with the best so far. Collective."""
         from trainer.retrieval.evaluate import evaluate_model
 
         started = time.perf_counter()
@@ -64,6 +87,8 @@ class Validation:
             )
         self.progress.message(f"epoch {epoch + 1}: validation {metric} {values[metric]:.4f}")
         better = values[metric] > self.best
-        self.best = max(self.best, values[metric])
+        if better:
+            self.best, self.best_step = values[metric], step
         self.since_best = 0 if better else self.since_best + 1
-        return self.config.patience is not None and self.since_best >= self.config.patience
+        patience = self.config.patience
+        return Verdict(best=better, stop=patience is not None and self.since_best >= patience)
