@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # CUDA wheels where a GPU answers, CPU wheels elsewhere; `make setup SET=cpu` overrides.
 SET ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/installed-$(SET)
+KERNELS := $(VENV)/kernels-$(SET)
 CODE := cluster trainer embeddings losses tests
 
 DEMO ?= demo
@@ -54,7 +55,12 @@ demo: $(STAMP)  ## Data, training on Ray, exact evaluation, ten recommendations:
 clean-demo:  ## Remove what `make demo` wrote
 	rm -rf $(DEMO)
 
-test: $(STAMP)  ## Unit tests, under two minutes on two cores
+$(KERNELS): $(STAMP) requirements/kernels.txt
+	@test $(SET) = cuda || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps -r requirements/kernels.txt
+	@touch $@
+
+test: $(KERNELS)  ## Unit tests, under two minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) -m "not faults and not gpu and not slow"
 
 lint: $(STAMP)
@@ -73,7 +79,7 @@ format: $(STAMP)  ## Put the code into its form
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-test-faults: $(STAMP)  ## Long tests: kills, hangs and cuts on a real Ray cluster
+test-faults: $(KERNELS)  ## Long tests: kills, hangs and cuts on a real Ray cluster
 	$(BIN)/python -m pytest -m "faults or slow" --timeout 900
 
 gpu-check: $(STAMP)  ## Tests and timings that need a CUDA device
