@@ -103,6 +103,15 @@ def export(arguments: Arguments, verbose: bool) -> int:
     return 0
 
 
+def compare(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.usage import parse
+    from trainer.compare.run import CompareArguments, compare
+
+    compare(parse(CompareArguments, "tandem compare", arguments))
+    return 0
+
+
 def resume(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.train import resume
@@ -184,6 +193,7 @@ COMMANDS = {
     "train": Command("Train a preset on a dataset, on Ray", train),
     "resume": Command("Go on with a run that stopped, as it was configured", resume),
     "evaluate": Command("Measure a run over the whole catalog, beside popularity", evaluate),
+    "compare": Command("Losses against each other at equal tuning budgets", compare),
     "recommend": Command("Items for a user", recommend),
     "similar": Command("Items like an item", similar),
     "export": Command("Embeddings and an index for serving", export),
