@@ -86,6 +86,8 @@ def test_old_rows_stay(tmp_path: Path, rule: str) -> None:
         for row in interactions(extended, split)
     }
     assert not held_out & trained
+    kept = sum(each.rows for each in extended.splits.values())
+    assert kept + sum(extended.dropped.values()) == extended.source["rows"] == len(OLD) + len(NEW)
 
 
 def test_attributes_and_titles(tmp_path: Path) -> None:

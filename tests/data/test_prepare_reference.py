@@ -66,6 +66,7 @@ def check_dataset(dataset: Dataset, rows: list[Row], follows_time: bool) -> None
     assert {each.position for each in kept} == set(expected)
     assert dataset.dropped.get("duplicate", 0) == duplicates
     assert dataset.dropped.get("neutral_rating", 0) == neutral
+    assert len(kept) + sum(dataset.dropped.values()) == dataset.source["rows"] == len(rows)
     for each in kept:
         source = expected[each.position]
         assert (each.user, each.item) == (source.user, source.item)

@@ -63,18 +63,23 @@ def history_tables(connection: duckdb.DuckDBPyConnection, history: History) -> N
 
 
 def _pool(history: History, feedback: int, pool: int) -> str:
-    """SELECT of user, k, n, recent."""
-    numbered = f"""SELECT user, item, count(*) OVER (PARTITION BY user) AS n,
-            row_number() OVER (PARTITION BY user ORDER BY moment, position) AS k
-        FROM kept WHERE feedback = {feedback} AND split <= {pool}"""
+    """SELECT of user, k, recent, and n where the pool is cyclic."""
+    source = f"FROM kept WHERE feedback = {feedback} AND split <= {pool}"
+    window = "PARTITION BY user ORDER BY moment, position"
+    frame = f"ROWS BETWEEN {history.length - 1} PRECEDING AND CURRENT ROW"
     if history.length == 0:
-        return f"SELECT user, k, n, {EMPTY} AS recent FROM ({numbered})"
-    if history.cyclic:
-        numbered = f"""WITH numbered AS ({numbered}) FROM numbered UNION ALL
-            SELECT user, item, n, k - n AS k FROM numbered WHERE k > n - {history.length}"""
-    return f"""SELECT user, k, n, list(item) OVER (PARTITION BY user ORDER BY k
-            ROWS BETWEEN {history.length - 1} PRECEDING AND CURRENT ROW) AS recent
-        FROM ({numbered})"""
+        return f"SELECT user, 0 AS k, 0 AS n, {EMPTY} AS recent {source} LIMIT 0"
+    if not history.cyclic:
+        return f"""SELECT user, row_number() OVER w AS k, list(item) OVER (w {frame}) AS recent
+            {source} WINDOW w AS ({window})"""
+    return f"""WITH numbered AS (
+            SELECT user, item, count(*) OVER (PARTITION BY user) AS n,
+                row_number() OVER ({window}) AS k
+            {source}),
+        wrapped AS (FROM numbered UNION ALL
+            SELECT user, item, n, k - n AS k FROM numbered WHERE k > n - {history.length})
+        SELECT user, k, n, list(item) OVER (PARTITION BY user ORDER BY k {frame}) AS recent
+        FROM wrapped"""
 
 
 def _cut(history: History, kind: str, own: str) -> str:

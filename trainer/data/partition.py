@@ -97,10 +97,12 @@ def _keep_rows(
     direction = "DESC" if plan.keep == "last" else "ASC"
     connection.execute(
         f"""CREATE TEMP TABLE pairs AS
-        SELECT * EXCLUDE (old), min(old) OVER pair AS old FROM {staged}
-        WINDOW pair AS (PARTITION BY user, item)
-        QUALIFY row_number() OVER (PARTITION BY user, item ORDER BY coalesce(given, 0),
-            moment {direction}, position {direction}) = 1"""
+        SELECT * EXCLUDE (old), min(old) OVER (pair ROWS BETWEEN UNBOUNDED PRECEDING
+            AND UNBOUNDED FOLLOWING) AS old
+        FROM {staged}
+        WINDOW pair AS (PARTITION BY user, item ORDER BY coalesce(given, 0),
+            moment {direction}, position {direction})
+        QUALIFY row_number() OVER pair = 1"""
     )
     rows = sql.number(connection, f"SELECT count(*) FROM {staged}")
     pairs, neutral = sql.one(
