@@ -27,7 +27,7 @@ class Jagged(NamedTuple):
 
 def take_bags(bags: Jagged, rows: np.ndarray) -> Jagged:
     """The bags `rows` in that order. Cost follows the rows taken, not the bags there are."""
-    return take_ranges(bags.values, bags.offsets[rows], bags.offsets[rows + 1])
+    return take_ranges(bags.values, bags.offsets.take(rows), bags.offsets[1:].take(rows))
 
 
 def take_ranges(values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Jagged:
@@ -48,8 +48,8 @@ def take_ranges(values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Jagg
     return Jagged(taken, offsets)
 
 
-def concatenate(parts: list[Jagged]) -> Jagged:
-    """All bags of `parts` in order."""
+def concatenate(parts: list[Jagged], dtype: type[np.signedinteger] = np.int64) -> Jagged:
+    """All bags of `parts` in order, their values as `dtype`, which must hold them."""
     sizes = np.array([part.offsets[-1] - part.offsets[0] for part in parts])
     shift = np.cumsum(sizes) - sizes
     offsets = [
@@ -57,7 +57,9 @@ def concatenate(parts: list[Jagged]) -> Jagged:
         for part, start in zip(parts, shift, strict=True)
     ]
     values = [part.values[part.offsets[0] : part.offsets[-1]] for part in parts]
-    return Jagged(np.concatenate(values), np.concatenate([*offsets, np.array([sizes.sum()])]))
+    return Jagged(
+        np.concatenate(values, dtype=dtype), np.concatenate([*offsets, np.array([sizes.sum()])])
+    )
 
 
 def from_arrow(column: pa.ChunkedArray) -> Jagged:

@@ -201,7 +201,7 @@ class Loader:
         if extra:
             start = self._rank * extra
             item_S[rows:] = self._sampler.draw(step.order.epoch, step.number, start, start + extra)
-        lists = {name: (_join(parts[name]), lengths[name]) for name in self._list_keys}
+        lists: dict[str, Bags] = {name: (parts[name], lengths[name]) for name in self._list_keys}
         return self._to_batch(step, user_B, item_S, feedback_B, lists)
 
     def _to_batch(
@@ -307,7 +307,3 @@ class Loader:
                 f"{self.dataset.path} was prepared without ratings, so it has no disliked items: "
                 "leave the key disliked out"
             )
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

@@ -1,9 +1,9 @@
 """Reading ahead: windows on a small pool, finished batches in a bounded queue.
 
-    pool threads: read and permute windows -> builder thread: batches -> queue -> consumer
+    readers: windows read and permuted -> loader thread: batches -> queue -> consumer
 
-An exception anywhere ends the stream and is raised in the consumer. The builder is a daemon that
-a finalizer stops and joins: when the stream is closed, collected, or the process ends.
+An exception anywhere ends the stream and is raised in the consumer. The loader thread is a daemon
+that a finalizer stops and joins: when the stream is closed, collected, or the process ends.
 """
 
 import queue

@@ -29,7 +29,7 @@ class Window:
     item_n: np.ndarray
     feedback_n: np.ndarray
     lists: dict[str, Jagged]
-    """"history" and "disliked", where asked for."""
+    """"history" and "disliked", where asked for; int32 if all ids fit."""
 
 
 @dataclass
@@ -57,6 +57,8 @@ class RowGroups:
             for file, metadata in enumerate(self._metadata)
             for group in range(metadata.num_row_groups)
         ]
+        # Half the memory to move, where every id fits; batches hold int64 again.
+        self._id_type = np.int32 if max(self.limits.values()) < 2**31 else np.int64
         self._open = threading.local()
         self._lock = threading.Lock()
         rows = [self._metadata[file].row_group(group).num_rows for file, group in self._groups]
@@ -83,7 +85,9 @@ class RowGroups:
             permutation = np.flatnonzero(feedback > 0)[permutation]
         lists = {
             name: permute_bags(
-                concatenate([part[1][name] for part in parts]), permutation, history_length
+                concatenate([part[1][name] for part in parts], self._id_type),
+                permutation,
+                history_length,
             )
             for name in self.columns[3:]
         }
