@@ -44,7 +44,8 @@ def build_loss(
         s+.
     precision: bf16 rounds the operands of the GEMMs; accumulation and reduction stay in float32.
     learn_temperature: the temperatures become parameters, kept above 0.01.
-    ring: the candidates given are this rank's own and visit the others one rank at a time.
+    ring: the candidates given are this rank's own and visit the others one rank at a time;
+        columns that one user alone sees count in this rank's rows.
     backend: auto takes the Triton kernel on CUDA where it has the masks asked for.
     block_columns, stripe_mebibytes: sizes of the walk; the buffer of a stripe is what memory it
         needs.

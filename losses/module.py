@@ -7,7 +7,7 @@ Shapes: B rows, C columns.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -165,12 +165,14 @@ class RetrievalLoss(nn.Module):
         if not self.form.counts_disliked:
             weight_B = torch.where(rows.feedback_B > 0, weight_B, 0.0)
         terms = RowTerms(self._formula(), self.form, rows, weight_B, restricted_count_B)
-        value, reduction_B, negatives_B = self._reduce(rows, candidates, scored, inputs, terms)
+        problem = self._problem(rows, candidates, scored)
+        value, reduction_B, negatives_B = self._reduce(problem, inputs, terms)
         with torch.no_grad():
             statistics = loss_statistics(
                 rows,
                 candidates,
                 scored,
+                torch.isfinite(problem.bias_C).sum(),
                 reduction_B,
                 negatives_B,
                 weight_B,
@@ -206,26 +208,24 @@ class RetrievalLoss(nn.Module):
             subtract_positive=self.name == "bpr",
         )
 
-    def _reduce(
-        self,
-        rows: Rows,
-        candidates: Candidates,
-        scored: Scored,
-        inputs: tuple[Tensor, ...],
-        terms: RowTerms,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, reduction_B, negatives_B) by the walk that fits."""
+    def _problem(self, rows: Rows, candidates: Candidates, scored: Scored) -> Problem:
+        """Collective with `ring`: ids, users and bias of all ranks' columns are gathered."""
+        bias_C = scored.bias_C
         if self.ring:
-            candidates, bias_C = gather_columns(candidates, scored.bias_C)  # collective
-            scored = replace(scored, bias_C=bias_C)
-        problem = Problem(
+            candidates, bias_C = gather_columns(candidates, bias_C)  # collective
+        return Problem(
             query_BD=scored.query_BD,
             candidate_CD=scored.candidate_CD,
-            bias_C=scored.bias_C,
+            bias_C=bias_C,
             rules=mask_rules(rows, candidates, self.mask_same_user, self.mask_history),
             element=self.form.element,
             bf16_gradients=self.precision == "bf16",
         )
+
+    def _reduce(
+        self, problem: Problem, inputs: tuple[Tensor, ...], terms: RowTerms
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, reduction_B, negatives_B) by the walk that fits. Collective with `ring`."""
         if self.ring:
             reduction_B, negatives_B = ring_reduction(problem, self.blocking, self._workspace)
         elif self._takes_kernel(problem):

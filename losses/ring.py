@@ -24,11 +24,14 @@ from losses.sizes import Blocking, Workspace
 
 def gather_columns(candidates: Candidates, bias_X: Tensor) -> tuple[Candidates, Tensor]:
     """Ids, users and bias of all ranks' columns, beside this rank's own embeddings. Collective."""
+    visible_to_C = candidates.visible_to_C
+    if visible_to_C is not None:
+        visible_to_C = gather_without_gradient(visible_to_C)  # collective
     everywhere = replace(
         candidates,
         id_C=gather_without_gradient(candidates.id_C),  # collective
         user_C=gather_without_gradient(candidates.user_C),  # collective
-        logq_C=gather_without_gradient(candidates.logq_C),  # collective
+        visible_to_C=visible_to_C,
     )
     return everywhere, gather_without_gradient(bias_X)  # collective
 

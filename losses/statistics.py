@@ -14,6 +14,7 @@ def loss_statistics(
     rows: Rows,
     candidates: Candidates,
     scored: Scored,
+    num_columns: Tensor,
     reduction_B: Tensor,
     negatives_B: Tensor,
     weight_B: Tensor,
@@ -21,8 +22,9 @@ def loss_statistics(
 ) -> dict[str, Tensor]:
     """0-d detached tensors, means over this rank's rows with weight; costs O((B + C) D).
 
-    Scores are scaled by the temperature; the positive's is corrected by log Q as in the loss, the
-    negatives' (mean over the columns given to this rank) is not.
+    num_columns: those that all rows see, of all ranks in a ring walk. Scores are scaled by the
+        temperature; the positive's is corrected by log Q as in the loss, the negatives' (mean over
+        the columns given to this rank) is not.
     """
     share_B = (weight_B > 0).to(scored.positive_B.dtype)
     share_B = share_B / share_B.sum().clamp(min=1)
@@ -41,7 +43,7 @@ def loss_statistics(
         "positive_score_mean": (scored.positive_B.detach() * share_B).sum(),
         "negative_score_mean": ((scored.query_BD.detach()[:, :width] @ mean_D) * share_B).sum(),
         "negatives_mean": (negatives_B * share_B).sum(),
-        "hit_share": ((1 - negatives_B / num_seen) * share_B).sum(),
+        "hit_share": ((1 - negatives_B / num_columns.clamp(min=1)) * share_B).sum(),
         "empty_rows": ((negatives_B <= 0) & (weight_B > 0)).sum().to(scored.positive_B.dtype),
         "logq_mean": logq_mean,
         "logq_spread": torch.sqrt(logq_variance),

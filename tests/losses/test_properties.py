@@ -220,3 +220,19 @@ def test_queries_and_positives_must_agree() -> None:
     rows, _ = make_case()
     with pytest.raises(ValueError, match="encode one positive a row"):
         replace(rows, positive_BD=rows.positive_BD[:-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ring_on_one_rank_equals_the_gathered_walk(name: Any) -> None:
+    rows, candidates = make_case()
+    gathered, expected = build_loss(name)(rows, candidates)
+    value, statistics = build_loss(name, ring=True, block_columns=8)(rows, candidates)
+    assert value.item() == pytest.approx(gathered.item())
+    for key, wanted in expected.items():
+        assert statistics[key].item() == pytest.approx(wanted.item())
+    for gradient, wanted in zip(
+        torch.autograd.grad(value, leaves(rows, candidates)),
+        torch.autograd.grad(gathered, leaves(rows, candidates)),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, wanted)
