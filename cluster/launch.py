@@ -48,6 +48,8 @@ class LaunchOptions:
     """An elastic run waits so long for room for its least number of workers."""
     discovery_port: int = 9480
     """First port tried for Prometheus' service discovery."""
+    discovery_host: str = "127.0.0.1"
+    """Address it listens on; 0.0.0.0 where Prometheus is elsewhere."""
     verbose: bool = False
     """Let Ray and the libraries speak."""
 
@@ -79,7 +81,9 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
         workers.check_fits(resources)
         check_divides(workers, spec.config.training.global_batch_size)
         progress = stack.enter_context(TerminalProgress())
-        discovery = ServiceDiscovery(Path(spec.out).name, port=options.discovery_port)
+        discovery = ServiceDiscovery(
+            Path(spec.out).name, options.discovery_host, options.discovery_port
+        )
         stack.enter_context(discovery)
         if spec.config.metrics.enabled:
             progress.message(f"metrics: {discovery.url}")

@@ -9,12 +9,12 @@ The driver serves it from its start to its end. Ranks come and go with restarts;
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
+
+from trainer.small_http import Page, SmallServer
 
 DEFAULT_PORT = 9480
 PORTS_TRIED = 20
-REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 class ServiceDiscovery:
@@ -31,10 +31,7 @@ class ServiceDiscovery:
         self._targets: dict[int, str] = {}
         self._lock = threading.Lock()
         self._http = self._listen(host, port)
-        self.url = f"http://{host}:{self._http.server_address[1]}/targets"
-        self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(0.1,), name="tandem-discovery", daemon=True
-        )
+        self.url = f"http://{host}:{self._http.port}/targets"
 
     def set_target(self, rank: int, address: str) -> None:
         """Rank `rank` serves its metrics at `address` ("host:port") from now on."""
@@ -57,7 +54,6 @@ class ServiceDiscovery:
         return json.dumps(groups).encode()
 
     def __enter__(self) -> "ServiceDiscovery":
-        self._thread.start()
         return self
 
     def __exit__(
@@ -66,41 +62,17 @@ class ServiceDiscovery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        self._http.close()
 
-    def _listen(self, host: str, port: int) -> ThreadingHTTPServer:
+    def _listen(self, host: str, port: int) -> SmallServer:
+        pages = {"/targets": Page("application/json", self.render)}
         ports = range(port, port + PORTS_TRIED if port else 1)
         for tried in ports:
             try:
-                server = ThreadingHTTPServer((host, tried), _handler_of(self))
+                return SmallServer(host, tried, pages, "tandem-discovery")
             except OSError:  # taken, by another run
                 continue
-            server.daemon_threads = True
-            return server
         raise ValueError(
             f"no free port for service discovery on {host} in {ports[0]}..{ports[-1]}; "
             "end a run that is no longer needed"
         )
-
-
-def _handler_of(discovery: ServiceDiscovery) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = REQUEST_TIMEOUT_SECONDS
-
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] != "/targets":
-                self.send_error(404)
-                return
-            body = discovery.render()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Requests are not news."""
-
-    return Handler

@@ -41,6 +41,8 @@ class OnRay:
     """Seconds that --workers LEAST..MOST waits for room for LEAST."""
     discovery_port: int = 9480
     """First port tried for the list of metrics endpoints that Prometheus reads."""
+    discovery_host: str = "127.0.0.1"
+    """Address that list is served on; 0.0.0.0 where Prometheus runs elsewhere."""
 
     def options(self, verbose: bool) -> LaunchOptions:
         return LaunchOptions(
@@ -51,6 +53,7 @@ class OnRay:
             resize_seconds=self.resize_every,
             patience_seconds=self.patience,
             discovery_port=self.discovery_port,
+            discovery_host=self.discovery_host,
             verbose=verbose,
         )
 

@@ -51,9 +51,11 @@ def panel_rows() -> list[dict[str, Any]]:
     """The panels that metrics.jsonl and validation.jsonl can feed, by row, each once."""
     seen: set[str] = set()
     rows = []
+    chosen: list[dict[str, Any]] = []
     for dashboard in DASHBOARDS:
         for title, panels in dashboard.rows:
-            chosen = []
+            if len(chosen) > 1:  # a single panel joins the next row
+                chosen = []
             for panel in panels:
                 if panel.keys and panel.title not in seen:
                     seen.add(panel.title)
@@ -66,5 +68,6 @@ def panel_rows() -> list[dict[str, Any]]:
                             "log": panel.log_scale,
                         }
                     )
-            rows.append({"title": title, "panels": chosen})
-    return [row for row in rows if row["panels"]]
+            if len(chosen) > 1:
+                rows.append({"title": title, "panels": chosen})
+    return rows

@@ -2,7 +2,7 @@
 // drawChart(card, {title, help, unit, xLabel, log, series: [{name, x, y, color, dash, points}], marks: [x]})
 "use strict";
 const SVG = "http://www.w3.org/2000/svg";
-const W = 460, H = 210, LEFT = 56, RIGHT = 12, TOP = 10, BOTTOM = 34;
+const W = 460, H = 230, LEFT = 62, RIGHT = 14, TOP = 10, BOTTOM = 40;
 const DASHES = ["", "7 4", "2 4", "9 3 2 3", "4 2", "1 3"];
 const color = (index) => `var(--c${index % 8})`;
 
@@ -120,7 +120,7 @@ function drawAxes(svg, spec, x, y) {
   for (const tick of across) {
     const label = spec.xNames ? spec.xNames[tick] : shortNumber(tick);
     const anchor = label.length < 6 ? "middle" : tick === across[0] ? "start" : tick === across.at(-1) ? "end" : "middle";
-    node("text", { x: x.place(tick), y: H - BOTTOM + 15, "text-anchor": anchor }, svg, label);
+    node("text", { x: x.place(tick), y: H - BOTTOM + 17, "text-anchor": anchor }, svg, label);
   }
   node("text", { x: (LEFT + W - RIGHT) / 2, y: H - 4, "text-anchor": "middle" }, svg, spec.xLabel || "step");
 }
