@@ -77,10 +77,13 @@ def test_drawn_neighbours_keep_the_sum_and_leave_the_partner_out(tmp_path: Path)
 
 def test_a_position_of_a_list_counts_from_the_most_recent() -> None:
     lists = {"history": (np.array([5, 6, 7, 8]), np.array([3, 0, 1]))}
-    assert list_bags("history@0", lists)[0].tolist() == [7, 8]
-    assert list_bags("history@0", lists)[1].tolist() == [1, 0, 1]
-    assert list_bags("history@2", lists)[0].tolist() == [5]
-    assert list_bags("history@2", lists)[1].tolist() == [1, 0, 0]
+
+    def position(key: str) -> tuple[list[int], list[int]]:
+        values, lengths = list_bags(key, lists)
+        return np.asarray(values).tolist(), lengths.tolist()
+
+    assert position("history@0") == ([7, 8], [1, 0, 1])
+    assert position("history@2") == ([5], [1, 0, 0])
 
 
 def test_empty_positions_change_nothing() -> None:
