@@ -18,6 +18,7 @@ def source_of(name: str) -> Path:
     return path
 
 
+@pytest.mark.timeout(600)  # some ten CPU seconds, on a machine that may be shared
 def test_gowalla(tmp_path: Path) -> None:
     dataset = make(source_of("gowalla"), tmp_path / "out", memory_limit="1GB", threads=2)
     assert (dataset.num_users, dataset.num_items) == (29_858, 40_981)
