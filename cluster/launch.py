@@ -9,6 +9,7 @@ A failed group of workers is started anew from the last checkpoint, at most `max
 the user's mistakes are not tried again. The user reads the first cause, in one message.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from typing import Any
 from cluster.elastic import check_divides
 from cluster.groups import Groups
 from cluster.heartbeat import Heartbeat
-from cluster.relay import RelayProgress, RelayReader, start_relay
+from cluster.relay import RelayLog, RelayProgress, RelayReader, start_relay
 from cluster.service_discovery import ServiceDiscovery
 from cluster.session import ray_session
 from cluster.workers import Workers
@@ -123,6 +124,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     relay, rank = payload["relay"], int(os.environ["RANK"])
     if rank == 0:
         relay.put.remote("world_size", int(os.environ["WORLD_SIZE"]))
+        logging.getLogger("trainer").addHandler(RelayLog(relay))
     heartbeat = Heartbeat(relay, payload["group"], rank)
     heartbeat.start()
     hooks = Hooks(

@@ -6,6 +6,7 @@ gathers what they say; the driver reads it a few times a second and shows it.
     worker: RelayProgress --put--> Relay (actor) --take--> RelayReader (thread) :driver
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -87,6 +88,17 @@ class RelayProgress:
 
     def close(self) -> None:
         """The driver ends its own display."""
+
+
+class RelayLog(logging.Handler):
+    """Sends a worker's own errors (a damaged checkpoint, for one) to the user's terminal."""
+
+    def __init__(self, relay: Any) -> None:
+        super().__init__(logging.ERROR)
+        self._relay = relay
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._relay.put.remote("message", record.getMessage())
 
 
 class RelayReader:

@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import TracebackType
 
-from tests.cluster.nodes import descendants
+from tests.cluster.nodes import descendants, kill_quietly
 
 SMALL = (
     "--model.dim=8",
@@ -18,11 +19,14 @@ SMALL = (
     "--training.log-every-steps=1",
     "--evaluation.every-epochs=0",
 )
-WAIT_SECONDS = 240
+WAIT_SECONDS = 300  # far more than it takes, on a machine that does other things too
 
 
 class TrainRun:
-    """A run of `tandem train demo`; its output is gathered as it comes."""
+    """A run of `tandem train demo`; its output is gathered as it comes.
+
+    A context manager: leaving it leaves no process behind.
+    """
 
     def __init__(self, data: Path, out: Path, *flags: str, workers: str = "2") -> None:
         self.out = out
@@ -44,6 +48,20 @@ class TrainRun:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def __enter__(self) -> "TrainRun":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for pid in (*descendants(self.process.pid), self.process.pid):
+            if self.process.poll() is None:
+                kill_quietly(pid)
+        self.process.wait()
 
     def _read(self) -> None:
         assert self.process.stdout is not None

@@ -11,8 +11,8 @@ from tests.datasets import make_dataset
 @pytest.mark.timeout(300)
 def test_two_workers_train_and_ray_stays_quiet(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data")
-    run = TrainRun(tmp_path / "data", tmp_path / "run", "--training.max-steps=6")
-    assert run.finish() == 0, run.text
+    with TrainRun(tmp_path / "data", tmp_path / "run", "--training.max-steps=6") as run:
+        assert run.finish() == 0, run.text
     first, *steps, last = run.lines
     assert first.startswith("metrics: http://127.0.0.1:")
     assert all(line.startswith("training  ") for line in steps), run.text

@@ -1,6 +1,7 @@
 """What launching is made of, without starting Ray: workers, causes, pulses, discovery, relay."""
 
 import json
+import logging
 import threading
 import time
 import urllib.error
@@ -14,12 +15,13 @@ from ray.train import ControllerError, WorkerGroupError
 from cluster.elastic import GroupWatch, check_divides, choose, wait_for_room
 from cluster.failures import RunFailedError, first_cause
 from cluster.heartbeat import SILENT_SECONDS, Pulses
-from cluster.relay import RelayProgress
+from cluster.relay import RelayLog, RelayProgress
 from cluster.service_discovery import ServiceDiscovery
 from cluster.session import Resources, join_message
 from cluster.usage import UsageError
 from cluster.workers import Workers
 from trainer.progress import SilentProgress
+from trainer.small_http import PAGE_SECONDS
 
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:41312")
 
@@ -197,6 +199,7 @@ class TestPulses:
 
 class TestServiceDiscovery:
     def read(self, url: str) -> list[dict[str, Any]]:
+        time.sleep(2 * PAGE_SECONDS)  # a page is not made anew sooner
         with urllib.request.urlopen(url, timeout=5) as answer:
             assert answer.headers["Content-Type"] == "application/json"
             return json.load(answer)
@@ -247,6 +250,15 @@ def test_relayed_updates_are_thinned_but_the_last_one_arrives() -> None:
     assert relay.sent[0] == ("update", "training", 1, 1000, {"loss": 1.0})
     assert relay.sent[-2] == ("update", "training", 1000, 1000, {"loss": 1.0})
     assert relay.sent[-1] == ("message", "done", {})
+
+
+def test_a_workers_errors_reach_the_user() -> None:
+    relay = FakeRelay()
+    logger = logging.getLogger("tests.relayed")
+    logger.addHandler(RelayLog(relay))
+    logger.error("checkpoint %s is damaged", "step-00000004")
+    logger.warning("not this")
+    assert relay.sent == [("message", "checkpoint step-00000004 is damaged", {})]
 
 
 def test_joining_says_what_to_set() -> None:
