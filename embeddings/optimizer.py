@@ -31,8 +31,13 @@ def fuse_table_optimizer(
         device_type: "cpu" or "cuda"; FBGEMM has Adam on CUDA alone.
 
     Raises:
-        ValueError: for Adam on a CPU.
+        ValueError: for Adam, or weight decay, on a CPU.
     """
+    if weight_decay and device_type == "cpu":
+        raise ValueError(
+            f"optimizer.table_weight_decay={weight_decay}: FBGEMM's CPU kernels leave weight decay "
+            "out without a word; on CPUs use loss.embedding_penalty"
+        )
     if name == "adam" and device_type == "cpu":
         raise ValueError(
             "optimizer.tables='adam' runs on GPUs only (FBGEMM has no CPU kernel for it); "

@@ -34,8 +34,13 @@ def build_model(
     if known_rows is not None:
         inputs = inputs.sized(known_rows)
     torch.manual_seed(config.training.seed)
-    task, averaging = build_task(config, dataset), config.optimizer.tower_averaging
-    model = TwoTower(config.model, inputs, task, averaging)
+    model = TwoTower(
+        config.model,
+        inputs,
+        build_task(config, dataset),
+        averaging=config.optimizer.tower_averaging,
+        penalty=config.loss.embedding_penalty,
+    )
     fuse_table_optimizer(
         model.embeddings,
         config.optimizer.tables,

@@ -186,8 +186,17 @@ class LossConfig:
     """Leave out columns that the same user has as positives in the global batch."""
     mask_history: bool = False
     """Leave out columns that are in the row's own history."""
+    embedding_penalty: float = 0.0
+    """L2 on what a step looks up (each feature's pooled embedding), a row's mean: regularises the
+    touched rows with every table optimizer."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Operands of the score products; accumulation and reduction are fp32 in both."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.embedding_penalty >= 0,
+            f"loss.embedding_penalty={self.embedding_penalty}: must not be negative",
+        )
 
     @property
     def uses_dislikes(self) -> bool:
@@ -237,7 +246,7 @@ class OptimizerConfig:
     table_learning_rate: float = 0.05
     """Peak learning rate of the tables."""
     table_weight_decay: float = 0.0
-    """L2 on the rows a step touches."""
+    """L2 on the rows a step touches, on GPUs; on CPUs see loss.embedding_penalty."""
     tower_learning_rate: float = 1e-3
     """Peak learning rate of the towers (AdamW)."""
     tower_weight_decay: float = 0.0

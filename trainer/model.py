@@ -10,6 +10,7 @@ import copy
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
@@ -57,8 +58,12 @@ class Head(nn.Module):
     branch on shapes and call collectives.
     """
 
-    def __init__(self, towers: Towers, task: RetrievalTask, averaging: float) -> None:
+    def __init__(
+        self, towers: Towers, task: RetrievalTask, averaging: float, penalty: float
+    ) -> None:
         super().__init__()
+        self.penalty = penalty
+        """Weight of the L2 of looked-up embeddings; not part of the loss that is shown."""
         self.towers = towers
         self.task = task
         self.averaging = averaging
@@ -74,7 +79,19 @@ class Head(nn.Module):
         parts = self.towers.split(pooled, batch.features)
         query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0])
         candidate_SO = self.towers.encode_candidates(parts)
-        return self.task(query_BO, candidate_SO, batch)
+        value, outputs = self.task(query_BO, candidate_SO, batch)
+        if self.penalty:
+            value = value + self.penalty * mean_square(parts, batch)
+        return value, outputs
+
+
+def mean_square(parts: dict[str, Tensor], batch: Any) -> Tensor:
+    """Half the squared length of all looked-up embeddings, a row of the global batch; 0-d.
+
+    This rank's share times the number of ranks, as the loss is. No collective.
+    """
+    total = torch.stack([part.square().sum() for part in parts.values()]).sum()
+    return 0.5 * total * (dist.get_world_size() / batch.global_rows)
 
 
 class TwoTower(nn.Module):
@@ -86,14 +103,19 @@ class TwoTower(nn.Module):
     """
 
     def __init__(
-        self, model: ModelConfig, inputs: Inputs, task: RetrievalTask, averaging: float = 0.0
+        self,
+        model: ModelConfig,
+        inputs: Inputs,
+        task: RetrievalTask,
+        averaging: float = 0.0,
+        penalty: float = 0.0,
     ) -> None:
         super().__init__()
         self.inputs = inputs
         self.embeddings = build_embedding_bags(
             inputs.tables, weighted=inputs.neighbours is not None
         )
-        self.head = Head(Towers(model, inputs), task, averaging)
+        self.head = Head(Towers(model, inputs), task, averaging, penalty)
         self.unknown_ids: dict[str, Tensor | int] = {}
         """Ids met by `encode_*` so far that no table row stands for, by feature."""
 
