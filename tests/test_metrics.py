@@ -68,8 +68,8 @@ def test_device_means_are_means_since_the_last_reading() -> None:
     means = DeviceMeans()
     loss = torch.tensor(3.0, requires_grad=True)
     means.add({"loss": loss, "hit_share": torch.tensor(0.5)})
-    means.add({"loss": torch.tensor(5.0)})
-    assert means.read() == {"loss": 4.0, "hit_share": 0.5}  # (3 + 5) / 2, 0.5 / 1
+    means.add({"loss": torch.tensor(5.0), "hit_share": torch.tensor(1.0, dtype=torch.float64)})
+    assert means.read() == {"loss": 4.0, "hit_share": 0.75}  # (3 + 5) / 2, (0.5 + 1) / 2
     assert means.read() == {}
     means.add({"loss": torch.tensor(7.0, dtype=torch.bfloat16)})
     assert means.read() == {"loss": 7.0}

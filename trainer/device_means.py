@@ -14,29 +14,28 @@ class DeviceMeans:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._names: tuple[str, ...] = ()
+        self._sums: torch.Tensor | None = None
+        self._count = 0
 
+    @torch.no_grad()
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add one observation of each value; tensors are 0-d and are not kept."""
-        for name, value in values.items():
-            detached = value.detach().float()
-            if name in self._sums:
-                self._sums[name] += detached
-                self._counts[name] += 1
-            else:
-                self._sums[name] = detached.clone()
-                self._counts[name] = 1
+        """Add one observation of each value: 0-d tensors, the same names until `read`.
+
+        Two small kernels, however many values there are.
+        """
+        observed = torch.stack([value.float() for value in values.values()])
+        if self._sums is None:
+            self._names, self._sums = tuple(values), observed
+        else:
+            assert self._names == tuple(values), "other values than since the last reading"
+            self._sums += observed
+        self._count += 1
 
     def read(self) -> dict[str, float]:
         """The means since the last call, and start anew. One device-to-host sync."""
-        if not self._sums:
+        if self._sums is None:
             return {}
-        sums = torch.stack(list(self._sums.values())).tolist()  # the sync
-        counts = list(self._counts.values())
-        means = {
-            name: total / count for name, total, count in zip(self._sums, sums, counts, strict=True)
-        }
-        self._sums.clear()
-        self._counts.clear()
-        return means
+        means = (self._sums / self._count).tolist()  # the sync
+        self._sums, self._count = None, 0
+        return dict(zip(self._names, means, strict=True))

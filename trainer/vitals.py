@@ -140,9 +140,10 @@ class Vitals:
         if not head.training:
             return
         self._step += 1
-        values = arguments[0].values()
-        if self._step % self._every_steps == 0 and values.requires_grad:
-            values.register_hook(self._keep_pooled_norm)
+        if self._step % self._every_steps == 0:
+            values = arguments[0].values()
+            if values.requires_grad:
+                values.register_hook(self._keep_pooled_norm)
 
     def _keep_pooled_norm(self, gradient: Tensor) -> None:
         self._pooled_norm = gradient.detach().float().norm()

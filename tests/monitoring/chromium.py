@@ -37,7 +37,7 @@ def visit(url: str, folder: Path, dark: bool = False) -> Visit:
             "--disable-sync",
             "--disable-default-apps",
             "--disable-extensions",
-            "--disable-features=OptimizationHints,MediaRouter",
+            "--disable-domain-reliability",
         ),
         f"--user-data-dir={folder / 'profile'}",
         f"--log-net-log={log}",
@@ -47,15 +47,15 @@ def visit(url: str, folder: Path, dark: bool = False) -> Visit:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     console = re.findall(r"CONSOLE[^\]]*\] (.*)", done.stderr)
-    return Visit(done.stdout, console, requested(log))
+    return Visit(done.stdout, console, requested(log, url))
 
 
-def requested(log: Path) -> set[str]:
-    """Addresses in Chromium's network log that a page asked for."""
-    events = json.loads(log.read_text())["events"]
+def requested(log: Path, page: str) -> set[str]:
+    """Addresses in Chromium's network log that the page, not the browser itself, asked for."""
+    origin = "null" if page.startswith("file:") else page.rstrip("/")
+    events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
     return {
-        event["params"]["url"]
+        event["url"]
         for event in events
-        if event.get("params", {}).get("url")
-        and event["params"].get("initiator") != "not an origin"
+        if "url" in event and str(event.get("initiator", "")).startswith((origin, "file:"))
     }

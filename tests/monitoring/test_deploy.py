@@ -154,8 +154,8 @@ def test_prometheus_finds_the_pods() -> None:
 
 def commands() -> list[str]:
     """Every `tandem ...` in these files."""
-    texts = [re.sub(r"\\?\n#\s+", " ", file.read_text()) for file in [DEPLOY / "compose.yaml"]]
-    compose = re.search(r"ray-head (tandem train [^\n]*)", texts[0])
+    text = re.sub(r"\\\n#\s+", " ", (DEPLOY / "compose.yaml").read_text())
+    compose = re.search(r"ray-head (tandem train [^\n]*)", text)
     assert compose is not None
     return [each["spec"]["entrypoint"] for each in of_kind("RayJob")] + [compose.group(1)]
 

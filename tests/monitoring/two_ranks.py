@@ -50,8 +50,9 @@ class Scraped:
         return self._get("query", query=expression)["result"]
 
     def value(self, expression: str) -> float:
-        found = self.query(expression)
-        assert found, f"no data: {expression}"
+        """The first series' value, waiting for a scrape that came in time."""
+        self.wait(lambda: bool(self.query(expression)))
+        found = self.query(f"last_over_time(({expression})[1m:1s])")
         return float(found[0]["value"][1])
 
     def firing(self) -> set[str]:

@@ -1,0 +1,81 @@
+"""What metrics cost: CPU time of all that is there for them, against that of the steps."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.datasets import make_dataset
+from tests.test_training import small_config
+from trainer.metrics import RankMetrics
+from trainer.phases import PhaseClock
+from trainer.progress import SilentProgress
+from trainer.recorder import Recorder
+from trainer.run import RunSpec
+from trainer.train import run_worker
+from trainer.vitals import Vitals
+
+MOST_SHARE = 0.01
+REALISTIC = {
+    "model": {"dim": 64, "output_dim": 64, "hidden": (128,)},
+    "training": {"epochs": 80, "global_batch_size": 2048, "log_every_steps": 50, "max_steps": 200},
+    "checkpoint": {"every_steps": 1000},
+    "metrics": {"enabled": True},
+}
+
+
+class Meter:
+    """CPU seconds of this thread spent in some functions, nested calls counted once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.by_name: dict[str, float] = {}
+        self._depth = 0
+
+    def metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*arguments: Any, **keywords: Any) -> Any:
+            self._depth += 1
+            started = time.thread_time()
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self.seconds += time.thread_time() - started
+                    name = function.__qualname__
+                    spent = self.by_name.get(name, 0.0) + time.thread_time() - started
+                    self.by_name[name] = spent
+
+        return measured
+
+
+@pytest.mark.slow
+def test_metrics_cost_less_than_a_hundredth_of_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path / "data", users=300, items=200, rows=6000, row_group_rows=1024)
+    meter = Meter()
+    for owner, name in (
+        (Recorder, "record"),
+        (Recorder, "flush"),
+        (PhaseClock, "start"),
+        (PhaseClock, "stop"),
+        (PhaseClock, "end_step"),
+        (Vitals, "_before_head"),
+        (Vitals, "_keep_pooled_norm"),
+        (RankMetrics, "render"),
+    ):
+        monkeypatch.setattr(owner, name, meter.metered(getattr(owner, name)))
+    spec = RunSpec(
+        "ml-100k", small_config(**REALISTIC), str(tmp_path / "data"), str(tmp_path / "r")
+    )
+    started = time.thread_time()
+    run_worker(spec, SilentProgress())
+    whole = time.thread_time() - started
+    share = meter.seconds / (whole - meter.seconds)
+    print(
+        f"metrics took {meter.seconds:.3f} s of {whole:.2f} s of CPU: {share:.2%}; {meter.by_name}"
+    )
+    assert share < MOST_SHARE
