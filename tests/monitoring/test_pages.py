@@ -68,7 +68,7 @@ def test_the_report_opens_cleanly(evaluated: Path, tmp_path: Path) -> None:
         "Throughput",
     ):
         assert title in seen.dom
-    assert "No values yet" not in seen.dom
+    assert ">No values yet" not in seen.dom
     assert seen.dom.count("<svg") >= 20
 
 
@@ -98,6 +98,16 @@ def test_the_live_page_opens_cleanly(live: LivePage, tmp_path: Path) -> None:
 def test_the_live_page_has_every_panel_that_the_runs_files_can_feed() -> None:
     shown = {panel["title"] for row in panel_rows() for panel in row["panels"]}
     assert shown == {p.title for d in DASHBOARDS for p in d.panels if p.keys}
+
+
+@pytest.mark.slow
+@needs("chromium")
+def test_the_check_itself_sees_errors_and_requests(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text('<img src="http://example.invalid/a.png"><script>missing();</script>')
+    seen = visit(page.as_uri(), tmp_path)
+    assert seen.outside == {"http://example.invalid/a.png"}
+    assert any("missing is not defined" in line for line in seen.console)
 
 
 @pytest.mark.slow
