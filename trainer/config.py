@@ -371,6 +371,11 @@ class Config:
             "loss.mask_history masks the items of the row's history, which the batch only holds "
             "with model.use_history",
         )
+        require(
+            self.evaluation.every_epochs == 0 or "validation" not in self.data.train_splits,
+            "data.train_splits has 'validation', so evaluating on it while training says nothing: "
+            "set evaluation.every_epochs to 0",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for RUN/config.json."""

@@ -93,12 +93,15 @@ class RunFolder:
                 f"{before['dataset_digest'][:12]}, now {dataset.digest[:12]}); resume with the "
                 "data of then, extend it by `tandem prepare --extend`, or start a new run"
             )
+        # Read back as a config, so that fields added since have their defaults.
+        config_then = Config.from_json(before["config"]).to_json()
+        config_now = spec.config.to_json()
         for section in ("model", "loss", "negatives"):
-            then, now = before["config"][section], spec.config.to_json()[section]
+            then, now = config_then[section], config_now[section]
             changed = [
-                f"--{section}.{key}: was {json.dumps(then.get(key))}, now {json.dumps(now[key])}"
+                f"--{section}.{key}: was {json.dumps(then[key])}, now {json.dumps(now[key])}"
                 for key in now
-                if json.dumps(then.get(key)) != json.dumps(now[key])
+                if then[key] != now[key]
             ]
             if changed:
                 raise ValueError(

@@ -118,6 +118,7 @@ class Run:
             progress,
             self.metrics,
             hooks.on_evaluation,
+            spec.config.data.history_length,
         )
 
     def train(self, resuming: bool) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class Validation:
         progress: Progress,
         metrics: RankMetrics,
         on_evaluation: Callable[[dict[str, float]], None],
+        history_length: int | None,
     ) -> None:
+        self.history_length = history_length
         self.on_evaluation = on_evaluation
         self.config = config
         self.dataset = dataset
@@ -72,6 +74,7 @@ class Validation:
             self.ranks,
             ks=self.config.k,
             users=self.config.users,
+            history_length=self.history_length,
         )
         self.metrics.observe("tandem_evaluation_seconds", time.perf_counter() - started)
         for name, value in values.items():
