@@ -74,10 +74,11 @@ function logTicks(low, high) {
   return inside.length >= 2 ? inside : niceTicks(low, high, 4, 10);
 }
 
-function scale(values, log, from, to, padded) {
+function scale(values, log, from, to, padded, fromZero) {
   let low = Math.min(...values), high = Math.max(...values);
+  const zero = low === 0 && high === 0;
   if (padded && !log) {
-    if (low >= 0 && low < 0.5 * high) low = 0;
+    if (low >= 0 && (low < 0.5 * high || fromZero)) low = 0;
     const least = Math.abs(high) * 0.02 || 1; // constants are not magnified into noise
     const room = Math.max((high - low) * 0.06, (least - (high - low)) / 2);
     if (low !== 0) low -= room;
@@ -87,7 +88,7 @@ function scale(values, log, from, to, padded) {
   const map = log ? Math.log10 : (value) => value;
   const span = map(high) - map(low) || 1;
   const place = (value) => from + ((map(value) - map(low)) / span) * (to - from);
-  return { low, high, place };
+  return { low, high, zero, place };
 }
 
 function drawChart(card, spec) {
@@ -98,7 +99,7 @@ function drawChart(card, spec) {
   if (!series.length) { card.append(element("p", "", "No values yet.")); return; }
   const svg = node("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": spec.title });
   const x = scale(series.flatMap((one) => one.x), spec.logX, LEFT, W - RIGHT, false);
-  const y = scale(series.flatMap((one) => one.y.filter(usable)), spec.log, H - BOTTOM, TOP, true);
+  const y = scale(series.flatMap((one) => one.y.filter(usable)), spec.log, H - BOTTOM, TOP, true, spec.fromZero);
   drawAxes(svg, spec, x, y);
   for (const mark of spec.marks || []) {
     if (mark >= x.low && mark <= x.high) node("line", { class: "restart", x1: x.place(mark), x2: x.place(mark), y1: TOP, y2: H - BOTTOM }, svg);
@@ -110,7 +111,7 @@ function drawChart(card, spec) {
 }
 
 function drawAxes(svg, spec, x, y) {
-  const ticks = spec.log ? logTicks(y.low, y.high) : niceTicks(y.low, y.high, 4, spec.unit === "bytes" ? 1024 : 10);
+  const ticks = y.zero ? [0] : spec.log ? logTicks(y.low, y.high) : niceTicks(y.low, y.high, 4, spec.unit === "bytes" ? 1024 : 10);
   for (const tick of ticks) {
     node("line", { class: "grid-line", x1: LEFT, x2: W - RIGHT, y1: y.place(tick), y2: y.place(tick) }, svg);
     node("text", { x: LEFT - 7, y: y.place(tick) + 4, "text-anchor": "end" }, svg, tickLabel(tick, spec.unit));

@@ -12,19 +12,14 @@ function valuesOf(run, key) {
 
 // One run: a colour a key. Several runs: a colour a run, a dash a key.
 function panelSeries(panel, runs) {
-  const keys = [];
-  const made = [];
-  runs.forEach((run, number) => {
-    for (const [name, x, y] of panel.keys.flatMap((key) => valuesOf(run, key))) {
-      if (!keys.includes(name)) keys.push(name);
-      const at = keys.indexOf(name);
-      const label = name.replaceAll("_", " ");
-      made.push(runs.length === 1
-        ? { name: label, x, y, color: color(at) }
-        : { name: panel.keys.length > 1 || keys.length > 1 || panel.keys[0] === "@" ? `${run.name} ${label}` : run.name, x, y, color: color(number), dash: DASHES[at % DASHES.length] });
-    }
+  const found = runs.flatMap((run, number) =>
+    panel.keys.flatMap((key) => valuesOf(run, key)).map(([key, x, y]) => ({ run, number, key, x, y })));
+  const keys = [...new Set(found.map((one) => one.key))];
+  return found.map(({ run, number, key, x, y }) => {
+    const at = keys.indexOf(key), label = key.replaceAll("_", " ");
+    if (runs.length === 1) return { name: label, x, y, color: color(at) };
+    return { name: keys.length > 1 ? `${run.name} ${label}` : run.name, x, y, color: color(number), dash: DASHES[at % DASHES.length] };
   });
-  return made;
 }
 
 function drawPanel(card, panel, runs) {

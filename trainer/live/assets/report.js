@@ -56,7 +56,7 @@ function startsChart(card, runs) {
     return { name: run.name, x, y, color: color(number) };
   });
   const count = runs.map((run) => `${run.name}: ${run.starts.length - 1}`).join(", ");
-  drawChart(card, { title: "Ranks and restarts", help: `Restarts, each from its checkpoint (dashed) — ${count}.`, unit: "", series, alwaysLegend: runs.length > 1, marks: runs.length === 1 ? runs[0].starts.slice(1).map((start) => start.step) : [] });
+  drawChart(card, { title: "Ranks and restarts", help: `Restarts, each from its checkpoint (dashed) — ${count}.`, unit: "", fromZero: true, series, alwaysLegend: runs.length > 1, marks: runs.length === 1 ? runs[0].starts.slice(1).map((start) => start.step) : [] });
 }
 
 for (const row of DATA.rows) {
