@@ -111,7 +111,7 @@ def make_cases(
     if "noise" in sections:
         cases += _noise_cases(losses)
     if "dislikes" in sections and has_feedback:
-        cases += _dislike_cases(losses)
+        cases += _dislike_cases(losses, uniform)
     if "negatives" in sections:
         cases += _negative_cases(uniform)
     return cases
@@ -132,20 +132,22 @@ def _noise_cases(losses: tuple[LossName, ...]) -> list[Case]:
     return added + removed
 
 
-def _dislike_cases(losses: tuple[LossName, ...]) -> list[Case]:
-    """NTR and SSM + NTR at several weights of the disliked rows."""
-    return [
-        Case(
-            "dislikes",
-            f"{name} x{weight:g}",
-            name,
-            {"loss": {"disliked_weight": weight}},
-            tuned_as=name,
-        )
-        for name in ("ntr", "ssm_ntr")
-        if name in losses
-        for weight in (0.3, 3.0, 10.0)
-    ]
+def _dislike_cases(losses: tuple[LossName, ...], uniform: int) -> list[Case]:
+    """SSM, and NTR and SSM + NTR at several weights of the disliked rows.
+
+    With in-batch negatives among the others: disliked rows are columns only where rows are.
+    """
+    mixed = {"in_batch": True, "uniform": uniform, "log_q": "counts"}
+    cases = []
+    for name in ("ssm", "ntr", "ssm_ntr"):
+        for weight in (1.0, 10.0, 100.0) if name != "ssm" else (None,):
+            if name in losses:
+                label = f"{name} mixed" if weight is None else f"{name} x{weight:g}"
+                changes: dict[str, dict[str, Any]] = {"negatives": mixed}
+                if weight is not None:
+                    changes["loss"] = {"disliked_weight": weight}
+                cases.append(Case("dislikes", label, name, changes, tuned_as=name))
+    return cases
 
 
 def _negative_cases(uniform: int) -> list[Case]:

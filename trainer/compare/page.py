@@ -73,8 +73,7 @@ def _drawings(comparison: Comparison) -> dict[str, str]:
         made["dislikes"] = scatter(
             [
                 (r.label, r.mean("recall@20"), r.mean("disliked@20"))
-                for r in [*losses, *comparison.section("dislikes")]
-                if r.loss in ("ssm", "ntr", "ssm_ntr")
+                for r in comparison.section("dislikes")
             ],
             "recall@20",
             "disliked in the top 20",

@@ -79,9 +79,6 @@ def tables(comparison: Comparison) -> dict[str, tuple[Row, list[Row]]]:
     made: dict[str, tuple[Row, list[Row]]] = {}
     for name in ("losses", "noise", "dislikes", "negatives"):
         results = comparison.section(name)
-        if name == "dislikes" and results:
-            wanted = ("ssm", "ntr", "ssm_ntr")
-            results = [r for r in comparison.section("losses") if r.loss in wanted] + results
         if results:
             rows = [[r.label, *(r.shown(m) for m in measures), r.setting] for r in results]
             made[name] = (header, rows)
