@@ -36,7 +36,8 @@ function duration(seconds) {
   if (seconds < 100) return +seconds.toPrecision(3) + " s";
   const whole = Math.round(seconds), hours = Math.floor(whole / 3600), minutes = Math.floor(whole / 60) % 60;
   if (hours >= 48) return Math.floor(hours / 24) + " d " + (hours % 24) + " h";
-  return hours ? `${hours} h ${minutes} min` : `${minutes} min ${whole % 60} s`;
+  if (hours) return `${hours} h ${minutes} min`;
+  return minutes >= 10 ? `${minutes} min` : `${minutes} min ${whole % 60} s`;
 }
 
 function withUnit(value, unit) {
