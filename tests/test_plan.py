@@ -20,14 +20,15 @@ def test_bytes_of_a_rank(tmp_path: Path) -> None:
         training=replace(config.training, global_batch_size=1024),
     )
     plan = make_plan(config, dataset, gpus=8, gpu_bytes=80 * GIB)
-    # Row-wise over 8: 60 items -> 8 rows at most, 80 users -> 10. 18 rows x 64 columns x 4 bytes.
-    assert plan.estimate.weights == 18 * 64 * 4
-    assert plan.estimate.optimizer_state == 18 * 4  # row-wise Adagrad: one float32 a row
+    # Row-wise over 8, with a row for unknown ids: 61 items -> 8 rows at most, 81 users -> 11.
+    # 19 rows x 64 columns x 4 bytes.
+    assert plan.estimate.weights == 19 * 64 * 4
+    assert plan.estimate.optimizer_state == 19 * 4  # row-wise Adagrad: one float32 a row
     # 1024 gathered columns x 64 x 4 bytes, 7/8 of them sent away, there and back.
     assert plan.estimate.sent_candidates == 2 * 1024 * 64 * 4 * 7 // 8
     assert plan.estimate.fits and plan.advice == ()
     assert plan.tables is not None
-    assert max(rows for _, rows in plan.tables["user"]["rows_by_rank"]) == 10  # type: ignore[attr-defined]
+    assert max(rows for _, rows in plan.tables["user"]["rows_by_rank"]) == 11  # type: ignore[attr-defined]
 
 
 def test_a_catalog_that_does_not_fit_is_told_what_helps(tmp_path: Path) -> None:
