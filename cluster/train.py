@@ -17,7 +17,7 @@ from cluster.workers import Workers
 from trainer.arguments import TrainArguments, parse_preset
 from trainer.config import Config
 from trainer.presets import PRESETS
-from trainer.run import RunFolder, RunSpec
+from trainer.run import RunFolder, RunSpec, absolute
 from trainer.train import open_run
 
 
@@ -73,7 +73,7 @@ class ResumeArguments(OnRay):
     def run_spec(self) -> RunSpec:
         before = RunFolder(self.run).read_config()
         config = Config.from_json(before["config"])
-        return RunSpec(before["preset"], config, before["data"], self.run, resume=True)
+        return RunSpec(before["preset"], config, before["data"], absolute(self.run), resume=True)
 
 
 def main(arguments: Sequence[str], verbose: bool) -> int:

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
+from trainer.arguments import TrainArguments, parse_preset
 from trainer.config import Config
 from trainer.data.schema import Dataset
 from trainer.presets import find_preset
@@ -181,3 +182,14 @@ def test_unknown_ids_go_to_their_row_and_are_counted(data: str, tmp_path: Path) 
             "history": 2,
         }
         del model
+
+
+def test_relative_paths_are_made_absolute_for_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["demo", "--data", "data", "--out", "s3://bucket/run"]
+    preset, parsed = parse_preset(flags, "train", TrainArguments)
+    spec = parsed.run_spec(preset)
+    assert spec.data == str(tmp_path / "data")
+    assert spec.out == "s3://bucket/run"

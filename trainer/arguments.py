@@ -11,7 +11,7 @@ import tyro
 
 from trainer.config import Config
 from trainer.presets import PRESETS, find_preset
-from trainer.run import RunSpec
+from trainer.run import RunSpec, absolute
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TrainArguments:
     """Go on from the newest checkpoint in --out."""
 
     def run_spec(self, preset: str) -> RunSpec:
-        return RunSpec(preset, self.config, self.data, self.out, self.resume)
+        return RunSpec(preset, self.config, absolute(self.data), absolute(self.out), self.resume)
 
 
 Parsed = TypeVar("Parsed")

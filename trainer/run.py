@@ -42,6 +42,11 @@ class RunSpec:
     """The same for all attempts of one start: a restarted worker group goes on by itself."""
 
 
+def absolute(path: str) -> str:
+    """A local path made absolute, since workers may stand in another folder; a URI as it is."""
+    return path if "://" in path else str(Path(path).resolve())
+
+
 class RunFolder:
     """RUN on disk. Every rank opens it; rank 0 alone writes."""
 
