@@ -115,6 +115,13 @@ def test_resuming_gives_the_curve_of_the_run_that_never_stopped(data: str, tmp_p
 def test_a_run_folder_is_not_overwritten(data: str, tmp_path: Path) -> None:
     spec = RunSpec("ml-100k", small_config(), data, str(tmp_path / "run"))
     train(spec, 1)
+    (facts,) = (tmp_path / "run").glob("checkpoints/step-00000020/checkpoint.json")
+    plan = json.loads(facts.read_text())["plan"]
+    assert plan["item"] == {
+        "sharding_type": "row_wise",
+        "compute_kernel": "fused",
+        "rows_by_rank": [[0, 61]],
+    }
     with pytest.raises(Exception, match="exists already; choose another --out, or go on"):
         train(replace(spec, run_id="another"), 1)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from embeddings.sharding import initialise
+from embeddings.sharding import describe, initialise
 from trainer.agreement import check_agreement, together
 from trainer.arguments import TrainArguments, parse_preset
 from trainer.build import build_loader, build_model
@@ -219,6 +219,7 @@ class Run:
             "rng": {"seed": self.config.training.seed, "rule": "seed_step(seed, step, rank)"},
             "dataset_digest": self.dataset.digest,
             "validation": self.validation.state,
+            "plan": describe(self.model.plan),
             "known_rows": {table.name: table.known_rows for table in self.inputs.tables},
             "config": self.config.to_json(),
         }
