@@ -68,22 +68,9 @@ def build_inputs(
     Raises:
         ValueError: if the model asks for attributes or a history that the dataset lacks.
     """
-    if (model.use_history or model.reads_positions) and dataset.history_length == 0:
-        raise ValueError(
-            "the model reads the history, but the dataset was prepared with --history-length 0; "
-            "prepare it again with a history"
-        )
+    _check_dataset_has(model, dataset)
     user_attributes = dataset.user_attributes if model.user_attributes else ()
     item_attributes = dataset.item_attributes if model.item_attributes else ()
-    for side, wanted, found in (
-        ("user", model.user_attributes, user_attributes),
-        ("item", model.item_attributes, item_attributes),
-    ):
-        if wanted and not found:
-            raise ValueError(
-                f"model.{side}_attributes is set, but the dataset has no {side} attributes; "
-                f"pass a file of them to `tandem prepare` (--{side}s FILE)"
-            )
     pooled_last = model.tower == "history" and model.history_pooling == "mean"
     history = ("history",) if model.use_history and model.tower != "history" else ()
     lists = ("history",) if pooled_last else _positions(model, dataset)
@@ -95,7 +82,6 @@ def build_inputs(
         + tuple(f"user.{attribute.name}" for attribute in user_attributes)
         + lists  # the list that a query tower reads comes last
     )
-    histories = history + lists
     candidate_keys = (
         "item",
         *(("item_users",) if graph else ()),
@@ -103,6 +89,35 @@ def build_inputs(
     )
     multi = [f"user.{a.name}" for a in user_attributes if a.kind == "multi"]
     multi += [f"item.{a.name}" for a in item_attributes if a.kind == "multi"]
+    return Inputs(
+        query_keys,
+        candidate_keys,
+        frozenset([*({"history"} & {*query_keys}), *multi]),
+        _tables(model, dataset, history + lists),
+        NeighbourRule(train_splits, model.neighbours) if graph else None,
+    )
+
+
+def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
+    reads_history = model.use_history or model.tower in ("history", "sequence")
+    if reads_history and dataset.history_length == 0:
+        raise ValueError(
+            "the model reads the history, but the dataset was prepared with --history-length 0; "
+            "prepare it again with a history"
+        )
+    for side, wanted, found in (
+        ("user", model.user_attributes, dataset.user_attributes),
+        ("item", model.item_attributes, dataset.item_attributes),
+    ):
+        if wanted and not found:
+            raise ValueError(
+                f"model.{side}_attributes is set, but the dataset has no {side} attributes; "
+                f"pass a file of them to `tandem prepare` (--{side}s FILE)"
+            )
+
+
+def _tables(model: ModelConfig, dataset: Dataset, histories: tuple[str, ...]) -> tuple[Table, ...]:
+    """The tables behind the keys; `histories` are the keys of items that a user has met."""
 
     def table(name: str, known_rows: int, *features: str, unknown_row: bool = True) -> Table:
         rows = known_rows + unknown_row
@@ -110,6 +125,7 @@ def build_inputs(
             name, rows, model.dim, features, model.init_std, model.table_precision, unknown_row
         )
 
+    graph = model.tower == "graph"
     share = bool(histories) and model.shared_item_table
     item_features = ("item", *(histories if share else ()), *(("user_items",) if graph else ()))
     tables = [table("item", dataset.num_items, *item_features)]
@@ -118,18 +134,15 @@ def build_inputs(
         tables.append(table("user", dataset.num_users, *user_features))
     if histories and not share:
         tables.append(table("history", dataset.num_items, *histories))
-    for side, attributes in (("user", user_attributes), ("item", item_attributes)):
-        for attribute in attributes:
+    for side, wanted, attributes in (
+        ("user", model.user_attributes, dataset.user_attributes),
+        ("item", model.item_attributes, dataset.item_attributes),
+    ):
+        for attribute in attributes if wanted else ():
             key = f"{side}.{attribute.name}"
             name, values = key.replace(".", "_"), attribute.num_values
             tables.append(table(name, values, key, unknown_row=False))  # row 0 is theirs
-    return Inputs(
-        query_keys,
-        candidate_keys,
-        frozenset([*({"history"} & {*histories}), *multi]),
-        tuple(tables),
-        NeighbourRule(train_splits, model.neighbours) if graph else None,
-    )
+    return tuple(tables)
 
 
 def _positions(model: ModelConfig, dataset: Dataset) -> tuple[str, ...]:

@@ -83,31 +83,8 @@ def compare(arguments: CompareArguments, progress: Progress | None = None) -> Co
     )
     progress = progress or TerminalProgress()
     settings = tune(arguments, base, cases, folder, progress)
-    data = {case.label: _data_of(case, dataset, folder) for case in cases}
-    trials = {
-        f"{_slug(case)}-seed{seed}": Trial(
-            f"{_slug(case)}-seed{seed}",
-            apply(base, case, settings[case.label], seed),
-            data[case.label],
-            "test",
-        )
-        for case in cases
-        for seed in range(1, arguments.seeds + 1)
-    }
-    found = run_trials(list(trials.values()), folder, arguments.workers, progress)
+    results = measure(arguments, base, cases, settings, dataset, progress)
     progress.close()
-    results = [
-        CaseResult(
-            case.section,
-            case.label,
-            case.loss,
-            describe(settings[case.label]),
-            case.random_positives,
-            case.removed_positives,
-            [found[f"{_slug(case)}-seed{seed}"] for seed in range(1, arguments.seeds + 1)],
-        )
-        for case in cases
-    ]
     comparison = Comparison(_facts(arguments, dataset, base), results)
     write_json(folder / "results.json", comparison.to_json())
     write_page(comparison, folder / "report.html")
@@ -139,6 +116,42 @@ def tune(
         for label, pairs in tried.items()
     }
     return {case.label: best[case.tuned_as or case.label] for case in cases}
+
+
+def measure(
+    arguments: CompareArguments,
+    base: Config,
+    cases: list[Case],
+    settings: dict[str, Setting],
+    dataset: Dataset,
+    progress: Progress,
+) -> list[CaseResult]:
+    """Every case trained once a seed with its setting, and evaluated on the test split."""
+    folder, seeds = Path(arguments.out), range(1, arguments.seeds + 1)
+    data = {case.label: _data_of(case, dataset, folder) for case in cases}
+    trials = [
+        Trial(
+            f"{_slug(case)}-seed{seed}",
+            apply(base, case, settings[case.label], seed),
+            data[case.label],
+            "test",
+        )
+        for case in cases
+        for seed in seeds
+    ]
+    found = run_trials(trials, folder, arguments.workers, progress)
+    return [
+        CaseResult(
+            case.section,
+            case.label,
+            case.loss,
+            describe(settings[case.label]),
+            case.random_positives,
+            case.removed_positives,
+            [found[f"{_slug(case)}-seed{seed}"] for seed in seeds],
+        )
+        for case in cases
+    ]
 
 
 def base_config(arguments: CompareArguments) -> Config:
