@@ -44,8 +44,11 @@ def _demo() -> Config:
 def _gowalla() -> Config:
     """Matrix factorisation for the LightGCN Gowalla split, good within minutes.
 
-    BSL in its authors' form over shared uniform negatives, from a spectral start. Figures:
-    docs/quality.md.
+    BSL in its authors' form over shared uniform negatives, from a spectral start.
+
+    2026-11-23, test Recall@20 .1591, NDCG@20 .1262 after 167 s, two workers on two shared cores:
+        torchrun --nproc-per-node 2 -m trainer.train gowalla --data G --out R \\
+            --data.train-splits train validation; tandem evaluate R --split test
     """
     return Config(
         model=ModelConfig(tower="mf", dropout=0.1, spectral_start=1.0, init_std=0.02),
@@ -60,12 +63,18 @@ def _gowalla() -> Config:
 
 
 def _gowalla_mf() -> Config:
-    """`gowalla` for longer: six times the epochs."""
+    """`gowalla` for longer: six times the epochs.
+
+    2026-11-23, test Recall@20 .1809, NDCG@20 .1500 after 681 processor seconds; commands as above.
+    """
     return replace(_gowalla(), training=replace(_gowalla().training, epochs=48))
 
 
 def _gowalla_graph() -> Config:
-    """`gowalla` with LightGCN's first hop: each side's neighbours as weighted bags."""
+    """`gowalla` with LightGCN's first hop: each side's neighbours as weighted bags.
+
+    Behind `gowalla` in a sketch on validation (docs/quality.md); no figure of its own yet.
+    """
     return replace(
         _gowalla(), model=replace(_gowalla().model, tower="graph", neighbours=16, init_std=0.02)
     )
@@ -84,7 +93,10 @@ def _ml_100k() -> Config:
 
 
 def _ml_100k_mf() -> Config:
-    """Plain matrix factorisation for MovieLens 100K: what `tandem compare` puts the losses on."""
+    """Plain matrix factorisation for MovieLens 100K: what `tandem compare` puts the losses on.
+
+    2026-11-23, t = .15, 6 epochs, 3 seeds: test Recall@20 .1833 +- .0042 (docs/quality.md).
+    """
     return Config(
         model=ModelConfig(tower="mf", dropout=0.1),
         loss=LossConfig(name="ssm", temperature=0.1),
