@@ -95,7 +95,9 @@ def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
     loss = config.loss
     if name != loss.name:
         loss = replace(loss, negative_temperature=None, negative_weight=None, margin=None)
-        loss = replace(loss, disliked_weight=None, several_positives=False, correction=None)
+        loss = replace(
+            loss, disliked_weight=None, alpha=None, several_positives=False, correction=None
+        )
     temperature = None if name == "ccl" else settings["loss.temperature"]
     optimizer = replace(
         config.optimizer,

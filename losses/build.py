@@ -15,6 +15,7 @@ def build_loss(
     negative_weight: float | None = None,
     margin: float | None = None,
     disliked_weight: float | None = None,
+    alpha: float | None = None,
     correction: Correction | None = None,
     mask_same_user: bool = False,
     mask_history: bool = False,
@@ -35,7 +36,8 @@ def build_loss(
         the authors' code is one temperature and their exponent here). ccl, ova: w in `w/N sum_j`,
         None a plain sum.
     margin: ccl only, m in `relu(s_j - m)`; None is 0.9.
-    disliked_weight: ntr and ssm_ntr only, the weight of disliked rows; None is 1.
+    disliked_weight: ntr only, the weight of disliked rows; None is 1.
+    alpha: ssm_ntr only, the weight of its NTR half, which is over disliked rows; None is 1.
     correction: which scores log Q is subtracted from; None is the loss's own (softmax family: all,
         improved_logq: negatives, ccl, ova and bpr: none).
     mask_same_user: columns that the row's user has as positives in the batch leave the row.
@@ -54,7 +56,8 @@ def build_loss(
     _only(name, "negative_temperature", negative_temperature, ("bsl",))
     _only(name, "negative_weight", negative_weight, ("bsl", "ccl", "ova"))
     _only(name, "margin", margin, ("ccl",))
-    _only(name, "disliked_weight", disliked_weight, ("ntr", "ssm_ntr"))
+    _only(name, "disliked_weight", disliked_weight, ("ntr",))
+    _only(name, "alpha", alpha, ("ssm_ntr",))
     _only(name, "several_positives", several_positives or None, ("bsl",))
     for label, value in (
         ("temperature", temperature),
@@ -82,6 +85,10 @@ def build_loss(
         )
     if ring and several_positives:
         raise ValueError("several_positives needs all candidates at once; turn ring off for it")
+    if ring and backend == "triton":
+        raise ValueError(
+            "backend is 'triton' but the ring walk has no kernel; use 'auto' with ring"
+        )
     if block_columns < 1 or stripe_mebibytes < 1:
         raise ValueError(
             f"block_columns is {block_columns}, stripe_mebibytes {stripe_mebibytes}; "
@@ -93,7 +100,7 @@ def build_loss(
         negative_temperature=negative_temperature,
         negative_weight=negative_weight,
         margin=0.9 if margin is None else margin,
-        disliked_weight=1.0 if disliked_weight is None else disliked_weight,
+        disliked_weight=next((w for w in (disliked_weight, alpha) if w is not None), 1.0),
         correction=form.correction if correction is None else correction,
         mask_same_user=mask_same_user,
         mask_history=mask_history,

@@ -24,8 +24,10 @@ sl: softmax over the negatives alone; tolerates false negatives.
 bsl: sl with a temperature or weight for each side; noisy positives.
 improved_logq: softmax whose logQ correction leaves the positive alone; in-batch negatives of skewed
     popularity.
-ntr: softmax on positives, its complement on disliked items; explicit dislikes, safety.
-ssm_ntr: ssm with disliked items among the negatives, plus a weighted ntr half.
+ntr: softmax on positives, its complement on disliked items, which are no negatives; explicit
+    dislikes, safety.
+ssm_ntr: ssm with the user's disliked items among the negatives, plus alpha x the ntr half over
+    disliked rows; dislikes both as negatives and pushed down.
 ccl: cosine contrastive (SimpleX); many negatives, strong on small catalogs.
 ova, bpr: one-vs-all logistic and pairwise logistic, for comparison."""
 
@@ -133,6 +135,9 @@ class Form:
     correction: Correction
     temperature: float
     counts_disliked: bool = False
+    """Disliked rows have a loss."""
+    sees_restricted: bool = True
+    """Positive rows have the columns that their user alone sees among their negatives."""
 
 
 def form_of(name: LossName) -> Form:
@@ -142,7 +147,9 @@ def form_of(name: LossName) -> Form:
             return Form("exp", "all", 0.1)
         case "improved_logq":
             return Form("exp", "negatives", 0.1)
-        case "ntr" | "ssm_ntr":
+        case "ntr":
+            return Form("exp", "all", 0.1, counts_disliked=True, sees_restricted=False)
+        case "ssm_ntr":
             return Form("exp", "all", 0.1, counts_disliked=True)
         case "ccl":
             return Form("hinge", "none", 1.0)

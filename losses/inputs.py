@@ -59,7 +59,8 @@ class Candidates:
     user_C: Tensor
     """int64 user whose positive the column is; -1 none."""
     visible_to_C: Tensor | None = None
-    """int64 user that alone sees the column (its own disliked items); -1 all. None: all see all."""
+    """int64 user in whose positive rows alone the column is a negative (its own disliked items); -1
+    all. None: all see all. `ntr` leaves such columns out."""
 
     def __post_init__(self) -> None:
         _require_int64("id_C", self.id_C)

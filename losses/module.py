@@ -156,7 +156,7 @@ class RetrievalLoss(nn.Module):
         factor = self._negative_factor(positive_scale, negative_scale)
         inputs: tuple[Tensor, ...] = (positive_B, factor.to(positive_B.dtype).expand_as(positive_B))
         restricted_count_B = None
-        if candidates.visible_to_C is not None:
+        if candidates.visible_to_C is not None and self.form.sees_restricted:
             restricted_B, restricted_count_B = restricted_negatives(
                 rows, candidates, scored, self.form.element
             )

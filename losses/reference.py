@@ -28,6 +28,7 @@ class ReferenceSettings:
     negative_weight: float | None = None
     margin: float = 0.9
     disliked_weight: float = 1.0
+    alpha: float = 1.0
     correction: Correction = "all"
     mask_same_user: bool = False
     mask_history: bool = False
@@ -66,6 +67,7 @@ def negatives_mask(settings: ReferenceSettings, rows: Rows, candidates: Candidat
     if candidates.visible_to_C is not None:
         shared_C = candidates.visible_to_C < 0
         own_BC = candidates.visible_to_C[None, :] == rows.user_B[:, None]
+        own_BC = own_BC & (rows.feedback_B > 0)[:, None] & (settings.name != "ntr")
         negative_BC = negative_BC & (shared_C[None, :] | own_BC)
     if settings.mask_same_user:
         same_BC = (candidates.user_C[None, :] == rows.user_B[:, None]) & (rows.user_B >= 0)[:, None]
@@ -137,9 +139,10 @@ def _row_losses(
             loss_B = (1 - chosen_B).detach() * (prime_B - z_B)
         case "ntr" | "ssm_ntr":
             log_total_B = torch.logaddexp(lse_B, z_B)
+            weight = settings.alpha if settings.name == "ssm_ntr" else settings.disliked_weight
             loss_B = torch.where(
                 rows.feedback_B < 0,
-                settings.disliked_weight * (log_total_B - lse_B),
+                weight * (log_total_B - lse_B),
                 log_total_B - z_B,
             )
         case "ccl":

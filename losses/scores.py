@@ -97,6 +97,9 @@ def restricted_negatives(
 ) -> tuple[Tensor, Tensor]:
     """Reduction and number [B] of the columns that the row's user alone sees: its disliked items.
 
+    Negatives of the user's positive rows only: a disliked row's negatives are raised, and one
+    dislike must not raise another.
+
     Few pairs a row, so they are scored one by one in plain autograd, not as columns of every row.
     """
     num_rows = rows.query_BD.shape[0]
@@ -104,6 +107,7 @@ def restricted_negatives(
     visible_to_C = torch.where(candidates.id_C >= 0, candidates.visible_to_C, -1)
     row_P, column_P = matching_pairs(visible_to_C, rows.user_B)
     kept_P = candidates.id_C[column_P] != rows.positive_id_B[row_P]
+    kept_P = kept_P & (rows.feedback_B[row_P] > 0)
     row_P, column_P = row_P[kept_P], column_P[kept_P]
     score_P = (scored.query_BD[row_P] * scored.candidate_CD[column_P]).sum(dim=1)
     score_P = score_P + scored.bias_if_seen_C[column_P]

@@ -69,9 +69,18 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "negatives": {"in_batch": False, "uniform": 64, "log_q": "none"},
     },
     "ssm_ntr, streaming": {
-        "loss": {"name": "ssm_ntr", "disliked_weight": 0.5},
+        "loss": {"name": "ssm_ntr", "alpha": 0.5},
         "negatives": {"log_q": "streaming", "popularity": 32},
     },
+    "ssm_ntr, uniform": {
+        "loss": {"name": "ssm_ntr", "mask_same_user": True},
+        "negatives": {"in_batch": False, "uniform": 64, "queue": 100, "queue_warmup_steps": 1},
+    },
+    "ssm, ring, streaming": {
+        "loss": {"ring": True, "mask_same_user": True},
+        "negatives": {"log_q": "streaming", "popularity": 32},
+    },
+    "ntr, ring": {"loss": {"name": "ntr", "ring": True, "learn_temperature": True}},
     "improved_logq, queue": {
         "loss": {"name": "improved_logq", "mask_same_user": True},
         "negatives": {"queue": 200, "queue_warmup_steps": 3, "uniform": 32},
@@ -95,6 +104,44 @@ def test_two_ranks_train_as_one_does(variant: str, data: str, tmp_path: Path) ->
     torch.testing.assert_close(
         item_rows(tmp_path / "1", data), item_rows(tmp_path / "2", data), rtol=0, atol=2e-3
     )
+
+
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_ssm_ntr_has_negatives_that_ntr_has_not(in_batch: bool, data: str, tmp_path: Path) -> None:
+    """Equal settings but for the disliked items: the first losses differ already."""
+    curves = {}
+    for name in ("ntr", "ssm_ntr"):
+        config = small_config(
+            loss={"name": name},
+            negatives={"in_batch": in_batch, "uniform": 16},
+            training={"max_steps": 2, "global_batch_size": 128, "log_every_steps": 1},
+        )
+        train(RunSpec("ml-100k", config, data, str(tmp_path / name)), 1)
+        curves[name] = losses(tmp_path / name)
+    assert curves["ssm_ntr"][1] > curves["ntr"][1] + 1e-3
+
+
+def test_the_ring_trains_as_the_gathered_walk_does(data: str, tmp_path: Path) -> None:
+    curves = []
+    for ring in (False, True):
+        config = small_config(training={"max_steps": 8}, loss={"ring": ring})
+        train(RunSpec("ml-100k", config, data, str(tmp_path / str(ring))), 2)
+        curves.append(losses(tmp_path / str(ring)))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def test_what_the_ring_excludes_is_refused() -> None:
+    for loss, negatives, message in (
+        ({"name": "ssm_ntr"}, {}, "loss.ring with loss.name=ssm_ntr: .* use ntr, or turn ring off"),
+        ({}, {"queue": 64}, "loss.ring with negatives.queue=64: .* set one of them only"),
+        (
+            {"name": "bsl", "several_positives": True, "mask_same_user": True},
+            {},
+            "loss.ring with loss.several_positives",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small_config(loss={"ring": True, **loss}, negatives=negatives)
 
 
 def test_resuming_gives_the_curve_of_the_run_that_never_stopped(data: str, tmp_path: Path) -> None:

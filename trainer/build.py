@@ -103,6 +103,8 @@ def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
         in_batch=negatives.in_batch,
         history_mask=config.loss.mask_history,
         dislikes=config.loss.uses_dislikes,
+        disliked_negatives=config.loss.disliked_negatives,
+        ring=config.loss.ring,
         queue=CandidateQueue(negatives.queue, config.model.width, negatives.queue_warmup_steps)
         if negatives.queue
         else None,
@@ -117,12 +119,14 @@ def _build_loss(loss: LossConfig) -> torch.nn.Module:
         negative_weight=loss.negative_weight,
         margin=loss.margin,
         disliked_weight=loss.disliked_weight,
+        alpha=loss.alpha,
         several_positives=loss.several_positives,
         correction=loss.correction,
         mask_same_user=loss.mask_same_user,
         mask_history=loss.mask_history,
         precision=loss.precision,
         learn_temperature=loss.learn_temperature,
+        ring=loss.ring,
     )
 
 

@@ -163,8 +163,9 @@ class LossConfig:
     """Which loss, and its parameters."""
 
     name: LossName = "ssm"
-    """ssm: implicit feedback, huge catalogs. bsl: noisy positives. ntr, ssm_ntr: explicit
-    dislikes. sl, ccl: strong on clean implicit data. ova, bpr: for comparison."""
+    """ssm: implicit feedback, huge catalogs: begin here. improved_logq: the same, the positive left
+    uncorrected. bsl: noisy positives. ntr: explicit dislikes, or items that must not be shown;
+    ssm_ntr: they are negatives too. sl, ccl: clean implicit data. ova, bpr: for comparison."""
     temperature: float | None = None
     """Scores are divided by this; None: the loss's own default (0.1; ccl has none)."""
     negative_temperature: float | None = None
@@ -175,7 +176,10 @@ class LossConfig:
     margin: float | None = None
     """ccl: negatives scored below this cost nothing; None: 0.9."""
     disliked_weight: float | None = None
-    """ntr, ssm_ntr: weight of the disliked rows; None: 1."""
+    """ntr: weight of the disliked rows; None: 1."""
+    alpha: float | None = None
+    """ssm_ntr: weight of its NTR half, disliked rows pushed down; its SSM half has the user's
+    disliked items among the negatives. None: 1."""
     several_positives: bool = False
     """bsl: a user's positives in the batch count together; needs mask_same_user."""
     correction: Literal["all", "negatives", "none"] | None = None
@@ -192,15 +196,34 @@ class LossConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Operands of the score products; accumulation and reduction are fp32 in both."""
 
+    ring: bool = False
+    """Never gather all candidates: one rank's at a time visits the others, for batches whose W x B
+    candidates do not fit a rank. Same result; a third more work and twice the bytes moved."""
+
     def __post_init__(self) -> None:
         require(
             self.embedding_penalty >= 0,
             f"loss.embedding_penalty={self.embedding_penalty}: must not be negative",
         )
+        require(
+            not (self.ring and self.name == "ssm_ntr"),
+            "loss.ring with loss.name=ssm_ntr: a user's disliked items must reach its rows on "
+            "every rank; use ntr, or turn ring off",
+        )
+        require(
+            not (self.ring and self.several_positives),
+            "loss.ring with loss.several_positives: they need all candidates at once; turn one off",
+        )
 
     @property
     def uses_dislikes(self) -> bool:
+        """Batches hold disliked rows."""
         return self.name in ("ntr", "ssm_ntr")
+
+    @property
+    def disliked_negatives(self) -> bool:
+        """Disliked items are negatives of their own user's positive rows."""
+        return self.name == "ssm_ntr"
 
 
 @dataclass(frozen=True)
@@ -366,6 +389,11 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     def __post_init__(self) -> None:
+        require(
+            not self.loss.ring or self.negatives.queue == 0,
+            f"loss.ring with negatives.queue={self.negatives.queue}: the queue holds every rank's "
+            "candidates, which the ring never gathers; set one of them only",
+        )
         require(
             not self.loss.mask_history or self.model.use_history,
             "loss.mask_history masks the items of the row's history, which the batch only holds "

@@ -114,15 +114,18 @@ class RetrievalTask(nn.Module):
     W * (sum over its rows) / (rows of the global batch), since gradients are averaged over ranks:
     W ranks of batch B then train exactly as one rank of batch W * B does.
 
-    Disliked rows (feedback -1, present where the loss uses them) are columns too, seen by their own
-    user alone. They are there by construction, not by sampling, and corrected as such.
+    Disliked rows (feedback -1, present where the loss uses them) are nobody's positives. With
+    `disliked_negatives` they are columns that their own user's positive rows alone see, whatever
+    the other sources: there by construction, not by sampling, and corrected as such.
 
     Args:
         loss: made by `losses.build_loss`.
         in_batch: the rows' own candidates are columns too, not only the sampled ones.
         history_mask: hand the rows' histories to the loss, for its mask.
         dislikes: the batch holds disliked rows.
+        disliked_negatives: disliked rows' candidates are columns of their user (needs `dislikes`).
         queue: candidates of earlier steps as further columns.
+        ring: candidates are not gathered; the loss walks one rank's at a time.
     """
 
     def __init__(
@@ -132,7 +135,9 @@ class RetrievalTask(nn.Module):
         in_batch: bool,
         history_mask: bool,
         dislikes: bool = False,
+        disliked_negatives: bool = False,
         queue: CandidateQueue | None = None,
+        ring: bool = False,
     ) -> None:
         super().__init__()
         self.loss = loss
@@ -140,47 +145,53 @@ class RetrievalTask(nn.Module):
         self.in_batch = in_batch
         self.history_mask = history_mask
         self.dislikes = dislikes
+        self.disliked_negatives = disliked_negatives
         self.queue = queue
+        self.ring = ring
         self.clock = PhaseClock(torch.device("cpu"))
         """The training loop sets its own: gathering counts as communication."""
 
     def forward(self, query_BO: Tensor, candidate_SO: Tensor, batch: Any) -> tuple[Tensor, Outputs]:
-        """Collective: gathers candidates (with gradient), ids, counts and users from all ranks."""
-        gathered = self._gather(candidate_SO, batch)
-        candidates = gathered
+        """Collective: gathers candidates (with gradient), ids, counts and users from all ranks.
+
+        With `ring` only what the streaming estimator sees is gathered, and the loss is collective.
+        """
+        columns = self._columns(candidate_SO, batch)
+        candidates = columns
         if self.queue is not None:
-            candidates = Candidates.concatenate([gathered, self.queue.columns()])
+            candidates = Candidates.concatenate([columns, self.queue.columns()])
         rows = self._rows(query_BO, candidate_SO, batch)
         value, statistics = self.loss(rows, candidates)
         if self.queue is not None and self.training:
-            self.queue.push(self._queued(gathered, query_BO.shape[0], batch.item_S.shape[0]))
+            self.queue.push(self._queued(columns, query_BO.shape[0]))
         count_B = batch.count_S[: query_BO.shape[0]]
         frequency = self.correction.statistics(rows.positive_logq_B, count_B)
         return value, {**statistics, **frequency, "loss": value.detach()}
 
-    def _gather(self, candidate_SO: Tensor, batch: Any) -> Candidates:
+    def _columns(self, candidate_SO: Tensor, batch: Any) -> Candidates:
+        """Columns of all ranks, or with `ring` this rank's own."""
         num_rows = batch.user_B.shape[0]
-        first = 0 if self.in_batch else num_rows
         # Sampled columns are nobody's positives: user -1.
         extra = batch.item_S.shape[0] - num_rows
         user_S = F.pad(batch.user_B, (0, extra), value=-1)
-        feedback_S = F.pad(batch.feedback_B.long(), (0, extra), value=1)
-        local_SK = torch.stack([batch.item_S, batch.count_S, user_S, feedback_S], dim=1)[first:]
-        local_SO = candidate_SO[first:]
-        with self.clock.measure("communication"):
-            side_KC = gather_without_gradient(local_SK).T.contiguous()  # collective
-            embedding_CO = gather_with_gradient(local_SO)  # collective, and in backward
-        self.clock.measure_gradient("communication", local_SO, embedding_CO)
-        id_C, count_C, user_C, feedback_C = side_KC
-        disliked_C = feedback_C < 0
-        if self.training:
-            self.correction.observe(id_C.masked_fill((user_C < 0) | disliked_C, -1))
+        disliked_S = F.pad(batch.feedback_B < 0, (0, extra), value=False)
+        hidden_S = torch.zeros_like(disliked_S)
+        if not self.in_batch:
+            hidden_S[:num_rows] = True
+        # Disliked rows are nobody's columns, or their own user's.
+        hidden_S = torch.where(disliked_S, not self.disliked_negatives, hidden_S)
+        id_S = batch.item_S.masked_fill(hidden_S, -1)
+        side_SK = torch.stack([id_S, batch.count_S, user_S, disliked_S.long()], dim=1)
+        first = 0 if self.in_batch or self.disliked_negatives else num_rows
+        embedding_CO, side_CK = self._gather(candidate_SO[first:], side_SK[first:])
+        id_C, count_C, user_C, disliked_C = side_CK.T.contiguous()
         log_q_C = self.correction(id_C, count_C)
         visible_to_C = None
         if self.dislikes:
-            log_q_C = log_q_C.masked_fill(disliked_C, self.correction.log_q_certain)
-            visible_to_C = user_C.masked_fill(~disliked_C, -1)
-            user_C = user_C.masked_fill(disliked_C, -1)  # nobody's positive
+            log_q_C = log_q_C.masked_fill(disliked_C > 0, self.correction.log_q_certain)
+        if self.disliked_negatives:
+            visible_to_C = user_C.masked_fill(disliked_C == 0, -1)
+            user_C = user_C.masked_fill(disliked_C > 0, -1)  # nobody's positive
         return Candidates(
             embedding_CD=embedding_CO,
             id_C=id_C,
@@ -189,21 +200,47 @@ class RetrievalTask(nn.Module):
             visible_to_C=visible_to_C,
         )
 
-    def _queued(self, gathered: Candidates, num_rows: int, num_bags: int) -> Candidates:
+    def _gather(self, local_SO: Tensor, side_SK: Tensor) -> tuple[Tensor, Tensor]:
+        """Candidates and their ids, counts, users and dislikes of all ranks (`ring`: this one's).
+
+        The streaming estimator sees the positives among them, those of all ranks either way.
+        """
+        if self.ring:
+            if self.training and self.correction.estimator is not None:
+                self._observe(gather_without_gradient(side_SK))  # collective
+            return local_SO, side_SK
+        with self.clock.measure("communication"):
+            side_CK = gather_without_gradient(side_SK)  # collective
+            embedding_CO = gather_with_gradient(local_SO)  # collective, and in backward
+        self.clock.measure_gradient("communication", local_SO, embedding_CO)
+        if self.training:
+            self._observe(side_CK)
+        return embedding_CO, side_CK
+
+    def _observe(self, side_CK: Tensor) -> None:
+        id_C, _, user_C, disliked_C = side_CK.T
+        self.correction.observe(id_C.masked_fill((user_C < 0) | (disliked_C > 0), -1))
+
+    def _queued(self, columns: Candidates, num_rows: int) -> Candidates:
         """What the queue takes of a step: all rows' candidates, else all sampled ones.
 
         In an order that is the same for any number of ranks: which columns the queue drops
-        depends on it.
+        depends on it. Columns that one user alone sees are padding there.
         """
-        width = num_rows if self.in_batch else num_bags - num_rows
-        stride = num_bags if self.in_batch else width
-        every = torch.arange(gathered.id_C.shape[0], device=gathered.id_C.device)
-        kept = every.view(-1, stride)[:, :width].reshape(-1)
+        by_rank = torch.arange(columns.id_C.shape[0], device=columns.id_C.device)
+        by_rank = by_rank.view(dist.get_world_size(), -1)
+        if self.in_batch:
+            kept = by_rank[:, :num_rows].reshape(-1)
+        else:
+            kept = by_rank[:, num_rows if self.disliked_negatives else 0 :].reshape(-1)
+        id_C = columns.id_C
+        if columns.visible_to_C is not None:
+            id_C = id_C.masked_fill(columns.visible_to_C >= 0, -1)
         return Candidates(
-            embedding_CD=gathered.embedding_CD.detach()[kept],
-            id_C=gathered.id_C[kept],
-            logq_C=gathered.logq_C[kept],
-            user_C=gathered.user_C[kept],
+            embedding_CD=columns.embedding_CD.detach()[kept],
+            id_C=id_C[kept],
+            logq_C=columns.logq_C[kept],
+            user_C=columns.user_C[kept],
         )
 
     def _rows(self, query_BO: Tensor, candidate_SO: Tensor, batch: Any) -> Rows:

@@ -1,6 +1,7 @@
 """Numbers small enough to check on paper."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,6 +117,39 @@ def test_not_to_recommend() -> None:
     # On the disliked row's negatives -p p_k / (1 - p), p_k = 1/8 and 5/8: -(1/3) * p_k * 0.5.
     (gradient,) = torch.autograd.grad(value, candidates.embedding_CD)
     assert gradient[:, 1].tolist() == pytest.approx([-1 / 48, -5 / 48])
+
+
+def one_user_with_a_dislike() -> tuple[Rows, Candidates]:
+    """User 7 likes item 0 and dislikes item 1; columns: a shared negative and the disliked item."""
+    rows, candidates = problem(
+        [math.log(2), math.log(5)], [[0.0, math.log(5)], [0.0, math.log(5)]], feedback=[1, -1]
+    )
+    rows = replace(rows, user_B=torch.tensor([7, 7]))
+    ids, seen_by = torch.tensor([100, 1]), torch.tensor([-1, 7])
+    return rows, replace(candidates, id_C=ids, visible_to_C=seen_by)
+
+
+def test_ntr_has_no_disliked_items_among_the_negatives() -> None:
+    # Both rows see the shared negative alone, LSE = 0. Positive row: p = 2/3, -log p = log 1.5.
+    # Disliked row: p = 5/6, -log(1 - p) = log 6, weighted 0.5.
+    rows, candidates = one_user_with_a_dislike()
+    value, statistics = build_loss("ntr", temperature=1.0, disliked_weight=0.5)(rows, candidates)
+    assert value.item() == pytest.approx(math.log(1.5) + 0.5 * math.log(6))
+    assert statistics["negatives_mean"].item() == 1.0
+    (gradient,) = torch.autograd.grad(value, candidates.embedding_CD)
+    assert gradient[1].tolist() == [0.0, 0.0]
+
+
+def test_ssm_ntr_has_them_among_the_negatives_of_positive_rows() -> None:
+    # Positive row: shared negative and disliked item, LSE = log(1 + 5): log(1 + 6/2) = log 4.
+    # Disliked row as in ntr: pushing it down must not raise the user's other dislikes: log 6,
+    # alpha = 0.5. On the disliked column: 5 / (2 + 1 + 5) from row 0, nothing from row 1.
+    rows, candidates = one_user_with_a_dislike()
+    value, statistics = build_loss("ssm_ntr", temperature=1.0, alpha=0.5)(rows, candidates)
+    assert value.item() == pytest.approx(math.log(4) + 0.5 * math.log(6))
+    assert statistics["disliked_part"].item() == pytest.approx(0.5 * math.log(6))
+    (gradient,) = torch.autograd.grad(value, candidates.embedding_CD)
+    assert gradient[1].tolist() == pytest.approx([5 / 8, 0.0])
 
 
 def test_confidently_recommended_dislike_stays_finite() -> None:

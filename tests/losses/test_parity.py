@@ -19,6 +19,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(Lo
     ("bsl", {"temperature": 0.1, "negative_weight": 1.22, "mask_history": True}),
     ("bsl", {"several_positives": True, "mask_same_user": True, "negative_temperature": 0.3}),
     ("ntr", {"disliked_weight": 0.3, "mask_same_user": True}),
+    ("ssm_ntr", {"alpha": 3.0, "mask_history": True}),
     ("ccl", {"negative_weight": 5.0, "margin": 0.2, "mask_history": True}),
     ("ova", {"negative_weight": 2.0, "correction": "negatives"}),
     ("bpr", {"correction": "all", "mask_same_user": True}),

@@ -27,7 +27,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(Lo
     ("ssm", {"mask_same_user": True, "mask_history": True, "learn_temperature": True}),
     ("bsl", {"several_positives": True, "mask_same_user": True}),
     ("bsl", {"negative_temperature": 0.3, "learn_temperature": True}),
-    *[(name, {"ring": True}) for name in ("ssm", "ntr", "ccl", "bpr", "improved_logq")],
+    ("ssm_ntr", {"alpha": 3.0, "mask_same_user": True}),
+    *[(name, {"ring": True}) for name in get_args(LossName)],
     ("ssm", {"ring": True, "mask_same_user": True, "mask_history": True, "temperature": 0.01}),
 ]
 SOURCES = ("in_batch", "sampled", "in_batch+sampled", "in_batch+queue", "in_batch+disliked")

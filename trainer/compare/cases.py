@@ -145,7 +145,8 @@ def _dislike_cases(losses: tuple[LossName, ...], uniform: int) -> list[Case]:
                 label = f"{name} mixed" if weight is None else f"{name} x{weight:g}"
                 changes: dict[str, dict[str, Any]] = {"negatives": mixed}
                 if weight is not None:
-                    changes["loss"] = {"disliked_weight": weight}
+                    field = "alpha" if name == "ssm_ntr" else "disliked_weight"
+                    changes["loss"] = {field: weight}
                 cases.append(Case("dislikes", label, name, changes, tuned_as=name))
     return cases
 
