@@ -52,11 +52,14 @@ def tune(arguments: Arguments, verbose: bool) -> int:
 def plan(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.usage import expect_preset
-    from trainer.plan import main
+    from trainer.arguments import PlanArguments, parse_preset
     from trainer.presets import PRESETS
 
     expect_preset("tandem plan", arguments, list(PRESETS))
-    main(arguments, "tandem plan")
+    _, parsed = parse_preset(arguments, "tandem plan", PlanArguments)
+    from trainer.plan import plan
+
+    plan(parsed)
     return 0
 
 
@@ -70,45 +73,60 @@ def train(arguments: Arguments, verbose: bool) -> int:
 def evaluate(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.usage import parse
-    from trainer.retrieval.evaluate_run import EvaluateArguments, evaluate
+    from trainer.retrieval.arguments import EvaluateArguments
 
-    evaluate(parse(EvaluateArguments, "tandem evaluate", arguments))
+    parsed = parse(EvaluateArguments, "tandem evaluate", arguments)
+    from trainer.retrieval.evaluate_run import evaluate
+
+    evaluate(parsed)
     return 0
 
 
 def recommend(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.usage import parse
-    from trainer.retrieval.recommend import RecommendArguments, recommend
+    from trainer.retrieval.arguments import RecommendArguments
 
-    recommend(parse(RecommendArguments, "tandem recommend", arguments))
+    parsed = parse(RecommendArguments, "tandem recommend", arguments)
+    from trainer.retrieval.recommend import recommend
+
+    recommend(parsed)
     return 0
 
 
 def similar(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.usage import parse
-    from trainer.retrieval.recommend import SimilarArguments, similar
+    from trainer.retrieval.arguments import SimilarArguments
 
-    similar(parse(SimilarArguments, "tandem similar", arguments))
+    parsed = parse(SimilarArguments, "tandem similar", arguments)
+    from trainer.retrieval.recommend import similar
+
+    similar(parsed)
     return 0
 
 
 def export(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.usage import parse
-    from trainer.retrieval.export import ExportArguments, export
+    from trainer.retrieval.arguments import ExportArguments
 
-    export(parse(ExportArguments, "tandem export", arguments))
+    parsed = parse(ExportArguments, "tandem export", arguments)
+    from trainer.retrieval.export import export
+
+    export(parsed)
     return 0
 
 
 def compare(arguments: Arguments, verbose: bool) -> int:
     _ready_for_torch(verbose)
     from cluster.usage import parse
-    from trainer.compare.run import CompareArguments, compare
+    from trainer.compare.arguments import CompareArguments
 
-    compare(parse(CompareArguments, "tandem compare", arguments))
+    parsed = parse(CompareArguments, "tandem compare", arguments)
+    from trainer.compare.run import compare
+
+    compare(parsed)
     return 0
 
 

@@ -7,24 +7,15 @@ is the same to the byte. OUT must lie on a file system that all nodes share.
 
 from __future__ import annotations
 
-import socket
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
-import ray
-
-from cluster.session import ray_session
 from cluster.usage import parse
-from trainer.data.partition import PartitionCounts, PartitionPlan, prepare_partition
+from trainer.data.partition import PartitionCounts, PartitionPlan
 from trainer.data.prepare import PrepareArguments, prepare, run_here
-from trainer.data.sql import Resources, bytes_of
+from trainer.data.sql import Resources
 from trainer.progress import Progress
-
-RETRIES = 3
-DEFAULT_TASK_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +38,10 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
             raise ValueError(f"--address {parsed.address} needs --engine ray: add it")
         prepare(parsed, engine=run_here)
         return 0
+    from cluster.prepare_tasks import (
+        run_tasks,  # Ray: half a second that the local engine is spared
+    )
+    from cluster.session import ray_session
 
     def run_on_ray(
         plan: PartitionPlan, resources: Resources, progress: Progress, rows: int
@@ -56,65 +51,3 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
 
     prepare(parsed, engine=run_on_ray)
     return 0
-
-
-def run_tasks(
-    plan: PartitionPlan, resources: Resources, progress: Progress, rows: int
-) -> list[PartitionCounts]:
-    """One Ray task a partition, on the connected cluster; counts in the order of partitions.
-
-    A task holds `threads` CPUs and `memory_limit` of its node's memory, so that Ray starts no
-    more of them than a node can bear.
-    """
-    threads = resources.threads or min(DEFAULT_TASK_THREADS, _largest("CPU"))
-    memory = bytes_of(resources.memory_limit)
-    for name, needed, flag in (
-        ("CPU", threads, f"--threads {threads}"),
-        ("memory", memory, f"--memory-limit {resources.memory_limit}"),
-    ):
-        if needed > _largest(name):
-            raise ValueError(
-                f"{flag} is more than any node of the Ray cluster has ({name} {_largest(name):,}): "
-                "lower it, or add larger nodes"
-            )
-    task = ray.remote(prepare_on_node).options(num_cpus=threads, memory=memory, max_retries=RETRIES)
-    settings = replace(resources, threads=threads)
-    part_of = {task.remote(plan, part, settings): part for part in range(plan.parts)}
-    counts: dict[int, PartitionCounts] = {}
-    started = time.monotonic()
-    waiting = list(part_of)
-    while waiting:
-        finished, waiting = ray.wait(waiting)
-        for reference in finished:
-            counts[part_of[reference]] = _result(reference)
-        done = rows * len(counts) // plan.parts
-        rate = done / max(time.monotonic() - started, 1e-6)
-        progress.update("histories", done, rows, rows_per_second=rate)
-    return [counts[part] for part in range(plan.parts)]
-
-
-def _result(reference: ray.ObjectRef) -> PartitionCounts:
-    """A task's counts; the user's mistakes as they were raised."""
-    try:
-        counts = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise error.cause from None
-        raise
-    assert isinstance(counts, PartitionCounts)
-    return counts
-
-
-def prepare_on_node(plan: PartitionPlan, part: int, resources: Resources) -> PartitionCounts:
-    """What a Ray task does: one partition, if its node sees the staged rows."""
-    if not Path(plan.staging).exists():
-        raise ValueError(
-            f"{plan.out} is not there on node {socket.gethostname()}: with --engine ray, OUT must "
-            "lie on a file system that all nodes share"
-        )
-    return prepare_partition(plan, part, resources)
-
-
-def _largest(name: str) -> int:
-    """The most of a resource that one living node has."""
-    return max(int(node["Resources"].get(name, 0)) for node in ray.nodes() if node["Alive"])

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import ray
 
+from cluster.options import existing_address
+from cluster.workers import Resources
 from trainer.progress import quiet_libraries
 
 OBJECT_STORE_BYTES = 128 * 2**20  # rank 0's reports are all that goes through it
@@ -25,19 +26,6 @@ TRAIN_ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a cluster has altogether."""
-
-    cpus: int
-    gpus: int
-
-    @property
-    def default_workers(self) -> int:
-        """One worker a GPU; without GPUs, one for every second CPU."""
-        return self.gpus or max(1, self.cpus // 2)
-
-
 def local_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -46,14 +34,6 @@ def cluster_resources() -> Resources:
     """The connected cluster's CPUs and GPUs."""
     total = ray.cluster_resources()
     return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
-
-
-def existing_address(address: str | None) -> str | None:
-    """The cluster to join: what was asked for, else RAY_ADDRESS (set inside Ray jobs), else none.
-
-    None: a local cluster is started for this command alone.
-    """
-    return address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager

@@ -10,15 +10,13 @@ from typing import Annotated
 
 import tyro
 
-from cluster.launch import LaunchOptions, launch
-from cluster.session import existing_address
+from cluster.options import LaunchOptions, existing_address
 from cluster.usage import expect_preset, parse
 from cluster.workers import Workers
 from trainer.arguments import TrainArguments, parse_preset
 from trainer.config import Config
 from trainer.presets import PRESETS
-from trainer.run import RunFolder, RunSpec, absolute
-from trainer.train import open_run
+from trainer.run import RunFolder, RunSpec, absolute, open_run
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,8 @@ def resume(arguments: Sequence[str], verbose: bool) -> int:
 def train(spec: RunSpec, options: LaunchOptions) -> int:
     """Check, train, report."""
     precheck(spec, options)
+    from cluster.launch import launch  # Ray Train and torch: seconds, and mistakes are told before
+
     summary = launch(spec, options)
     print(
         f"trained {summary['steps']:,} steps with {summary['workers']} workers in "

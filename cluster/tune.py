@@ -25,8 +25,7 @@ from trainer.arguments import parse_preset
 from trainer.config import Config, LossName
 from trainer.hooks import Hooks
 from trainer.progress import Progress, SilentProgress, TerminalProgress
-from trainer.run import RunSpec
-from trainer.train import open_run, run_worker
+from trainer.run import RunSpec, open_run
 
 TEMPERATURE_RANGE = (0.03, 0.3)
 SPREAD = 5.0
@@ -124,6 +123,8 @@ def run_trial(settings: dict[str, Any], spec: RunSpec) -> None:
 
     def report(values: dict[str, float]) -> None:
         tune.report({"metric": values[metric], "training_iteration": int(values["epoch"]) + 1})
+
+    from trainer.train import run_worker  # torchrec is imported in workers only
 
     run_worker(own, SilentProgress(), Hooks(on_evaluation=report))
 

@@ -3,8 +3,20 @@
 import re
 from dataclasses import dataclass
 
-from cluster.session import Resources
 from cluster.usage import UsageError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster has altogether."""
+
+    cpus: int
+    gpus: int
+
+    @property
+    def default_workers(self) -> int:
+        """One worker a GPU; without GPUs, one for every second CPU."""
+        return self.gpus or max(1, self.cpus // 2)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.optim import Adagrad, Adam, RowWiseAdagrad
 from torchrec.optim.optimizers import SGD
 
-TableOptimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+from embeddings.choices import TableOptimizer
 
 
 def fuse_table_optimizer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -32,12 +32,9 @@ from torchrec.distributed.types import (
     ShardingType,
 )
 
+from embeddings.choices import Placement, Sharding
 from embeddings.tables import Table, fill_rows
 
-Sharding = Literal["row_wise", "table_wise"]
-Placement = Literal["device", "uvm_caching"]
-"""device: whole shards in the device's memory. uvm_caching: shards in host memory, with the rows
-in use cached on the GPU."""
 STORAGE_RESERVED = 0.1
 """Share of each device kept free of tables: dense parameters, activations, buffers."""
 

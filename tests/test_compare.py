@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.datasets import make_dataset
+from trainer.compare.arguments import CompareArguments
 from trainer.compare.cases import (
     MOST_TUNING_TRIALS,
     Section,
@@ -17,7 +18,7 @@ from trainer.compare.cases import (
 from trainer.compare.noise import noisy_dataset
 from trainer.compare.page import write_page
 from trainer.compare.results import CaseResult, Comparison
-from trainer.compare.run import CompareArguments, base_config
+from trainer.compare.run import base_config
 from trainer.compare.trials import Trial, run_trial, run_trials
 from trainer.config import LossName
 from trainer.data.schema import Dataset

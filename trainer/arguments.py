@@ -30,6 +30,23 @@ class TrainArguments:
         return RunSpec(preset, self.config, absolute(self.data), absolute(self.out), self.resume)
 
 
+@dataclass(frozen=True)
+class PlanArguments:
+    """Plan a run on a cluster that is not there; every field of the preset's config can be set."""
+
+    data: str
+    """Folder of a prepared dataset: its numbers of users, items and attributes."""
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    gpus: int = 8
+    """GPUs of the cluster."""
+    gpu_memory: str = "80GB"
+    """Memory of each GPU, as 80GB or 80GiB."""
+    gpus_a_node: int = 8
+    """GPUs of one machine."""
+    json: bool = False
+    """Print the plan as JSON."""
+
+
 Parsed = TypeVar("Parsed")
 
 

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import pickle
 import shutil
 import threading
@@ -35,10 +34,9 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from trainer.agreement import gather_objects
 from trainer.ranks import Ranks
+from trainer.run_files import COMMIT_FILE, STEP_FOLDER, committed, write_json
 
 logger = logging.getLogger(__name__)
-STEP_FOLDER = "step-{:08d}"
-COMMIT_FILE = "checkpoint.json"
 DCP = "torch.distributed.checkpoint"
 ALLOWED_NAMES = {
     *((f"{DCP}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
@@ -159,11 +157,6 @@ class CheckpointWriter:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def committed(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{COMMIT_FILE}"))
-
-
 def newest_sound(
     folder: Path, ranks: Ranks, best: bool = False
 ) -> tuple[Path, dict[str, Any]] | None:
@@ -206,16 +199,6 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all: to a temporary name, synced, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(path)
 
 
 def _sound(path: Path, digest: str) -> bool:

@@ -13,9 +13,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from embeddings.optimizer import TableOptimizer
-from embeddings.sharding import Placement, Sharding
-from embeddings.tables import TablePrecision
+from embeddings.choices import Placement, Sharding, TableOptimizer, TablePrecision
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 LogQ = Literal["none", "counts", "streaming"]

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.table import Table as RichTable
 from torchrec.distributed.planner.types import PlannerError
 
-from embeddings.optimizer import TableOptimizer
+from embeddings.choices import TableOptimizer
 from embeddings.sharding import STORAGE_RESERVED, Layout, describe, make_planner, sharders
 from embeddings.tables import Table
-from trainer.arguments import parse_preset
+from trainer.arguments import PlanArguments
 from trainer.build import build_task
 from trainer.config import Config
 from trainer.data.schema import Dataset
@@ -32,23 +29,6 @@ LOSS_WORKSPACE_BYTES = 160 * 1024**2
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024, "MIB": 1024**2, "GIB": GIB}
 STATE_BYTES_A_ROW = {"rowwise_adagrad": (0, 4), "adagrad": (4, 0), "adam": (8, 0), "sgd": (0, 0)}
 """Optimizer state of a row: bytes for each column, and bytes beside."""
-
-
-@dataclass(frozen=True)
-class PlanArguments:
-    """Plan a run on a cluster that is not there; every field of the preset's config can be set."""
-
-    data: str
-    """Folder of a prepared dataset: its numbers of users, items and attributes."""
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    gpus: int = 8
-    """GPUs of the cluster."""
-    gpu_memory: str = "80GB"
-    """Memory of each GPU, as 80GB or 80GiB."""
-    gpus_a_node: int = 8
-    """GPUs of one machine."""
-    json: bool = False
-    """Print the plan as JSON."""
 
 
 @dataclass(frozen=True)
@@ -222,17 +202,16 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB"
 
 
-def main(arguments: Sequence[str], program: str) -> None:
-    """Parse `PRESET --data DIR --gpus N --gpu-memory 80GB`, plan, and print."""
-    _, parsed = parse_preset(arguments, program, PlanArguments)
-    plan = make_plan(
-        parsed.config,
-        Dataset.load(parsed.data),
-        parsed.gpus,
-        parse_bytes(parsed.gpu_memory),
-        parsed.gpus_a_node,
+def plan(arguments: PlanArguments) -> None:
+    """Plan and print."""
+    made = make_plan(
+        arguments.config,
+        Dataset.load(arguments.data),
+        arguments.gpus,
+        parse_bytes(arguments.gpu_memory),
+        arguments.gpus_a_node,
     )
-    if parsed.json:
-        print(plan.to_json())
+    if arguments.json:
+        print(made.to_json())
     else:
-        show(plan, Console())
+        show(made, Console())

@@ -19,9 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.checkpoint import committed, write_json
 from trainer.config import Config
 from trainer.data.schema import Dataset
+from trainer.run_files import committed, write_json
 
 PACKAGES = ("torch", "torchrec", "pyarrow")
 
@@ -45,6 +45,13 @@ class RunSpec:
 def absolute(path: str) -> str:
     """A local path made absolute, since workers may stand in another folder; a URI as it is."""
     return path if "://" in path else str(Path(path).resolve())
+
+
+def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
+    """Open data and folder; the last value says whether the run goes on from a checkpoint."""
+    dataset = Dataset.load(spec.data)
+    folder = RunFolder(spec.out)
+    return dataset, folder, folder.check_start(spec, dataset)
 
 
 class RunFolder:

@@ -29,7 +29,7 @@ from trainer.optimizer import Schedule, build_optimizer
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
 from trainer.recorder import NonFiniteLossError, Recorder
-from trainer.run import PACKAGES, RunFolder, RunSpec
+from trainer.run import PACKAGES, RunFolder, RunSpec, open_run
 from trainer.stopping import TERMINATED_STATUS, terminations
 from trainer.validation import Validation
 from trainer.vitals import Vitals
@@ -72,13 +72,6 @@ def run_worker(
             return run.train(resuming)
         finally:
             run.close()
-
-
-def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
-    """Open data and folder; the last value says whether the run goes on from a checkpoint."""
-    dataset = Dataset.load(spec.data)
-    folder = RunFolder(spec.out)
-    return dataset, folder, folder.check_start(spec, dataset)
 
 
 def cpu_threads(spec: RunSpec, ranks: Ranks) -> int:

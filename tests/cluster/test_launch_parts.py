@@ -17,9 +17,9 @@ from cluster.failures import RunFailedError, first_cause
 from cluster.heartbeat import SILENT_SECONDS, Pulses
 from cluster.relay import RelayLog, RelayProgress
 from cluster.service_discovery import ServiceDiscovery
-from cluster.session import Resources, join_message
+from cluster.session import join_message
 from cluster.usage import UsageError
-from cluster.workers import Workers
+from cluster.workers import Resources, Workers
 from trainer.progress import SilentProgress
 from trainer.small_http import PAGE_SECONDS
 

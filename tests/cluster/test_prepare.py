@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.prepare import main, prepare_on_node, run_tasks
+from cluster.prepare import main
+from cluster.prepare_tasks import prepare_on_node, run_tasks
 from cluster.session import ray_session
 from tests.data.planted import Row, make, write_csv
 from trainer.data.partition import PartitionPlan

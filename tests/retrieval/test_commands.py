@@ -18,19 +18,20 @@ from trainer.presets import find_preset
 from trainer.progress import SilentProgress
 from trainer.ranks import Ranks, process_group
 from trainer.restore import load_run
+from trainer.retrieval.arguments import (
+    EvaluateArguments,
+    ExportArguments,
+    RecommendArguments,
+    SimilarArguments,
+)
 from trainer.retrieval.encode import Encoder
-from trainer.retrieval.evaluate_run import EvaluateArguments, evaluate
-from trainer.retrieval.export import ExportArguments, export
+from trainer.retrieval.evaluate_run import evaluate
+from trainer.retrieval.export import export
 from trainer.retrieval.index import build_index, index_recall, read_embeddings
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.known import known_users
 from trainer.retrieval.names import find_rows
-from trainer.retrieval.recommend import (
-    RecommendArguments,
-    SimilarArguments,
-    recommend,
-    similar,
-)
+from trainer.retrieval.recommend import recommend, similar
 from trainer.run import RunSpec
 from trainer.train import run_worker
 

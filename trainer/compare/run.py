@@ -7,17 +7,13 @@ cases (cases.py) -> tuning trials on validation -> best setting -> trials over s
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from trainer.checkpoint import write_json
+from trainer.compare.arguments import CompareArguments
 from trainer.compare.cases import (
-    MOST_TUNING_TRIALS,
     Case,
-    Section,
     Setting,
     apply,
     candidate_settings,
@@ -28,47 +24,13 @@ from trainer.compare.noise import noisy_dataset
 from trainer.compare.page import write_page
 from trainer.compare.results import CaseResult, Comparison, print_tables
 from trainer.compare.trials import Trial, check_dataset, run_trials
-from trainer.config import Config, LossName
+from trainer.config import Config
 from trainer.data.schema import Dataset
 from trainer.presets import find_preset
 from trainer.progress import Progress, TerminalProgress
+from trainer.run_files import write_json
 
 TUNED_BY = "ndcg@20"
-
-
-@dataclass(frozen=True)
-class CompareArguments:
-    """Train losses at equal tuning budgets and show how they compare."""
-
-    data: Annotated[str, tyro.conf.Positional]
-    """Folder of a prepared dataset with validation and test splits."""
-    out: str
-    """Folder for the results; one that was begun with the same flags is gone on with."""
-    losses: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
-    """Losses compared."""
-    sections: tuple[Section, ...] = ("noise", "dislikes", "negatives")
-    """What is compared beside the losses themselves."""
-    seeds: int = 3
-    """Trainings of each case with the setting found."""
-    tuning_trials: int = 4
-    """Settings tried for each loss, on the validation split, with seed 0."""
-    epochs: int = 10
-    """Passes over train in each training."""
-    uniform: int = 1024
-    """Shared uniform negatives a step."""
-    preset: str = "ml-100k-mf"
-    """Where model, optimizer and batch come from."""
-    workers: int = 2
-    """Trainings side by side."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.tuning_trials <= MOST_TUNING_TRIALS:
-            raise ValueError(
-                f"tuning_trials is {self.tuning_trials}; each loss has 1 to {MOST_TUNING_TRIALS} "
-                "settings to try"
-            )
-        if min(self.seeds, self.epochs, self.workers, self.uniform) < 1 or not self.losses:
-            raise ValueError("seeds, epochs, workers, uniform and losses need at least 1 each")
 
 
 def compare(arguments: CompareArguments, progress: Progress | None = None) -> Comparison:

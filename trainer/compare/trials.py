@@ -17,7 +17,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import write_json
 from trainer.config import Config
 from trainer.data.schema import Dataset
 from trainer.progress import Progress, SilentProgress
@@ -26,6 +25,7 @@ from trainer.restore import load_run
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
 from trainer.run import RunSpec
+from trainer.run_files import write_json
 from trainer.train import run_worker
 
 POPULARITY_GROUPS = 5

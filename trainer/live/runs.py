@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoint import COMMIT_FILE, committed
 from trainer.run import RunFolder
+from trainer.run_files import COMMIT_FILE, committed
 
 MOST_POINTS = 600
 SILENT_SECONDS = 60.0

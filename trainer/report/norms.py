@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import torch
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from trainer.checkpoint import SafeReader, committed, load
+from trainer.checkpoint import SafeReader, load
+from trainer.run_files import committed
 
 MOST_BYTES = 4 << 30
 ITEM_TABLE = "model.embeddings.embedding_bags.item.weight"

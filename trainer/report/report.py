@@ -11,7 +11,6 @@ import tyro
 
 from trainer.live.page import as_script_data, asset, page, panel_rows
 from trainer.live.runs import read_run
-from trainer.report.norms import norms_by_popularity
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ def report(arguments: ReportArguments) -> Path:
         ValueError: where one of the folders is no run.
     """
     runs = [read_run(path) for path in arguments.runs]
+    from trainer.report.norms import norms_by_popularity  # torch: after the mistakes are told
+
     _name_apart(runs, arguments.runs)
     for run, path in zip(runs, arguments.runs, strict=True):
         run["norms"] = norms_by_popularity(Path(path), Path(run["data"]))

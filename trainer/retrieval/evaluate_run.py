@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from trainer.checkpoint import write_json
 from trainer.progress import SilentProgress, TerminalProgress
 from trainer.ranks import Ranks
 from trainer.restore import load_run
+from trainer.retrieval.arguments import EvaluateArguments
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
 from trainer.retrieval.workers import on_workers
+from trainer.run_files import write_json
 
 REPORT_FILE = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class EvaluateArguments:
-    """Rank the whole catalog for every held-out user, seen items left out, and measure it."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """Folder of a trained run."""
-    split: Literal["validation", "test"] = "validation"
-    """test is for the final figures; every choice is made on validation."""
-    k: tuple[int, ...] = (10, 20, 50)
-    """Cut-offs of the lists."""
-    users: int | None = None
-    """Evaluate a random sample of this many users, with confidence intervals. Left out: all."""
-    groups: int = 5
-    """Popularity groups of items, with equal shares of the train interactions; 0: none."""
-    seed: int = 0
-    """Chooses the sampled users."""
-    workers: int | None = None
-    """Processes that share the catalog. Left out: one a GPU, or one."""
-    data: str | None = None
-    """The dataset's folder, where it is no longer where it was in training."""
-
-    def __post_init__(self) -> None:
-        if self.groups < 0 or self.groups > 255:
-            raise ValueError(f"groups is {self.groups}; it must be from 0 to 255")
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:

@@ -13,30 +13,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-import tyro
 from rich.console import Console
 from torch import Tensor
 
 from trainer.agreement import together
-from trainer.checkpoint import write_json
 from trainer.data.schema import Dataset
 from trainer.data.storage import open_parquet
 from trainer.ranks import Ranks
 from trainer.restore import TrainedRun, load_run
+from trainer.retrieval.arguments import ExportArguments
 from trainer.retrieval.encode import ROWS_AT_ONCE, Encoder, blocks_of_range, rank_range
 from trainer.retrieval.index import (
-    IndexKind,
     build_index,
     index_recall,
     read_embeddings,
@@ -51,37 +48,9 @@ from trainer.retrieval.programs import (
     table_bytes,
 )
 from trainer.retrieval.workers import on_workers
+from trainer.run_files import write_json
 
 QUERIES_OF_RECALL = 1000
-
-
-@dataclass(frozen=True)
-class ExportArguments:
-    """Write a run's item and user embeddings, its towers as programs, and an index."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """Folder of a trained run."""
-    out: Annotated[str, tyro.conf.Positional]
-    """Folder to write; it must not exist yet."""
-    index: IndexKind | None = None
-    """Also a FAISS index of the items: flat (exact), ivf or hnsw (approximate; their recall
-    against exact search is printed)."""
-    index_k: int = 10
-    """Length of the lists by which the index is compared with exact search."""
-    encoder_limit: int = 1 << 30
-    """Bytes of tables up to which programs with the tables inside are written too."""
-    users: bool = True
-    """Write user embeddings."""
-    workers: int | None = None
-    """Processes that share the work. Left out: one a GPU, or one."""
-    data: str | None = None
-    """The dataset's folder, where it is no longer where it was in training."""
-
-    def __post_init__(self) -> None:
-        if self.index_k < 1:
-            raise ValueError(f"index-k is {self.index_k}; it must be at least 1")
-        if self.index is not None and not self.users:
-            raise ValueError("--index compares with exact search by users: leave out --no-users")
 
 
 def export(arguments: ExportArguments) -> dict[str, Any]:

@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from trainer.retrieval.arguments import IndexKind
 from trainer.retrieval.keys import decode_keys, merge_keys
 from trainer.retrieval.topk import ItemRows, exact_topk
 
-IndexKind = Literal["flat", "ivf", "hnsw"]
 ROWS_AT_ONCE = 1 << 16
 TRAINED_PER_LIST = 64
 """Rows that IVF's k-means sees per list."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -15,6 +13,7 @@ from torch.nn import functional
 from trainer.data.schema import Dataset
 from trainer.ranks import Ranks
 from trainer.restore import load_run
+from trainer.retrieval.arguments import RecommendArguments, SimilarArguments
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.keys import decode_keys
@@ -23,45 +22,6 @@ from trainer.retrieval.merge import merge_rankings, share_queries
 from trainer.retrieval.names import Item, find_rows, name_items
 from trainer.retrieval.topk import ItemRows, exact_topk
 from trainer.retrieval.workers import on_workers
-
-
-@dataclass(frozen=True)
-class RecommendArguments:
-    """Recommend items to a user of the dataset, or to somebody new who liked some items."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """Folder of a trained run."""
-    user: str | None = None
-    """Raw id of a user, as in the source."""
-    items: str | None = None
-    """Raw ids of liked items, oldest first, separated by commas: for somebody not seen in
-    training. Needs a model that reads histories."""
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
-    """Items recommended."""
-    data: str | None = None
-    """The dataset's folder, where it is no longer where it was in training."""
-
-    def __post_init__(self) -> None:
-        if (self.user is None) == (self.items is None):
-            raise ValueError("give either --user ID or --items ID,ID,...")
-        _check_k(self.k)
-
-
-@dataclass(frozen=True)
-class SimilarArguments:
-    """The items whose embeddings have the largest cosine with an item's."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """Folder of a trained run."""
-    item: str
-    """Raw id of an item, as in the source."""
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
-    """Items listed."""
-    data: str | None = None
-    """The dataset's folder, where it is no longer where it was in training."""
-
-    def __post_init__(self) -> None:
-        _check_k(self.k)
 
 
 @dataclass(frozen=True)
@@ -158,8 +118,3 @@ def _somebody_new(dataset: Dataset, encoder: Encoder, raw_ids: str) -> KnownUser
     nothing = ItemLists.from_lists([[]])
     seen = ItemLists.from_lists([sorted(set(rows))])
     return KnownUsers(-1, ItemLists.from_lists([rows]), nothing, seen)
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1")

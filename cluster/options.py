@@ -1,0 +1,49 @@
+"""How `tandem train` starts its workers. Imports neither Ray nor torch."""
+
+import os
+from dataclasses import dataclass
+
+from cluster.workers import Workers
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """How workers are started, apart from what they train."""
+
+    workers: Workers | None = None
+    """How many workers; None: one a GPU, or one for every second CPU."""
+    address: str | None = None
+    """An existing Ray cluster; None: RAY_ADDRESS, else a local one for this run alone."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint after failures."""
+    step_timeout_seconds: float = 600.0
+    """A group of workers that finishes no step for so long counts as hung."""
+    resize_seconds: float = 30.0
+    """An elastic run looks so often for room to grow."""
+    patience_seconds: float = 600.0
+    """An elastic run waits so long for room for its least number of workers."""
+    discovery_port: int = 9480
+    """First port tried for Prometheus' service discovery."""
+    discovery_host: str = "127.0.0.1"
+    """Address it listens on; 0.0.0.0 where Prometheus is elsewhere."""
+    verbose: bool = False
+    """Let Ray and the libraries speak."""
+
+    def __post_init__(self) -> None:
+        if self.max_failures < 0:
+            raise ValueError(f"--max-failures {self.max_failures}: must be 0 or more")
+        for flag, seconds in (
+            ("--step-timeout", self.step_timeout_seconds),
+            ("--resize-every", self.resize_seconds),
+            ("--patience", self.patience_seconds),
+        ):
+            if seconds <= 0:
+                raise ValueError(f"{flag} {seconds:g}: must be above 0 seconds")
+
+
+def existing_address(address: str | None) -> str | None:
+    """The cluster to join: what was asked for, else RAY_ADDRESS (set inside Ray jobs), else none.
+
+    None: a local cluster is started for this command alone.
+    """
+    return address or os.environ.get("RAY_ADDRESS") or None

@@ -1,0 +1,109 @@
+"""Flags of the commands that use a trained run; no torch, so that --help comes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+IndexKind = Literal["flat", "ivf", "hnsw"]
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Rank the whole catalog for every held-out user, seen items left out, and measure it."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a trained run."""
+    split: Literal["validation", "test"] = "validation"
+    """test is for the final figures; every choice is made on validation."""
+    k: tuple[int, ...] = (10, 20, 50)
+    """Cut-offs of the lists."""
+    users: int | None = None
+    """Evaluate a random sample of this many users, with confidence intervals. Left out: all."""
+    groups: int = 5
+    """Popularity groups of items, with equal shares of the train interactions; 0: none."""
+    seed: int = 0
+    """Chooses the sampled users."""
+    workers: int | None = None
+    """Processes that share the catalog. Left out: one a GPU, or one."""
+    data: str | None = None
+    """The dataset's folder, where it is no longer where it was in training."""
+
+    def __post_init__(self) -> None:
+        if self.groups < 0 or self.groups > 255:
+            raise ValueError(f"groups is {self.groups}; it must be from 0 to 255")
+
+
+@dataclass(frozen=True)
+class RecommendArguments:
+    """Recommend items to a user of the dataset, or to somebody new who liked some items."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a trained run."""
+    user: str | None = None
+    """Raw id of a user, as in the source."""
+    items: str | None = None
+    """Raw ids of liked items, oldest first, separated by commas: for somebody not seen in
+    training. Needs a model that reads histories."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """Items recommended."""
+    data: str | None = None
+    """The dataset's folder, where it is no longer where it was in training."""
+
+    def __post_init__(self) -> None:
+        if (self.user is None) == (self.items is None):
+            raise ValueError("give either --user ID or --items ID,ID,...")
+        _check_k(self.k)
+
+
+@dataclass(frozen=True)
+class SimilarArguments:
+    """The items whose embeddings have the largest cosine with an item's."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a trained run."""
+    item: str
+    """Raw id of an item, as in the source."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+    """Items listed."""
+    data: str | None = None
+    """The dataset's folder, where it is no longer where it was in training."""
+
+    def __post_init__(self) -> None:
+        _check_k(self.k)
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write a run's item and user embeddings, its towers as programs, and an index."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a trained run."""
+    out: Annotated[str, tyro.conf.Positional]
+    """Folder to write; it must not exist yet."""
+    index: IndexKind | None = None
+    """Also a FAISS index of the items: flat (exact), ivf or hnsw (approximate; their recall
+    against exact search is printed)."""
+    index_k: int = 10
+    """Length of the lists by which the index is compared with exact search."""
+    encoder_limit: int = 1 << 30
+    """Bytes of tables up to which programs with the tables inside are written too."""
+    users: bool = True
+    """Write user embeddings."""
+    workers: int | None = None
+    """Processes that share the work. Left out: one a GPU, or one."""
+    data: str | None = None
+    """The dataset's folder, where it is no longer where it was in training."""
+
+    def __post_init__(self) -> None:
+        if self.index_k < 1:
+            raise ValueError(f"index-k is {self.index_k}; it must be at least 1")
+        if self.index is not None and not self.users:
+            raise ValueError("--index compares with exact search by users: leave out --no-users")
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")
