@@ -25,7 +25,7 @@ from trainer.data.schema import Dataset
 from trainer.progress import SilentProgress
 
 LOSSES: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
-SECTIONS: tuple[Section, ...] = ("noise", "dislikes", "negatives")
+SECTIONS: tuple[Section, ...] = ("noise", "dislikes", "negatives", "clipping")
 
 
 def test_every_loss_has_as_many_settings_and_each_builds_a_config() -> None:
@@ -87,6 +87,7 @@ def test_page_stands_on_its_own(tmp_path: Path) -> None:
         fake_result("noise", "bpr +10%", 0.09, added=0.1),
         fake_result("dislikes", "ntr x3", 0.15),
         fake_result("negatives", "in-batch <b>", 0.15),
+        fake_result("clipping", "logQ clipped", 0.12),
     ]
     facts = {"data": "/data/x", "users": 40, "items": 30, "train_rows": 600, "preset": "p"}
     facts |= {"epochs": 1, "batch": 64, "uniform": 16, "tuning_trials": 1, "seeds": 2}
@@ -95,5 +96,5 @@ def test_page_stands_on_its_own(tmp_path: Path) -> None:
     assert results[0].deviation("recall@20") == pytest.approx(0.02 / np.sqrt(2))
     write_page(comparison, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     assert "nan" not in page and "<b>" not in page and "http" not in page

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from embeddings.choices import Placement, Sharding, TableOptimizer, TablePrecision
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
-LogQ = Literal["none", "counts", "streaming"]
+LogQ = Literal["none", "counts", "streaming", "counts_clipped"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -240,7 +240,8 @@ class NegativesConfig:
     """Steps before the queue is used: early embeddings move too fast to be kept."""
     log_q: LogQ = "counts"
     """Correction for how often an item is drawn. counts: exact, from train. streaming: estimated
-    on the fly (Yi et al. 2019). none: no correction."""
+    on the fly (Yi et al. 2019). none: no correction. counts_clipped: to compare with, never below
+    log(1e-6) as in TFRS, which is wrong for an item in fewer than a millionth of the rows."""
 
     def __post_init__(self) -> None:
         for name in ("uniform", "popularity", "queue", "queue_warmup_steps"):

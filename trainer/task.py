@@ -28,6 +28,8 @@ from losses import (
 from trainer.config import LogQ
 from trainer.phases import PhaseClock
 
+LEAST_CLIPPED_LOG_Q = math.log(1e-6)
+"""Below this TFRS clips."""
 STREAMING_BUCKETS = 1 << 24
 """At most so many buckets a hash row of the streaming estimator (12 bytes each)."""
 
@@ -45,7 +47,8 @@ class FrequencyCorrection(nn.Module):
 
     Args:
         mode: "counts" uses the exact counts; "streaming" estimates the popular part from the ids
-            of the steps so far (Yi et al. 2019), alike on every rank; "none" returns zeros.
+            of the steps so far (Yi et al. 2019), alike on every rank; "none" returns zeros;
+            "counts_clipped" repeats TFRS's mistake, for `tandem compare` to show what it costs.
         total_count: sum of the counts: training rows.
     """
 
@@ -91,6 +94,8 @@ class FrequencyCorrection(nn.Module):
 
     def _exact(self, counts_X: Tensor) -> Tensor:
         popular_X = log_q_from_counts(counts_X, self.total_count)
+        if self.mode == "counts_clipped":
+            popular_X = popular_X.clamp(min=LEAST_CLIPPED_LOG_Q)
         if self.draws[1] == 0:
             return popular_X
         return popular_X.masked_fill(counts_X == 0, -math.inf)  # can only be a uniform draw

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from trainer.config import Config, LossConfig, LossName, NegativesConfig
 
-Section = Literal["losses", "noise", "dislikes", "negatives"]
+Section = Literal["losses", "noise", "dislikes", "negatives", "clipping"]
 Setting = tuple[dict[str, Any], float]
 """(fields of the loss section, factor of the table learning rate)"""
 
@@ -114,6 +114,8 @@ def make_cases(
         cases += _dislike_cases(losses, uniform)
     if "negatives" in sections:
         cases += _negative_cases(uniform)
+    if "clipping" in sections:
+        cases += _clipping_cases()
     return cases
 
 
@@ -155,8 +157,7 @@ def _negative_cases(uniform: int) -> list[Case]:
     """In-batch, uniform and mixed negatives; without logQ, plain and improved."""
 
     def case(label: str, loss: LossName, in_batch: bool, extra: int, log_q: str) -> Case:
-        fields = {"in_batch": in_batch, "uniform": extra, "log_q": log_q}
-        return Case("negatives", label, loss, {"negatives": fields})
+        return _sourced("negatives", label, loss, in_batch, extra, log_q)
 
     return [
         case("in-batch, no logQ", "ssm", True, 0, "none"),
@@ -168,3 +169,18 @@ def _negative_cases(uniform: int) -> list[Case]:
         case("mixed, logQ", "ssm", True, uniform, "counts"),
         case("mixed, improved logQ", "improved_logq", True, uniform, "counts"),
     ]
+
+
+def _clipping_cases() -> list[Case]:
+    """What TFRS's floor of 1e-6 under Q costs: of catalogs with more than a million train rows."""
+    return [
+        _sourced("clipping", "logQ exact", "ssm", True, 0, "counts"),
+        _sourced("clipping", "logQ clipped", "ssm", True, 0, "counts_clipped"),
+    ]
+
+
+def _sourced(
+    section: Section, label: str, loss: LossName, in_batch: bool, extra: int, log_q: str
+) -> Case:
+    fields = {"in_batch": in_batch, "uniform": extra, "log_q": log_q}
+    return Case(section, label, loss, {"negatives": fields})

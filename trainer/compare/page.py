@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
+from typing import Literal
 
 from trainer.compare.plots import Point, bars, lines, scatter
 from trainer.compare.results import TITLES, Comparison, Row, tables
@@ -68,7 +70,14 @@ def _drawings(comparison: Comparison) -> dict[str, str]:
         ),
     }
     if comparison.section("noise"):
-        made["noise"] = lines(_noise_curves(comparison), "share of random positives", "recall@20")
+        made["noise"] = "".join(
+            lines(curves, f"share of {what}", "recall@20")
+            for what, curves in (
+                ("random positives added", _noise_curves(comparison, "random_positives")),
+                ("true positives taken away", _noise_curves(comparison, "removed_positives")),
+            )
+            if curves
+        )
     if comparison.has_dislikes and comparison.section("dislikes"):
         made["dislikes"] = scatter(
             [
@@ -78,22 +87,26 @@ def _drawings(comparison: Comparison) -> dict[str, str]:
             "recall@20",
             "disliked in the top 20",
         )
-    if comparison.section("negatives"):
-        made["negatives"] = bars(
-            [
-                Point(r.label, r.mean("ndcg@20"), r.deviation("ndcg@20"))
-                for r in comparison.section("negatives")
-            ]
-        )
+    for name in ("negatives", "clipping"):
+        if comparison.section(name):
+            made[name] = bars(
+                [
+                    Point(r.label, r.mean("ndcg@20"), r.deviation("ndcg@20"))
+                    for r in comparison.section(name)
+                ]
+            )
     return made
 
 
-def _noise_curves(comparison: Comparison) -> dict[str, list[tuple[float, float]]]:
-    """Loss -> (share added, recall), beginning at the clean data."""
+def _noise_curves(
+    comparison: Comparison, share: Literal["random_positives", "removed_positives"]
+) -> dict[str, list[tuple[float, float]]]:
+    """Loss -> (share added or removed, recall), beginning at the clean data."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for result in comparison.section("noise"):
-        if result.random_positives:
-            point = (result.random_positives, result.mean("recall@20"))
+        noise = asdict(result)[share]
+        if noise:
+            point = (noise, result.mean("recall@20"))
             curves.setdefault(result.loss, []).append(point)
     for result in comparison.section("losses"):
         if result.loss in curves:

@@ -15,7 +15,11 @@ TITLES = {
     "noise": "Noise in train: random positives added (+), true ones taken away (-) (test)",
     "dislikes": "Disliked items in the top 20 against recall (test)",
     "negatives": "Where negatives come from, and the frequency correction (test)",
+    "clipping": "What clipping Q at 1e-6 costs (test)",
+    "clipping groups": "The same by popularity group of items, NDCG@20, rare to popular (test)",
 }
+GROUPED = {"losses": "groups", "clipping": "clipping groups"}
+"""Sections that have a second table, by popularity group, and its name."""
 Row = list[str]
 
 
@@ -77,13 +81,13 @@ def tables(comparison: Comparison) -> dict[str, tuple[Row, list[Row]]]:
     measures = ["recall@20", "ndcg@20"] + (["disliked@20"] if comparison.has_dislikes else [])
     header = ["case", *measures, "setting"]
     made: dict[str, tuple[Row, list[Row]]] = {}
-    for name in ("losses", "noise", "dislikes", "negatives"):
+    for name in ("losses", "noise", "dislikes", "negatives", "clipping"):
         results = comparison.section(name)
         if results:
             rows = [[r.label, *(r.shown(m) for m in measures), r.setting] for r in results]
             made[name] = (header, rows)
-        if name == "losses":
-            made["groups"] = _group_table(results)
+        if results and name in GROUPED:
+            made[GROUPED[name]] = _group_table(results)
     return made
 
 
