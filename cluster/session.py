@@ -79,6 +79,8 @@ def short_temp_folder() -> str | None:
 
 
 def _start_local(folder: Path, min_cpus: int, options: dict[str, Any]) -> None:
+    # No cloud takes this machine back node by node; the watcher is a process, a second to start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
         address="local",
         num_cpus=max(local_cpus(), min_cpus),

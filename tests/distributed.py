@@ -11,9 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 # A fork server imports what is slow once; its children are forked from that, and from no thread of
-# ours.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed", "trainer.train", "trainer.restore"])
+# ours. pandas: pyarrow imports it at its first to_numpy(), half a second in every child.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["pandas", "pyarrow.compute", "trainer.train", "trainer.restore", "trainer.retrieval.evaluate"]
+)
 
 
 def run_ranks(
@@ -29,8 +31,8 @@ def run_ranks(
         port = free.getsockname()[1]
     processes, pipes = [], []
     for rank in range(world_size):
-        receiver, sender = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(
             target=_rank_main, args=(rank, world_size, port, sender, function, arguments)
         )
         process.start()

@@ -57,8 +57,8 @@ def test_images_are_pinned_and_do_not_run_as_root(file: Path) -> None:
     assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+$", text, re.MULTILINE)
     assert f"-r /tmp/requirements/{kind}.txt" in text and "--no-deps" in text
     assert (ROOT / "requirements" / f"{kind}.txt").is_file()
-    users = re.findall(r"^USER (\w+)$", text, re.MULTILINE)
-    assert users == ["tandem"]
+    assert re.findall(r"^USER (\S+)$", text, re.MULTILINE) == ["1000:1000"]
+    assert "useradd --create-home --uid 1000 tandem" in text
     for source in re.findall(r"^COPY (?:--\S+ )?(\S+) \S+$", text, re.MULTILINE):
         assert (ROOT / source).exists()
 

@@ -3,7 +3,6 @@
 Processes come from a fork server that has imported the heavy libraries already.
 """
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -12,10 +11,8 @@ from typing import Any
 
 import torch
 
+from tests.distributed import CONTEXT
 from trainer.ranks import Ranks, process_group
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torchrec", "trainer.build", "trainer.retrieval.evaluate"])
 
 
 def run_on_ranks(
