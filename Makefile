@@ -61,7 +61,7 @@ $(KERNELS): $(STAMP) requirements/kernels.txt
 	@touch $@
 
 test: $(KERNELS)  ## Unit tests, under two minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) -m "not faults and not gpu and not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not faults and not gpu and not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)

@@ -1,4 +1,8 @@
-"""Real gloo processes: `run_ranks(4, function, argument)` gives what each rank returned."""
+"""Real gloo processes: `run_ranks(4, function, argument)` gives what each rank returned.
+
+Modules that use it are of one group (`xdist_group("ranks")`): the fork server, whose imports take
+four seconds, then starts in one test process alone, and their fixtures are made once.
+"""
 
 import gc
 import multiprocessing

@@ -15,6 +15,8 @@ from tests.test_training import losses, small_config, train
 from trainer.model import mean_square
 from trainer.run import RunSpec
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 
 def test_weight_decay_is_refused_where_the_kernels_would_ignore_it() -> None:
     tables = build_embedding_bags([Table("item", 4, 4, ("item",))])

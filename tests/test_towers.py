@@ -14,6 +14,8 @@ from trainer.data.neighbours import Draw, NeighbourRule, Neighbours
 from trainer.run import RunSpec
 from trainer.sequence import HistoryTower, SequenceTower
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 PLAIN = {"use_history": False, "user_attributes": False, "item_attributes": False}
 TOWERS: dict[str, dict[str, Any]] = {
     "graph": {**PLAIN, "tower": "graph", "neighbours": 3, "spectral_start": 1.0},

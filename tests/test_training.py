@@ -23,6 +23,8 @@ from trainer.restore import load_run
 from trainer.run import RunSpec
 from trainer.train import run_worker
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 
 def small_config(**sections: dict[str, Any]) -> Config:
     """MLP towers over everything the data has, a few small batches, each step logged."""

@@ -21,6 +21,8 @@ from losses import (
 )
 from tests.distributed import run_ranks
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 GLOBAL_ROWS, WIDTH, NUM_IDS, NUM_USERS, SAMPLED, QUEUED = 16, 5, 7, 6, 8, 6
 
 SETTINGS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(LossName)] + [

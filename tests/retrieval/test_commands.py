@@ -35,6 +35,8 @@ from trainer.retrieval.recommend import recommend, similar
 from trainer.run import RunSpec
 from trainer.train import run_worker
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 
 def tiny_config() -> Config:
     config = find_preset("ml-100k")

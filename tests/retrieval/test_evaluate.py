@@ -23,6 +23,8 @@ from trainer.retrieval.merge import merge_rankings, share_queries
 from trainer.retrieval.queries import read_queries, sample_rows
 from trainer.retrieval.topk import ItemRows, exact_topk
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 KS = (1, 5, 20)
 
 

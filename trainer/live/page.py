@@ -49,7 +49,7 @@ def as_script_data(name: str, value: Any) -> str:
 
 def panel_rows() -> list[dict[str, Any]]:
     """The panels that metrics.jsonl and validation.jsonl can feed, by row, each once."""
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     rows = []
     chosen: list[dict[str, Any]] = []
     for dashboard in DASHBOARDS:
@@ -57,8 +57,8 @@ def panel_rows() -> list[dict[str, Any]]:
             if len(chosen) > 1:  # a single panel joins the next row
                 chosen = []
             for panel in panels:
-                if panel.keys and panel.title not in seen:
-                    seen.add(panel.title)
+                if panel.keys and panel.keys not in seen:
+                    seen.add(panel.keys)
                     chosen.append(
                         {
                             "title": panel.title,

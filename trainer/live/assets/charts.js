@@ -3,6 +3,7 @@
 "use strict";
 const SVG = "http://www.w3.org/2000/svg";
 const W = 460, H = 230, LEFT = 62, RIGHT = 14, TOP = 10, BOTTOM = 40;
+const FROM_ZERO = ["s", "rows/s", "steps/s", "bytes"]; // amounts: twice as high is twice as much
 const DASHES = ["", "7 4", "2 4", "9 3 2 3", "4 2", "1 3"];
 const color = (index) => `var(--c${index % 8})`;
 
@@ -100,7 +101,7 @@ function drawChart(card, spec) {
   if (!series.length) { card.append(element("p", "", "No values yet.")); return; }
   const svg = node("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": spec.title });
   const x = scale(series.flatMap((one) => one.x), spec.logX, LEFT, W - RIGHT, false);
-  const y = scale(series.flatMap((one) => one.y.filter(usable)), spec.log, H - BOTTOM, TOP, true, spec.fromZero);
+  const y = scale(series.flatMap((one) => one.y.filter(usable)), spec.log, H - BOTTOM, TOP, true, spec.fromZero || FROM_ZERO.includes(spec.unit));
   drawAxes(svg, spec, x, y);
   for (const mark of spec.marks || []) {
     if (mark >= x.low && mark <= x.high) node("line", { class: "restart", x1: x.place(mark), x2: x.place(mark), y1: TOP, y2: H - BOTTOM }, svg);
@@ -112,13 +113,13 @@ function drawChart(card, spec) {
 }
 
 function drawAxes(svg, spec, x, y) {
-  const ticks = y.zero ? [0] : spec.log ? logTicks(y.low, y.high) : niceTicks(y.low, y.high, 4, spec.unit === "bytes" ? 1024 : 10);
-  for (const tick of ticks) {
+  const ticks = y.zero ? [0] : spec.log ? logTicks(y.low, y.high) : niceTicks(y.low, y.high, 5, spec.unit === "bytes" ? 1024 : 10);
+  for (const tick of spec.whole ? ticks.filter(Number.isInteger) : ticks) {
     node("line", { class: "grid-line", x1: LEFT, x2: W - RIGHT, y1: y.place(tick), y2: y.place(tick) }, svg);
     node("text", { x: LEFT - 7, y: y.place(tick) + 4, "text-anchor": "end" }, svg, tickLabel(tick, spec.unit));
   }
   node("line", { class: "axis", x1: LEFT, x2: W - RIGHT, y1: H - BOTTOM, y2: H - BOTTOM }, svg);
-  const across = spec.xTicks || (spec.logX ? logTicks(x.low, x.high) : niceTicks(x.low, x.high, 5, 10));
+  const across = spec.xTicks || (spec.logX ? logTicks(x.low, x.high) : niceTicks(x.low, x.high, 6, 10));
   for (const tick of across) {
     const label = spec.xNames ? spec.xNames[tick] : shortNumber(tick);
     const anchor = label.length < 6 ? "middle" : tick === across[0] ? "start" : tick === across.at(-1) ? "end" : "middle";

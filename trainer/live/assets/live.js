@@ -33,13 +33,12 @@ function draw(data) {
   state.replaceChildren(dot, element("b", "", words[run.now.state]), document.createTextNode(`  preset ${run.preset}, data ${run.data}`));
   document.getElementById("numbers").replaceChildren(...numbers(run));
   const main = document.getElementById("panels");
-  for (const row of data.rows) {
-    const panels = row.panels.filter((panel) => panelSeries(panel, [run]).length);
-    if (!panels.length) continue;
+  for (const row of filledRows(data.rows, [run])) {
     const section = card("row " + row.title, main, "");
     if (!section.children.length) section.append(element("h2", "", row.title), element("div", "grid"));
-    for (const panel of panels) {
-      const place = card(row.title + panel.title, section.lastChild, "card");
+    for (const panel of row.panels) {
+      const place = card("panel " + panel.title, section.lastChild, "card");
+      if (place.parentNode !== section.lastChild) section.lastChild.append(place);
       if (!place.matches(":hover")) drawPanel(place, panel, [run]);
     }
   }

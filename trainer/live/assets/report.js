@@ -56,15 +56,14 @@ function startsChart(card, runs) {
     return { name: run.name, x, y, color: color(number) };
   });
   const count = runs.map((run) => `${run.name}: ${run.starts.length - 1}`).join(", ");
-  drawChart(card, { title: "Ranks and restarts", help: `Restarts, each from its checkpoint (dashed) — ${count}.`, unit: "", fromZero: true, series, alwaysLegend: runs.length > 1, marks: runs.length === 1 ? runs[0].starts.slice(1).map((start) => start.step) : [] });
+  drawChart(card, { title: "Ranks and restarts", help: `Restarts, each from its checkpoint (dashed) — ${count}.`, unit: "", fromZero: true, whole: true, series, alwaysLegend: runs.length > 1, marks: runs.length === 1 ? runs[0].starts.slice(1).map((start) => start.step) : [] });
 }
 
-for (const row of DATA.rows) {
-  const panels = row.panels.filter((panel) => panelSeries(panel, DATA.runs).length);
-  section(row.title, panels.map((panel) => (card) => drawPanel(card, panel, DATA.runs)));
-  if (row.title === "Learning") {
-    section("Items", [...groupCharts(DATA.runs), (card) => normChart(card, DATA.runs)]);
-  }
+const MORE = {
+  Learning: [...groupCharts(DATA.runs), (card) => normChart(card, DATA.runs)],
+  Speed: [(card) => startsChart(card, DATA.runs)],
+};
+for (const row of filledRows(DATA.rows, DATA.runs)) {
+  section(row.title, [...row.panels.map((panel) => (card) => drawPanel(card, panel, DATA.runs)), ...(MORE[row.title] || [])]);
 }
-section("Restarts", [(card) => startsChart(card, DATA.runs)]);
 document.body.dataset.drawn = "yes";
