@@ -6,8 +6,9 @@ from losses.formulas import Correction, LossName
 from losses.frequency import StreamingFrequency, log_q_from_counts, log_q_mixture, log_q_uniform
 from losses.gather import gather_with_gradient, gather_without_gradient
 from losses.inputs import Candidates, Rows
-from losses.module import Backend, Precision, RetrievalLoss
+from losses.module import Precision, RetrievalLoss
 from losses.queue import CandidateQueue
+from losses.walk import Backend
 
 __all__ = [
     "Backend",

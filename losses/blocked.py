@@ -11,90 +11,39 @@ Shapes: B rows, C columns, D width, R rows of a stripe, W columns of a block.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from losses.hits import SortedColumns, StripeHits
-from losses.problem import Problem, Scaling, choose_scaling
+from losses.problem import Problem, Scaling
 from losses.sizes import Blocking, Workspace, bounds_of_blocks, row_stripes, zero_if_empty
-
-RowLoss = Callable[[Tensor, Tensor, tuple[Tensor, ...], slice], Tensor]
-"""(reduction_R, negatives_R, row inputs each [R], which rows) -> their weighted loss, a scalar."""
-
-
-def fused_loss(
-    problem: Problem,
-    row_inputs: tuple[Tensor, ...],
-    row_loss: RowLoss,
-    blocking: Blocking,
-    workspace: Workspace,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, reduction_B, negatives_B) of the problem; the loss has gradients, the others none.
-
-    `row_inputs` are [B] tensors a row's loss depends on beside its reduction, gradient wanted.
-    `reduction_B` is the log-sum-exp (-inf without negatives) or the plain sum; `negatives_B` counts
-    unmasked columns.
-    """
-    value, reduction_B, negatives_B = _FusedLoss.apply(  # type: ignore[no-untyped-call]
-        problem.query_BD, problem.candidate_CD, problem, row_loss, blocking, workspace, *row_inputs
-    )
-    return value, reduction_B, negatives_B
-
-
-class _FusedLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        context: Any,
-        query_BD: Tensor,
-        candidate_CD: Tensor,
-        problem: Problem,
-        row_loss: RowLoss,
-        blocking: Blocking,
-        workspace: Workspace,
-        *row_inputs: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        walk = Walk(problem, blocking, workspace, wanted=any(context.needs_input_grad))
-        detached = tuple(row_input.detach() for row_input in row_inputs)
-        value, reduction_B, negatives_B, input_gradients = walk.run(row_loss, detached)
-        context.walk = walk
-        context.save_for_backward(*input_gradients)
-        context.mark_non_differentiable(reduction_B, negatives_B)
-        return value, reduction_B, negatives_B
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(context: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale = output_gradients[0]
-        walk: Walk = context.walk
-        candidate_gradient_CD = (
-            walk.candidate_gradient(scale) if context.needs_input_grad[1] else None
-        )
-        scaled = [gradient * scale for gradient in context.saved_tensors]
-        return (walk.query_gradient_BD * scale, candidate_gradient_CD, *(None,) * 4, *scaled)
 
 
 class Walk:
     """One forward: what all stripes share, and the gradients they add to."""
 
     def __init__(
-        self, problem: Problem, blocking: Blocking, workspace: Workspace, wanted: bool
+        self,
+        problem: Problem,
+        scaling: Scaling,
+        blocking: Blocking,
+        workspace: Workspace,
+        wanted: bool,
     ) -> None:
         self.problem = problem
+        self.scaling = scaling
         self.workspace = workspace
         self.wanted = wanted
         self.query_BD = problem.query_BD.detach()
         self.candidate_CD = problem.candidate_CD.detach().contiguous()
         num_rows, num_columns = self.query_BD.shape[0], self.candidate_CD.shape[0]
-        self.kept_dtype = torch.bfloat16 if problem.bf16_gradients else self.query_BD.dtype
+        self.kept_dtype = torch.bfloat16 if problem.bf16 else self.query_BD.dtype
         stripe_rows = blocking.stripe_rows(num_rows, num_columns, self.kept_dtype.itemsize)
         self.block_columns = blocking.columns(num_columns, stripe_rows)
         self.bounds = bounds_of_blocks(num_columns, self.block_columns)
         self.stripes = row_stripes(num_rows, stripe_rows)
         self.sorted_columns = [SortedColumns(rule, self.block_columns) for rule in problem.rules]
-        self.scaling: Scaling = choose_scaling(problem)
         self.scaled_BD = self.query_BD * self.scaling.unit
         self.bias_C = problem.bias_C * self.scaling.unit
         self.valid_columns = torch.isfinite(problem.bias_C).sum().to(self.query_BD.dtype)
@@ -109,34 +58,9 @@ class Walk:
             )
             self.weighted_CD = weighted.to(self.kept_dtype)
 
-    def run(
-        self, row_loss: RowLoss, row_inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Loss, reduction_B, negatives_B and the gradients of the row inputs."""
-        value = self.query_BD.new_zeros(())
-        reduction_B = self.query_BD.new_empty(self.query_BD.shape[0])
-        negatives_B = torch.empty_like(reduction_B)
-        input_gradients = [torch.zeros_like(row_input) for row_input in row_inputs]
-        for rows in self.stripes:
-            stripe = _Stripe(self, rows)
-            stripe.reduce()
-            negatives_B[rows] = self.valid_columns - stripe.hits_R
-            reduction_B[rows] = stripe.reduction()
-            with torch.enable_grad():
-                leaves = [
-                    each[rows].clone().requires_grad_() for each in (reduction_B, *row_inputs)
-                ]
-                stripe_value = row_loss(leaves[0], negatives_B[rows], tuple(leaves[1:]), rows)
-            value += stripe_value.detach()
-            if not self.wanted:
-                continue
-            reduction_gradient_R, *others = torch.autograd.grad(
-                stripe_value, leaves, allow_unused=True, materialize_grads=True
-            )
-            for gradient, other in zip(input_gradients, others, strict=True):
-                gradient[rows] = other
-            stripe.spread(reduction_gradient_R)
-        return value, reduction_B, negatives_B, input_gradients
+    def stripe(self, rows: slice) -> "_Stripe":
+        """The stripe of `rows`."""
+        return _Stripe(self, rows)
 
     def transposed_block(self, index: int) -> Tensor:
         """[D, W] gradient of one block's candidates, transposed."""

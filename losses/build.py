@@ -3,8 +3,9 @@
 import math
 
 from losses.formulas import Correction, LossName, form_of
-from losses.module import LARGEST_INVERSE_TEMPERATURE, Backend, Precision, RetrievalLoss
+from losses.module import LARGEST_INVERSE_TEMPERATURE, Precision, RetrievalLoss
 from losses.sizes import Blocking
+from losses.walk import Backend
 
 
 def build_loss(
@@ -45,10 +46,14 @@ def build_loss(
     several_positives: bsl only, the mean of exp(s+) over the user's positives of the batch replaces
         s+.
     precision: bf16 rounds the operands of the GEMMs; accumulation and reduction stay in float32.
+        Plain torch on a CPU rounds those of the gradients' GEMMs only; the compiled kernel needs a
+        CPU with products of bf16 (AVX512_BF16) and stays in fp32 elsewhere.
     learn_temperature: the temperatures become parameters, kept above 0.01.
     ring: the candidates given are this rank's own and visit the others one rank at a time;
         columns that one user alone sees count in this rank's rows.
-    backend: auto takes the Triton kernel on CUDA where it has the masks asked for.
+    backend: auto takes the fastest there is: on CUDA the Triton kernel where it has the masks asked
+        for, on CPUs the compiled kernel (softmax family, float32, temperatures from about 0.03 on)
+        where there is a gcc. blocked: plain torch. compiled, triton: an error where there is none.
     block_columns, stripe_mebibytes: sizes of the walk; the buffer of a stripe is what memory it
         needs.
     """

@@ -77,10 +77,14 @@ class SortedColumns:
         )
         value_V = self.rule.value_V[first_entry:last_entry]
         row_V = self.rule.row_V[first_entry:last_entry] - rows.start
+        first_NV, count_NV = self.ranges(value_V)
+        return FoundHits(self, row_V, first_NV, count_NV)
+
+    def ranges(self, value_V: Tensor) -> tuple[Tensor, Tensor]:
+        """(first, number) [N, V] of the sorted places of every value in every block."""
         value_NV = value_V.expand(self.key_NW.shape[0], -1).contiguous()
         first_NV = torch.searchsorted(self.key_NW, value_NV)
-        count_NV = torch.searchsorted(self.key_NW, value_NV, right=True) - first_NV
-        return FoundHits(self, row_V, first_NV, count_NV)
+        return first_NV, torch.searchsorted(self.key_NW, value_NV, right=True) - first_NV
 
 
 class FoundHits:

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from losses.blocked import fused_loss
 from losses.formulas import (
     Correction,
     Form,
@@ -44,9 +43,9 @@ from losses.scores import (
 )
 from losses.sizes import Blocking, Workspace
 from losses.statistics import loss_statistics
+from losses.walk import Backend, fused_loss
 
 Precision = Literal["fp32", "bf16"]
-Backend = Literal["auto", "blocked", "triton"]
 LARGEST_INVERSE_TEMPERATURE = 100.0
 LARGEST_KERNEL_WIDTH = 256
 
@@ -219,7 +218,7 @@ class RetrievalLoss(nn.Module):
             bias_C=bias_C,
             rules=mask_rules(rows, candidates, self.mask_same_user, self.mask_history),
             element=self.form.element,
-            bf16_gradients=self.precision == "bf16",
+            bf16=self.precision == "bf16",
         )
 
     def _reduce(
@@ -227,13 +226,15 @@ class RetrievalLoss(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, reduction_B, negatives_B) by the walk that fits. Collective with `ring`."""
         if self.ring:
-            reduction_B, negatives_B = ring_reduction(problem, self.blocking, self._workspace)
+            reduction_B, negatives_B = ring_reduction(
+                problem, self.blocking, self._workspace, self.backend
+            )
         elif self._takes_kernel(problem):
             from losses.triton_launch import kernel_reduction  # triton is no CPU user's dependency
 
             reduction_B, negatives_B = kernel_reduction(problem)
         else:
-            return fused_loss(problem, inputs, terms, self.blocking, self._workspace)
+            return fused_loss(problem, inputs, terms, self.blocking, self._workspace, self.backend)
         value = terms(reduction_B, negatives_B, inputs, slice(None))
         return value, reduction_B.detach(), negatives_B
 

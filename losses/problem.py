@@ -30,8 +30,9 @@ class Problem:
     bias_C: Tensor
     rules: list[MaskRule]
     element: Element
-    bf16_gradients: bool = False
-    """The two gradient GEMMs take bf16 operands; scores, sums and accumulation stay float32."""
+    bf16: bool = False
+    """GEMMs take bf16 operands and accumulate in float32, as rows are summed; the walk in plain
+    torch rounds those of the two gradient GEMMs only."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from losses.blocked import Walk
 from losses.gather import gather_without_gradient
 from losses.inputs import Candidates
 from losses.pairs import log_add_exp
 from losses.problem import Problem
 from losses.sizes import Blocking, Workspace
+from losses.walk import Backend, make_walk, run_stripes
 
 
 def gather_columns(candidates: Candidates, bias_X: Tensor) -> tuple[Candidates, Tensor]:
@@ -37,7 +37,7 @@ def gather_columns(candidates: Candidates, bias_X: Tensor) -> tuple[Candidates, 
 
 
 def ring_reduction(
-    problem: Problem, blocking: Blocking, workspace: Workspace
+    problem: Problem, blocking: Blocking, workspace: Workspace, backend: Backend
 ) -> tuple[Tensor, Tensor]:
     """(reduction_B with gradient, negatives_B) over the columns of all ranks.
 
@@ -45,7 +45,7 @@ def ring_reduction(
     rank order. Collective in forward and in backward: every rank of the default group calls it.
     """
     reduction_B, negatives_B = _RingReduction.apply(  # type: ignore[no-untyped-call]
-        problem.query_BD, problem.candidate_CD, problem, blocking, workspace
+        problem.query_BD, problem.candidate_CD, problem, blocking, workspace, backend
     )
     return reduction_B, negatives_B
 
@@ -59,11 +59,13 @@ class _RingReduction(torch.autograd.Function):
         problem: Problem,
         blocking: Blocking,
         workspace: Workspace,
+        backend: Backend,
     ) -> tuple[Tensor, Tensor]:
         reduction_B, negatives_B = None, torch.zeros_like(query_BD[:, 0])
         for rank in range(_world_size()):
-            walk = Walk(_visit(problem, rank), blocking, workspace, wanted=False)  # collective
-            _, part_B, part_negatives_B, _ = walk.run(_no_loss, ())
+            visit = _visit(problem, rank)  # collective
+            walk = make_walk(visit, blocking, workspace, backend, wanted=False)
+            _, part_B, part_negatives_B, _ = run_stripes(walk, _no_loss, ())
             negatives_B = negatives_B + part_negatives_B
             if reduction_B is None:
                 reduction_B = part_B
@@ -72,7 +74,7 @@ class _RingReduction(torch.autograd.Function):
             else:
                 reduction_B = reduction_B + part_B
         assert reduction_B is not None
-        context.arguments = (problem, blocking, workspace)
+        context.arguments = (problem, blocking, workspace, backend)
         context.save_for_backward(reduction_B)
         context.mark_non_differentiable(negatives_B)
         return reduction_B, negatives_B
@@ -81,7 +83,7 @@ class _RingReduction(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient_B = gradients[0]
-        problem, blocking, workspace = context.arguments
+        problem, blocking, workspace, backend = context.arguments
         (reduction_B,) = context.saved_tensors
 
         def part_loss(part_R: Tensor, _: Tensor, __: tuple[Tensor, ...], rows: slice) -> Tensor:
@@ -96,15 +98,16 @@ class _RingReduction(torch.autograd.Function):
         own_gradient_XD = query_gradient_BD.new_empty(0)
         one = gradient_B.new_ones(())
         for rank in range(_world_size()):
-            walk = Walk(_visit(problem, rank), blocking, workspace, wanted=True)  # collective
-            walk.run(part_loss, ())
+            visit = _visit(problem, rank)  # collective
+            walk = make_walk(visit, blocking, workspace, backend, wanted=True)
+            run_stripes(walk, part_loss, ())
             query_gradient_BD += walk.query_gradient_BD
             part_XD = walk.candidate_gradient(one)
             if dist.is_initialized():
                 dist.reduce(part_XD, dst=rank)  # collective
             if rank == _rank():
                 own_gradient_XD = part_XD
-        return query_gradient_BD, own_gradient_XD, None, None, None
+        return query_gradient_BD, own_gradient_XD, None, None, None, None
 
 
 def _visit(problem: Problem, rank: int) -> Problem:

@@ -40,10 +40,13 @@ class Blocking:
     stripe_bytes: int = 64 << 20
     largest_stripe_rows: int = 1024
 
-    def stripe_rows(self, num_rows: int, num_columns: int, element_size: int) -> int:
-        """R, at most B; at least 8, below which a GEMM is no GEMM."""
+    def stripe_rows(
+        self, num_rows: int, num_columns: int, element_size: int, multiple: int = 8
+    ) -> int:
+        """R, at most B; at least 8, below which a GEMM is no GEMM, and a multiple of `multiple`."""
         fitting = self.stripe_bytes // max(1, num_columns * element_size)
-        return max(1, min(num_rows, self.largest_stripe_rows, max(8, fitting)))
+        most = max(8, min(self.largest_stripe_rows, fitting))
+        return max(1, min(num_rows, most - most % multiple))
 
     def columns(self, num_columns: int, stripe_rows: int) -> int:
         """W, at most C."""

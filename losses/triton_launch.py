@@ -78,7 +78,7 @@ class _Launch:
     """Operands, tile sizes and grids of one problem's kernels."""
 
     def __init__(self, problem: Problem) -> None:
-        operand = torch.bfloat16 if problem.bf16_gradients else problem.query_BD.dtype
+        operand = torch.bfloat16 if problem.bf16 else problem.query_BD.dtype
         query_BD = problem.query_BD.detach().to(operand).contiguous()
         candidate_CD = problem.candidate_CD.detach().to(operand).contiguous()
         self.num_rows, self.width = query_BD.shape

@@ -127,6 +127,7 @@ def _build_loss(loss: LossConfig) -> torch.nn.Module:
         precision=loss.precision,
         learn_temperature=loss.learn_temperature,
         ring=loss.ring,
+        backend=loss.backend,
     )
 
 

@@ -192,7 +192,12 @@ class LossConfig:
     """L2 on what a step looks up (each feature's pooled embedding), a row's mean: regularises the
     touched rows with every table optimizer."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Operands of the score products; accumulation and reduction are fp32 in both."""
+    """Operands of the score products; accumulation and reduction are fp32 in both. bf16 takes half
+    the time on CPUs and GPUs that have its products; elsewhere it is fp32, in whole or for the
+    scores. What it does to recall: docs/benchmarks/loss.md."""
+    backend: Literal["auto", "blocked", "compiled", "triton"] = "auto"
+    """auto: the fastest there is. blocked: plain torch. compiled: the CPU kernel, built by gcc at
+    first use. triton: the CUDA kernel."""
 
     ring: bool = False
     """Never gather all candidates: one rank's at a time visits the others, for batches whose W x B
@@ -207,6 +212,10 @@ class LossConfig:
             not (self.ring and self.name == "ssm_ntr"),
             "loss.ring with loss.name=ssm_ntr: a user's disliked items must reach its rows on "
             "every rank; use ntr, or turn ring off",
+        )
+        require(
+            not (self.ring and self.backend == "triton"),
+            "loss.ring with loss.backend=triton: the ring walk has no CUDA kernel; use auto",
         )
         require(
             not (self.ring and self.several_positives),

@@ -120,11 +120,11 @@ def reference(
 
 
 def streamed(
-    name: Any, settings: dict[str, Any], rows: Rows, candidates: Candidates, **blocking: int
+    name: Any, settings: dict[str, Any], rows: Rows, candidates: Candidates, **blocking: Any
 ) -> tuple[Tensor, list[Tensor]]:
     """Value and gradients of the streaming loss in the case's own dtype."""
     rows, candidates = cast(rows, candidates, rows.query_BD.dtype)
-    loss = build_loss(name, **settings, **blocking)  # type: ignore[arg-type]
+    loss = build_loss(name, **settings, **blocking)
     value, _ = loss(rows, candidates)
     return value.detach(), list(
         torch.autograd.grad(value, leaves(rows, candidates), materialize_grads=True)

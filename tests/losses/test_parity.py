@@ -27,7 +27,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(Lo
 
 
 def assert_same(
-    name: str, chosen: dict[str, Any], case: dict[str, Any], tolerance: float, **blocking: int
+    name: str, chosen: dict[str, Any], case: dict[str, Any], tolerance: float, **blocking: Any
 ) -> None:
     rows, candidates = make_case(**case)
     expected_value, expected = reference(name, chosen, rows, candidates)
@@ -44,7 +44,7 @@ def test_float64_equals_reference(name: str, chosen: dict[str, Any]) -> None:
     assert_same(name, chosen, {}, tolerance=1e-10, block_columns=8)
 
 
-@settings(max_examples=90, derandomize=True, deadline=None)
+@settings(max_examples=140, derandomize=True, deadline=None)
 @given(
     variant=st.sampled_from(VARIANTS),
     num_rows=st.integers(1, 40),
@@ -53,13 +53,13 @@ def test_float64_equals_reference(name: str, chosen: dict[str, Any]) -> None:
     num_users=st.integers(1, 6),
     restricted=st.booleans(),
     block_columns=st.integers(1, 64),
+    backend=st.sampled_from(["auto", "blocked"]),
     seed=st.integers(0, 10_000),
 )
 def test_float32_equals_reference(
-    variant: tuple[str, dict[str, Any]], block_columns: int, **case: Any
+    variant: tuple[str, dict[str, Any]], block_columns: int, backend: str, **case: Any
 ) -> None:
     name, chosen = variant
     tolerance = 2e-4 if chosen.get("temperature") == 0.01 else 3e-5
-    assert_same(
-        name, chosen, {**case, "dtype": torch.float32}, tolerance, block_columns=block_columns
-    )
+    blocking = {"block_columns": block_columns, "backend": backend}
+    assert_same(name, chosen, {**case, "dtype": torch.float32}, tolerance, **blocking)

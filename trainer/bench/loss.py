@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses import Candidates, LossName, Precision, Rows, build_loss
+from losses import Backend, Candidates, LossName, Precision, Rows, build_loss
 from losses.reference import ReferenceSettings, dense_loss
 
 ZIPF_EXPONENT = 1.05
@@ -41,6 +41,8 @@ class LossBenchArguments:
     """Ignored by ccl, which has none."""
     precision: Precision = "fp32"
     """Operands of the loss's GEMMs; the floor is float32 either way."""
+    backend: Backend = "auto"
+    """How the loss is computed; see --loss.backend of training."""
     items: int = 2_000_000
     """Catalog whose Zipf(1.05) popularity gives ids and log Q."""
     repeats: int = 5
@@ -71,6 +73,7 @@ def run(arguments: LossBenchArguments) -> dict[str, Any]:
         arguments.loss,
         temperature=None if arguments.loss == "ccl" else arguments.temperature,
         precision=arguments.precision,
+        backend=arguments.backend,
     )
 
     def streamed() -> None:
@@ -248,5 +251,6 @@ def _warm_up(arguments: LossBenchArguments) -> None:
     small = LossBenchArguments(rows=64, columns=4096, dim=arguments.dim, items=10_000)
     rows, candidates = make_problem(small)
     BareGemms(rows.query_BD, candidates.embedding_CD, 2048, False)()
-    value, _ = build_loss("ssm", precision=arguments.precision)(rows, candidates)
+    loss = build_loss("ssm", precision=arguments.precision, backend=arguments.backend)
+    value, _ = loss(rows, candidates)
     torch.autograd.grad(value, _leaves(rows, candidates))
