@@ -23,7 +23,7 @@ from cluster.heartbeat import Heartbeat
 from cluster.options import LaunchOptions
 from cluster.relay import RelayLog, RelayProgress, RelayReader, start_relay
 from cluster.service_discovery import ServiceDiscovery
-from cluster.session import ray_session
+from cluster.session import metrics_addresses, ray_session
 from cluster.workers import Workers
 from trainer.hooks import Hooks
 from trainer.progress import TerminalProgress, quiet_libraries
@@ -48,7 +48,7 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
         check_divides(workers, spec.config.training.global_batch_size)
         progress = stack.enter_context(TerminalProgress())
         discovery = ServiceDiscovery(
-            Path(spec.out).name, options.discovery_host, options.discovery_port
+            Path(spec.out).name, options.discovery_host, options.discovery_port, metrics_addresses
         )
         stack.enter_context(discovery)
         if spec.config.metrics.enabled:

@@ -1,14 +1,17 @@
-"""Prometheus' HTTP service discovery: one stable URL that lists every rank's metrics endpoint.
+"""Prometheus' HTTP service discovery: stable URLs that list every rank, and every node of Ray.
 
     scrape_configs:
       - job_name: tandem
         http_sd_configs: [{url: "http://127.0.0.1:9480/targets"}]
+      - job_name: ray
+        http_sd_configs: [{url: "http://127.0.0.1:9480/ray"}]
 
-The driver serves it from its start to its end. Ranks come and go with restarts; the URL stays.
+The driver serves them from its start to its end. Ranks come and go with restarts; the URLs stay.
 """
 
 import json
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 from trainer.small_http import Page, SmallServer
@@ -18,16 +21,24 @@ PORTS_TRIED = 20
 
 
 class ServiceDiscovery:
-    """Serves GET /targets. A context manager; `url` is known once it is made.
+    """Serves GET /targets and /ray. A context manager; `url` is known once it is made.
 
     Args:
         run: label of every target, usually the RUN folder's name.
         host: address listened on.
         port: first port tried; the next free one of PORTS_TRIED is taken. 0: any free port.
+        ray_nodes: gives the address of each Ray node's own metrics.
     """
 
-    def __init__(self, run: str, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> None:
+    def __init__(
+        self,
+        run: str,
+        host: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        ray_nodes: Callable[[], list[str]] = list,
+    ) -> None:
         self._run = run
+        self._ray_nodes = ray_nodes
         self._targets: dict[int, str] = {}
         self._lock = threading.Lock()
         self._http = self._listen(host, port)
@@ -53,6 +64,11 @@ class ServiceDiscovery:
         ]
         return json.dumps(groups).encode()
 
+    def render_ray(self) -> bytes:
+        """The same for the nodes of the Ray cluster that the run is on."""
+        # The labels are those of Ray's own list, so that a node in both is one target.
+        return json.dumps([{"targets": self._ray_nodes(), "labels": {"job": "ray"}}]).encode()
+
     def __enter__(self) -> "ServiceDiscovery":
         return self
 
@@ -65,7 +81,10 @@ class ServiceDiscovery:
         self._http.close()
 
     def _listen(self, host: str, port: int) -> SmallServer:
-        pages = {"/targets": Page("application/json", self.render)}
+        pages = {
+            "/targets": Page("application/json", self.render),
+            "/ray": Page("application/json", self.render_ray),
+        }
         ports = range(port, port + PORTS_TRIED if port else 1)
         for tried in ports:
             try:

@@ -36,6 +36,15 @@ def cluster_resources() -> Resources:
     return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
 
 
+def metrics_addresses() -> list[str]:
+    """Where each living node of the connected cluster serves Ray's own metrics."""
+    return [
+        f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
 @contextmanager
 def ray_session(
     address: str | None, min_cpus: int = 1, verbose: bool = False

@@ -37,13 +37,11 @@ def free_port() -> int:
 
 
 @dataclass
-class Scraped:
-    """A run in training and the Prometheus that reads it."""
+class Reader:
+    """Asks a Prometheus; `output` is what to show where a wait is in vain."""
 
     prometheus: Prometheus
-    ranks: list[subprocess.Popen]
-    discovery: ServiceDiscovery
-    folder: Path
+    output: Callable[[], str]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """An instant query's result. An error is one of ours, and fails."""
@@ -65,13 +63,19 @@ class Scraped:
             assert time.monotonic() < deadline, f"not within {seconds} s; {self.output()}"
             time.sleep(0.5)
 
-    def output(self) -> str:
-        return "\n".join(file.read_text()[-1500:] for file in self.folder.glob("rank-*.log"))
-
     def _get(self, path: str, **parameters: str) -> dict[str, Any]:
         url = f"{self.prometheus.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=10) as answer:
             return json.load(answer)["data"]
+
+
+@dataclass
+class Scraped(Reader):
+    """A run in training and the Prometheus that reads it."""
+
+    ranks: list[subprocess.Popen]
+    discovery: ServiceDiscovery
+    folder: Path
 
 
 @contextmanager
@@ -99,7 +103,11 @@ def scraped_run(data: str, folder: Path) -> Iterator[Scraped]:
             prometheus = Prometheus(config, folder / "prometheus", free_port())
         try:
             ranks.extend(start_ranks(data, folder))
-            scraped = Scraped(prometheus, ranks, discovery, folder)
+
+            def output() -> str:
+                return "\n".join(file.read_text()[-1500:] for file in folder.glob("rank-*.log"))
+
+            scraped = Scraped(prometheus, output, ranks, discovery, folder)
             announce(scraped)
             yield scraped
         finally:

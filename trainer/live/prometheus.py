@@ -25,7 +25,9 @@ def is_installed() -> bool:
 
 def make_config(discovery_urls: list[str], ray_discovery: str, interval_seconds: int = 5) -> str:
     """A prometheus.yml. JSON is YAML, so no library is needed."""
-    sd = [{"url": url, "refresh_interval": f"{interval_seconds}s"} for url in discovery_urls]
+    refresh = {"refresh_interval": f"{interval_seconds}s"}
+    ranks = [{"url": url, **refresh} for url in discovery_urls]
+    nodes = [{"url": url.removesuffix("targets") + "ray", **refresh} for url in discovery_urls]
     config = {
         "global": {
             "scrape_interval": f"{interval_seconds}s",
@@ -34,8 +36,12 @@ def make_config(discovery_urls: list[str], ray_discovery: str, interval_seconds:
         },
         "rule_files": [str(RULES / "rules.yml"), str(RULES / "alerts.yml")],
         "scrape_configs": [
-            {"job_name": "tandem", "http_sd_configs": sd},
-            {"job_name": "ray", "file_sd_configs": [{"files": [ray_discovery]}]},
+            {"job_name": "tandem", "http_sd_configs": ranks},
+            {
+                "job_name": "ray",
+                "http_sd_configs": nodes,
+                "file_sd_configs": [{"files": [ray_discovery]}],
+            },
         ],
     }
     return json.dumps(config, indent=1)
