@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from trainer.data.jagged import Jagged, from_arrow, take_bags
+from trainer.data.jagged import Column, Jagged, from_arrow, offsets_of, spread, take_bags
 from trainer.data.neighbours import (
     NEIGHBOUR_KEYS,
     Draw,
@@ -84,33 +84,34 @@ class FeatureStore:
         count_n[item_n < 0] = 0
         return count_n
 
+    def column(self, key: str, id_n: np.ndarray) -> Column:
+        """What any key but the lists and the neighbours holds for user or item rows.
+
+        id -1: an empty bag. Values keep the small type that the store holds them in.
+        """
+        real_n = id_n >= 0
+        everywhere = bool(real_n.all())
+        ids = id_n if everywhere else id_n[real_n]
+        taken: Column = ids
+        if "." in key:
+            column = self._columns[key]
+            taken = take_bags(column, ids) if isinstance(column, Jagged) else column.take(ids)
+        return taken if everywhere else spread(taken, real_n)
+
     def bags(self, key: str, id_n: np.ndarray) -> Bags | WeightedBags:
         """Bags of any key but the lists, for user or item rows; id -1: empty."""
         if key in NEIGHBOUR_KEYS:
             return self._graph.bags(NEIGHBOUR_KEYS[key], id_n)
-        real = id_n >= 0
-        everywhere = bool(real.all())
-        ids = id_n if everywhere else id_n[real]
-        if "." not in key:
-            return ids, real.astype(np.int64)
-        column = self._columns[key]
+        column = self.column(key, id_n)
         if isinstance(column, Jagged):
-            taken = take_bags(column, ids)
-            lengths = np.diff(taken.offsets)
-            if not everywhere:
-                spread = np.zeros(len(id_n), dtype=np.int64)
-                spread[real] = lengths
-                lengths = spread
-            return taken.values.astype(np.int64), lengths
-        return column.take(ids).astype(np.int64), real.astype(np.int64)
+            return column.values.astype(np.int64), np.diff(column.offsets)
+        return column.astype(np.int64), np.ones(len(column), dtype=np.int64)
 
-    def training_bags(
+    def drawn_neighbours(
         self, key: str, id_n: np.ndarray, partner_n: np.ndarray, draw: Draw
-    ) -> Bags | WeightedBags:
-        """As `bags`; neighbours are drawn, and a row's partner (the other of its pair) left out."""
-        if key in NEIGHBOUR_KEYS:
-            return self._graph.bags(NEIGHBOUR_KEYS[key], id_n, partner_n, draw)
-        return self.bags(key, id_n)
+    ) -> WeightedBags:
+        """Neighbours drawn for a step, a row's partner (the other of its pair) left out."""
+        return self._graph.bags(NEIGHBOUR_KEYS[key], id_n, partner_n, draw)
 
     @property
     def _graph(self) -> Neighbours:
@@ -145,9 +146,25 @@ def list_bags(key: str, lists: Mapping[str, Bags]) -> Bags:
         return lists[name]
     values, lengths_n = lists[name]
     values_V = np.concatenate([np.empty(0, dtype=np.int64), *_pieces(values)])
-    reached_n = lengths_n > int(place)
-    index_n = np.cumsum(lengths_n) - 1 - int(place)
-    return values_V[index_n[reached_n]], reached_n.astype(np.int64)
+    return _at_place(int(place), values_V, np.cumsum(lengths_n), lengths_n)
+
+
+def list_column(key: str, lists: Mapping[str, Jagged]) -> Jagged:
+    """The same as `list_bags`, of lists as a window holds them."""
+    name, _, place = key.partition("@")
+    bags = lists[name]
+    if not place:
+        return bags
+    values, lengths_n = _at_place(int(place), bags.values, bags.offsets[1:], np.diff(bags.offsets))
+    return Jagged(values, offsets_of(lengths_n))
+
+
+def _at_place(
+    place: int, values_V: np.ndarray, stop_n: np.ndarray, lengths_n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(values, lengths 0 or 1) of the bags' values `place` before the last."""
+    reached_n = lengths_n > place
+    return values_V[stop_n[reached_n] - 1 - place], reached_n.astype(np.int64)
 
 
 def side_of(key: str) -> Literal["query", "candidate"]:

@@ -19,10 +19,26 @@ class Jagged(NamedTuple):
     offsets: np.ndarray
     """Start of each bag, then V, int64 [n + 1]; need not start at 0."""
 
-    def slice(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(values, lengths) of the bags start..stop, without a copy of the values."""
-        offsets = self.offsets[start : stop + 1]
-        return self.values[offsets[0] : offsets[-1]], offsets[1:] - offsets[:-1]
+
+Column = np.ndarray | Jagged
+"""A feature of n rows: one value each ([n]), or bags."""
+
+
+def offsets_of(lengths_n: np.ndarray) -> np.ndarray:
+    """Start of each bag, then the end of the last, int64 [n + 1]."""
+    offsets = np.zeros(len(lengths_n) + 1, dtype=np.int64)
+    np.cumsum(lengths_n, out=offsets[1:])
+    return offsets
+
+
+def spread(column: Column, real_n: np.ndarray) -> Jagged:
+    """The rows of `column` at the true places of `real_n` (bool [n]), empty bags between them."""
+    lengths_n = np.zeros(len(real_n), dtype=np.int64)
+    if isinstance(column, Jagged):
+        lengths_n[real_n] = np.diff(column.offsets)
+        return Jagged(column.values, offsets_of(lengths_n))
+    lengths_n[real_n] = 1
+    return Jagged(column, offsets_of(lengths_n))
 
 
 def take_bags(bags: Jagged, rows: np.ndarray) -> Jagged:
@@ -35,8 +51,7 @@ def take_ranges(values: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Jagg
 
     Goes by blocks of bags, so that the index stays in the cache: half the time of one pass.
     """
-    offsets = np.zeros(len(start) + 1, dtype=np.int64)
-    np.cumsum(stop - start, out=offsets[1:])
+    offsets = offsets_of(stop - start)
     taken = np.empty(offsets[-1], dtype=values.dtype)
     for first in range(0, len(start), BAGS_AT_ONCE):
         block = slice(first, first + BAGS_AT_ONCE)

@@ -1,6 +1,6 @@
 """Reading ahead: windows on a small pool, finished batches in a bounded queue.
 
-    readers: windows read and permuted -> loader thread: batches -> queue -> consumer
+    readers: windows read, permuted, joined -> loader thread: batches -> queue -> consumer
 
 An exception anywhere ends the stream and is raised in the consumer. The loader thread is a daemon
 that a finalizer stops and joins: when the stream is closed, collected, or the process ends.
@@ -13,10 +13,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from trainer.data.assemble import Window
 from trainer.data.batch import Batch
 from trainer.data.order import EpochOrder
 from trainer.data.plan import WindowUse
-from trainer.data.windows import Window
 
 POLL_SECONDS = 0.1
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from trainer.data.jagged import Jagged, concatenate, from_arrow
+from trainer.data.jagged import Jagged, concatenate, from_arrow, offsets_of
 from trainer.data.order import EpochOrder
 from trainer.data.storage import open_parquet
 
@@ -22,7 +22,7 @@ FILES_OPENED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Window:
+class WindowRows:
     """Rows of a window in the order of the epoch; rows lost to a corrupt row group hold -1."""
 
     user_n: np.ndarray
@@ -30,6 +30,13 @@ class Window:
     feedback_n: np.ndarray
     lists: dict[str, Jagged]
     """"history" and "disliked", where asked for; int32 if all ids fit."""
+
+    @staticmethod
+    def missing(rows: int, lists: Sequence[str]) -> "WindowRows":
+        """Rows without data: padding, or a row group that cannot be read."""
+        nobody = np.full(rows, -1, dtype=np.int64)
+        empty = Jagged(np.empty(0, dtype=np.int64), np.zeros(rows + 1, dtype=np.int64))
+        return WindowRows(nobody, nobody, np.ones(rows, dtype=np.int8), dict.fromkeys(lists, empty))
 
 
 @dataclass
@@ -74,32 +81,34 @@ class RowGroups:
             if table is not None:
                 self.rows_G[group] = np.count_nonzero(table.column(0).to_numpy() > 0)
 
-    def window(self, order: EpochOrder, window: int, history_length: int | None) -> Window:
+    def window(self, order: EpochOrder, window: int, history_length: int | None) -> WindowRows:
         """Read a window and put its rows into the order of the epoch."""
         parts = [self._part(int(group)) for group in order.groups(window)]
-        user, item, feedback = (
-            np.concatenate([part[0][column] for part in parts]) for column in range(3)
-        )
+        user = np.concatenate([part.user_n for part in parts])
+        item = np.concatenate([part.item_n for part in parts])
+        feedback = np.concatenate([part.feedback_n for part in parts])
         permutation = order.permutation(window)
         if self.positives_only:
             permutation = np.flatnonzero(feedback > 0)[permutation]
         lists = {
             name: permute_bags(
-                concatenate([part[1][name] for part in parts], self._id_type),
+                concatenate([part.lists[name] for part in parts], self._id_type),
                 permutation,
                 history_length,
             )
             for name in self.columns[3:]
         }
-        return Window(user[permutation], item[permutation], feedback[permutation], lists)
+        return WindowRows(
+            user.take(permutation), item.take(permutation), feedback.take(permutation), lists
+        )
 
-    def _part(self, group: int) -> tuple[list[np.ndarray], dict[str, Jagged]]:
-        """The three plain columns of a group, then its list columns, ids checked."""
+    def _part(self, group: int) -> WindowRows:
+        """The rows of a group as they lie in its file, ids checked."""
         table = self._read(group, self.columns)
         if table is None:
             with self._lock:
                 self.skipped_rows += int(self.rows_G[group])
-            return _lost(int(self.rows_G[group]), self.columns[3:])
+            return WindowRows.missing(int(self.rows_G[group]), self.columns[3:])
         plain, lists = [], {}
         for name in self.columns:
             column = table.column(name)
@@ -113,7 +122,8 @@ class RowGroups:
                 plain.append(values)
             if name in self.limits:
                 self._check_ids(group, name, values)
-        return plain, lists
+        user, item, feedback = plain
+        return WindowRows(user, item, feedback, lists)
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table | None:
         file, number = self._groups[group]
@@ -138,11 +148,10 @@ class RowGroups:
 
     def _check_ids(self, group: int, name: str, values: np.ndarray) -> None:
         """FBGEMM maps an id out of range to row 0 at most with a warning: stop it here."""
-        if len(values) == 0:
-            return
-        low, high = int(values.min()), int(values.max())
         limit = self.limits[name]
-        if low < 0 or high >= limit:
+        # One pass: as unsigned numbers, negative ids are the largest.
+        if int(values.view(f"u{values.itemsize}").max(initial=0)) >= limit:
+            low, high = int(values.min()), int(values.max())
             wrong = low if low < 0 else high
             raise ValueError(
                 f"{self._where(group)} column {name!r} holds id {wrong}, outside 0..{limit - 1}: "
@@ -167,8 +176,7 @@ def permute_bags(bags: Jagged, rows: np.ndarray, limit: int | None) -> Jagged:
         rows = 2 * rows + 1
     values = bags.values[bags.offsets[0] : bags.offsets[-1]]
     taken = lengths[rows]
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(taken, out=offsets[1:])
+    offsets = offsets_of(taken)
     _, permuted, _ = torch.ops.fbgemm.permute_1D_sparse_data(
         torch.from_numpy(rows.astype(np.int32)),
         torch.from_numpy(lengths),
@@ -182,9 +190,3 @@ def permute_bags(bags: Jagged, rows: np.ndarray, limit: int | None) -> Jagged:
 def _footer(path: str) -> pq.FileMetaData:
     with open_parquet(path) as file:
         return file.metadata
-
-
-def _lost(rows: int, lists: Sequence[str]) -> tuple[list[np.ndarray], dict[str, Jagged]]:
-    missing = np.full(rows, -1, dtype=np.int64)
-    empty = Jagged(np.empty(0, dtype=np.int64), np.zeros(rows + 1, dtype=np.int64))
-    return [missing, missing, np.ones(rows, dtype=np.int8)], dict.fromkeys(lists, empty)
