@@ -4,10 +4,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from embeddings.sharding import Layout, make_planner
 from tests.datasets import make_dataset
-from trainer.plan import GIB, make_plan, parse_bytes
+from tests.distributed import run_ranks
+from tests.test_training import losses, small_config, train
+from trainer.build import build_model
+from trainer.config import Config
+from trainer.data.schema import Dataset
+from trainer.inputs import build_inputs
+from trainer.plan import GIB, as_bytes, make_plan, parse_bytes
 from trainer.presets import find_preset
+from trainer.ranks import Ranks
+from trainer.run import RunSpec
+
+pytestmark = pytest.mark.xdist_group("ranks")
 
 
 def test_bytes_of_a_rank(tmp_path: Path) -> None:
@@ -48,3 +60,73 @@ def test_memory_is_written_as_people_do() -> None:
     assert parse_bytes("1.5 GiB") == 3 * GIB // 2
     with pytest.raises(ValueError, match="'eighty' is no amount of memory"):
         parse_bytes("eighty")
+    assert as_bytes(300) == "0.293 KiB"
+    assert as_bytes(2.5 * 1024**2) == "2.5 MiB"
+    assert as_bytes(80 * GIB) == "80.0 GiB"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_two_real_ranks_hold_what_the_plan_says(tmp_path: Path, precision: str) -> None:
+    dataset = make_dataset(tmp_path / "data", users=80, items=60, rows=1500)
+    config = small_config(model={"table_precision": precision})
+    plan = make_plan(config, dataset, gpus=2, gpu_bytes=GIB)
+    held = run_ranks(2, _bytes_held, config, dataset)
+    assert plan.estimate.weights == max(weights for weights, _ in held)
+    assert plan.estimate.optimizer_state == max(state for _, state in held)
+
+
+def _bytes_held(config: Config, dataset: Dataset) -> tuple[int, int]:
+    """Bytes of this rank's shards, and of their optimizer's state."""
+    rank, device = torch.distributed.get_rank(), torch.device("cpu")
+    sharded = build_model(config, dataset, Ranks(rank, 2, rank, 2, device))
+    weights = sum(
+        shard.tensor.nbytes
+        for value in sharded.state_dict().values()
+        if hasattr(value, "local_shards")
+        for shard in value.local_shards()
+    )
+    state = sum(
+        shard.tensor.nbytes
+        for states in sharded.fused_optimizer.state_dict()["state"].values()
+        for value in states.values()
+        if hasattr(value, "local_shards")
+        for shard in value.local_shards()
+    )
+    return weights, state
+
+
+def test_activations_grow_with_what_the_towers_keep(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", users=80, items=60, rows=1500)
+    plain = {"tower": "mf", "item_attributes": False, "user_attributes": False}
+    sizes = [
+        make_plan(small_config(model=each), dataset, gpus=2, gpu_bytes=GIB).estimate.activations
+        for each in (plain, plain | {"tower": "mlp"}, plain | {"tower": "sequence"})
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+def test_uvm_caching_is_planned_for_gpus_and_refused_on_cpus(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", users=80, items=60, rows=1500)
+    config = small_config(model={"placement": "uvm_caching"})
+    plan = make_plan(config, dataset, gpus=2, gpu_bytes=GIB)
+    assert plan.tables is not None
+    assert plan.tables["item"]["compute_kernel"] == "fused_uvm_caching"
+    tables = build_inputs(config.model, dataset).tables
+    with pytest.raises(ValueError, match="on CPUs they are there already: use 'device'"):
+        make_planner(tables, Layout(2, 2, "cpu"), 64, placement="uvm_caching")
+
+
+def test_half_precision_tables_train_on_cpus(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", users=40, items=30, rows=500)
+    curves = []
+    for precision in ("fp32", "fp16"):
+        config = small_config(
+            model={"table_precision": precision, "tower": "mf", "use_history": False},
+            training={"epochs": 4},
+        )
+        out = tmp_path / precision
+        train(RunSpec("ml-100k", config, str(tmp_path / "data"), str(out)), 1)
+        curves.append(list(losses(out).values()))
+    full, half = curves
+    assert half == pytest.approx(full, rel=0.02)
+    assert half[-1] < half[0]

@@ -10,8 +10,10 @@ import json
 import re
 from dataclasses import asdict, dataclass
 
+import torch
 from rich.console import Console
 from rich.table import Table as RichTable
+from torch import Tensor
 from torchrec.distributed.planner.types import PlannerError
 
 from embeddings.choices import TableOptimizer
@@ -20,12 +22,14 @@ from embeddings.tables import Table
 from trainer.arguments import PlanArguments
 from trainer.build import build_task
 from trainer.config import Config
+from trainer.data.neighbours import NEIGHBOUR_KEYS
 from trainer.data.schema import Dataset
 from trainer.inputs import Inputs, build_inputs
 from trainer.model import TwoTower
 
 GIB = 1024**3
 LOSS_WORKSPACE_BYTES = 160 * 1024**2
+ROWS_TRIED = 256
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024, "MIB": 1024**2, "GIB": GIB}
 STATE_BYTES_A_ROW = {"rowwise_adagrad": (0, 4), "adagrad": (4, 0), "adam": (8, 0), "sgd": (0, 0)}
 """Optimizer state of a row: bytes for each column, and bytes beside."""
@@ -95,39 +99,91 @@ def make_plan(
         tables = describe(planner.plan(model, sharders()))
     except PlannerError:
         tables = None
-    tower_parameters = sum(p.numel() for p in model.head.parameters())
-    estimate = estimate_bytes(config, inputs, gpus, gpu_bytes, tower_parameters)
+    estimate = estimate_bytes(config, dataset, model, gpus, gpu_bytes)
     return Plan(gpus, batch // gpus, estimate, tables, advise(config, inputs, gpus, estimate))
 
 
 def estimate_bytes(
-    config: Config, inputs: Inputs, gpus: int, gpu_bytes: int, tower_parameters: int
+    config: Config, dataset: Dataset, model: TwoTower, gpus: int, gpu_bytes: int
 ) -> Estimate:
-    """Count bytes from shapes, for row-wise shards (the fullest rank rounds its rows up)."""
-    negatives = config.negatives
+    """Count bytes from shapes, for row-wise shards (the fullest rank rounds its rows up).
+
+    Ids: at most, as if all lists were full; a multi-valued attribute counts as one id.
+    """
+    negatives, inputs = config.negatives, model.inputs
     local_rows = config.training.global_batch_size // gpus
     bags = local_rows + -(-(negatives.uniform + negatives.popularity) // gpus)
     columns = gpus * (bags if negatives.in_batch else bags - local_rows)
     width = config.model.width
     pooled = bags * len(inputs.keys) * config.model.dim * 4
-    ids = bags * len(inputs.keys) * 8
+    ids = sum(
+        (local_rows if key in inputs.query_keys else bags) * _ids_of_row(key, config, dataset)
+        for key in inputs.keys
+    )
+    id_bytes = 8 * (ids + bags * len(inputs.keys))  # the values and the lengths
     weights = sum(_weight_bytes(table, gpus) for table in inputs.tables)
     state = sum(_state_bytes(table, config.optimizer.tables, gpus) for table in inputs.tables)
+    tower_parameters = sum(p.numel() for p in model.head.parameters())
+    query_row, candidate_row = saved_bytes_of_row(model, config.model.dim)
     on_host = config.model.placement == "uvm_caching"
     away = (gpus - 1) / gpus
     return Estimate(
         weights=int(weights * 0.2) if on_host else weights,
         optimizer_state=int(state * 0.2) if on_host else state,
         towers=tower_parameters * 16,
-        # pooled rows and their gradient, a row-wise reduce-scatter's input, the gathered columns
-        # and their gradient, the loss's stripes
-        activations=pooled * (2 + gpus) + columns * width * 8 + LOSS_WORKSPACE_BYTES,
+        # ids before and after their exchange; pooled rows and their gradient, a row-wise
+        # reduce-scatter's input; what the towers keep for their backward and its gradients;
+        # the gathered columns and their gradient; the loss's stripes
+        activations=2 * id_bytes
+        + pooled * (2 + gpus)
+        + 2 * (local_rows * query_row + bags * candidate_row)
+        + columns * width * 8
+        + LOSS_WORKSPACE_BYTES,
         limit=int(gpu_bytes * (1 - STORAGE_RESERVED)),
-        sent_ids=int(ids * away),
+        sent_ids=int(id_bytes * away),
         sent_embeddings=int(2 * pooled * (gpus - 1)),
         sent_candidates=int(2 * columns * width * 4 * away),
         sent_tower_gradients=int(2 * tower_parameters * 4 * away),
     )
+
+
+def _ids_of_row(key: str, config: Config, dataset: Dataset) -> int:
+    """Ids of a feature in one row, at most."""
+    if key in ("history", "disliked"):
+        return config.data.history_length or dataset.history_length
+    if key in NEIGHBOUR_KEYS:
+        rows = dataset.num_users if key == "user_items" else dataset.num_items
+        mean = -(-dataset.splits["train"].positives // max(rows, 1))
+        return config.model.neighbours or mean
+    return 1
+
+
+def saved_bytes_of_row(model: TwoTower, dim: int) -> tuple[int, int]:
+    """Bytes that the query and the candidate tower keep for their backward, a row.
+
+    Counted on a few rows: all that autograd saves, parameters and the towers' inputs aside.
+    """
+    inputs, towers = model.inputs, model.head.towers
+    parts = {key: torch.ones(ROWS_TRIED, dim, requires_grad=True) for key in inputs.keys}
+    known = {each.untyped_storage().data_ptr() for each in (*parts.values(), *towers.parameters())}
+    counted = []
+    for encode in (
+        lambda: towers.encode_queries(parts, ROWS_TRIED),
+        lambda: towers.encode_candidates(parts),
+    ):
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = encode()
+        counted.append((sum(saved.values()) + output.numel() * 4) // ROWS_TRIED)
+        del output
+    return counted[0], counted[1]
 
 
 def _weight_bytes(table: Table, gpus: int) -> int:
@@ -146,10 +202,10 @@ def advise(config: Config, inputs: Inputs, gpus: int, estimate: Estimate) -> tup
     advice = []
     if config.optimizer.tables in ("adagrad", "adam"):
         advice.append(
-            f"--optimizer.tables rowwise_adagrad saves {_gib(estimate.optimizer_state)} a GPU"
+            f"--optimizer.tables rowwise_adagrad saves {as_bytes(estimate.optimizer_state)} a GPU"
         )
     if config.model.table_precision == "fp32":
-        advice.append(f"--model.table-precision fp16 saves {_gib(estimate.weights // 2)} a GPU")
+        advice.append(f"--model.table-precision fp16 saves {as_bytes(estimate.weights // 2)} a GPU")
     if config.model.placement == "device":
         advice.append("--model.placement uvm_caching keeps tables in host memory, rows cached")
     room = estimate.limit - estimate.towers - estimate.activations
@@ -173,33 +229,39 @@ def parse_bytes(text: str) -> int:
 def show(plan: Plan, console: Console) -> None:
     """Print the plan as tables."""
     estimate = plan.estimate
-    shards = RichTable(title=f"tables on {plan.gpus} GPUs")
-    for column in ("table", "sharding", "kernel", "most rows on a GPU"):
-        shards.add_column(column)
-    for name, facts in (plan.tables or {}).items():
-        most = max(rows for _, rows in facts["rows_by_rank"])  # type: ignore[attr-defined]
-        kind, kernel = str(facts["sharding_type"]), str(facts["compute_kernel"])
-        shards.add_row(name, kind, kernel, f"{most:,}")
-    console.print(shards)
-    budget = RichTable(title=f"a GPU's memory, {plan.local_batch_size:,} rows a step")
-    budget.add_column("what")
-    budget.add_column("GiB", justify="right")
-    for name in ("weights", "optimizer_state", "towers", "activations", "total", "limit"):
-        budget.add_row(name.replace("_", " "), f"{getattr(estimate, name) / GIB:.2f}")
-    console.print(budget)
-    traffic = RichTable(title="sent by a GPU in a step")
-    traffic.add_column("what")
-    traffic.add_column("MiB", justify="right")
+    if plan.tables is not None:
+        shards = RichTable(title=f"tables on {plan.gpus} GPUs", title_justify="left")
+        for column in ("table", "sharding", "kernel", "most rows on a GPU"):
+            shards.add_column(column)
+        for name, facts in plan.tables.items():
+            most = max(rows for _, rows in facts["rows_by_rank"])  # type: ignore[attr-defined]
+            kind, kernel = str(facts["sharding_type"]), str(facts["compute_kernel"])
+            shards.add_row(name, kind, kernel, f"{most:,}")
+        console.print(shards)
+    given = estimate.limit / (1 - STORAGE_RESERVED)
+    rows = f"{plan.local_batch_size:,} rows a step on each of {plan.gpus} GPUs"
+    budget = RichTable(title=rows, title_justify="left")
+    budget.add_column("on the fullest GPU")
+    budget.add_column("bytes", justify="right")
+    for name in ("weights", "optimizer_state", "towers", "activations", "total"):
+        budget.add_row(name.replace("_", " "), as_bytes(getattr(estimate, name)))
+    budget.add_row(f"limit: 90 % of {as_bytes(given)}", as_bytes(estimate.limit))
+    budget.add_section()
     for name in ("sent_ids", "sent_embeddings", "sent_candidates", "sent_tower_gradients"):
-        traffic.add_row(name[5:].replace("_", " "), f"{getattr(estimate, name) / 1024**2:.2f}")
-    console.print(traffic)
+        label = f"sent in a step: {name[5:].replace('_', ' ')}"
+        budget.add_row(label, as_bytes(getattr(estimate, name)))
+    console.print(budget)
     console.print("it fits" if estimate.fits else "[bold red]it does not fit[/]; what helps:")
     for line in plan.advice:
         console.print(f"  {line}")
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
+def as_bytes(size: float) -> str:
+    """In KiB, MiB or GiB, whichever gives a number of three digits."""
+    for unit, scale in (("KiB", 1024), ("MiB", 1024**2)):
+        if size < 1000 * scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size / GIB:,.1f} GiB"
 
 
 def plan(arguments: PlanArguments) -> None:

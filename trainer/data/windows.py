@@ -169,22 +169,20 @@ def permute_bags(bags: Jagged, rows: np.ndarray, limit: int | None) -> Jagged:
     FBGEMM copies bag by bag, four times faster than an index of all values. A cut bag is two
     bags, of which the second is taken.
     """
-    lengths = np.diff(bags.offsets)
+    lengths = np.diff(bags.offsets).astype(np.int32)
     if limit is not None:
         kept = np.minimum(lengths, limit)
         lengths = np.stack([lengths - kept, kept], axis=1).reshape(-1)
         rows = 2 * rows + 1
     values = bags.values[bags.offsets[0] : bags.offsets[-1]]
-    taken = lengths[rows]
-    offsets = offsets_of(taken)
-    _, permuted, _ = torch.ops.fbgemm.permute_1D_sparse_data(
+    taken, permuted, _ = torch.ops.fbgemm.permute_1D_sparse_data(
         torch.from_numpy(rows.astype(np.int32)),
         torch.from_numpy(lengths),
         torch.from_numpy(values),
         None,
-        int(offsets[-1]),
+        None,
     )
-    return Jagged(permuted.numpy(), offsets)
+    return Jagged(permuted.numpy(), offsets_of(taken.numpy()))
 
 
 def _footer(path: str) -> pq.FileMetaData:
