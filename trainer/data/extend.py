@@ -25,9 +25,12 @@ from trainer.data.staging import Catalog
 def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
     """The arguments with the parent's settings; raises where they name others."""
     if parent.split_rule["rule"] not in RULES or "columns" not in parent.source:
+        remedy = "prepare a dataset from its source and the new data together"
+        if parent.source["format"] == "synth":
+            remedy = "write its rows as a source with `tandem synth --raw` and prepare that"
         raise ValueError(
-            f"{parent.path} was not made by `tandem prepare` and cannot be extended: "
-            "prepare a dataset from its source and the new data together"
+            f"{parent.path} was not made by `tandem prepare`, keeps no order of its source's rows, "
+            f"and cannot be extended: {remedy}"
         )
     thresholds = parent.source["thresholds"] or {"positive": None, "dislike": None}
     settings: dict[str, Any] = {

@@ -103,7 +103,8 @@ class PlantedModel:
         first_U = np.cumsum(draws_U) - draws_U
         turn_M = np.arange(len(user_M)) - np.repeat(first_U, draws_U)
         slot_M, liked_M = self._draw_slots(random, user_M, taste_UT, dislike_U)
-        user_M, slot_M, liked_M = _first_of_each(user_M, slot_M, turn_M, liked_M)
+        first_M = _first_of_each(user_M, slot_M, turn_M, first_U)
+        user_M, slot_M, liked_M = user_M[first_M], slot_M[first_M], liked_M[first_M]
         count_U = np.bincount(user_M, minlength=len(length_U))
         first_U = np.cumsum(count_U) - count_U
         turn_M = np.arange(len(user_M)) - np.repeat(first_U, count_U)
@@ -149,27 +150,22 @@ class PlantedModel:
 
 
 def _first_of_each(
-    user_M: np.ndarray, slot_M: np.ndarray, turn_M: np.ndarray, liked_M: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Drop all but a user's first draw of a slot; rows stay in the order of users and turns.
+    user_M: np.ndarray, slot_M: np.ndarray, turn_M: np.ndarray, first_U: np.ndarray
+) -> np.ndarray:
+    """True for a user's first draw of a slot, False for repetitions; bool [M].
 
-    Sorts twice on packed keys: (user, slot, turn) finds the repetitions, (user, turn) restores
-    the order. Packed int64 keys sort several times faster than an argsort.
+    first_U: each user's first row. Packed int64 keys sort several times faster than an argsort.
     """
     turn_bits = int(turn_M.max(initial=1)).bit_length()
     slot_bits = int(slot_M.max(initial=1)).bit_length()
     user_bits = int(user_M.max(initial=1)).bit_length()
-    assert turn_bits + slot_bits + user_bits < 63, (turn_bits, slot_bits, user_bits)
-    key = ((user_M << slot_bits | slot_M) << turn_bits | turn_M) << 1 | liked_M
+    assert turn_bits + slot_bits + user_bits < 64, (turn_bits, slot_bits, user_bits)
+    key = (user_M << slot_bits | slot_M) << turn_bits | turn_M
     key.sort()
-    first = np.ones(len(key), dtype=bool)
-    first[1:] = (key[1:] >> (turn_bits + 1)) != (key[:-1] >> (turn_bits + 1))
-    key = key[first]
-    liked = key & 1
-    turn = key >> 1 & ((1 << turn_bits) - 1)
-    slot = key >> (turn_bits + 1) & ((1 << slot_bits) - 1)
-    user = key >> (turn_bits + 1 + slot_bits)
-    key = (((user << turn_bits | turn) << slot_bits | slot) << 1) | liked
-    key.sort()
-    user = key >> (turn_bits + slot_bits + 1)
-    return user, key >> 1 & ((1 << slot_bits) - 1), (key & 1).astype(bool)
+    pair = key >> turn_bits
+    repeats = key[1:][pair[1:] == pair[:-1]]
+    first_M = np.ones(len(key), dtype=bool)
+    first_M[first_U[repeats >> (turn_bits + slot_bits)] + (repeats & ((1 << turn_bits) - 1))] = (
+        False
+    )
+    return first_M

@@ -76,8 +76,9 @@ class DatasetWriter:
         liked_M = part.draws.liked_M
         positives = [int((liked_M & (part.split_M == split)).sum()) for split in range(3)]
         with self._lock:
-            np.add.at(self._count_I, part.item_M[liked_M & (part.split_M == 0)], 1)
-            np.add.at(self._later_I, part.item_M[liked_M & (part.split_M == 1)], 1)
+            # A plain 1 is an int64: casting it to the counts' type costs twenty times the sum.
+            np.add.at(self._count_I, part.item_M[liked_M & (part.split_M == 0)], np.int32(1))
+            np.add.at(self._later_I, part.item_M[liked_M & (part.split_M == 1)], np.int32(1))
         users = len(part.is_held_U)
         country_U, interests = user_attributes(part.draws.taste_UT, random)
         table = pa.table(
