@@ -12,7 +12,7 @@ import socket
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -32,6 +32,7 @@ SECONDS_BUCKETS = (
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
 )
 LONGEST_LINGER_SECONDS = 20.0
+AnyMetric = TypeVar("AnyMetric", Counter, Gauge, Histogram)
 
 
 @dataclass(frozen=True)
@@ -174,24 +175,32 @@ class RankMetrics:
                         registry=self.registry,
                         buckets=SECONDS_BUCKETS,
                     )
+        # Of metrics with a label, by (name, value): looking one up costs as much as setting it.
+        self._children: dict[tuple[str, str], Any] = {}
         self._server: SmallServer | None = None
         for since_start in ("last_step", "checkpoint"):
             self.set(f"tandem_{since_start}_timestamp_seconds", time.time())
 
     def add(self, name: str, amount: float = 1.0, label: str | None = None) -> None:
         """Raise a counter."""
-        counter = self._counters[name]
-        (counter.labels(label) if label is not None else counter).inc(amount)
+        self._of(self._counters[name], name, label).inc(amount)
 
     def set(self, name: str, value: float, label: str | None = None) -> None:
         """Set a gauge."""
-        gauge = self._gauges[name]
-        (gauge.labels(label) if label is not None else gauge).set(value)
+        self._of(self._gauges[name], name, label).set(value)
 
     def observe(self, name: str, value: float, label: str | None = None) -> None:
         """Put one value, in seconds, into a histogram."""
-        histogram = self._histograms[name]
-        (histogram.labels(label) if label is not None else histogram).observe(value)
+        self._of(self._histograms[name], name, label).observe(value)
+
+    def _of(self, metric: AnyMetric, name: str, label: str | None) -> AnyMetric:
+        """The metric itself, or its child for a label's value."""
+        if label is None:
+            return metric
+        child = self._children.get((name, label))
+        if child is None:
+            child = self._children[name, label] = metric.labels(label)
+        return child
 
     def observe_step(self, seconds: float, data_wait_seconds: float, examples: float) -> None:
         """One finished step, in host times; waits for no device."""

@@ -86,6 +86,7 @@ function scale(values, log, from, to, padded, fromZero) {
     if (low !== 0) low -= room;
     high += room;
   }
+  if (!padded && low === high) { low = log ? low / 2 : low - 1; high = log ? high * 2 : high + 1; } // one point: in the middle
   if (padded && log && low === high) { low /= 2; high *= 2; }
   const map = log ? Math.log10 : (value) => value;
   const span = map(high) - map(low) || 1;
@@ -120,7 +121,7 @@ function drawAxes(svg, spec, x, y) {
   }
   node("line", { class: "axis", x1: LEFT, x2: W - RIGHT, y1: H - BOTTOM, y2: H - BOTTOM }, svg);
   const across = spec.xTicks || (spec.logX ? logTicks(x.low, x.high) : niceTicks(x.low, x.high, 6, 10));
-  for (const tick of across) {
+  for (const tick of across.some(Number.isInteger) ? across.filter(Number.isInteger) : across) {
     const label = spec.xNames ? spec.xNames[tick] : shortNumber(tick);
     const anchor = label.length < 6 ? "middle" : tick === across[0] ? "start" : tick === across.at(-1) ? "end" : "middle";
     node("text", { x: x.place(tick), y: H - BOTTOM + 17, "text-anchor": anchor }, svg, label);

@@ -11,11 +11,11 @@ function numbers(run) {
   const now = run.now;
   const parts = [
     ["Progress", now.total_steps ? withUnit(now.step / now.total_steps, "share") : "–", `step ${now.step.toLocaleString("en")}${now.total_steps ? " of " + now.total_steps.toLocaleString("en") : ""}`],
-    ["Time left", now.seconds_left === null ? "–" : duration(now.seconds_left), "evaluations come on top"],
+    ["Time left", now.state === "finished" ? "none" : now.seconds_left === null ? "–" : duration(now.seconds_left), now.state === "finished" ? "the run is at its end" : "evaluations come on top"],
     ["Training loss", now.loss === null ? "–" : shortNumber(now.loss), "mean of all ranks"],
     ["Throughput", now.examples_per_second === null ? "–" : shortNumber(now.examples_per_second), "rows a second"],
-    ["Restarts", String(run.starts.length - 1), `${run.starts.at(-1).world_size} ranks now`],
-    ["Checkpoint age", now.checkpoint_age_seconds === null ? "–" : duration(now.checkpoint_age_seconds), "would be lost by a failure"],
+    ["Restarts", String(run.starts.length - 1), `${run.starts.at(-1).world_size} ${run.starts.at(-1).world_size === 1 ? "rank" : "ranks"} ${now.state === "running" ? "now" : "at last"}`],
+    ["Checkpoint age", now.checkpoint_age_seconds === null ? "–" : duration(now.checkpoint_age_seconds), now.state === "finished" ? "of the newest" : "a failure would lose this"],
   ];
   return parts.map(([title, value, note]) => {
     const made = element("div", "card number");
