@@ -77,7 +77,7 @@ class RowTerms:
             reduction_R=reduction_R,
             negatives_R=negatives_R,
             negative_factor_R=inputs[1],
-            positive_logq_R=self.rows.positive_logq_B[part],
+            positive_logq_R=self.rows.positive_logq_B[part].to(inputs[0].dtype),
             disliked_R=self.rows.feedback_B[part] < 0,
         )
         weight_R = self.weight_B[part]

@@ -161,6 +161,16 @@ def test_resuming_gives_the_curve_of_the_run_that_never_stopped(data: str, tmp_p
     assert losses(parts) == losses(whole)
 
 
+def test_resuming_on_another_number_of_ranks(data: str, tmp_path: Path) -> None:
+    config = small_config(checkpoint={"every_steps": 4}, optimizer={"schedule": "constant"})
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(RunSpec("ml-100k", config, data, str(whole)), 1)
+    stopped = replace(config, training=replace(config.training, max_steps=6))
+    train(RunSpec("ml-100k", stopped, data, str(parts)), 2)
+    train(RunSpec("ml-100k", config, data, str(parts), resume=True), 1)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+
+
 def test_a_run_folder_is_not_overwritten(data: str, tmp_path: Path) -> None:
     spec = RunSpec("ml-100k", small_config(), data, str(tmp_path / "run"))
     train(spec, 1)

@@ -1,5 +1,6 @@
 """The streaming losses against the dense float64 reference: value and every gradient."""
 
+import itertools
 from typing import Any, get_args
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losses import LossName
-from tests.losses.cases import make_case, reference, streamed
+from tests.losses.cases import cast, make_case, reference, streamed
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(LossName)] + [
     ("ssm", {"correction": "none"}),
@@ -42,6 +43,40 @@ def assert_same(
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS, ids=lambda value: str(value))
 def test_float64_equals_reference(name: str, chosen: dict[str, Any]) -> None:
     assert_same(name, chosen, {}, tolerance=1e-10, block_columns=8)
+
+
+MASKS: list[dict[str, Any]] = [
+    {},
+    {"mask_same_user": True},
+    {"mask_history": True},
+    {"mask_same_user": True, "mask_history": True},
+]
+CORRECTIONS: dict[str, tuple[str, ...]] = {"ccl": ("none",), "improved_logq": ("negatives",)}
+# Of values, and of gradients, which come back in the dtype of the embeddings.
+TOLERANCE = {
+    torch.float64: (1e-10, 1e-10),
+    torch.float32: (3e-5, 3e-5),
+    torch.bfloat16: (3e-5, 2**-8),
+    torch.float16: (3e-5, 2**-10),
+}
+
+
+@pytest.mark.parametrize("name", get_args(LossName))
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_every_mask_and_correction_in_every_dtype(name: str, dtype: torch.dtype) -> None:
+    """Embeddings and log Q of `dtype`; the reference takes the same, rounded ones in float64."""
+    of_value, of_gradient = TOLERANCE[dtype]
+    for masks, correction in itertools.product(
+        MASKS, CORRECTIONS.get(name, ("all", "negatives", "none"))
+    ):
+        rows, candidates = cast(*make_case(dtype=torch.float64), dtype)
+        chosen = {**masks, "correction": correction}
+        expected_value, expected = reference(name, chosen, rows, candidates)
+        value, gradients = streamed(name, chosen, rows, candidates)
+        assert value.item() == pytest.approx(expected_value.item(), rel=of_value, abs=of_value)
+        for gradient, wanted in zip(gradients, expected, strict=True):
+            assert gradient.dtype == dtype
+            assert (gradient.double() - wanted).norm() <= of_gradient * wanted.norm()
 
 
 @settings(max_examples=140, derandomize=True, deadline=None)

@@ -1,4 +1,9 @@
-"""A test for each mistake seen in other projects' losses."""
+"""A test for each mistake seen in other projects' losses.
+
+Their other mistakes: negatives that never cross devices, tests/losses/test_ranks.py; sampled
+candidates called recall and unbounded memory, tests/retrieval/test_evaluate.py and test_topk.py;
+checkpoints that cannot change world size, tests/test_training.py.
+"""
 
 import math
 from dataclasses import replace
@@ -6,7 +11,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from losses import Candidates, StreamingFrequency, build_loss, log_q_from_counts
+from losses import (
+    Candidates,
+    StreamingFrequency,
+    build_loss,
+    gather_with_gradient,
+    gather_without_gradient,
+    log_q_from_counts,
+)
+from tests.distributed import run_ranks
 from tests.losses.cases import leaves, make_case
 from tests.losses.test_by_hand import problem, value_of
 
@@ -52,6 +65,21 @@ def test_candidates_get_gradients() -> None:
     value, _ = build_loss("ssm")(rows, candidates)
     for gradient in torch.autograd.grad(value, leaves(rows, candidates)):
         assert gradient.abs().sum() > 0
+
+
+def gathered_on_every_rank(rows_a_rank: int) -> tuple[list[int], list[list[int]]]:
+    first = torch.distributed.get_rank() * rows_a_rank
+    id_B = torch.arange(first, first + rows_a_rank)
+    embedding_BD = id_B[:, None].float().repeat(1, 2)
+    gathered_CD = gather_with_gradient(embedding_BD)
+    return gather_without_gradient(id_B).tolist(), gathered_CD.tolist()
+
+
+def test_gathered_ids_name_their_embeddings() -> None:
+    # One peer's gather put its own rank's rows first and labelled them by rank.
+    for ids, embeddings in run_ranks(4, gathered_on_every_rank, 3):
+        assert ids == list(range(12))
+        assert embeddings == [[float(each)] * 2 for each in ids]
 
 
 def test_correction_modes_are_named_and_never_mixed() -> None:
