@@ -65,9 +65,9 @@ def _is_mistake(error: BaseException) -> bool:
 
 
 def _is_retryable(error: BaseException) -> bool:
-    """Not where the same start would fail the same way: a bug, or a loss that is not finite."""
+    """Not where the same start would fail the same way: a bug, or a value that is not finite."""
     deterministic = (TypeError, KeyError, AttributeError, AssertionError, ImportError)
-    return not isinstance(error, deterministic) and type(error).__name__ != "NonFiniteLossError"
+    return not isinstance(error, deterministic) and type(error).__name__ != "NonFiniteError"
 
 
 def _gravity(error: BaseException) -> int:

@@ -1,7 +1,6 @@
 """Retrieval losses over streamed negatives. Imports torch alone."""
 
 from losses.build import build_loss
-from losses.finite import NonFiniteLossError, NonFiniteWatch
 from losses.formulas import Correction, LossName
 from losses.frequency import StreamingFrequency, log_q_from_counts, log_q_mixture, log_q_uniform
 from losses.gather import gather_with_gradient, gather_without_gradient
@@ -16,8 +15,6 @@ __all__ = [
     "Candidates",
     "Correction",
     "LossName",
-    "NonFiniteLossError",
-    "NonFiniteWatch",
     "Precision",
     "RetrievalLoss",
     "Rows",

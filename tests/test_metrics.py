@@ -9,9 +9,9 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.device_means import DeviceMeans
 from trainer.metrics import METRICS, RankMetrics
 from trainer.small_http import MAX_CONNECTIONS
+from trainer.step_values import StepValues, means_of
 
 
 def scrape(address: str, path: str = "/metrics") -> str:
@@ -64,16 +64,17 @@ def test_an_undeclared_name_is_refused() -> None:
         RankMetrics().set("tandem_loss", 1.0, "labelled")
 
 
-def test_device_means_are_means_since_the_last_reading() -> None:
-    means = DeviceMeans()
+def test_step_values_are_read_by_step_and_averaged() -> None:
+    values = StepValues()
     loss = torch.tensor(3.0, requires_grad=True)
-    means.add({"loss": loss, "hit_share": torch.tensor(0.5)})
-    means.add({"loss": torch.tensor(5.0), "hit_share": torch.tensor(1.0, dtype=torch.float64)})
-    assert means.read() == {"loss": 4.0, "hit_share": 0.75}  # (3 + 5) / 2, (0.5 + 1) / 2
-    assert means.read() == {}
-    means.add({"loss": torch.tensor(7.0, dtype=torch.bfloat16)})
-    assert means.read() == {"loss": 7.0}
-    assert loss.item() == 3.0
+    values.add({"loss": loss, "hit_share": torch.tensor(0.5)})
+    values.add({"loss": torch.tensor(5.0), "hit_share": torch.tensor(1.0, dtype=torch.float64)})
+    steps = values.read()
+    assert steps == [{"loss": 3.0, "hit_share": 0.5}, {"loss": 5.0, "hit_share": 1.0}]
+    assert means_of(steps) == {"loss": 4.0, "hit_share": 0.75}  # (3 + 5) / 2, (0.5 + 1) / 2
+    assert values.read() == [] and means_of([]) == {}
+    values.add({"loss": torch.tensor(7.0, dtype=torch.bfloat16)})
+    assert values.read() == [{"loss": 7.0}]
 
 
 def test_broken_and_hanging_clients_leave_the_endpoint_alive() -> None:

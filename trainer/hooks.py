@@ -18,5 +18,5 @@ class Hooks:
     on_step: Callable[[int], None] = lambda step: None
     """Told the number of each step finished."""
     stop_requested: Callable[[], bool] = lambda: False
-    """Asked every `log_every_steps` steps. True on any rank: all ranks write a checkpoint and
-    return, to be resumed later."""
+    """Asked every step. True on any rank: one step later all ranks write a checkpoint and return,
+    to be resumed later."""

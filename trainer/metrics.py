@@ -60,7 +60,7 @@ METRICS = (
     # Learning
     Metric("tandem_loss", "gauge", "Mean training loss since the last reading, of all ranks."),
     Metric("tandem_rank_loss", "gauge", "The same of this rank's rows; its mean is tandem_loss."),
-    Metric("tandem_nonfinite_steps_total", "counter", "Steps of this rank with a NaN or Inf loss."),
+    Metric("tandem_nonfinite_steps_total", "counter", "Steps with a NaN or Inf loss or gradient."),
     Metric(
         "tandem_loss_part",
         "gauge",

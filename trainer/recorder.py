@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +11,18 @@ from torch import Tensor
 
 from trainer.data.batch import Batch
 from trainer.data.loader import Loader
-from trainer.device_means import DeviceMeans
+from trainer.finite import FiniteWatch, raise_together
 from trainer.hooks import Hooks
 from trainer.metrics import RankMetrics
 from trainer.phases import PHASES, Phase, PhaseClock
 from trainer.progress import Progress
 from trainer.ranks import Ranks
 from trainer.run import RunFolder
+from trainer.step_values import StepValues, means_of
 from trainer.vitals import Vitals, with_table_norms
 
 if TYPE_CHECKING:
     from trainer.loop import Place
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the message names step and rank."""
 
 
 class Recorder:
@@ -43,6 +39,7 @@ class Recorder:
         metrics: RankMetrics,
         progress: Progress,
         vitals: Vitals,
+        finite: FiniteWatch,
         loader: Loader,
         total_steps: int,
         global_batch_size: int,
@@ -55,6 +52,7 @@ class Recorder:
         self.progress = progress
         self.clock = PhaseClock(ranks.device)
         self.vitals = vitals
+        self.finite = finite
         self.total_steps = total_steps
         self.steps_per_epoch = loader.steps_per_epoch
         self.loader = loader
@@ -64,8 +62,7 @@ class Recorder:
         self.hooks = hooks
         self.stop_agreed = False
         self.examples_per_second = 0.0
-        self._means = DeviceMeans()
-        self._losses: list[Tensor] = []
+        self._values = StepValues()
         self._batch: Batch | None = None
         self._since = _Window()
         self._last = time.perf_counter()
@@ -73,11 +70,12 @@ class Recorder:
     def record(
         self, place: Place, outputs: dict[str, Tensor], wait_seconds: float, batch: Batch
     ) -> None:
-        """One finished step, trained on `batch` (on the host). Collective every
-        `log_every_steps` steps."""
+        """One finished step, trained on `batch` (on the host). Collective: an all-reduce that is
+        not waited for, and `flush` every `log_every_steps` steps."""
         now = time.perf_counter()
-        self._means.add(outputs)
-        self._losses.append(outputs["loss"])
+        self._values.add(outputs)
+        asked = self.hooks.stop_requested()
+        called = self.finite.end_step(outputs["loss"], asked)  # collective
         self._since.add(now - self._last, wait_seconds)
         rows = int((batch.user_B >= 0).sum())
         self.metrics.observe_step(now - self._last, wait_seconds, rows)
@@ -85,7 +83,7 @@ class Recorder:
         self._last = now
         self._batch = batch
         self.hooks.on_step(place.step)
-        if place.step % self.log_every_steps == 0:
+        if called or place.step % self.log_every_steps == 0:
             self.flush(place)
 
     def restart_clock(self) -> None:
@@ -94,15 +92,14 @@ class Recorder:
 
     def flush(self, place: Place) -> None:
         """Read, average over ranks, check and publish. Collective: all-reduce."""
-        if not self._losses:
+        if not self._values:
             return
-        losses = torch.stack(self._losses).tolist()  # device-to-host sync
-        self._check_finite(place, losses)
+        steps = self._values.read()  # device-to-host sync
+        self._check_finite(place, steps)
         self._agree_on_stopping()
         window, self._since = self._since, _Window()
-        own, phases, vitals = self._means.read(), self.clock.read(), self._read_vitals()
+        own, phases, vitals = means_of(steps), self.clock.read(), self._read_vitals()
         means = self._average({**own, **_phase_means(phases), **vitals})
-        self._losses = []
         if window.seconds > 0:
             self.examples_per_second = window.steps * self.global_batch_size / window.seconds
         record = {
@@ -176,23 +173,12 @@ class Recorder:
         dist.all_reduce(vector)  # collective
         return dict(zip(names, (vector / self.ranks.world_size).tolist(), strict=True))
 
-    def _check_finite(self, place: Place, losses: list[float]) -> None:
-        """Stop all ranks if any had a loss that is not finite. Collective: all-reduce."""
-        bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
-        first_step = place.step - len(losses) + 1
-        never = place.step + 1
-        worst = torch.full((self.ranks.world_size,), never, device=self.ranks.device)
-        if bad is not None:
+    def _check_finite(self, place: Place, steps: list[dict[str, float]]) -> None:
+        """Stop all ranks if any met something that is not finite. Collective: all-gather."""
+        finding = self.finite.find(place.step, steps)  # device-to-host sync
+        if finding is not None:
             self.metrics.add("tandem_nonfinite_steps_total")
-            worst[self.ranks.rank] = first_step + bad
-        dist.all_reduce(worst, op=dist.ReduceOp.MIN)  # collective
-        step, rank = min((int(step), rank) for rank, step in enumerate(worst.tolist()))
-        if step < never:
-            raise NonFiniteLossError(
-                f"the loss is not finite at step {step} on rank {rank}; no checkpoint was made "
-                "of it. Lower optimizer.table_learning_rate or optimizer.tower_learning_rate, "
-                "raise loss.temperature, or look for extreme values in the data"
-            )
+        raise_together(finding)  # collective
 
 
 def _phase_means(steps: list[dict[Phase, float]]) -> dict[str, float]:

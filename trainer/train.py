@@ -15,20 +15,21 @@ from typing import Any
 
 import torch
 
-from embeddings.sharding import describe, initialise
+from embeddings.sharding import describe, initialise, sharded_weights
 from trainer.agreement import check_agreement, together
 from trainer.arguments import TrainArguments, parse_preset
 from trainer.build import build_loader, build_model
 from trainer.checkpoint import CheckpointWriteError, CheckpointWriter, load, newest_sound
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
+from trainer.finite import FiniteWatch, NonFiniteError, check_tables
 from trainer.hooks import Hooks
 from trainer.loop import Place, TrainingLoop
 from trainer.metrics import RankMetrics
 from trainer.optimizer import Schedule, build_optimizer
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
-from trainer.recorder import NonFiniteLossError, Recorder
+from trainer.recorder import Recorder
 from trainer.run import PACKAGES, RunFolder, RunSpec, open_run
 from trainer.stopping import TERMINATED_STATUS, terminations
 from trainer.validation import Validation
@@ -51,7 +52,7 @@ def run_worker(
 
     Raises:
         ValueError: for the user's mistakes, the same message on every rank.
-        NonFiniteLossError: when the loss is NaN or infinite.
+        NonFiniteError: when the loss, a gradient or a table is NaN or infinite.
     """
     quiet_libraries()
     with process_group() as ranks:
@@ -142,7 +143,7 @@ class Run:
                 self.config.checkpoint.every_steps,
                 self.config.evaluation.every_epochs,
             )
-        except NonFiniteLossError:
+        except NonFiniteError:
             self.metrics.linger()
             raise
         finally:
@@ -180,6 +181,7 @@ class Run:
             self.metrics,
             self.progress,
             vitals,
+            FiniteWatch(self.model.module.head, self.inputs, self.ranks.device),
             loader,
             total_steps,
             self.config.training.global_batch_size,
@@ -207,6 +209,7 @@ class Run:
 
     def _save(self, place: Place) -> None:
         """Begin a checkpoint of `place`. Collective."""
+        check_tables(sharded_weights(self.model), place.step)  # collective
         facts = {
             "position": place.position,
             "rng": {"seed": self.config.training.seed, "rule": "seed_step(seed, step, rank)"},
@@ -222,6 +225,8 @@ class Run:
         except CheckpointWriteError as error:  # the next one may succeed
             self.metrics.add("tandem_checkpoint_failures_total")
             self.progress.message(f"{error}; training goes on")
+        if self.ranks.is_first:
+            self.folder.flush()
         self.checkpoints.save(place.step, self._state(), facts)
         self.metrics.observe("tandem_checkpoint_seconds", time.perf_counter() - started)
         self.hooks.on_checkpoint({"step": place.step})

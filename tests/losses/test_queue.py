@@ -1,11 +1,10 @@
-"""The cross-batch queue, and finding losses that are not finite."""
+"""The cross-batch queue."""
 
 import math
 
-import pytest
 import torch
 
-from losses import CandidateQueue, Candidates, NonFiniteLossError, NonFiniteWatch, build_loss
+from losses import CandidateQueue, Candidates, build_loss
 from tests.losses.cases import make_case
 
 
@@ -66,30 +65,3 @@ def test_queue_state_goes_through_a_checkpoint() -> None:
     queue.push(columns([4, 5]))
     copy.push(columns([4, 5]))
     assert torch.equal(queue.columns().id_C, copy.columns().id_C)
-
-
-def test_watch_names_the_first_bad_step() -> None:
-    watch = NonFiniteWatch()
-    good = {"positive_score_mean": torch.tensor(1.0), "logq_spread": torch.tensor(2.0)}
-    bad = {**good, "positive_score_mean": torch.tensor(math.nan)}
-    watch.observe(torch.tensor(1.0), good, step=6)
-    watch.raise_if_seen(rank=3)
-    watch.observe(torch.tensor(math.inf), bad, step=7)
-    watch.observe(torch.tensor(math.nan), good, step=8)
-    with pytest.raises(NonFiniteLossError) as raised:
-        watch.raise_if_seen(rank=3)
-    message = str(raised.value)
-    assert "loss inf at step 7 on rank 3" in message
-    assert "positive_score_mean nan" in message
-    assert "Embeddings are not finite" in message
-
-
-def test_watch_sees_embeddings_that_are_not_finite() -> None:
-    rows, candidates = make_case(dtype=torch.float32)
-    with torch.no_grad():
-        rows.query_BD[0, 0] = math.nan
-    value, statistics = build_loss("ntr")(rows, candidates)
-    watch = NonFiniteWatch()
-    watch.observe(value, statistics, step=0)
-    with pytest.raises(NonFiniteLossError, match="Embeddings are not finite"):
-        watch.raise_if_seen(rank=0)
