@@ -11,12 +11,13 @@ from typing import Any
 from torch.distributed import checkpoint as dcp
 
 import trainer.checkpoint
+import trainer.shard_files
 from tests.test_training import small_config
 from trainer.progress import TerminalProgress
 from trainer.run import RunSpec
 from trainer.train import run_worker
 
-STAGES = ("before data", "after data", "before digests", "before commit", "in commit", "dropping")
+STAGES = ("before data", "after data", "before metadata", "before commit", "in commit", "dropping")
 DISK_FULL = "disk full"
 STATUS = 9
 EVERY_STEPS = 4
@@ -31,14 +32,14 @@ def die_at(stage: str) -> None:
             replace(dcp.FileSystemWriter, "write_data", before=True)
         case "after data":
             replace(dcp.FileSystemWriter, "finish", before=True)
-        case "before digests":
-            replace(module, "write_json", before=True, only="rank-0.json")
+        case "before metadata":
+            replace(trainer.shard_files.DigestedFiles, "rename", before=True)
         case "before commit":
             replace(module, "write_json", before=True, only=module.COMMIT_FILE)
         case "in commit":
             replace(module, "write_json", before=True, only=module.COMMIT_FILE, half=True)
         case "dropping":
-            replace(module.shutil, "rmtree", before=True, only="step-00000004")
+            replace(module, "remove_tree", before=True, only="step-00000004")
         case _:
             raise ValueError(stage)
 

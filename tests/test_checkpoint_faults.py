@@ -1,14 +1,24 @@
 """A checkpoint is whole or does not count, wherever its writing is cut off or files are hurt."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from tests.datasets import make_dataset
+from tests.distributed import run_ranks
 from tests.killed_checkpoint import DISK_FULL, STAGES, STATUS
+from tests.test_training import small_config
+from trainer import checkpoint, shard_files
+from trainer.progress import SilentProgress
+from trainer.run import RunSpec
+from trainer.train import run_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -87,10 +97,64 @@ def test_a_damaged_shard_is_found_and_the_one_before_used(
 def test_a_full_disk_does_not_end_the_run(
     data: Path, tmp_path: Path, whole: dict[int, float]
 ) -> None:
+    """The disk is full for four steps: the checkpoint and the lines of metrics of then fail."""
     out = tmp_path / "run"
     done = run(DISK_FULL, data, out)
     assert done.returncode == 0, done.stderr
-    assert "checkpoint not written" in done.stderr
+    assert "checkpoint not written: rank 0: [Errno 27] File too large" in done.stderr
     assert "training goes on" in done.stderr
-    assert losses(out) == whole
-    assert checkpoints(out)[-1].name == f"step-{max(whole):08d}"
+    assert "metrics are not written to" in done.stderr
+    kept = losses(out)
+    assert set(whole) - set(kept) <= {6, 7, 8, 9}
+    assert all(kept[step] == whole[step] for step in kept)
+    left = [path.name for path in (out / "checkpoints").iterdir()]
+    assert left == [f"step-{max(whole):08d}"]  # a broken one's bytes are needed
+
+
+class Notes(SilentProgress):
+    """Keeps what the user would be told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def train_with_a_full_disk(spec: RunSpec, rank: int, stage: str) -> list[str]:
+    """On `rank` the second checkpoint (of step 8) meets a full disk; what was said."""
+
+    def full(*arguments: Any, **keywords: Any) -> Any:
+        if "step-00000008" in str(arguments):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments, **keywords)
+
+    owner, name = {
+        "shards": (shard_files.DigestedFiles, "create_stream"),
+        "commit": (checkpoint, "write_json"),
+        "folder": (checkpoint, "remove_tree"),
+    }[stage]
+    real = getattr(owner, name)
+    if dist.get_rank() == rank:
+        setattr(owner, name, full)
+    notes = Notes()
+    os.environ |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
+    run_worker(spec, notes)
+    return notes.said
+
+
+@pytest.mark.parametrize(("rank", "stage"), [(1, "shards"), (0, "commit"), (0, "folder")])
+def test_one_full_disk_among_several_nodes(
+    rank: int, stage: str, data: Path, tmp_path: Path, whole: dict[int, float]
+) -> None:
+    """No rank waits for the one that cannot write; all drop that checkpoint and go on."""
+    out = tmp_path / "run"
+    config = small_config(checkpoint={"every_steps": 4, "keep": 5}, training={"epochs": 1})
+    spec = RunSpec("ml-100k", config, str(data), str(out))
+    said, _ = run_ranks(2, train_with_a_full_disk, spec, rank, stage, timeout_seconds=100)
+    assert (
+        f"checkpoint not written: rank {rank}: [Errno 28] No space left on device; "
+        "training goes on" in said
+    )
+    assert [path.name for path in checkpoints(out)] == ["step-00000004", "step-00000010"]
+    assert losses(out) == pytest.approx(whole, rel=1e-4)

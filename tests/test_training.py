@@ -259,3 +259,13 @@ def test_relative_paths_are_made_absolute_for_the_workers(
     spec = parsed.run_spec(preset)
     assert spec.data == str(tmp_path / "data")
     assert spec.out == "s3://bucket/run"
+
+
+def test_a_start_killed_before_its_config_was_written_is_no_run(data: str, tmp_path: Path) -> None:
+    """Found by the soak: such a folder was neither started anew nor resumed."""
+    out = tmp_path / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    for name in (".lock", "owner.json.partial", "starts.jsonl", "config.json.partial"):
+        (out / name).write_text("")
+    train(RunSpec("ml-100k", small_config(training={"epochs": 1}), data, str(out)), 1)
+    assert max(losses(out)) == 10

@@ -51,8 +51,8 @@ def check_agreement(facts: dict[str, Any]) -> None:
                 )
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """One small Python object of each rank, in rank order. Collective."""
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """One small Python object of each rank, in rank order. Collective, of `group` if given."""
+    gathered: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(gathered, value, group=group)
     return gathered

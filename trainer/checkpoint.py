@@ -2,39 +2,41 @@
 
     RUN/checkpoints/step-00000120/
         __RANK_N.distcp, .metadata    torch.distributed.checkpoint's files
-        rank-R.json                   names and SHA-256 of what rank R wrote
-        checkpoint.json               written last, by rank 0, once every rank-R.json is there
+        checkpoint.json               names and SHA-256 of all of them, and facts; written last, by
+                                      rank 0, once every rank has told that its files are there
 
-A folder without checkpoint.json was not finished and is never read. Files are checked against
-their digests before a load; a checkpoint that fails is passed over, loudly, for the one before.
-Nothing is unpickled but an allow-list of torch's own metadata classes.
+RUN may be a folder or a URI. A rank that cannot write tells the others in the same breath, so no
+rank waits for files that will not come. A folder without checkpoint.json was not finished and is
+never read. Files are checked against their digests before a load; a checkpoint that fails is passed
+over, loudly, for the one before. Nothing is unpickled but an allow-list of torch's own metadata
+classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import logging
 import pickle
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from trainer.agreement import gather_objects
 from trainer.ranks import Ranks
 from trainer.run_files import COMMIT_FILE, STEP_FOLDER, committed, write_json
+from trainer.shard_files import DigestedFiles
+from trainer.storage import RemotePath, StoragePath, file_digest, remove_tree
 
 logger = logging.getLogger(__name__)
 DCP = "torch.distributed.checkpoint"
@@ -65,7 +67,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, folder: Path, ranks: Ranks, keep: int, on_written: Callable[[float], None]
+        self, folder: StoragePath, ranks: Ranks, keep: int, on_written: Callable[[float], None]
     ) -> None:
         self.folder = folder
         self.ranks = ranks
@@ -86,21 +88,36 @@ class CheckpointWriter:
         """
         self.wait()
         path = self.folder / STEP_FOLDER.format(step)
-        if self.ranks.is_first:
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
-        dist.barrier(group=self._group)  # collective
+        try:
+            self._make_folder(path)  # collective
+        except CheckpointWriteError as error:
+            self._error = error
+            return
         started = time.monotonic()
-        writing = dcp.async_save(
-            state,
-            storage_writer=dcp.FileSystemWriter(str(path), thread_count=1, overwrite=True),
-            process_group=self._group,
-        )
+        writer = ShardWriter(path)
+        writing = dcp.async_save(state, storage_writer=writer, process_group=self._group)
         assert isinstance(writing, Future)
         self._commit = threading.Thread(
-            target=self._finish, args=(writing, path, {**facts, "step": step}, started)
+            target=self._finish, args=(writing, writer, {**facts, "step": step}, started)
         )
         self._commit.start()
+
+    def _make_folder(self, path: StoragePath) -> None:
+        """Rank 0 makes an empty folder; all raise where it cannot. Collective: all-gather."""
+        error = None
+        if self.ranks.is_first:
+            try:
+                remove_tree(path)
+                path.mkdir(parents=True)
+            except OSError as problem:
+                error = str(problem)
+        self._raise_any(error)
+
+    def _raise_any(self, error: str | None) -> None:
+        """Raise the first error of any rank on every rank. Collective: all-gather."""
+        for rank, told in enumerate(gather_objects(error, self._group)):
+            if told is not None:
+                raise CheckpointWriteError(f"checkpoint not written: rank {rank}: {told}")
 
     def wait(self) -> None:
         """Wait for the checkpoint under way. Raises CheckpointWriteError if it failed."""
@@ -109,7 +126,7 @@ class CheckpointWriter:
             self._commit = None
         error, self._error = self._error, None
         if error is not None:
-            raise CheckpointWriteError(f"checkpoint not written: {error}") from error
+            raise CheckpointWriteError(_told(error)) from error
 
     def close(self) -> None:
         """Wait for the last one and let go of the process group. Collective."""
@@ -119,47 +136,83 @@ class CheckpointWriter:
             dist.destroy_process_group(self._group)
 
     def _finish(
-        self, writing: Future[Any], path: Path, facts: dict[str, Any], started: float
+        self, writing: Future[Any], writer: ShardWriter, facts: dict[str, Any], started: float
     ) -> None:
+        """In the writing thread: make the checkpoint count once all ranks have written.
+
+        Collective of the writing threads: two all-gathers.
+        """
         try:
-            writing.result()
-            rank = self.ranks.rank
-            mine = [p for p in path.iterdir() if p.name.startswith(f"__{rank}_")]
-            mine += [path / ".metadata"] if self.ranks.is_first else []
-            digests = {p.name: file_digest(p) for p in sorted(mine)}
-            write_json(path / f"rank-{rank}.json", digests)
-            if self.ranks.is_first:
-                self._commit_when_whole(path, facts)
-                self._drop_old(facts["validation"]["best_step"])
-            self.on_written(time.monotonic() - started)
+            self._commit_together(writing, writer, facts)
         except BaseException as error:  # noqa: BLE001 - carried to the training thread by wait()
             self._error = error
+            if self.ranks.is_first:
+                remove_tree(writer.folder)  # where the disk is full, its bytes are needed
+            return
+        self.on_written(time.monotonic() - started)
+        if self.ranks.is_first:
+            self._drop_old(facts["validation"]["best_step"])
 
-    def _commit_when_whole(self, path: Path, facts: dict[str, Any]) -> None:
-        """Rank 0: once every rank's digests are there, make the checkpoint count."""
-        files = [path / f"rank-{rank}.json" for rank in range(self.ranks.world_size)]
-        deadline = time.monotonic() + 600
-        while not all(file.exists() for file in files):
-            if time.monotonic() > deadline:
-                missing = [file.name for file in files if not file.exists()]
-                raise TimeoutError(f"{missing} did not appear in {path} within 600 s")
-            time.sleep(0.02)
-        digests: dict[str, str] = {}
-        for file in files:
-            digests |= json.loads(file.read_text())
-        write_json(path / COMMIT_FILE, {**facts, "world_size": len(files), "files": digests})
+    def _commit_together(
+        self, writing: Future[Any], writer: ShardWriter, facts: dict[str, Any]
+    ) -> None:
+        # A rank that cannot write makes this raise on all ranks.
+        writing.result()
+        everyones = gather_objects(writer.digests, self._group)  # collective
+        error = None
+        if self.ranks.is_first:
+            digests = {name: digest for part in everyones for name, digest in part.items()}
+            whole = {**facts, "world_size": len(everyones), "files": digests}
+            try:
+                write_json(writer.folder / COMMIT_FILE, whole)
+            except OSError as problem:
+                error = str(problem)
+        self._raise_any(error)  # collective
 
     def _drop_old(self, best_step: int | None) -> None:
-        for path in committed(self.folder)[: -self.keep]:
-            if best_step is not None and path.name == STEP_FOLDER.format(best_step):
-                continue
-            (path / COMMIT_FILE).unlink()
-            shutil.rmtree(path, ignore_errors=True)
+        try:
+            for path in committed(self.folder)[: -self.keep]:
+                if best_step is not None and path.name == STEP_FOLDER.format(best_step):
+                    continue
+                (path / COMMIT_FILE).unlink()
+                remove_tree(path)
+        except OSError as error:
+            logger.warning("an old checkpoint is still there: %s", error)
+
+
+class ShardWriter(dcp.FileSystemWriter):
+    """DCP's writer, onto any storage; digests what it writes as it writes."""
+
+    def __init__(self, path: StoragePath) -> None:
+        on_disk = not isinstance(path, RemotePath)  # what is uploaded needs no sync
+        super().__init__(str(path), thread_count=1, overwrite=True, sync_files=on_disk)
+        self.fs = self._files = DigestedFiles()
+        self.folder = path
+        self.path = path  # type: ignore[assignment] # DCP only hands it on to `fs`
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file that this rank wrote, by name."""
+        return self._files.digests
+
+    @property
+    def checkpoint_id(self) -> str:
+        return str(self.folder)
+
+
+def _told(error: BaseException) -> str:
+    """One line: DCP's own exceptions hold a traceback of each rank that failed."""
+    if isinstance(error, CheckpointWriteError):
+        return str(error)
+    if isinstance(error, CheckpointException):
+        rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
+        return f"checkpoint not written: rank {rank}: {cause}"
+    return f"checkpoint not written: {error}"
 
 
 def newest_sound(
-    folder: Path, ranks: Ranks, best: bool = False
-) -> tuple[Path, dict[str, Any]] | None:
+    folder: StoragePath, ranks: Ranks, best: bool = False
+) -> tuple[StoragePath, dict[str, Any]] | None:
     """The newest checkpoint whose files match their digests, with its facts; None: there is none.
 
     Collective: the ranks share the reading and agree on the verdict.
@@ -185,23 +238,17 @@ def newest_sound(
     return None
 
 
-def load(path: Path, state: dict[str, Any]) -> None:
+def load(path: StoragePath, state: dict[str, Any]) -> None:
     """Fill `state`'s tensors in place from a checkpoint of any world size. Collective.
 
     A tensor with more rows than were saved (a table that has grown) keeps its own values there.
     """
     flat, _ = flatten_state_dict(state)
     sizes = {name: value.size() for name, value in flat.items() if hasattr(value, "size")}
-    dcp.load(state, storage_reader=SafeReader(str(path), sizes))
+    dcp.load(state, storage_reader=SafeReader(path, sizes))
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sound(path: Path, digest: str) -> bool:
+def _sound(path: StoragePath, digest: str) -> bool:
     return path.is_file() and file_digest(path) == digest
 
 
@@ -212,15 +259,18 @@ class SafeReader(dcp.FileSystemReader):
         sizes: of the tensors to fill; those with more rows than saved are read as far as saved.
     """
 
-    def __init__(self, path: str, sizes: dict[str, torch.Size]) -> None:
-        super().__init__(path)
+    def __init__(self, path: StoragePath, sizes: dict[str, torch.Size]) -> None:
+        super().__init__(str(path))
+        self.fs = DigestedFiles()
+        self.folder = path
+        self.path = path  # type: ignore[assignment] # DCP only hands it on to `fs`
         self._sizes = sizes
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        text = Path(self.path, ".metadata").read_bytes()
+        text = (self.folder / ".metadata").read_bytes()
         metadata = _AllowListUnpickler(io.BytesIO(text)).load()
         if not isinstance(metadata, Metadata):
-            raise ValueError(f"{self.path}/.metadata is not a checkpoint's metadata")
+            raise ValueError(f"{self.folder}/.metadata is not a checkpoint's metadata")
         for name, saved in metadata.state_dict_metadata.items():
             size = self._sizes.get(name)
             if size is None or not isinstance(saved, TensorStorageMetadata) or not size:

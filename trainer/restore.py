@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from trainer.agreement import together
 from trainer.build import build_model
@@ -13,6 +12,7 @@ from trainer.data.schema import Dataset
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
 from trainer.run import RunFolder
+from trainer.storage import StoragePath
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TrainedRun:
     """Training step of the checkpoint."""
 
 
-def load_run(path: str | Path, ranks: Ranks, data: str | None = None) -> TrainedRun:
+def load_run(path: str | StoragePath, ranks: Ranks, data: str | None = None) -> TrainedRun:
     """Load RUN's best checkpoint on validation, else its newest, onto these ranks. Collective.
 
     Args:

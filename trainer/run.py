@@ -5,24 +5,33 @@ RUN/starts.jsonl    one line a start: the first, resumes, and restarts after fai
 RUN/metrics.jsonl   one line every `training.log_every_steps`
 RUN/validation.jsonl  one line an evaluation on the validation split
 RUN/checkpoints/    see checkpoint.py
+RUN/owner.json      who writes the folder now, see lock.py
 RUN/summary.json    written at the end
+
+RUN is a local or shared folder, or a URI (s3://bucket/run).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
+import logging
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trainer.config import Config
 from trainer.data.schema import Dataset
-from trainer.run_files import committed, write_json
+from trainer.lock import RunLock
+from trainer.run_files import committed, step_of, write_json
+from trainer.storage import LineFile, StoragePath, storage_path
 
+logger = logging.getLogger(__name__)
+BEFORE_CONFIG = {".lock", "owner.json", "starts.jsonl"}
+"""All that a start killed before config.json was written leaves behind: no run yet."""
 PACKAGES = ("torch", "torchrec", "pyarrow")
 
 
@@ -57,16 +66,20 @@ def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
 class RunFolder:
     """RUN on disk. Every rank opens it; rank 0 alone writes."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._lock: IO[str] | None = None
+    def __init__(self, path: str | StoragePath) -> None:
+        self.path = storage_path(path)
+        self._lock = RunLock(self.path)
+        self._metrics = LineFile(self.metrics_file)
+        self._validation = LineFile(self.path / "validation.jsonl")
+        self._starts = LineFile(self.path / "starts.jsonl")
+        self._said_full = False
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> StoragePath:
         return self.path / "checkpoints"
 
     @property
-    def metrics_file(self) -> Path:
+    def metrics_file(self) -> StoragePath:
         return self.path / "metrics.jsonl"
 
     def read_config(self) -> dict[str, Any]:
@@ -86,7 +99,7 @@ class RunFolder:
             ValueError: if it exists and `--resume` is not given; if there is nothing to resume;
                 if config or data changed since.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or self._names() <= BEFORE_CONFIG:
             if spec.resume:
                 raise ValueError(f"--resume: {self.path} does not exist; leave --resume out")
             return False
@@ -97,6 +110,15 @@ class RunFolder:
             )
         self._check_unchanged(before, spec, dataset)
         return True
+
+    def _names(self) -> set[str]:
+        """What is in the folder, without an empty folder of checkpoints."""
+        names = {path.name.removesuffix(".partial") for path in self.path.iterdir()}
+        if not (self.path / "config.json").is_file():
+            names.discard("config.json")  # its beginning
+        if "checkpoints" in names and not any(self.checkpoints.iterdir()):
+            names.remove("checkpoints")
+        return names
 
     def _check_unchanged(self, before: dict[str, Any], spec: RunSpec, dataset: Dataset) -> None:
         if before["dataset_digest"] not in (dataset.digest, dataset.parent_digest):
@@ -124,12 +146,12 @@ class RunFolder:
     def begin(self, spec: RunSpec, dataset: Dataset, world_size: int) -> None:
         """Rank 0: make the folder, take its lock, write config.json and a line of starts.jsonl."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.lock()
+        self._lock.take(spec.run_id)
         newest = committed(self.checkpoints)[-1:]
-        step = int(newest[0].name.removeprefix("step-")) if newest else 0
+        step = step_of(newest[0]) if newest else 0
         start = {"time": time.time(), "step": step, "world_size": world_size}
-        with (self.path / "starts.jsonl").open("a") as stream:
-            stream.write(json.dumps(start) + "\n")
+        self._starts.append(json.dumps(start))
+        self._starts.flush()
         write_json(
             self.path / "config.json",
             {
@@ -146,41 +168,50 @@ class RunFolder:
     @property
     def restarts(self) -> int:
         """How often the run was started in this folder after the first time."""
-        return len((self.path / "starts.jsonl").read_text().splitlines()) - 1
-
-    def lock(self) -> None:
-        """Rank 0: refuse a second run on the same folder for as long as this process lives."""
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"{self.path} is in use by another run; wait for it, stop it, or choose another "
-                "--out"
-            ) from error
+        return len(LineFile(self._starts.path).read()) - 1
 
     def unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Rank 0: let another run have the folder."""
+        self._lock.release()
 
     def keep_metrics_until(self, step: int) -> None:
         """Rank 0, on resuming: drop lines of steps that will be trained again."""
-        if not self.metrics_file.exists():
-            return
-        lines = self.metrics_file.read_text().splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self.metrics_file.write_text("".join(line + "\n" for line in kept))
+        for lines in (self._metrics, self._validation):
+            kept = [line for line in lines.read() if json.loads(line)["step"] <= step]
+            if lines.path.exists():
+                lines.rewrite(kept)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Rank 0: one line of metrics.jsonl."""
-        with self.metrics_file.open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        self._append(self._metrics, record)
 
     def append_evaluation(self, record: dict[str, Any]) -> None:
         """Rank 0: one line of validation.jsonl."""
-        with (self.path / "validation.jsonl").open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        self._append(self._validation, record)
+
+    def flush(self) -> None:
+        """Rank 0: have every line so far be there for others; before each checkpoint."""
+        for lines in (self._metrics, self._validation):
+            self._guarded(lines.flush)
+
+    def last_metrics(self) -> dict[str, Any]:
+        """The last whole line of metrics.jsonl; empty where there is none."""
+        text = self.metrics_file.read_text() if self.metrics_file.is_file() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        return json.loads(lines[-1]) if lines else {}
 
     def write_summary(self, summary: dict[str, Any]) -> None:
+        self.flush()
         write_json(self.path / "summary.json", summary)
+
+    def _append(self, lines: LineFile, record: dict[str, Any]) -> None:
+        self._guarded(lambda: lines.append(json.dumps(record)))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        """A disk that is full loses lines of metrics, not the run; said once."""
+        try:
+            write()
+        except OSError as error:
+            if not self._said_full:
+                logger.error("metrics are not written to %s: %s", self.path, error)
+            self._said_full = True

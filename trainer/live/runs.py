@@ -10,13 +10,14 @@ from typing import Any
 
 from trainer.run import RunFolder
 from trainer.run_files import COMMIT_FILE, committed
+from trainer.storage import StoragePath, modified_at, storage_path
 
 MOST_POINTS = 600
 SILENT_SECONDS = 60.0
 Columns = dict[str, list[Any]]
 
 
-def read_run(path: str | Path) -> dict[str, Any]:
+def read_run(path: str | StoragePath) -> dict[str, Any]:
     """Everything the pages draw, as plain JSON-able data; NaN and infinities become None.
 
     Raises:
@@ -24,12 +25,12 @@ def read_run(path: str | Path) -> dict[str, Any]:
     """
     folder = RunFolder(path)
     facts = folder.read_config()
-    root = Path(path)
+    root = storage_path(path)
     metrics = read_lines(folder.metrics_file)
     validation = read_lines(root / "validation.jsonl")
     starts = read_lines(root / "starts.jsonl")
     return {
-        "name": root.resolve().name,
+        "name": root.resolve().name if isinstance(root, Path) else root.name,
         "preset": facts["preset"],
         "data": facts["data"],
         "config": facts["config"],
@@ -43,7 +44,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
     }
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: StoragePath) -> list[dict[str, Any]]:
     """Lines of a JSONL file, without one that is being written; empty where there is none."""
     if not path.exists():
         return []
@@ -72,7 +73,7 @@ def _now(folder: RunFolder, facts: dict[str, Any], metrics: list[dict[str, Any]]
     last = metrics[-1] if metrics else {}
     total = last.get("total_steps")
     step = last.get("step", 0)
-    silent = now - last.get("time", folder.path.stat().st_mtime)
+    silent = now - last.get("time", modified_at(folder.path / "config.json"))
     if (folder.path / "summary.json").exists():
         state = "finished"
     else:
@@ -85,9 +86,7 @@ def _now(folder: RunFolder, facts: dict[str, Any], metrics: list[dict[str, Any]]
         "seconds_left": left,
         "loss": _finite(last.get("loss")),
         "examples_per_second": last.get("examples_per_second"),
-        "checkpoint_age_seconds": now - (newest[0] / COMMIT_FILE).stat().st_mtime
-        if newest
-        else None,
+        "checkpoint_age_seconds": now - modified_at(newest[0] / COMMIT_FILE) if newest else None,
         "silent_seconds": silent,
         "state": state,
     }
@@ -97,5 +96,5 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: StoragePath) -> Any:
     return json.loads(path.read_text()) if path.exists() else None

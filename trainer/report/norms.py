@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from trainer.checkpoint import SafeReader, load
 from trainer.run_files import committed
+from trainer.storage import StoragePath
 
 MOST_BYTES = 4 << 30
 ITEM_TABLE = "model.embeddings.embedding_bags.item.weight"
@@ -59,8 +60,8 @@ def _spread(norm: np.ndarray) -> tuple[float, float, float]:
     return float(norm.mean()), float(np.quantile(norm, 0.1)), float(np.quantile(norm, 0.9))
 
 
-def _row_norms(checkpoint: Path) -> np.ndarray | str:
-    saved = SafeReader(str(checkpoint), {}).read_metadata().state_dict_metadata.get(ITEM_TABLE)
+def _row_norms(checkpoint: StoragePath) -> np.ndarray | str:
+    saved = SafeReader(checkpoint, {}).read_metadata().state_dict_metadata.get(ITEM_TABLE)
     if not isinstance(saved, TensorStorageMetadata):
         return "The model has no item table."
     bytes_needed = saved.size.numel() * saved.properties.dtype.itemsize

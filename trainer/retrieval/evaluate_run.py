@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
 from trainer.retrieval.workers import on_workers
 from trainer.run_files import write_json
+from trainer.storage import storage_path
 
 REPORT_FILE = "evaluation.json"
 
@@ -25,7 +25,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Evaluate, write RUN/evaluation.json (other splits in it are kept), print one table."""
     evaluation, beside = on_workers(evaluate_on_rank, arguments, arguments.workers)
     record = {**as_record(evaluation), **beside}
-    path = Path(arguments.run) / REPORT_FILE
+    path = storage_path(arguments.run) / REPORT_FILE
     before = json.loads(path.read_text()) if path.is_file() else {}
     write_json(path, {**before, arguments.split: record})
     console = Console()

@@ -1,0 +1,150 @@
+"""Runs on storage behind a URI, and who may write a run's folder."""
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.datasets import make_dataset
+from tests.distributed import run_ranks
+from tests.s3 import s3_server
+from tests.test_training import _worker, losses, small_config, train
+from trainer import lock
+from trainer.lock import RunLock
+from trainer.retrieval.evaluate_run import EvaluateArguments, evaluate
+from trainer.retrieval.recommend import RecommendArguments, recommend
+from trainer.run import RunFolder, RunSpec
+from trainer.run_files import write_json
+from trainer.run_state import read_state
+from trainer.storage import LineFile, RemotePath, storage_path
+
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "data"
+    make_dataset(path, users=80, items=60, rows=1500)
+    return str(path)
+
+
+def test_a_remote_path_is_used_like_a_path() -> None:
+    root = storage_path("memory://paths/run")
+    assert isinstance(root, RemotePath)
+    assert not root.exists() and list(root.iterdir()) == []
+    write_json(root / "a" / "config.json", {"x": 1})
+    assert root.exists() and (root / "a" / "config.json").is_file()
+    assert [path.name for path in root.iterdir()] == ["a"]
+    assert json.loads((root / "a/config.json").read_text()) == {"x": 1}
+    assert str(root.parent) == "memory://paths" and root.with_name("other").name == "other"
+    (root / "a/config.json").unlink()
+    (root / "a/config.json").unlink(missing_ok=True)
+    root.remove_tree()
+    assert not root.exists()
+    assert isinstance(storage_path("file:///tmp/x"), Path)
+
+
+def test_lines_are_whole_for_others_when_flushed() -> None:
+    file = LineFile(storage_path("memory://lines/metrics.jsonl"))
+    file.append("one")
+    file.append("two")
+    assert not file.path.exists()  # written now and then, and when asked
+    file.flush()
+    assert file.path.read_text() == "one\ntwo\n"
+    again = LineFile(file.path)
+    again.append("three")
+    again.flush()
+    assert again.read() == ["one", "two", "three"]
+
+
+def test_a_storage_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match=r"nosuch://bucket/run: .*use a folder, or s3://"):
+        storage_path("nosuch://bucket/run")
+
+
+@pytest.mark.parametrize("kind", ["folder", "object store"])
+def test_two_runs_to_one_folder_across_nodes(kind: str, tmp_path: Path) -> None:
+    """The other node's kernel lock is not seen here: its sign in owner.json is."""
+    folder = tmp_path if kind == "folder" else storage_path(f"memory://{tmp_path.name}/run")
+    write_json(
+        folder / "owner.json",
+        {
+            "run_id": "theirs",
+            "token": "t",
+            "host": "node-b",
+            "machine": "another",
+            "pid": 7,
+            "renewed": time.time() - 20,
+        },
+    )
+    with pytest.raises(ValueError, match=r"in use by another run, on node-b \(its last sign: 2"):
+        RunLock(folder).take("ours")
+    again = RunLock(folder)
+    again.take("theirs")  # a restart of the same start
+    with pytest.raises(ValueError, match="in use by another run"):
+        RunLock(folder).take("ours")
+    again.release()
+    assert not (folder / "owner.json").exists()
+    after = RunLock(folder)
+    after.take("ours")
+    after.release()
+
+
+def test_a_silent_owner_is_given_up(tmp_path: Path) -> None:
+    first = RunLock(tmp_path)
+    first.take("first")
+    owner = json.loads((tmp_path / "owner.json").read_text())
+    first.release()
+    old = {**owner, "machine": "another", "renewed": time.time() - lock.SILENT_SECONDS - 1}
+    write_json(tmp_path / "owner.json", old)
+    second = RunLock(tmp_path)
+    second.take("second")
+    second.release()
+    # Killed on this machine: its kernel lock is gone, and no one need wait.
+    write_json(tmp_path / "owner.json", {**owner, "renewed": time.time()})
+    third = RunLock(tmp_path)
+    third.take("third")
+    third.release()
+
+
+def on_s3(spec: RunSpec, variables: dict[str, str]) -> None:
+    os.environ |= variables  # the fork server knows them not
+    _worker(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_on_s3(data: str, tmp_path: Path) -> None:
+    """Two ranks train, stop, resume past a damaged shard, evaluate and recommend, in a bucket."""
+    config = small_config(
+        checkpoint={"every_steps": 4, "keep": 2}, optimizer={"schedule": "constant"}
+    )
+    here = tmp_path / "here"
+    train(RunSpec("ml-100k", config, data, str(here)), 2)
+    with s3_server() as (bucket, variables):
+        out = f"{bucket}/runs/a"
+        stopped = replace(config, training=replace(config.training, max_steps=6))
+        run_ranks(2, on_s3, RunSpec("ml-100k", stopped, data, out), variables)
+        saved = [path.name for path in storage_path(f"{out}/checkpoints").iterdir()]
+        assert saved == ["step-00000004", "step-00000006"]
+        spec = RunSpec("ml-100k", config, data, out)
+        with pytest.raises(AssertionError, match="exists already; choose another --out"):
+            run_ranks(2, on_s3, spec, variables)
+        shard = storage_path(f"{out}/checkpoints/step-00000006/__0_0.distcp")
+        shard.write_text("damaged")
+        run_ranks(2, on_s3, replace(spec, resume=True), variables)
+        lines = RunFolder(out).metrics_file.read_text().splitlines()
+        curve = {record["step"]: record["loss"] for record in map(json.loads, lines)}
+        assert curve == losses(here)
+        assert read_state(out).describe() == (
+            f"{out}: finished, step 20 of 20, newest checkpoint of step 20"
+        )
+        assert not (RunFolder(out).path / "owner.json").exists()
+        there = evaluate(EvaluateArguments(run=out, k=(10,)))
+        same = evaluate(EvaluateArguments(run=str(here), k=(10,)))
+        assert there["recall@10"] == same["recall@10"]
+        assert "validation" in json.loads((storage_path(out) / "evaluation.json").read_text())
+        recommend(RecommendArguments(run=out, user="1003", k=5))
