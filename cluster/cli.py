@@ -218,7 +218,7 @@ COMMANDS = {
     "dashboard": Command("Watch a run: a live page, Prometheus, alerts", dashboard),
     "report": Command("One page of plots of runs, side by side", report),
     "submit": Command("Run a command as a job on a Ray cluster", submit),
-    "status": Command("A cluster's jobs", status),
+    "status": Command("A cluster's jobs, or how far a run has come", status),
     "logs": Command("A job's output", logs),
     "stop": Command("End a job", stop),
     "bench": Command("Measure a part: the loss", bench),

@@ -79,13 +79,15 @@ def wait_for_room(
 
 
 class GroupWatch:
-    """Beside a running group: asks it to stop when the driver is told to end, or it could grow.
+    """Beside a running group: asks it to stop when the driver is told to end, when one of its nodes
+    is about to leave, or when it could grow.
 
     A context manager around the group's life.
 
     Args:
         ask_to_stop: makes every rank write a checkpoint and return; called at most once.
         terminated: set when the driver got SIGTERM.
+        leaving: whether one of the group's nodes will be taken away.
         could_grow: whether there is room for more workers.
         look_every_seconds: between two questions of `could_grow`.
     """
@@ -94,13 +96,17 @@ class GroupWatch:
         self,
         ask_to_stop: Callable[[], None],
         terminated: threading.Event,
+        leaving: Callable[[], bool],
         could_grow: Callable[[], bool],
         look_every_seconds: float,
     ) -> None:
         self._ask_to_stop = ask_to_stop
         self._terminated = terminated
+        self._leaving = leaving
         self._could_grow = could_grow
         self._look_every_seconds = look_every_seconds
+        self.grows = False
+        """Whether it asked for room to grow."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tandem-group-watch", daemon=True)
 
@@ -118,12 +124,16 @@ class GroupWatch:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        looked = time.monotonic()
+        looked = glanced = time.monotonic()
         while not self._over.wait(0.2):
-            grow = False
+            grow = leave = False
+            if time.monotonic() - glanced >= LOOK_SECONDS:
+                glanced = time.monotonic()
+                leave = self._leaving()
             if time.monotonic() - looked >= self._look_every_seconds:
                 looked = time.monotonic()
                 grow = self._could_grow()
-            if grow or self._terminated.is_set():
+            if grow or leave or self._terminated.is_set():
+                self.grows = grow and not leave
                 self._ask_to_stop()
                 return

@@ -9,10 +9,11 @@ from typing import Any
 import ray
 import ray.exceptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from cluster.elastic import GroupWatch, choose, free_room, wait_for_room
 from cluster.failures import RunFailedError, first_cause
+from cluster.preemption import ListeningTorchConfig, leaving
 from cluster.workers import Workers
 from trainer.progress import Progress
 from trainer.stopping import Terminated
@@ -44,6 +45,7 @@ class Groups:
     patience_seconds: float
     verbose: bool
     _started: int = field(default=0, init=False)
+    _grows: bool = field(default=False, init=False)
 
     @property
     def unit(self) -> str:
@@ -67,7 +69,13 @@ class Groups:
                     f"stopped on SIGTERM after step {summary['steps']:,}, with a checkpoint; "
                     "go on with --resume"
                 )
-            self.progress.message(f"growing from {count} workers")
+            if self._grows:
+                self.progress.message(f"growing from {count} workers")
+            else:
+                self.progress.message(
+                    f"a node or worker is taken away (SIGTERM): checkpoint of step "
+                    f"{summary['steps']:,} written, going on from there"
+                )
 
     def run_group(self, count: int) -> dict[str, Any]:
         """One group of `count` workers, from its start to its end."""
@@ -76,7 +84,7 @@ class Groups:
         trainer = TorchTrainer(
             self.worker,
             train_loop_config={**self.payload, "relay": self.relay, "group": self._started},
-            torch_config=TorchConfig(
+            torch_config=ListeningTorchConfig(
                 backend="nccl" if self.on_gpu else "gloo",
                 # Longer than ours, which knows the culprit.
                 timeout_s=round(self.step_timeout_seconds) + COLLECTIVE_SLACK_SECONDS,
@@ -90,17 +98,21 @@ class Groups:
             run_config=RunConfig(
                 name="ray",
                 storage_path=self.notes,
-                failure_config=FailureConfig(max_failures=0),  # counted by `to_the_end`
+                # Both are seen to, and counted, by `to_the_end`.
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )
         watch = GroupWatch(
             ask_to_stop=lambda: self.relay.ask_to_stop.remote(self._started),
             terminated=self.terminated,
+            leaving=self._leaving,
             could_grow=lambda: self._could_grow(count),
             look_every_seconds=self.resize_seconds,
         )
         with watch:
-            return trainer.fit().return_value
+            summary = trainer.fit().return_value
+        self._grows = watch.grows
+        return summary
 
     def _count(self) -> int:
         if not self.workers.is_elastic:
@@ -108,6 +120,9 @@ class Groups:
         return wait_for_room(
             self.workers, self.global_batch_size, self.unit, self.progress, self.patience_seconds
         )
+
+    def _leaving(self) -> bool:
+        return leaving(ray.get(self.relay.nodes.remote()))
 
     def _could_grow(self, count: int) -> bool:
         if count == self.workers.most:

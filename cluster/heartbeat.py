@@ -17,6 +17,8 @@ from typing import Any
 
 import ray
 
+from cluster.preemption import TOLD
+
 BEAT_SECONDS = 2.0
 SILENT_SECONDS = 3 * BEAT_SECONDS
 CONDEMNED_STATUS = 70
@@ -28,6 +30,8 @@ class Pulse:
 
     step: int
     where: str
+    node: str
+    """Ray's id of it."""
     heard_at: float
 
 
@@ -76,7 +80,12 @@ class Pulses:
         """Something went forward that is not a step: evaluation, for one."""
         self._advanced_at = self._clock()
 
-    def beat(self, group: int, rank: int, step: int, where: str) -> Answer:
+    @property
+    def nodes(self) -> set[str]:
+        """Nodes that ranks were heard from."""
+        return {pulse.node for pulse in self._ranks.values()}
+
+    def beat(self, group: int, rank: int, step: int, where: str, node: str) -> Answer:
         """Note a rank's step; the verdict, if the group is condemned."""
         if group != self._group:
             return Answer()
@@ -84,7 +93,7 @@ class Pulses:
         known = self._ranks.get(rank)
         if known is None or step > known.step:
             self._advanced_at = now
-        self._ranks[rank] = Pulse(step, where, now)
+        self._ranks[rank] = Pulse(step, where, node, now)
         if self.verdict is None and now - self._advanced_at > self._step_timeout_seconds:
             self.verdict = self._judge(now)
         return Answer(self.verdict, self._stop)
@@ -116,6 +125,7 @@ class Heartbeat:
         self._step = 0
         self._stop_asked = False
         self._where = f"pid {os.getpid()} on {socket.gethostname()}"
+        self._node = ray.get_runtime_context().get_node_id()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tandem-heartbeat", daemon=True)
 
@@ -131,12 +141,14 @@ class Heartbeat:
         self._step = step
 
     def stop_requested(self) -> bool:
-        """Whether the driver wants the group to write a checkpoint and return."""
-        return self._stop_asked
+        """Whether the driver, or SIGTERM, wants the group to write a checkpoint and return."""
+        return self._stop_asked or TOLD.is_set()
 
     def _run(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            beat = self._relay.beat.remote(self._group, self._rank, self._step, self._where)
+            beat = self._relay.beat.remote(
+                self._group, self._rank, self._step, self._where, self._node
+            )
             try:
                 answer = ray.get(beat, timeout=SILENT_SECONDS)
             except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):

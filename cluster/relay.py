@@ -44,8 +44,12 @@ class Relay:
     def ask_to_stop(self, group: int) -> None:
         self._pulses.ask_to_stop(group)
 
-    def beat(self, group: int, rank: int, step: int, where: str) -> Answer:
-        return self._pulses.beat(group, rank, step, where)
+    def beat(self, group: int, rank: int, step: int, where: str, node: str) -> Answer:
+        return self._pulses.beat(group, rank, step, where, node)
+
+    def nodes(self) -> set[str]:
+        """Ids of the nodes that the group's ranks are on."""
+        return self._pulses.nodes
 
     def verdict(self) -> str | None:
         """Why the group was condemned, if it was."""

@@ -19,7 +19,9 @@ import tyro
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.session import OUR_PACKAGES, join_message, package_folders
+from cluster.submitted import Submitted, remember, remembered, run_of
 from cluster.usage import UsageError, parse
+from trainer.run_state import read_state
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -62,10 +64,10 @@ class LogsArguments(JobArguments):
 
 @dataclass(frozen=True)
 class StatusArguments:
-    """Jobs of a cluster."""
+    """Jobs of a cluster, or the state of a run."""
 
     job: Annotated[str | None, tyro.conf.Positional] = None
-    """A job's id; left out: all of Tandem's jobs."""
+    """A job's id, or the folder or URI of a run; left out: all of Tandem's jobs."""
     address: str = DEFAULT_ADDRESS
     """The cluster's dashboard."""
 
@@ -81,6 +83,7 @@ def submit(arguments: Sequence[str]) -> int:
         runtime_env=runtime_env(Path(parsed.working_dir)),
         metadata={"tandem": shlex.join(command)},
     )
+    remember(Submitted(job, parsed.address.rstrip("/"), tuple(command), run_of(command)))
     print(f"job {job} on {parsed.address}", flush=True)
     if parsed.detach:
         print(f"next: tandem logs {job} --follow --address {parsed.address}")
@@ -89,19 +92,47 @@ def submit(arguments: Sequence[str]) -> int:
 
 
 def status(arguments: Sequence[str]) -> int:
-    """One job's state, or a line for each of ours."""
+    """One job's state, or a line for each of ours; or how far a run has come, by its folder."""
     parsed = parse(StatusArguments, "tandem status", arguments)
+    if parsed.job is not None and ("/" in parsed.job or Path(parsed.job).is_dir()):
+        state = read_state(parsed.job)
+        print(state.describe())
+        return 1 if state.state == "stopped" else 0
     client = connect(parsed.address)
+    known = {job.submission_id: job for job in client.list_jobs()}
+    lost = [job for job in remembered(parsed.address) if job.job not in known]
     if parsed.job is not None:
+        for job in lost:
+            if job.job == parsed.job:
+                print_lost(job)
+                return EXIT_STATUS[JobStatus.FAILED]
         details = find_job(client, parsed.job)
         print(f"{parsed.job}  {details.status.value}  {first_line(details.message)}")
         return EXIT_STATUS.get(details.status, 0)
-    jobs = [job for job in client.list_jobs() if "tandem" in (job.metadata or {})]
-    for job in sorted(jobs, key=lambda job: job.start_time or 0):
+    ours = [job for job in known.values() if "tandem" in (job.metadata or {})]
+    for job in sorted(ours, key=lambda job: job.start_time or 0):
         print(f"{job.submission_id}  {job.status.value:10}  tandem {job.metadata['tandem']}")
-    if not jobs:
+    for job in lost:
+        print_lost(job)
+    if not ours and not lost:
         print(f"no job of Tandem's on {parsed.address}")
     return 0
+
+
+def print_lost(job: Submitted) -> None:
+    """A job that its cluster has forgotten: what its run says, and how to go on with it."""
+    print(f"{job.job}  {'LOST':10}  tandem {shlex.join(job.command)}")
+    print("    its cluster was restarted since and has forgotten it")
+    if job.run is None:
+        return
+    try:
+        state = read_state(job.run)
+    except (ValueError, OSError) as error:
+        print(f"    its run cannot be read from here: {error}")
+        return
+    print(f"    {state.describe()}")
+    if state.state == "stopped":
+        print(f"    go on: tandem submit --address {job.address} -- resume {job.run}")
 
 
 def logs(arguments: Sequence[str]) -> int:
@@ -140,11 +171,12 @@ def check_command(command: Sequence[str]) -> None:
         raise UsageError(
             "which command? tandem submit --address http://HEAD:8265 -- train PRESET ..."
         )
+    paths = [("RUN", command[1])] if command[0] == "resume" and len(command) > 1 else []
     for place, argument in enumerate(command):
         flag, equals, value = argument.partition("=")
-        if flag not in PATH_FLAGS:
-            continue
-        path = value if equals else (command[place + 1] if place + 1 < len(command) else "")
+        if flag in PATH_FLAGS:
+            paths.append((flag, value if equals else "".join(command[place + 1 : place + 2])))
+    for flag, path in paths:
         if not path.startswith("/") and "://" not in path:
             raise UsageError(
                 f"{flag} {path}: a job runs in a copy of the working directory that is deleted "

@@ -233,6 +233,8 @@ def show(trials: Sequence[Trial], metric: str, console: Console) -> None:
 def main(arguments: Sequence[str], verbose: bool) -> int:
     """Search, print the table, and say where the preset file is."""
     preset, parsed = parse_preset(arguments, "tandem tune", TuneArguments)
+    if "://" in parsed.out:
+        raise ValueError(f"--out {parsed.out}: a search needs a folder that every node sees")
     out = Path(parsed.out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists already; choose another --out")

@@ -53,10 +53,16 @@ class Workers:
         return f"{self.least}..{self.most}" if self.is_elastic else str(self.least)
 
     def check_fits(self, resources: Resources) -> None:
-        """Raise where the cluster could never start the least number: Ray would wait for ever."""
+        """Raise where the cluster could never start so many: Ray would wait for ever.
+
+        A range is for clusters whose nodes come and go: such a run waits for them, and says so.
+        """
+        if self.is_elastic:
+            return
         offered, unit = (resources.gpus, "GPUs") if resources.gpus else (resources.cpus, "CPUs")
         if self.least > offered:
             raise ValueError(
                 f"--workers {self}: the cluster has {offered} {unit}, one a worker; "
-                f"ask for at most {offered}, or add nodes"
+                f"{f'ask for at most {offered}, or ' if offered else ''}add nodes; a range, as "
+                f"--workers 1..{self.least}, waits for them"
             )

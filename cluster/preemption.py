@@ -1,0 +1,51 @@
+"""A node or a worker that will be taken away: SIGTERM announces it, in time for a checkpoint.
+
+Kubernetes sends SIGTERM to a pod's first process, `ray start --block`. Ray then marks the node as
+draining and lets its workers live for RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S (30) seconds more: the
+driver sees it and asks the group to stop. Other schedulers send SIGTERM to every process of a job:
+a worker that gets one asks for the same, where Ray would end it on the spot. All ranks agree within
+a step, write a checkpoint and return; what is left of the cluster goes on from there.
+"""
+
+import signal
+import threading
+from collections.abc import Collection
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+TOLD = threading.Event()
+"""In a worker: set once it got SIGTERM."""
+
+
+def listen() -> None:
+    """In a worker's main thread: note SIGTERM instead of dying of it."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        TOLD.set()
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+class ListeningBackend(_TorchBackend):
+    """Ray Train's process group, made by workers that listen to SIGTERM."""
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(listen)  # training has a thread of its own, and signals do not
+        super().on_start(worker_group, backend_config)
+
+
+class ListeningTorchConfig(TorchConfig):
+    """Torch's configuration with `ListeningBackend`."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return ListeningBackend
+
+
+def leaving(nodes: Collection[str]) -> bool:
+    """Whether one of these nodes (Ray's ids) is draining."""
+    return not set(nodes).isdisjoint(ray._private.state.state.get_draining_nodes())
