@@ -30,9 +30,7 @@ def run_ranks(
     The function and its arguments and results must be picklable. Raises AssertionError with the
     rank's traceback if one fails, and if the ranks do not end in time (a hang).
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes, pipes = [], []
     for rank in range(world_size):
         receiver, sender = CONTEXT.Pipe(duplex=False)
@@ -51,6 +49,19 @@ def run_ranks(
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def start_rank(function: Callable[..., None], *arguments: Any) -> Any:
+    """One process that runs `function(*arguments)`, forked from what is imported already."""
+    process = CONTEXT.Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
 def _collect(pipes: list[Any], deadline: float) -> list[Any]:

@@ -1,13 +1,18 @@
 """A real Ray cluster of several nodes on this machine: `ray start`s, killed by their pids."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
+
+from cluster.session import short_temp_folder
+from tests.cluster.namespaces import Network
 
 RAY = Path(sys.executable).parent / "ray"
 START_SECONDS = 120
@@ -22,16 +27,36 @@ def free_port() -> int:
 class Node:
     """One `ray start --block`, in a process group of its own with all it starts."""
 
-    def __init__(self, *flags: str) -> None:
+    def __init__(self, *flags: str, space: str | None = None) -> None:
         environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
         command = [str(RAY), "start", "--block", "--disable-usage-stats", *flags]
+        if space is not None:
+            self.space = space
+            command = ["ip", "netns", "exec", space, *command]
+            environment["GLOO_SOCKET_IFNAME"] = "eth0"  # the host's name means another one
+        self._command = [*command, "--object-store-memory=80000000"]
+        self._environment = environment
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the node is
+        self.start()
+
+    def start(self) -> None:
         self.process = subprocess.Popen(
-            [*command, "--object-store-memory=80000000"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            self._command,
+            env=self._environment,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    @property
+    def said(self) -> str:
+        """The end of its output."""
+        self._output.seek(0)
+        return self._output.read().decode(errors="replace")[-2000:]
+
+    def terminate(self) -> None:
+        """SIGTERM to `ray start` alone, as Kubernetes does to a pod's first process."""
+        self.process.terminate()
 
     def kill(self) -> None:
         """SIGKILL, to the whole node at once: daemons and workers."""
@@ -42,30 +67,73 @@ class Node:
 
 
 class Cluster:
-    """A head without CPUs, and nodes that are added and killed. A context manager."""
+    """A head without CPUs, and nodes that are added and killed. A context manager.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        network: give each node a network namespace of its own; the head stays in this one.
+    """
+
+    def __init__(self, network: Network | None = None) -> None:
+        self.network = network
+        self.host = "127.0.0.1" if network is None else network.head
+        # Ray's sockets lie some 60 characters below it, and a socket's path may have 107: pytest's
+        # own folders are too long.
+        self.folder = Path(tempfile.mkdtemp(prefix="nodes-", dir=short_temp_folder()))
         self.port, self.dashboard_port = free_port(), free_port()
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{self.host}:{self.port}"
         self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
         self.nodes: list[Node] = []
-        self.head = Node(
+        self.head = self._start_head()
+
+    def _start_head(self) -> Node:
+        head = Node(
             "--head",
             "--num-cpus=0",
-            "--node-ip-address=127.0.0.1",
+            f"--node-ip-address={self.host}",
             f"--port={self.port}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}",
-            f"--temp-dir={folder}",
+            f"--temp-dir={self.folder}",
         )
-        wait_for_port(self.port)
+        wait_for_port(self.host, self.port, head.process)
+        return head
+
+    def restart_head(self) -> None:
+        """Kill it and all nodes, which would follow it, and start an empty cluster in its place."""
+        for node in (*self.nodes, self.head):
+            node.kill()
+        self.nodes = []
+        self.head = self._start_head()
 
     def add_node(self, cpus: int = 1) -> Node:
-        node = Node(
-            f"--address={self.address}", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}"
-        )
+        space, host = (None, self.host) if self.network is None else self.network.add_space()
+        flags = (f"--address={self.address}", f"--node-ip-address={host}", f"--num-cpus={cpus}")
+        node = Node(*flags, space=space)
         self.nodes.append(node)
         return node
+
+    def wait_for_cpus(self, count: int) -> None:
+        """Until nodes with so many CPUs together have joined."""
+        code = (
+            "import ray, sys, time; ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=0)\n"
+            "while ray.cluster_resources().get('CPU', 0) < int(sys.argv[2]): time.sleep(0.2)"
+        )
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+        command = [sys.executable, "-c", code, self.address, str(count)]
+        waiting = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        deadline, restarts = time.monotonic() + START_SECONDS, 3
+        while waiting.poll() is None:
+            for node in self.nodes:
+                # Nodes that start in the same moment may choose the same ports.
+                if node.process.poll() is not None and restarts:
+                    print(f"a node ended and is started again:\n{node.said}")
+                    restarts -= 1
+                    node.start()
+            if time.monotonic() > deadline:
+                waiting.kill()
+                raise AssertionError("\n".join(node.said for node in (self.head, *self.nodes)))
+            time.sleep(0.2)
+        assert waiting.returncode == 0, self.head.said
 
     def __enter__(self) -> "Cluster":
         return self
@@ -79,6 +147,7 @@ class Cluster:
         for node in (*self.nodes, self.head):
             if node.process.poll() is None:
                 node.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def descendants(pid: int) -> list[int]:
@@ -95,11 +164,12 @@ def kill_quietly(pid: int) -> None:
         return
 
 
-def wait_for_port(port: int) -> None:
+def wait_for_port(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
+        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex((host, port)) == 0:
                 return
         assert time.monotonic() < deadline, f"nothing listens on port {port}"
         time.sleep(0.2)

@@ -84,6 +84,9 @@ class TrainRun:
     def wait_for_checkpoint(self, after_step: int = 0) -> None:
         self._wait(lambda: max(self.checkpoints(), default=0) > after_step, "no checkpoint came")
 
+    def wait_for_step(self, step: int) -> None:
+        self._wait(lambda: max(self.losses(), default=0) >= step, f"no step {step}")
+
     def checkpoints(self) -> list[int]:
         found = self.out.glob("checkpoints/step-*/checkpoint.json")
         return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
@@ -93,8 +96,7 @@ class TrainRun:
         return [pid for pid in descendants(self.process.pid) if "RayTrainWorker" in title(pid)]
 
     def losses(self) -> dict[int, float]:
-        lines = (self.out / "metrics.jsonl").read_text().splitlines()
-        return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+        return read_losses(self.out)
 
     def _wait(self, is_true, failure: str) -> None:  # type: ignore[no-untyped-def]
         deadline = time.monotonic() + WAIT_SECONDS
@@ -102,6 +104,14 @@ class TrainRun:
             assert self.process.poll() is None, f"{failure}; the run ended:\n{self.text}"
             assert time.monotonic() < deadline, f"{failure} in {WAIT_SECONDS} s:\n{self.text}"
             time.sleep(0.1)
+
+
+def read_losses(out: Path) -> dict[int, float]:
+    """By step, as far as whole lines are written."""
+    file = out / "metrics.jsonl"
+    text = file.read_text() if file.exists() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return {record["step"]: record["loss"] for record in map(json.loads, lines)}
 
 
 def title(pid: int) -> str:

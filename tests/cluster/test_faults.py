@@ -1,13 +1,20 @@
 """Faults on real Ray clusters: nothing is lost, the cause is named, the curve stays what it was."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.cluster.namespaces import Network, need_namespaces
 from tests.cluster.nodes import Cluster
-from tests.cluster.runs import TrainRun
+from tests.cluster.runs import SMALL, WAIT_SECONDS, TrainRun, read_losses
 from tests.datasets import make_dataset
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -71,12 +78,45 @@ def test_sigterm_writes_a_checkpoint_and_resuming_goes_on(
     assert again.losses() == whole
 
 
+def test_sigterm_of_a_worker_costs_no_step(
+    data: Path, tmp_path: Path, whole: dict[int, float]
+) -> None:
+    """Schedulers that send SIGTERM to all processes of a job: a checkpoint of that very step."""
+    with TrainRun(data, tmp_path / "run", *LONG, "--checkpoint.every-steps=1000") as run:
+        run.wait_for_step(40)
+        os.kill(run.worker_pids()[-1], signal.SIGTERM)
+        run.wait_for_text("is taken away (SIGTERM): checkpoint of step")
+        assert run.finish() == 0, run.text
+    assert "failed" not in run.text
+    (saved,) = re.findall(r"checkpoint of step ([\d,]+) written", run.text)
+    assert f"going on from step-{int(saved.replace(',', '')):08d}" in run.text
+    assert run.losses() == whole
+
+
+def test_a_node_is_taken_away(data: Path, tmp_path: Path, whole: dict[int, float]) -> None:
+    """Kubernetes' preemption: SIGTERM to `ray start`, which is given 30 seconds."""
+    with Cluster() as cluster:
+        cluster.add_node()
+        leaving = cluster.add_node()
+        cluster.wait_for_cpus(2)
+        flags = (f"--address={cluster.address}", "--patience=120", "--checkpoint.every-steps=1000")
+        with TrainRun(data, tmp_path / "run", *LONG, *flags, workers="1..2") as run:
+            run.wait_for_step(40)
+            leaving.terminate()
+            run.wait_for_text("is taken away (SIGTERM): checkpoint of step")
+            assert run.finish() == 0, run.text
+        assert "failed" not in run.text
+        assert "with 1 workers" in run.lines[-1]
+    assert_same_curve(run.losses(), whole)
+
+
 def test_a_node_is_killed_and_another_comes(
     data: Path, tmp_path: Path, whole: dict[int, float]
 ) -> None:
-    with Cluster(tmp_path / "ray") as cluster:
+    with Cluster() as cluster:
         cluster.add_node()
         lost = cluster.add_node()
+        cluster.wait_for_cpus(2)
         flags = (f"--address={cluster.address}", "--resize-every=2", "--patience=120")
         with TrainRun(data, tmp_path / "run", *LONG, *flags, workers="1..2") as run:
             run.wait_for_checkpoint()
@@ -87,7 +127,84 @@ def test_a_node_is_killed_and_another_comes(
             run.wait_for_text("growing from 1 workers")
             assert run.finish() == 0, run.text
         assert "with 2 workers" in run.lines[-1]
-    assert run.losses().keys() == whole.keys()
-    for step, loss in run.losses().items():
-        # The same global batches; sums over ranks are added in another order.
+    assert_same_curve(run.losses(), whole)
+
+
+@pytest.mark.parametrize("mended", [True, False], ids=["ten seconds", "for good"])
+def test_the_network_to_a_node_is_cut(
+    mended: bool, data: Path, tmp_path: Path, whole: dict[int, float]
+) -> None:
+    """Cut for a while the run stands still and goes on; for good, it goes on without the node."""
+    need_namespaces()
+    with Network() as network, Cluster(network) as cluster:
+        cluster.add_node()
+        far = cluster.add_node()
+        cluster.wait_for_cpus(2)
+        flags = (f"--address={cluster.address}", "--patience=120", "--resize-every=1000")
+        with TrainRun(data, tmp_path / "run", *LONG, *flags, workers="1..2") as run:
+            run.wait_for_checkpoint()
+            network.cut(far.space)
+            if mended:
+                time.sleep(10)
+                network.mend(far.space)
+            assert run.finish() == 0, run.text
+        if mended:
+            assert "failed" not in run.text
+            assert "with 2 workers" in run.lines[-1]
+            assert run.losses() == whole
+        else:
+            assert re.search(r"failed: rank \d .* has not answered for \d+ s", run.text), run.text
+            assert "with 1 workers" in run.lines[-1]
+            assert_same_curve(run.losses(), whole)
+
+
+def test_the_head_is_restarted(
+    data: Path, tmp_path: Path, whole: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster has forgotten the job; `tandem status` has not, and says what to type."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "run"
+    with Cluster() as cluster:
+        at = f"--address={cluster.dashboard}"
+        folder = f"--working-dir={tmp_path / 'empty'}"
+        cluster.add_node(cpus=2)
+        cluster.wait_for_cpus(2)
+        training = (f"--data={data}", f"--out={out}", "--workers=2", "--discovery-port=0")
+        submitted = tandem("submit", at, folder, "--detach", "--", "train", "demo", *training,
+                           *SMALL, *LONG)  # fmt: skip
+        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+        job = submitted.stdout.split()[1]
+        wait_until(lambda: any(out.glob("checkpoints/*/checkpoint.json")), tandem, "logs", job, at)
+        assert f"{out}: running on" in tandem("status", str(out)).stdout
+        cluster.restart_head()
+        found = tandem("status", at)
+        assert f"{job}  LOST        tandem train demo" in found.stdout, found.stdout + found.stderr
+        assert f"{out}: " in found.stdout and "newest checkpoint of step" in found.stdout
+        cluster.add_node(cpus=2)
+        cluster.wait_for_cpus(2)
+        resumed = tandem("submit", at, folder, "--", "resume", str(out), "--workers=2")
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+        assert "going on from step-" in resumed.stdout
+    assert read_losses(out) == whole
+    assert tandem("status", str(out)).stdout.startswith(f"{out}: finished, step 350 of 350")
+
+
+def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def wait_until(is_true: Callable[[], bool], tell: Callable[..., Any], *told: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not is_true():
+        assert time.monotonic() < deadline, tell(*told).stdout
+        time.sleep(0.2)
+
+
+def assert_same_curve(losses: dict[int, float], whole: dict[int, float]) -> None:
+    """The same global batches; but sums over ranks are added in another order."""
+    assert losses.keys() == whole.keys()
+    for step, loss in losses.items():
         assert loss == pytest.approx(whole[step], rel=1e-3), step
