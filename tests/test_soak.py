@@ -1,0 +1,17 @@
+"""A short soak; `python -m tests.soak 200 DATA OUT` is the long one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.datasets import make_dataset
+from tests.soak import soak
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+
+def test_twenty_random_kills_lose_nothing(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", users=80, items=60, rows=1500)
+    figures = soak(20, tmp_path / "data", tmp_path)
+    assert figures["starts_with_progress"] > 5
+    assert figures["slowest_survivor_seconds"] < 30
