@@ -62,7 +62,7 @@ def live(spec: RunSpec, seconds: float | None, victim: int, met: Path) -> tuple[
         time.sleep(seconds)
         os.kill(ranks[victim].pid or 0, signal.SIGKILL)
     killed_at = time.monotonic()
-    if len(list(met.glob(f"{port}-*"))) < RANKS:
+    if seconds is not None and len(list(met.glob(f"{port}-*"))) < RANKS:
         time.sleep(1)
         for process in ranks:
             process.kill()
