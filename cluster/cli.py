@@ -221,7 +221,7 @@ COMMANDS = {
     "status": Command("A cluster's jobs, or how far a run has come", status),
     "logs": Command("A job's output", logs),
     "stop": Command("End a job", stop),
-    "bench": Command("Measure a part: the loss", bench),
+    "bench": Command("Measure a part beside a floor or a peer: loss, step, data, eval", bench),
 }
 
 
