@@ -58,6 +58,8 @@ def test_a_catalog_that_does_not_fit_is_told_what_helps(tmp_path: Path) -> None:
 def test_memory_is_written_as_people_do() -> None:
     assert parse_bytes("80GB") == 80_000_000_000
     assert parse_bytes("1.5 GiB") == 3 * GIB // 2
+    with pytest.raises(ValueError, match="'80' is 80 bytes, no GPU's memory: write 80GB"):
+        parse_bytes("80")
     with pytest.raises(ValueError, match="'eighty' is no amount of memory"):
         parse_bytes("eighty")
     assert as_bytes(300) == "0.293 KiB"

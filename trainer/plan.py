@@ -31,6 +31,7 @@ GIB = 1024**3
 LOSS_WORKSPACE_BYTES = 160 * 1024**2
 ROWS_TRIED = 256
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024, "MIB": 1024**2, "GIB": GIB}
+SMALLEST_DEVICE = 2**20
 STATE_BYTES_A_ROW = {"rowwise_adagrad": (0, 4), "adagrad": (4, 0), "adam": (8, 0), "sgd": (0, 0)}
 """Optimizer state of a row: bytes for each column, and bytes beside."""
 
@@ -87,7 +88,7 @@ def make_plan(
     if gpus < 1 or batch % gpus:
         raise ValueError(
             f"training.global_batch_size={batch} does not divide by {gpus} GPUs; "
-            "set it to a multiple"
+            f"set it to a multiple, such as {-(-batch // max(gpus, 1)) * max(gpus, 1)}"
         )
     inputs = build_inputs(config.model, dataset, config.data.train_splits)
     model = TwoTower(config.model, inputs, build_task(config, dataset))
@@ -223,7 +224,10 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS:
         raise ValueError(f"{text!r} is no amount of memory: write 80GB, 80GiB or bytes")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    size = int(float(found[1]) * UNITS[found[2].upper()])
+    if size < SMALLEST_DEVICE:
+        raise ValueError(f"{text!r} is {size} bytes, no GPU's memory: write {found[1]}GB")
+    return size
 
 
 def show(plan: Plan, console: Console) -> None:
