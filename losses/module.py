@@ -125,6 +125,8 @@ class RetrievalLoss(nn.Module):
         self.ring = ring
         self.backend: Backend = backend
         self.blocking = blocking
+        self.watched = True
+        """Whether a call brings statistics, some thirty small kernels; else they are empty."""
         self._workspace = Workspace()
         given = (
             [temperature] if negative_temperature is None else [temperature, negative_temperature]
@@ -136,7 +138,7 @@ class RetrievalLoss(nn.Module):
         """log(1 / temperature) of the positive and, if it has its own, of the negatives."""
 
     def forward(self, rows: Rows, candidates: Candidates) -> tuple[Tensor, dict[str, Tensor]]:
-        """(weighted sum over rows, statistics).
+        """(weighted sum over rows, statistics where `watched`).
 
         `candidates` are equal on all ranks and no collective runs here; with `ring` they are this
         rank's own, as many on every rank, and forward and backward are collective.
@@ -166,6 +168,8 @@ class RetrievalLoss(nn.Module):
         terms = RowTerms(self._formula(), self.form, rows, weight_B, restricted_count_B)
         problem = self._problem(rows, candidates, scored)
         value, reduction_B, negatives_B = self._reduce(problem, inputs, terms)
+        if not self.watched:
+            return value, {}
         with torch.no_grad():
             statistics = loss_statistics(
                 rows,

@@ -91,6 +91,7 @@ class TrainingLoop:
         while self.place.step < total_steps:
             seed_step(self.seed, self.place.step, self.ranks.rank)
             self.schedule.set_step(self.place.step)
+            self.model.module.head.task.loss.watched = self.recorder.watches(self.place.step + 1)
             outputs = self.pipeline.progress(source)  # collective: forward, backward, update
             self.model.module.average_towers()
             self.place.step += 1

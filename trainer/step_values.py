@@ -14,7 +14,7 @@ class StepValues:
     """
 
     def __init__(self) -> None:
-        self._names: tuple[str, ...] = ()
+        self._names: list[tuple[str, ...]] = []
         self._rows: list[torch.Tensor] = []
 
     def __len__(self) -> int:
@@ -22,23 +22,24 @@ class StepValues:
 
     @torch.no_grad()
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add one step's values: 0-d tensors, the same names until `read`. One small kernel."""
-        if not self._rows:
-            self._names = tuple(values)
-        assert self._names == tuple(values), "other values than since the last reading"
+        """Add one step's values: 0-d tensors. One small kernel."""
+        self._names.append(tuple(values))
         self._rows.append(torch.stack([value.float() for value in values.values()]))
 
     def read(self) -> list[dict[str, float]]:
         """Each step's values since the last call, and start anew. One device-to-host sync."""
         if not self._rows:
             return []
-        rows = torch.stack(self._rows).tolist()  # the sync
-        self._rows = []
-        return [dict(zip(self._names, row, strict=True)) for row in rows]
+        values = iter(torch.cat(self._rows).tolist())  # the sync
+        steps = [{name: next(values) for name in names} for names in self._names]
+        self._names, self._rows = [], []
+        return steps
 
 
 def means_of(steps: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each value over steps; empty for no steps."""
-    if not steps:
-        return {}
-    return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+    """The mean of each value over the steps that have it."""
+    found: dict[str, list[float]] = {}
+    for step in steps:
+        for name, value in step.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}

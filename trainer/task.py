@@ -34,7 +34,7 @@ STREAMING_BUCKETS = 1 << 24
 """At most so many buckets a hash row of the streaming estimator (12 bytes each)."""
 
 Outputs = dict[str, Tensor]
-"""Detached 0-d tensors on the device: this rank's loss share and its statistics."""
+"""Detached 0-d tensors on the device: this rank's share of the loss; statistics if watched."""
 
 
 class FrequencyCorrection(nn.Module):
@@ -169,9 +169,10 @@ class RetrievalTask(nn.Module):
         value, statistics = self.loss(rows, candidates)
         if self.queue is not None and self.training:
             self.queue.push(self._queued(columns, query_BO.shape[0]))
-        count_B = batch.count_S[: query_BO.shape[0]]
-        frequency = self.correction.statistics(rows.positive_logq_B, count_B)
-        return value, {**statistics, **frequency, "loss": value.detach()}
+        if self.loss.watched:
+            count_B = batch.count_S[: query_BO.shape[0]]
+            statistics |= self.correction.statistics(rows.positive_logq_B, count_B)
+        return value, {**statistics, "loss": value.detach()}
 
     def _columns(self, candidate_SO: Tensor, batch: Any) -> Candidates:
         """Columns of all ranks, or with `ring` this rank's own."""

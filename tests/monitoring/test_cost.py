@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import losses.module
 from tests.datasets import make_dataset
 from tests.test_training import small_config
 from trainer.finite import FiniteWatch
@@ -15,13 +16,14 @@ from trainer.phases import PhaseClock
 from trainer.progress import SilentProgress
 from trainer.recorder import Recorder
 from trainer.run import RunSpec
+from trainer.task import FrequencyCorrection
 from trainer.train import run_worker
 from trainer.vitals import Vitals
 
 MOST_SHARE = 0.01
 MOST_WATCH_SHARE = 0.03
 """Of looking for NaN in every step. Half of it is this measurement: ten timed calls a step."""
-REALISTIC = {
+REALISTIC: dict[str, dict[str, Any]] = {
     "model": {"dim": 64, "output_dim": 64, "hidden": (128,)},
     "training": {"epochs": 80, "global_batch_size": 2048, "log_every_steps": 50, "max_steps": 200},
     "checkpoint": {"every_steps": 1000},
@@ -69,14 +71,15 @@ def test_metrics_cost_less_than_a_hundredth_of_a_step(
         (Vitals, "_before_head"),
         (Vitals, "_keep_pooled_norm"),
         (RankMetrics, "render"),
+        (FrequencyCorrection, "statistics"),
+        (losses.module, "loss_statistics"),
     ):
         monkeypatch.setattr(owner, name, meter.metered(getattr(owner, name)))
     watch = Meter()
     for name in ("_before_head", "_add_columns", "add", "end_step", "find"):
         monkeypatch.setattr(FiniteWatch, name, watch.metered(getattr(FiniteWatch, name)))
-    spec = RunSpec(
-        "ml-100k", small_config(**REALISTIC), str(tmp_path / "data"), str(tmp_path / "r")
-    )
+    config = small_config(**REALISTIC)
+    spec = RunSpec("ml-100k", config, str(tmp_path / "data"), str(tmp_path / "r"))
     started = time.thread_time()
     run_worker(spec, SilentProgress())
     whole = time.thread_time() - started
