@@ -42,13 +42,13 @@ def test_names_are_unique_prefixed_and_carry_base_units() -> None:
 def test_a_rank_serves_what_was_observed() -> None:
     with RankMetrics() as metrics:
         address = metrics.serve()
-        metrics.observe_step(seconds=0.25, data_wait_seconds=0.05, examples=128)
-        metrics.observe_step(seconds=0.35, data_wait_seconds=0.0, examples=64)
+        metrics.observe_step(1, seconds=0.25, data_wait_seconds=0.05, examples=128)
+        metrics.observe_step(2, seconds=0.35, data_wait_seconds=0.0, examples=64)
         metrics.set("tandem_loss", 4.5)
         metrics.set("tandem_loss_part", 0.25, "hit_share")
         found = samples(scrape(address))
     assert address.startswith("127.0.0.1:")
-    assert found["tandem_steps_total"] == 2
+    assert found["tandem_steps_total"] == found["tandem_step"] == 2
     assert found["tandem_examples_total"] == 192
     assert found["tandem_step_seconds_sum"] == pytest.approx(0.6)
     assert found["tandem_step_phase_seconds_count{data_wait}"] == 2
@@ -66,8 +66,7 @@ def test_an_undeclared_name_is_refused() -> None:
 
 def test_step_values_are_read_by_step_and_averaged() -> None:
     values = StepValues()
-    loss = torch.tensor(3.0, requires_grad=True)
-    values.add({"loss": loss, "hit_share": torch.tensor(0.5)})
+    values.add({"loss": torch.tensor(3.0), "hit_share": torch.tensor(0.5)})
     values.add({"loss": torch.tensor(5.0), "hit_share": torch.tensor(1.0, dtype=torch.float64)})
     steps = values.read()
     assert steps == [{"loss": 3.0, "hit_share": 0.5}, {"loss": 5.0, "hit_share": 1.0}]

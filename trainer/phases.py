@@ -8,7 +8,7 @@ steps: device time, not the time the host took to queue the work.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
@@ -30,7 +30,7 @@ class PhaseClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._now: Callable[[], Moment] = _event_now if device.type == "cuda" else time.perf_counter
         self._open: dict[Phase, Moment] = {}
         self._spans: list[tuple[Phase, Moment, Moment]] = []
         self._steps: list[list[tuple[Phase, Moment, Moment]]] = []
@@ -72,12 +72,11 @@ class PhaseClock:
             seconds[phase] = seconds.get(phase, 0.0) + _seconds_between(begin, end)
         return seconds
 
-    def _now(self) -> Moment:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+
+def _event_now() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _seconds_between(begin: Moment, end: Moment) -> float:

@@ -83,9 +83,7 @@ class Recorder:
         asked = self.hooks.stop_requested()
         called = self.finite.end_step(outputs["loss"], asked)  # collective
         self._since.add(now - self._last, wait_seconds)
-        rows = int((batch.user_B >= 0).sum())
-        self.metrics.observe_step(now - self._last, wait_seconds, rows)
-        self.metrics.set("tandem_step", place.step)
+        self.metrics.observe_step(place.step, now - self._last, wait_seconds, batch.local_rows)
         self._last = now
         self._batch = batch
         self.hooks.on_step(place.step)
@@ -150,6 +148,7 @@ class Recorder:
 
     def _publish(self, record: dict[str, Any], parts: dict[str, float]) -> None:
         """What is the same on every rank."""
+        self.metrics.publish_steps()
         self.metrics.set("tandem_loss", record["loss"])
         for name, value in parts.items():
             if name != "loss":

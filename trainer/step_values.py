@@ -8,31 +8,31 @@ import torch
 
 
 class StepValues:
-    """The values of the steps since the last reading: one row a step, kept on the device.
+    """The values of the steps since the last reading, kept on the device as they are.
 
-    `add` never waits for the device. `read` does, once: it is for every `log_every_steps` steps.
+    `add` runs nothing there. `read` waits for it, once: it is for every `log_every_steps` steps.
     """
 
     def __init__(self) -> None:
         self._names: list[tuple[str, ...]] = []
-        self._rows: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._names)
 
-    @torch.no_grad()
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add one step's values: 0-d tensors. One small kernel."""
+        """Add one step's values: detached 0-d tensors, of any dtype."""
         self._names.append(tuple(values))
-        self._rows.append(torch.stack([value.float() for value in values.values()]))
+        self._values.extend(values.values())
 
     def read(self) -> list[dict[str, float]]:
         """Each step's values since the last call, and start anew. One device-to-host sync."""
-        if not self._rows:
+        if not self._names:
             return []
-        values = iter(torch.cat(self._rows).tolist())  # the sync
+        together = torch.stack([value.float() for value in self._values])
+        values = iter(together.tolist())  # the sync
         steps = [{name: next(values) for name in names} for names in self._names]
-        self._names, self._rows = [], []
+        self._names, self._values = [], []
         return steps
 
 

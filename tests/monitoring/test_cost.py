@@ -1,6 +1,7 @@
 """What metrics cost: CPU time of all that is there for them, against that of the steps."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import losses.module
 from tests.datasets import make_dataset
 from tests.test_training import small_config
 from trainer.finite import FiniteWatch
+from trainer.loop import TimedBatches, TrainingLoop
 from trainer.metrics import RankMetrics
 from trainer.phases import PhaseClock
 from trainer.progress import SilentProgress
@@ -21,20 +23,26 @@ from trainer.train import run_worker
 from trainer.vitals import Vitals
 
 MOST_SHARE = 0.01
-MOST_WATCH_SHARE = 0.03
-"""Of looking for NaN in every step. Half of it is this measurement: ten timed calls a step."""
+MOST_WATCH_SHARE = {1024: 0.04, 2048: 0.03}
+"""Of looking for NaN in every step, by batch size."""
+SCRAPE_SECONDS = 5.0
+"""Between two readings by Prometheus, as deploy/prometheus has it."""
 REALISTIC: dict[str, dict[str, Any]] = {
     "model": {"dim": 64, "output_dim": 64, "hidden": (128,)},
-    "training": {"epochs": 80, "global_batch_size": 2048, "log_every_steps": 50, "max_steps": 200},
+    "training": {"epochs": 80, "log_every_steps": 50, "max_steps": 200},
     "checkpoint": {"every_steps": 1000},
     "metrics": {"enabled": True},
 }
 
 
 class Meter:
-    """CPU seconds of this thread spent in some functions, nested calls counted once."""
+    """CPU seconds of this thread spent in some functions, nested calls counted once.
 
-    def __init__(self) -> None:
+    What a timed call costs by being timed is taken off (`overhead_seconds`).
+    """
+
+    def __init__(self, overhead_seconds: float) -> None:
+        self.overhead_seconds = overhead_seconds
         self.seconds = 0.0
         self.by_name: dict[str, float] = {}
         self._depth = 0
@@ -47,21 +55,51 @@ class Meter:
                 return function(*arguments, **keywords)
             finally:
                 self._depth -= 1
+                spent = time.thread_time() - started - self.overhead_seconds
                 if self._depth == 0:
-                    self.seconds += time.thread_time() - started
+                    self.seconds += spent
                     name = function.__qualname__
-                    spent = self.by_name.get(name, 0.0) + time.thread_time() - started
-                    self.by_name[name] = spent
+                    self.by_name[name] = self.by_name.get(name, 0.0) + spent
 
         return measured
 
 
+def overhead_seconds(calls: int = 20_000) -> float:
+    """What `Meter` measures of a function that does nothing."""
+    meter = Meter(0.0)
+    nothing = meter.metered(lambda: None)
+    for _ in range(calls):
+        nothing()
+    return meter.seconds / calls
+
+
+def keeping_the_last(trained: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Whoever held a batch last frees it, in 0.1 ms. The recorder would be charged for that."""
+    kept: deque[Any] = deque(maxlen=3)
+
+    def keeping(source: Any) -> Any:
+        kept.append(trained(source))
+        return kept[-1]
+
+    return keeping
+
+
+def scrape_seconds(metrics: RankMetrics, times: int = 20) -> float:
+    """CPU seconds that one reading of the endpoint takes."""
+    started = time.thread_time()
+    for _ in range(times):
+        metrics.render()
+    return (time.thread_time() - started) / times
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1024, 2048])
 def test_metrics_cost_less_than_a_hundredth_of_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_dataset(tmp_path / "data", users=300, items=200, rows=6000, row_group_rows=1024)
-    meter = Meter()
+    overhead = overhead_seconds()
+    meter, watch, loop = Meter(overhead), Meter(overhead), Meter(overhead)
     for owner, name in (
         (Recorder, "record"),
         (Recorder, "flush"),
@@ -70,24 +108,26 @@ def test_metrics_cost_less_than_a_hundredth_of_a_step(
         (PhaseClock, "end_step"),
         (Vitals, "_before_head"),
         (Vitals, "_keep_pooled_norm"),
-        (RankMetrics, "render"),
         (FrequencyCorrection, "statistics"),
         (losses.module, "loss_statistics"),
     ):
         monkeypatch.setattr(owner, name, meter.metered(getattr(owner, name)))
-    watch = Meter()
     for name in ("_before_head", "_add_columns", "add", "end_step", "find"):
         monkeypatch.setattr(FiniteWatch, name, watch.metered(getattr(FiniteWatch, name)))
-    config = small_config(**REALISTIC)
+    served: list[RankMetrics] = []
+    monkeypatch.setattr(RankMetrics, "serve", lambda metrics, host: served.append(metrics) or host)
+    monkeypatch.setattr(TimedBatches, "trained", keeping_the_last(TimedBatches.trained))
+    monkeypatch.setattr(TrainingLoop, "train", loop.metered(TrainingLoop.train))
+    training = REALISTIC["training"] | {"global_batch_size": batch_size}
+    config = small_config(**REALISTIC | {"training": training})
     spec = RunSpec("ml-100k", config, str(tmp_path / "data"), str(tmp_path / "r"))
-    started = time.thread_time()
     run_worker(spec, SilentProgress())
-    whole = time.thread_time() - started
     inside = sum(watch.by_name[f"FiniteWatch.{name}"] for name in ("end_step", "find"))
     metrics_seconds = meter.seconds - inside  # the recorder calls these two
-    steps = whole - metrics_seconds - watch.seconds
-    share, watch_share = metrics_seconds / steps, watch.seconds / steps
-    print(f"of {steps:.2f} s: metrics {share:.2%} {meter.by_name}; watch {watch_share:.2%}")
-    print(watch.by_name)
-    assert watch_share < MOST_WATCH_SHARE
+    steps = loop.seconds - metrics_seconds - watch.seconds
+    scrape_share = scrape_seconds(served[0]) / SCRAPE_SECONDS
+    share, watch_share = metrics_seconds / steps + scrape_share, watch.seconds / steps
+    print(f"{batch_size} rows, {steps:.2f} s: metrics {share:.2%}, of which {scrape_share:.2%} for")
+    print(f"being read; watch {watch_share:.2%}; {meter.by_name} {watch.by_name}")
+    assert watch_share < MOST_WATCH_SHARE[batch_size]
     assert share < MOST_SHARE

@@ -124,6 +124,7 @@ class TandemStepper:
                 weight_B=ones,
                 count_S=count_B,
                 global_rows=self.global_rows,
+                local_rows=rows,
                 step=0,
                 position={},
             )

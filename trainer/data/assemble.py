@@ -82,14 +82,16 @@ class Assembler:
         counts = [w.count_n[start:stop] for w, start, stop in pieces]
         item_S = np.concatenate([item_B, extra_item_E])
         bags = self._bags(step, pieces, user_B, item_S)
+        real_B = user_B >= 0
         return Batch(
             features=keyed_jagged(self._keys, bags, len(item_S)),
             user_B=torch.from_numpy(user_B),
             item_S=torch.from_numpy(item_S),
             feedback_B=torch.from_numpy(feedback_B),
-            weight_B=torch.from_numpy((user_B >= 0).astype(np.float32)),
+            weight_B=torch.from_numpy(real_B.astype(np.float32)),
             count_S=torch.from_numpy(np.concatenate([*counts, self._store.count(extra_item_E)])),
             global_rows=torch.tensor(float(step.global_rows)),
+            local_rows=int(np.count_nonzero(real_B)),
             step=step.number,
             position=position,
         )

@@ -35,6 +35,8 @@ class Batch(Pipelineable):
     """Positive train interactions of each item, int64; 0 in padding."""
     global_rows: Tensor
     """Rows of the data in the batches of all ranks together, float32, 0-d."""
+    local_rows: int
+    """Those of this batch: its rows less padding."""
     step: int
     """Number of this batch in its epoch, from 0."""
     position: dict[str, Any]
