@@ -178,6 +178,7 @@ class RetrievalLoss(nn.Module):
                 torch.isfinite(problem.bias_C).sum(),
                 reduction_B,
                 negatives_B,
+                positive_B,
                 weight_B,
                 terms.losses(reduction_B, negatives_B, inputs, slice(None)),
             )

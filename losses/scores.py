@@ -28,6 +28,9 @@ class Scored:
     bias_if_seen_C: Tensor
     """The same without that."""
     positive_B: Tensor
+    """The positive's score, corrected by log Q where the loss does so."""
+    uncorrected_B: Tensor
+    """The same before log Q."""
 
 
 def score(
@@ -47,7 +50,7 @@ def score(
     dtype = torch.promote_types(rows.query_BD.dtype, torch.float32)
     query_BD, own_BD = rows.query_BD.to(dtype), rows.positive_BD.to(dtype)
     candidate_CD = candidates.embedding_CD.to(dtype)
-    positive_B = (query_BD * own_BD).sum(dim=1) * positive_scale.to(dtype)
+    uncorrected_B = positive_B = (query_BD * own_BD).sum(dim=1) * positive_scale.to(dtype)
     if correction == "all":
         # Padding rows may carry any log Q, -inf too.
         logq_B = torch.where(rows.weight_B > 0, rows.positive_logq_B, 0.0)
@@ -60,7 +63,7 @@ def score(
         query_BD = torch.cat([query_BD, -positive_B[:, None]], dim=1)
         candidate_CD = torch.cat([candidate_CD, torch.ones_like(candidate_CD[:, :1])], dim=1)
     hidden_C = torch.where(shown_to_all(candidates), bias_C, -math.inf)
-    return Scored(query_BD, candidate_CD, hidden_C, bias_C, positive_B)
+    return Scored(query_BD, candidate_CD, hidden_C, bias_C, positive_B, uncorrected_B)
 
 
 def shown_to_all(candidates: Candidates) -> Tensor:

@@ -21,10 +21,10 @@ LOSSES = Dashboard(
                 Panel(
                     "Parts of the loss",
                     "The reduction over negatives (log-sum-exp for the softmax losses), the "
-                    "positive's score, and the part of disliked rows.",
+                    "positive's term, both after logQ, and the part of disliked rows.",
                     "nats",
-                    (parts("reduction_mean", "positive_score_mean", "disliked_part"),),
-                    ("reduction_mean", "positive_score_mean", "disliked_part"),
+                    (parts("reduction_mean", "positive_term_mean", "disliked_part"),),
+                    ("reduction_mean", "positive_term_mean", "disliked_part"),
                 ),
                 Panel(
                     "Steps with a loss that is not finite",
@@ -44,10 +44,17 @@ LOSSES = Dashboard(
             (
                 Panel(
                     "Mean scores",
-                    "As the loss sees them: divided by the temperature, before logQ.",
+                    "Divided by the temperature, before logQ: learning draws the two apart.",
                     "nats",
                     (parts("positive_score_mean", "negative_score_mean"),),
                     ("positive_score_mean", "negative_score_mean"),
+                ),
+                Panel(
+                    "Spread of scores",
+                    "Standard deviation over rows, and over rows and columns.",
+                    "nats",
+                    (parts("positive_score_spread", "negative_score_spread"),),
+                    ("positive_score_spread", "negative_score_spread"),
                 ),
                 Panel(
                     "Effective temperature",

@@ -34,7 +34,7 @@ SYSTEM = Dashboard(
                 ),
                 Panel(
                     "Since the last finished step",
-                    "Steps are told every training.log_every_steps steps.",
+                    "Grows during an evaluation, too, which is no step.",
                     "s",
                     (
                         Query(
