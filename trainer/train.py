@@ -101,6 +101,7 @@ class Run:
         self.inputs = self.model.module.inputs
         self.optimizer = build_optimizer(self.model, spec.config.optimizer)
         self.metrics = RankMetrics()
+        self.metrics.add("tandem_restarts_total", folder.restarts)  # before anyone can read a 0
         self.checkpoints = CheckpointWriter(  # collective
             folder.checkpoints, ranks, spec.config.checkpoint.keep, self._checkpoint_written
         )
@@ -191,7 +192,6 @@ class Run:
 
     def _describe(self, loader: Loader) -> None:
         """Publish what is known before the first step."""
-        self.metrics.add("tandem_restarts_total", self.folder.restarts)
         self.metrics.set("tandem_world_size", self.ranks.world_size)
         self.metrics.set(
             "tandem_checkpoint_interval_steps",

@@ -1,7 +1,10 @@
 """Ray's and Tandem's metrics in one Prometheus: a real `tandem train` on a Ray of its own."""
 
+import os
 import re
+import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from tests.cluster.runs import TrainRun
 from tests.monitoring.conftest import needs
 from tests.monitoring.test_scrape import filled_in
-from tests.monitoring.two_ranks import Reader, free_port
+from tests.monitoring.two_ranks import Reader, free_port, hurried_rules
 from trainer.live.panels import DASHBOARDS
 from trainer.live.prometheus import Prometheus, make_config
 
@@ -23,29 +26,58 @@ QUERIES = [
 ]
 
 
+@dataclass
+class Watched(Reader):
+    """A `tandem train` and the Prometheus that reads it."""
+
+    run: TrainRun
+
+
 @pytest.fixture(scope="module")
-def reader(data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def reader(data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A run that goes on and on, and the Prometheus of `tandem dashboard`."""
     folder = tmp_path_factory.mktemp("ray")
-    flags = ("--training.epochs=100000", "--training.log-every-steps=20")
+    flags = (
+        "--training.epochs=100000",
+        "--training.log-every-steps=20",
+        "--checkpoint.every-steps=100",
+    )
     with TrainRun(Path(data), folder / "run-r", *flags) as run:
         run.wait_for_text("training  ")
         found = re.search(r"metrics: (http\S+)", run.text)
         assert found is not None, run.text
         config = make_config([found.group(1)], str(folder / "none.json"), interval_seconds=1)
-        prometheus = Prometheus(config, folder / "prometheus", free_port())
+        with hurried_rules(folder):
+            prometheus = Prometheus(config, folder / "prometheus", free_port())
         try:
-            yield Reader(prometheus, lambda: run.text[-1500:])
+            yield Watched(prometheus, lambda: run.text[-1500:], run)
         finally:
             prometheus.close()
 
 
-def test_ranks_and_nodes_are_targets_of_one_prometheus(reader: Reader) -> None:
+def test_ranks_and_nodes_are_targets_of_one_prometheus(reader: Watched) -> None:
     reader.wait(lambda: len(reader.query('up{job="tandem"} == 1')) == 2)
     reader.wait(lambda: len(reader.query('up{job="ray"} == 1')) == 1)
 
 
-def test_every_panel_of_ray_has_data(reader: Reader) -> None:
+def test_every_panel_of_ray_has_data(reader: Watched) -> None:
     assert len(QUERIES) == 3
     for query in QUERIES:
         reader.wait(lambda query=query: bool(reader.query(filled_in(query))))
+
+
+def test_a_killed_rank_is_told_and_found_again_at_the_same_url(reader: Watched) -> None:
+    """Ray ends the group and starts another: other processes, other ports, the same list."""
+    reader.run.wait_for_checkpoint()
+    assert reader.firing() == set()
+    old = instances(reader, 'up{job="tandem"} == 1')
+    os.kill(reader.run.worker_pids()[-1], signal.SIGKILL)
+    reader.wait(lambda: len(instances(reader, 'up{job="tandem"} == 1') - old) == 2, seconds=300)
+    reader.wait(lambda: "TandemRestarted" in reader.firing())
+    assert instances(reader, 'up{job="tandem"}').isdisjoint(old)
+    assert reader.value("max(tandem_restarts_total)") == 1
+    reader.wait(lambda: reader.firing() == set())
+
+
+def instances(reader: Watched, query: str) -> set[str]:
+    return {series["metric"]["instance"] for series in reader.query(query)}
