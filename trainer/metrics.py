@@ -55,8 +55,8 @@ METRICS = (
     Metric(
         "tandem_step_phase_seconds",
         "histogram",
-        "Time of a part of a step: data_wait, forward, backward, optimizer; and communication, "
-        "which lies inside forward and backward. Device time on a GPU.",
+        "Time of a part of a step: data_wait, forward, backward, optimizer; and communication, of "
+        "ids, and of candidates inside forward and backward. Device time on a GPU.",
         label="phase",
     ),
     # Learning
@@ -165,6 +165,8 @@ class RankMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.latest: dict[str, float] = {}
+        """Totals of the counters, and newest values of the histograms, that have no label."""
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
@@ -174,6 +176,8 @@ class RankMetrics:
                 case "counter":
                     made = Counter(metric.name, metric.help, labels, registry=self.registry)
                     self._counters[metric.name] = made
+                    if metric.label is None:
+                        self.latest[metric.name] = 0.0
                 case "gauge":
                     self._gauges[metric.name] = Gauge(
                         metric.name, metric.help, labels, registry=self.registry
@@ -197,6 +201,8 @@ class RankMetrics:
     def add(self, name: str, amount: float = 1.0, label: str | None = None) -> None:
         """Raise a counter."""
         self._of(self._counters[name], name, label).inc(amount)
+        if label is None:
+            self.latest[name] += amount
 
     def set(self, name: str, value: float, label: str | None = None) -> None:
         """Set a gauge."""
@@ -205,6 +211,8 @@ class RankMetrics:
     def observe(self, name: str, value: float, label: str | None = None) -> None:
         """Put one value, in seconds, into a histogram."""
         self._of(self._histograms[name], name, label).observe(value)
+        if label is None:
+            self.latest[name] = value
 
     def _of(self, metric: AnyMetric, name: str, label: str | None) -> AnyMetric:
         """The metric itself, or its child for a label's value."""

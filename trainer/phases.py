@@ -24,8 +24,8 @@ Moment = float | torch.cuda.Event
 class PhaseClock:
     """Spans of the step in progress, and of the steps since the last reading.
 
-    `communication` lies inside forward and backward: the gathering of candidates, its gradient's
-    reduction, and the exchange of the next batch's ids. The embeddings' own exchange is not told
+    `communication` is the exchange of the next batch's ids and, inside forward and backward, the
+    gathering of candidates and its gradient's reduction. The embeddings' own exchange is not told
     apart from the lookup it waits for.
     """
 

@@ -27,13 +27,20 @@ if TYPE_CHECKING:
 
 SAMPLES = 2
 """Steps between two readings whose statistics are computed."""
+SELDOM = {
+    "checkpoint_seconds": "tandem_checkpoint_seconds",
+    "checkpoint_write_seconds": "tandem_checkpoint_write_seconds",
+    "checkpoint_failures": "tandem_checkpoint_failures_total",
+    "evaluation_seconds": "tandem_evaluation_seconds",
+}
+"""What metrics.jsonl repeats of what happens between its lines: rank 0's newest."""
 
 
 class Recorder:
     """Collects each step's statistics and speaks every `log_every_steps` steps.
 
     Between those steps nothing waits for the device. Every rank calls the same methods: the
-    statistics of all ranks are averaged by one all-reduce when they are read.
+    statistics of all ranks are brought together by one all-gather when they are read.
     """
 
     def __init__(
@@ -101,7 +108,7 @@ class Recorder:
         self._last = time.perf_counter()
 
     def flush(self, place: Place) -> None:
-        """Read, average over ranks, check and publish. Collective: all-reduce."""
+        """Read, average over ranks, check and publish. Collective: all-gather."""
         if not self._values:
             return
         steps = self._values.read()  # device-to-host sync
@@ -110,19 +117,17 @@ class Recorder:
         window, self._since = self._since, _Window()
         own = self._statistics = self._statistics | means_of(steps)
         phases, vitals = self.clock.read(), self._read_vitals()
-        means = self._average({**own, **_phase_means(phases), **vitals})
+        skipped = {"rows_dropped": float(self.loader.skipped_rows)}
+        ranks = self._of_all_ranks({**own, **_phase_means(phases), **vitals, **skipped})
+        means = {name: sum(values) / len(values) for name, values in ranks.items()}
         if window.seconds > 0:
             self.examples_per_second = window.steps * self.global_batch_size / window.seconds
         record = {
-            "step": place.step,
-            "epoch": place.epoch,
-            "epochs_trained": self._epochs_trained(place),
-            "total_steps": self.total_steps,
+            **self._standing(place, window),
             **with_table_norms(means),
-            "examples_per_second": self.examples_per_second,
-            "step_seconds": window.seconds / window.steps,
-            "data_wait_share": window.wait_seconds / max(window.seconds, 1e-9),
-            "time": time.time(),
+            "rank_loss/lowest": min(ranks["loss"]),
+            "rank_loss/highest": max(ranks["loss"]),
+            "rows_dropped": sum(ranks["rows_dropped"]),
         }
         self._publish(record, {name: means[name] for name in own})
         self._publish_own(own["loss"], phases, with_table_norms(vitals))
@@ -135,6 +140,21 @@ class Recorder:
             loss=means["loss"],
             examples_per_second=self.examples_per_second,
         )
+
+    def _standing(self, place: Place, window: _Window) -> dict[str, Any]:
+        """Where the run stands and how fast it goes; the same on all ranks, but for times."""
+        latest = self.metrics.latest
+        return {
+            "step": place.step,
+            "epoch": place.epoch,
+            "epochs_trained": self._epochs_trained(place),
+            "total_steps": self.total_steps,
+            "examples_per_second": self.examples_per_second,
+            "step_seconds": window.seconds / window.steps,
+            "data_wait_share": window.wait_seconds / max(window.seconds, 1e-9),
+            **{key: latest[name] for key, name in SELDOM.items() if name in latest},
+            "time": time.time(),
+        }
 
     def _read_vitals(self) -> dict[str, float]:
         assert self._batch is not None
@@ -177,13 +197,13 @@ class Recorder:
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)  # collective
         self.stop_agreed = bool(asked)
 
-    def _average(self, means: dict[str, float]) -> dict[str, float]:
-        """Means over ranks of each value; every rank has the same names. Collective."""
-        names = sorted(means)
-        vector = torch.tensor([means[n] for n in names], dtype=torch.float64)
-        vector = vector.to(self.ranks.device)
-        dist.all_reduce(vector)  # collective
-        return dict(zip(names, (vector / self.ranks.world_size).tolist(), strict=True))
+    def _of_all_ranks(self, own: dict[str, float]) -> dict[str, list[float]]:
+        """Each value's list of what the ranks have; all have the same names. Collective."""
+        names = sorted(own)
+        own_N = torch.tensor([own[n] for n in names], dtype=torch.float64, device=self.ranks.device)
+        all_X = own_N.new_empty(self.ranks.world_size * len(names))
+        dist.all_gather_into_tensor(all_X, own_N)  # collective
+        return dict(zip(names, all_X.view(-1, len(names)).T.tolist(), strict=True))
 
     def _check_finite(self, place: Place, steps: list[dict[str, float]]) -> None:
         """Stop all ranks if any met something that is not finite. Collective: all-gather."""

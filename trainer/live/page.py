@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from trainer.live.panels import DASHBOARDS
+from trainer.live.panels.panel import Panel
 
 ASSETS = files("trainer.live") / "assets"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -48,26 +49,34 @@ def as_script_data(name: str, value: Any) -> str:
 
 
 def panel_rows() -> list[dict[str, Any]]:
-    """The panels that metrics.jsonl and validation.jsonl can feed, by row, each once."""
-    seen: set[tuple[str, ...]] = set()
-    rows = []
-    chosen: list[dict[str, Any]] = []
+    """The panels that metrics.jsonl and validation.jsonl can feed, by row, each once.
+
+    What stands beside a panel on another dashboard goes to that panel's row: all that is there of a
+    step's time to "Speed".
+    """
+    panels_by: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    rows: list[dict[str, Any]] = []
     for dashboard in DASHBOARDS:
         for title, panels in dashboard.rows:
-            if len(chosen) > 1:  # a single panel joins the next row
-                chosen = []
-            for panel in panels:
-                if panel.keys and panel.keys not in seen:
-                    seen.add(panel.keys)
-                    chosen.append(
-                        {
-                            "title": panel.title,
-                            "help": panel.help,
-                            "unit": panel.unit,
-                            "keys": panel.keys,
-                            "log": panel.log_scale,
-                        }
-                    )
-            if len(chosen) > 1:
-                rows.append({"title": title, "panels": chosen})
+            fed = [panel for panel in panels if panel.keys]
+            if not fed:
+                continue
+            beside = [panels_by[panel.keys] for panel in fed if panel.keys in panels_by]
+            row = beside[0] if beside else []
+            if not beside:
+                rows.append({"title": title, "panels": row})
+            for panel in fed:
+                if panel.keys not in panels_by:
+                    panels_by[panel.keys] = row
+                    row.append(_as_drawn(panel))
     return rows
+
+
+def _as_drawn(panel: Panel) -> dict[str, Any]:
+    return {
+        "title": panel.title,
+        "help": panel.help,
+        "unit": panel.unit,
+        "keys": panel.keys,
+        "log": panel.log_scale,
+    }

@@ -83,10 +83,10 @@ def _summary_table(runs: list[dict[str, Any]]) -> str:
     rows: list[tuple[str, list[str]]] = [
         ("State", [run["now"]["state"] for run in runs]),
         ("Steps", [f"{run['now']['step']:,}" for run in runs]),
-        ("Time of the last start", [_seconds(run["summary"]) for run in runs]),
+        ("Duration of the last start", [_seconds(run["summary"]) for run in runs]),
         ("Last loss", [_number(run["now"]["loss"], ".4f") for run in runs]),
         (
-            "Throughput, rows/s",
+            "Last throughput, rows/s",
             [_number(run["now"]["examples_per_second"], ",.0f") for run in runs],
         ),
         ("Ranks", [" → ".join(_changes(run["starts"])) for run in runs]),

@@ -38,7 +38,6 @@ function draw(data) {
     if (!section.children.length) section.append(element("h2", "", row.title), element("div", "grid"));
     for (const panel of row.panels) {
       const place = card("panel " + panel.title, section.lastChild, "card");
-      if (place.parentNode !== section.lastChild) section.lastChild.append(place);
       if (!place.matches(":hover")) drawPanel(place, panel, [run]);
     }
   }

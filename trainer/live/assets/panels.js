@@ -33,13 +33,8 @@ function drawPanel(card, panel, runs) {
   drawChart(card, { ...panel, series: panelSeries(panel, runs), marks });
 }
 
-// Rows of the panels that have values; a row of one goes to the row before it, which has room.
+// Rows of the panels that have values.
 function filledRows(rows, runs) {
-  const filled = [];
-  for (const row of rows) {
-    const panels = row.panels.filter((panel) => panelSeries(panel, runs).length);
-    if (panels.length === 1 && filled.length) filled.at(-1).panels.push(panels[0]);
-    else if (panels.length) filled.push({ title: row.title, panels });
-  }
-  return filled;
+  const filled = rows.map((row) => ({ title: row.title, panels: row.panels.filter((panel) => panelSeries(panel, runs).length) }));
+  return filled.filter((row) => row.panels.length);
 }

@@ -17,6 +17,7 @@ LOSSES = Dashboard(
                     "Each rank's rows alone; the mean over ranks is the training loss.",
                     "nats",
                     (Query(f"tandem_rank_loss{{{RANK}}}", "{{run}} rank {{rank}}"),),
+                    ("rank_loss/",),
                 ),
                 Panel(
                     "Parts of the loss",
@@ -40,7 +41,7 @@ LOSSES = Dashboard(
             ),
         ),
         (
-            "Scores and negatives",
+            "Scores, negatives and their logQ",
             (
                 Panel(
                     "Mean scores",
@@ -84,11 +85,6 @@ LOSSES = Dashboard(
                     (parts("empty_rows"),),
                     ("empty_rows",),
                 ),
-            ),
-        ),
-        (
-            "Frequency correction",
-            (
                 Panel(
                     "logQ of the columns",
                     "Mean and standard deviation; 0 where there is no correction.",

@@ -60,8 +60,8 @@ SYSTEM = Dashboard(
                 ),
                 Panel(
                     "Parts of a step",
-                    "Communication lies inside forward and backward, and waits for other ranks "
-                    "there. Device time on a GPU.",
+                    "Communication is the exchange of ids and, inside forward and backward, of "
+                    "candidates; it waits for other ranks. Device time on a GPU.",
                     "s",
                     (
                         Query(
@@ -134,12 +134,13 @@ SYSTEM = Dashboard(
                 CHECKPOINT_AGE,
                 Panel(
                     "Time taken by checkpoints",
-                    "Mean so far: what a step waits for the copy, and until one is whole on disk.",
+                    "What a step waits for the copy, and until one is whole on disk.",
                     "s",
                     (
                         mean_of("tandem_checkpoint_seconds", legend="{{run}} step waits"),
                         mean_of("tandem_checkpoint_write_seconds", legend="{{run}} until whole"),
                     ),
+                    ("checkpoint_seconds", "checkpoint_write_seconds"),
                 ),
                 Panel(
                     "Steps between checkpoints",
@@ -157,12 +158,14 @@ SYSTEM = Dashboard(
                             "{{run}}",
                         ),
                     ),
+                    ("checkpoint_failures",),
                 ),
                 Panel(
                     "Time taken by an evaluation",
-                    "Mean so far; training stands still meanwhile.",
+                    "Training stands still meanwhile.",
                     "s",
                     (mean_of("tandem_evaluation_seconds"),),
+                    ("evaluation_seconds",),
                 ),
             ),
         ),
@@ -179,6 +182,7 @@ SYSTEM = Dashboard(
                             "{{run}} {{reason}}",
                         ),
                     ),
+                    ("rows_dropped",),
                 ),
                 Panel(
                     "Rows dropped by prepare",
