@@ -88,7 +88,8 @@ class RunFolder:
         if not file.is_file():
             raise ValueError(
                 f"{self.path} is no run: it has no config.json; "
-                f"make one with `tandem train PRESET --data DIR --out {self.path}`"
+                f"make one with `tandem train PRESET --data DIR --out {self.path}`. "
+                "A run that was just started has it once its workers are up"
             )
         return json.loads(file.read_text())
 
