@@ -53,7 +53,7 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
         stack.enter_context(discovery)
         if spec.config.metrics.enabled:
             progress.message(f"metrics: {discovery.url}")
-        progress.message(f"starting {workers} workers: up to a minute")
+        progress.message(f"starting workers ({workers}), which takes up to a minute")
         relay = start_relay(options.step_timeout_seconds)
         handlers: dict[str, Callable[..., None]] = {
             "update": progress.update,

@@ -15,7 +15,7 @@ def test_two_workers_train_and_ray_stays_quiet(tmp_path: Path) -> None:
         assert run.finish() == 0, run.text
     first, second, *steps, last = run.lines
     assert first.startswith("metrics: http://127.0.0.1:")
-    assert second == "starting 2 workers: up to a minute"
+    assert second == "starting workers (2), which takes up to a minute"
     assert all(line.startswith("training  ") for line in steps), run.text
     assert steps[-1].startswith("training  6/6  loss ")
     assert last.startswith("trained 6 steps with 2 workers in ")

@@ -28,8 +28,8 @@ function groupCharts(runs) {
     });
     const groups = Math.max(...series.map((one) => one.y.length));
     const xNames = Object.fromEntries([...Array(groups).keys()].map((index) =>
-      [index, index === 0 ? "rarest" : index === groups - 1 ? "most popular" : String(index + 1)]));
-    drawChart(card, { title: `${name} by popularity, ${split}`, help: "Targets in groups that share the training rows evenly, least popular first.", unit: "share", xLabel: "popularity group of the target", xTicks: Object.keys(xNames).map(Number), xNames, series });
+      [index, index === 0 ? "rarest" : index === groups - 1 ? "popular" : String(index + 1)]));
+    drawChart(card, { title: `${name} by popularity, ${split}`, help: "Targets in groups that share the training rows evenly, least popular first.", unit: "share", xLabel: "popularity group of the target", xTicks: Object.keys(xNames).map(Number), xNames, series, alwaysLegend: runs.length > 1 });
   });
 }
 
