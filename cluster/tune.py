@@ -1,8 +1,8 @@
 """`tandem tune PRESET --data DIR --out OUT --trials 20`: settings searched on the validation split.
 
 Each trial is one worker that runs `run_worker` on a config of its own; ASHA stops the trials that
-fall behind. The end is a table, trials.json, a plot (trials.svg) and a preset file (best.json)
-that `tandem train` takes in a preset's place. The test split is never looked at.
+fall behind. The end is a table (trials.txt, trials.json), a plot (trials.svg) and a preset file
+(best.json) that `tandem train` takes in a preset's place. The test split is never looked at.
 """
 
 import json
@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import ray
 import tyro
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
-from rich.console import Console
-from rich.table import Table
 
 from cluster.session import ray_session
 from cluster.trials_plot import draw_trials
@@ -25,7 +24,7 @@ from trainer.arguments import parse_preset
 from trainer.config import Config, LossName
 from trainer.hooks import Hooks
 from trainer.progress import Progress, SilentProgress, TerminalProgress
-from trainer.run import RunSpec, open_run
+from trainer.run import RunSpec, absolute, open_run
 
 TEMPERATURE_RANGE = (0.03, 0.3)
 SPREAD = 5.0
@@ -45,7 +44,7 @@ class TuneArguments:
     trials: int = 20
     """Settings tried."""
     losses: tuple[LossName, ...] = ()
-    """Losses tried; left out: the preset's alone."""
+    """Losses tried, in turns; left out: the preset's alone."""
     at_once: int = 1
     """Trials that run side by side; each has one worker."""
     address: str | None = None
@@ -57,6 +56,11 @@ class TuneArguments:
         for name in ("trials", "at_once"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+        if self.trials < len(self.losses):
+            raise ValueError(
+                f"--trials {self.trials}: {len(self.losses)} losses take turns, so at least "
+                f"{len(self.losses)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,35 @@ class Trial:
     status: Literal["finished", "stopped early", "failed"]
 
 
-def search_space(config: Config, losses: Sequence[LossName]) -> dict[str, Any]:
-    """What is drawn for a trial: names are `section.field`."""
+def draw_settings(
+    config: Config, losses: Sequence[LossName], trials: int, seed: int
+) -> list[dict[str, Any]]:
+    """What each trial is; names are `section.field`.
+
+    The losses take turns, so that each has its share of a short search; the rest is drawn evenly
+    on a logarithmic scale.
+    """
+    random = np.random.default_rng(seed)
     names = list(losses) or [config.loss.name]
-    rates = config.optimizer
-    return {
-        "loss.name": tune.choice(names),
-        "loss.temperature": tune.loguniform(*TEMPERATURE_RANGE),
-        "optimizer.table_learning_rate": tune.loguniform(
-            rates.table_learning_rate / SPREAD, rates.table_learning_rate * SPREAD
-        ),
-        "optimizer.tower_learning_rate": tune.loguniform(
-            rates.tower_learning_rate / SPREAD, rates.tower_learning_rate * SPREAD
-        ),
+    ranges = {
+        "loss.temperature": TEMPERATURE_RANGE,
+        "optimizer.table_learning_rate": _around(config.optimizer.table_learning_rate),
+        "optimizer.tower_learning_rate": _around(config.optimizer.tower_learning_rate),
     }
+    return [
+        {
+            "loss.name": names[number % len(names)],
+            **{
+                field: float(np.exp(random.uniform(*np.log(ends))))
+                for field, ends in ranges.items()
+            },
+        }
+        for number in range(trials)
+    ]
+
+
+def _around(rate: float) -> tuple[float, float]:
+    return rate / SPREAD, rate * SPREAD
 
 
 def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
@@ -113,8 +132,9 @@ def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
     )
 
 
-def run_trial(settings: dict[str, Any], spec: RunSpec) -> None:
+def run_trial(space: dict[str, Any], spec: RunSpec) -> None:
     """In a Ray worker: train one config, reporting each evaluation to the scheduler."""
+    settings = space["settings"]
     metric = spec.config.evaluation.metric
     trial = tune.get_context().get_trial_id()
     own = replace(
@@ -142,18 +162,15 @@ def search(spec: RunSpec, arguments: TuneArguments, progress: Progress) -> list[
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, spec=spec), {"cpu": 1, "gpu": gpus}
     )
+    drawn = draw_settings(spec.config, arguments.losses, arguments.trials, arguments.seed)
     tuner = tune.Tuner(
         trainable,
-        param_space=search_space(spec.config, arguments.losses),
+        param_space={"settings": tune.grid_search(drawn)},
         tune_config=tune.TuneConfig(
             metric="metric",
             mode="max",
-            num_samples=arguments.trials,
             max_concurrent_trials=arguments.at_once,
             scheduler=scheduler,
-            search_alg=tune.search.basic_variant.BasicVariantGenerator(
-                random_state=arguments.seed, max_concurrent=arguments.at_once
-            ),
         ),
         run_config=tune.RunConfig(
             storage_path=str(Path(arguments.out).resolve() / "ray"),
@@ -193,16 +210,18 @@ def _trial(number: int, result: Any, epochs: int) -> Trial:
     reached = 0 if frame is None else int(frame["training_iteration"].max())
     status: Literal["finished", "stopped early", "failed"]
     status = "failed" if result.error else "finished" if reached >= epochs else "stopped early"
-    return Trial(number, dict(result.config), max(curve, default=math.nan), reached, curve, status)
+    settings = dict(result.config["settings"])
+    return Trial(number, settings, max(curve, default=math.nan), reached, curve, status)
 
 
 def write_results(trials: Sequence[Trial], spec: RunSpec, out: Path) -> None:
-    """trials.json, trials.svg and best.json."""
+    """trials.txt, trials.json, trials.svg and best.json."""
     metric = spec.config.evaluation.metric
     records = [
         {**trial.__dict__, "best": None if math.isnan(trial.best) else trial.best}
         for trial in trials
     ]
+    (out / "trials.txt").write_text(table(trials, metric))
     (out / "trials.json").write_text(json.dumps({"metric": metric, "trials": records}, indent=1))
     (out / "trials.svg").write_text(draw_trials(trials, metric))
     best = apply_settings(spec.config, trials[0].settings)
@@ -210,24 +229,29 @@ def write_results(trials: Sequence[Trial], spec: RunSpec, out: Path) -> None:
     (out / "best.json").write_text(json.dumps(best.to_json(), indent=1) + "\n")
 
 
-def show(trials: Sequence[Trial], metric: str, console: Console) -> None:
-    """The trials, best first."""
-    table = Table(title=f"validation {metric}")
-    for column in ("trial", "loss", "temperature", "table lr", "tower lr", "epochs", "best", ""):
-        table.add_column(column, justify="right")
+def table(trials: Sequence[Trial], metric: str) -> str:
+    """The trials, best first, in plain lines of at most 80 characters."""
+    rows = [("trial", "loss", "temperature", "table lr", "tower lr", "epochs", "best", "")]
     for trial in trials:
         drawn = trial.settings
-        table.add_row(
-            str(trial.number),
-            drawn["loss.name"],
-            f"{drawn['loss.temperature']:.3g}",
-            f"{drawn['optimizer.table_learning_rate']:.3g}",
-            f"{drawn['optimizer.tower_learning_rate']:.3g}",
-            str(trial.epochs),
-            f"{trial.best:.4f}",
-            trial.status,
+        rows.append(
+            (
+                str(trial.number),
+                drawn["loss.name"],
+                "-" if drawn["loss.name"] == "ccl" else f"{drawn['loss.temperature']:.3g}",
+                f"{drawn['optimizer.table_learning_rate']:.3g}",
+                f"{drawn['optimizer.tower_learning_rate']:.3g}",
+                str(trial.epochs),
+                f"{trial.best:.4f}",
+                trial.status.partition(" ")[0],
+            )
         )
-    console.print(table)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([f"validation {metric}, best first", *lines, ""])
 
 
 def main(arguments: Sequence[str], verbose: bool) -> int:
@@ -239,7 +263,7 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} exists already; choose another --out")
     config = parsed.config
-    spec = RunSpec(preset, config, str(Path(parsed.data).resolve()), str(out.resolve()))
+    spec = RunSpec(preset, config, absolute(parsed.data), str(out.resolve()))
     open_run(spec)
     out.mkdir(parents=True, exist_ok=True)
     with (
@@ -250,6 +274,6 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     if all(trial.status == "failed" for trial in trials):
         raise ValueError(f"every trial failed; their logs are in {out}/ray")
     write_results(trials, spec, out)
-    show(trials, config.evaluation.metric, Console())
+    print(table(trials, config.evaluation.metric))
     print(f"the best as a preset: tandem train {out}/best.json --data {parsed.data} --out RUN")
     return 0

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster.tune import Trial, apply_settings, main, write_results
+from cluster.tune import (
+    SPREAD,
+    TEMPERATURE_RANGE,
+    Trial,
+    TuneArguments,
+    apply_settings,
+    draw_settings,
+    main,
+    table,
+    write_results,
+)
 from tests.datasets import make_dataset
 from trainer.presets import find_preset
 from trainer.run import RunSpec
@@ -53,13 +63,53 @@ def test_a_preset_file_that_is_none_is_refused(tmp_path: Path) -> None:
         find_preset(str(tmp_path / "absent.json"))
 
 
+def test_losses_take_turns_and_the_rest_is_drawn_within_its_range() -> None:
+    config = find_preset("gowalla")
+    drawn = draw_settings(config, ["ssm", "bsl", "ccl"], trials=60, seed=3)
+    assert [settings["loss.name"] for settings in drawn] == ["ssm", "bsl", "ccl"] * 20
+    rate = config.optimizer.table_learning_rate
+    for field, low, high in (
+        ("loss.temperature", *TEMPERATURE_RANGE),
+        ("optimizer.table_learning_rate", rate / SPREAD, rate * SPREAD),
+    ):
+        values = sorted(settings[field] for settings in drawn)
+        assert low <= values[0] < values[-1] <= high
+        middle = (low * high) ** 0.5  # half of them on either side, on a logarithmic scale
+        assert 18 <= sum(value < middle for value in values) <= 42
+    assert drawn == draw_settings(config, ["ssm", "bsl", "ccl"], trials=60, seed=3)
+    assert drawn != draw_settings(config, ["ssm", "bsl", "ccl"], trials=60, seed=4)
+    assert {settings["loss.name"] for settings in draw_settings(config, [], 5, 0)} == {"bsl"}
+    with pytest.raises(ValueError, match="--trials 2: 3 losses take turns, so at least 3"):
+        TuneArguments("data", "out", config, trials=2, losses=("ssm", "bsl", "ccl"))
+
+
+def test_the_table_fits_80_columns_and_cuts_nothing() -> None:
+    long = {**SETTINGS, "loss.name": "improved_logq", "optimizer.tower_learning_rate": 0.000223}
+    trials = [
+        Trial(12, long, 0.25, 100, (0.25,), "stopped early"),
+        Trial(7, {**SETTINGS, "loss.name": "ccl"}, math.nan, 0, (), "failed"),
+    ]
+    title, head, first, second = table(trials, "recall@20").splitlines()
+    assert title == "validation recall@20, best first"
+    assert head.split() == ["trial", "loss", "temperature", "table", "lr", "tower", "lr", "epochs",
+                            "best"]  # fmt: skip
+    assert first.split() == ["12", "improved_logq", "0.2", "0.3", "0.000223", "100", "0.2500",
+                             "stopped"]  # fmt: skip
+    assert second.split() == ["7", "ccl", "-", "0.3", "0.004", "0", "nan", "failed"]
+    assert max(len(head), len(first), len(second)) <= 80
+
+
 @pytest.mark.slow
-def test_a_search_ends_in_a_table_a_plot_and_a_preset(tmp_path: Path) -> None:
+def test_a_search_ends_in_a_table_a_plot_and_a_preset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_dataset(tmp_path / "data", users=80, items=60, rows=1500)
     out = tmp_path / "out"
     flags = ["--data", str(tmp_path / "data"), "--out", str(out), "--trials", "2"]
-    assert main(["ml-100k", *flags, "--training.epochs", "2"], verbose=False) == 0
+    losses = ["--losses", "ssm", "bsl"]
+    assert main(["ml-100k", *flags, *losses, "--training.epochs", "2"], verbose=False) == 0
     trials = json.loads((out / "trials.json").read_text())["trials"]
-    assert len(trials) == 2
+    assert {trial["settings"]["loss.name"] for trial in trials} == {"ssm", "bsl"}
+    assert (out / "trials.txt").read_text() in capsys.readouterr().out
     assert trials[0]["best"] == max(trial["best"] for trial in trials)
     assert find_preset(str(out / "best.json")).training.epochs == 2
