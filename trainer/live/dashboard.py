@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import tyro
 from trainer.live.prometheus import HOW_TO_INSTALL, Prometheus, is_installed, make_config
 from trainer.live.server import LivePage
 from trainer.run import RunFolder
+from trainer.storage import StoragePath, storage_path
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class DashboardArguments:
     """Watch a run: a live page on this machine, and Prometheus with Tandem's rules and alerts."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of the run, in training or finished."""
+    """Folder or URI of the run, in training or finished."""
     port: int = 8090
     """Port of the live page."""
     host: str = "127.0.0.1"
@@ -35,7 +37,8 @@ class DashboardArguments:
     ray_discovery: str = "/tmp/ray/prom_metrics_service_discovery.json"
     """File in which a Ray cluster on this machine lists its own metrics."""
     storage: str | None = None
-    """Folder for Prometheus' data; RUN/.prometheus if left out."""
+    """Folder for Prometheus' data. Left out: RUN/.prometheus; where RUN is a URI, a temporary one,
+    deleted at the end."""
 
     def __post_init__(self) -> None:
         for name in ("port", "prometheus_port"):
@@ -50,14 +53,16 @@ def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None
     Raises:
         ValueError: where the run does not exist or a port is taken.
     """
-    run = Path(arguments.run)
+    run = storage_path(arguments.run)
     RunFolder(run).read_config()
     with ExitStack() as closing:
         live = LivePage(run, arguments.host, arguments.port)
         closing.callback(live.close)
         print(f"live page:  {live.url}", flush=True)
         if arguments.prometheus and is_installed():
-            server = _start_prometheus(arguments, run)
+            folder = _prometheus_folder(arguments.storage, run, closing)
+            config = make_config(list(arguments.discovery), arguments.ray_discovery)
+            server = Prometheus(config, folder, arguments.prometheus_port)
             closing.callback(server.close)
             print(f"prometheus: {server.url} (alerts: {server.url}/alerts)", flush=True)
             print("grafana:    see deploy/grafana, or deploy/compose.yaml", flush=True)
@@ -67,10 +72,13 @@ def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None
         (stop or _stopped_by_signal()).wait()
 
 
-def _start_prometheus(arguments: DashboardArguments, run: Path) -> Prometheus:
-    config = make_config(list(arguments.discovery), arguments.ray_discovery)
-    folder = Path(arguments.storage) if arguments.storage else run / ".prometheus"
-    return Prometheus(config, folder.resolve(), arguments.prometheus_port)
+def _prometheus_folder(storage: str | None, run: StoragePath, closing: ExitStack) -> Path:
+    """Prometheus' own files need a local disk."""
+    if storage is not None:
+        return Path(storage).resolve()
+    if isinstance(run, Path):
+        return (run / ".prometheus").resolve()
+    return Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="tandem-prometheus-")))
 
 
 def _stopped_by_signal() -> threading.Event:

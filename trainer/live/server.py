@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from trainer.live.page import asset, page, panel_rows
 from trainer.live.runs import read_run
 from trainer.small_http import Page, SmallServer
+from trainer.storage import StoragePath
 
 BODY = """<header><h1 id="run">Run</h1><div class="state" id="state"></div></header>
 <div class="numbers" id="numbers"></div>
@@ -25,7 +25,7 @@ def live_html() -> str:
 class LivePage:
     """Serves the live page of one run until `close`."""
 
-    def __init__(self, run: Path, host: str, port: int) -> None:
+    def __init__(self, run: StoragePath, host: str, port: int) -> None:
         self._run = run
         html = live_html().encode()
         pages = {

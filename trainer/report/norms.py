@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ BANDS = 12
 DOTS = 1500
 
 
-def norms_by_popularity(run: Path, dataset: Path) -> dict[str, Any] | str:
+def norms_by_popularity(run: StoragePath, dataset: StoragePath) -> dict[str, Any] | str:
     """Mean norm of the item table's rows in bands of train counts, and a sample of items.
 
     Returns a sentence that says why where there is nothing to read.
@@ -31,7 +30,8 @@ def norms_by_popularity(run: Path, dataset: Path) -> dict[str, Any] | str:
         return "The run has no finished checkpoint."
     if not items.is_file():
         return f"The dataset is not at {dataset} any more."
-    count_I = pq.read_table(items, columns=["count"])["count"].to_numpy()
+    with items.open("rb") as stream:
+        count_I = pq.read_table(stream, columns=["count"])["count"].to_numpy()
     norm_I = _row_norms(checkpoints[-1])
     if isinstance(norm_I, str):
         return norm_I

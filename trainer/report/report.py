@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from trainer.live.page import as_script_data, asset, page, panel_rows
 from trainer.live.runs import read_run
+from trainer.storage import StoragePath, storage_path
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class ReportArguments:
     """One self-contained HTML page: plots, evaluation and settings of runs, side by side."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Folders of runs."""
+    """Folders or URIs of runs."""
     out: str | None = None
     """File to write; RUN/report.html of the first run if left out."""
 
@@ -27,7 +27,7 @@ class ReportArguments:
             raise ValueError("which run? tandem report RUN [RUN ...]")
 
 
-def report(arguments: ReportArguments) -> Path:
+def report(arguments: ReportArguments) -> StoragePath:
     """Write the page and say where it is; returns its path.
 
     Raises:
@@ -38,8 +38,9 @@ def report(arguments: ReportArguments) -> Path:
 
     _name_apart(runs, arguments.runs)
     for run, path in zip(runs, arguments.runs, strict=True):
-        run["norms"] = norms_by_popularity(Path(path), Path(run["data"]))
-    out = Path(arguments.out) if arguments.out else Path(arguments.runs[0]) / "report.html"
+        run["norms"] = norms_by_popularity(storage_path(path), storage_path(run["data"]))
+    first = storage_path(arguments.runs[0])
+    out = storage_path(arguments.out) if arguments.out else first / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(report_html(runs))
     print(out)
