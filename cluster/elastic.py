@@ -18,6 +18,8 @@ from trainer.progress import Progress
 
 LOOK_SECONDS = 1.0
 REMIND_SECONDS = 30.0
+SETTLE_SECONDS = 20.0
+"""Ray may take seconds to tell that the workers of a group that ended are free."""
 
 
 def choose(workers: Workers, room: int, global_batch_size: int) -> int | None:
@@ -48,12 +50,17 @@ def wait_for_room(
     unit: str,
     progress: Progress,
     patience_seconds: float,
+    hoped: int = 0,
     room: Callable[[str], int] = free_room,
 ) -> int:
     """The number of workers to start, once there is room for the least of them.
 
     What a worker group that ended has used comes back after a moment: two looks must agree
     before fewer than the most are started.
+
+    Args:
+        hoped: a number that there was room for while another group ran; fewer are started only
+            after SETTLE_SECONDS.
 
     Raises:
         RunFailedError: after `patience_seconds` without room.
@@ -62,9 +69,10 @@ def wait_for_room(
     while True:
         there = room(unit)
         count = choose(workers, there, global_batch_size)
-        if count is not None and (there >= workers.most or there == before):
-            return count
         waited = time.monotonic() - started
+        settled = there == before and ((count or 0) >= hoped or waited > SETTLE_SECONDS)
+        if count is not None and (there >= workers.most or settled):
+            return count
         if waited > patience_seconds:
             raise RunFailedError(
                 f"no room for {workers.least} workers in {patience_seconds:.0f} s: the cluster "

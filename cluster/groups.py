@@ -46,6 +46,8 @@ class Groups:
     verbose: bool
     _started: int = field(default=0, init=False)
     _grows: bool = field(default=False, init=False)
+    _hoped: int = field(default=0, init=False)
+    """Workers that the next group may have, as it was seen while the last one ran."""
 
     @property
     def unit(self) -> str:
@@ -117,8 +119,14 @@ class Groups:
     def _count(self) -> int:
         if not self.workers.is_elastic:
             return self.workers.least
+        hoped, self._hoped = self._hoped, 0
         return wait_for_room(
-            self.workers, self.global_batch_size, self.unit, self.progress, self.patience_seconds
+            self.workers,
+            self.global_batch_size,
+            self.unit,
+            self.progress,
+            self.patience_seconds,
+            hoped,
         )
 
     def _leaving(self) -> bool:
@@ -128,7 +136,8 @@ class Groups:
         if count == self.workers.most:
             return False
         room = count + free_room(self.unit)
-        return (choose(self.workers, room, self.global_batch_size) or 0) > count
+        self._hoped = choose(self.workers, room, self.global_batch_size) or 0
+        return self._hoped > count
 
     def _restart_or_raise(self, error: Exception, failures: int) -> None:
         """Tell the cause and wait a moment, or raise it where a restart would not help."""

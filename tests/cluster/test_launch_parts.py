@@ -81,6 +81,24 @@ class TestElastic:
         )
         assert count == 2  # two looks agree; the least, 1, is not settled for
 
+    def test_growing_waits_for_the_room_that_was_seen(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The old group's workers are told free one by one, now and then with a pause."""
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        workers, looks = Workers(1, 4), [1, 1, 1, 2, 2]
+        slow = iter(looks)
+        count = wait_for_room(
+            workers, 2048, "CPU", SilentProgress(), 60.0, hoped=2, room=lambda unit: next(slow)
+        )
+        assert (count, list(slow)) == (2, [])
+        # The node went away again: fewer start, after a while.
+        monkeypatch.setattr("cluster.elastic.SETTLE_SECONDS", 0.0)
+        count = wait_for_room(
+            workers, 2048, "CPU", SilentProgress(), 60.0, hoped=2, room=lambda unit: 1
+        )
+        assert count == 1
+
     def test_patience_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         with pytest.raises(RunFailedError, match="no room for 2 workers in 0 s"):
