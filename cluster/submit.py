@@ -78,11 +78,14 @@ def submit(arguments: Sequence[str]) -> int:
     parsed = parse(SubmitArguments, "tandem submit", flags)
     check_command(command)
     client = connect(parsed.address)
-    job = client.submit_job(
-        entrypoint=shlex.join([python_of(parsed), "-m", "cluster.cli", *command]),
-        runtime_env=runtime_env(Path(parsed.working_dir)),
-        metadata={"tandem": shlex.join(command)},
-    )
+    try:
+        job = client.submit_job(
+            entrypoint=shlex.join([python_of(parsed), "-m", "cluster.cli", *command]),
+            runtime_env=runtime_env(Path(parsed.working_dir)),
+            metadata={"tandem": shlex.join(command)},
+        )
+    except RuntimeError as error:
+        raise ValueError(refusal_message(parsed.address, error)) from error
     remember(Submitted(job, parsed.address.rstrip("/"), tuple(command), run_of(command)))
     print(f"job {job} on {parsed.address}", flush=True)
     if parsed.detach:
@@ -211,6 +214,20 @@ def connect(address: str) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ValueError(join_message(address, error)) from error
+
+
+def refusal_message(address: str, error: Exception) -> str:
+    """What to do where a cluster answers, but takes no job."""
+    text = str(error).strip()
+    if "No available agent" not in text:
+        return f"the cluster at {address} refused the job: {text}"
+    return (
+        f"the cluster at {address} takes no jobs: the agent on its head does not answer. Mostly "
+        "its port, 52365, was another Ray's on that machine (a local `tandem train`, for one) when "
+        "the head started: start the head anew with `ray start --head "
+        "--dashboard-agent-listen-port=0`. Its logs, /tmp/ray/session_latest/logs/"
+        "dashboard_agent.log, say more"
+    )
 
 
 def find_job(client: JobSubmissionClient, job: str) -> Any:
