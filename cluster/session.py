@@ -3,13 +3,14 @@
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib.util import find_spec
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ray
 
@@ -18,6 +19,7 @@ from cluster.workers import Resources
 from trainer.progress import quiet_libraries
 
 OBJECT_STORE_BYTES = 128 * 2**20  # rank 0's reports are all that goes through it
+STANDARD_ERROR = 2
 OUR_PACKAGES = ("cluster", "trainer", "embeddings", "losses")
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end or a failure is seen
@@ -71,7 +73,7 @@ def ray_session(
                 folder = Path(tempfile.mkdtemp(prefix="tandem-", dir=short_temp_folder()))
                 _start_local(folder, min_cpus, options)
             else:
-                _join(joined, options)
+                _join(joined, options, verbose)
             yield cluster_resources()
     finally:
         ray.shutdown()
@@ -100,11 +102,33 @@ def _start_local(folder: Path, min_cpus: int, options: dict[str, Any]) -> None:
     )
 
 
-def _join(address: str, options: dict[str, Any]) -> None:
-    try:
-        ray.init(address=address, runtime_env=our_code(), **options)
-    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        raise ValueError(join_message(address, error)) from error
+def _join(address: str, options: dict[str, Any], verbose: bool) -> None:
+    with nullcontext(BytesIO()) if verbose else held_errors() as held:
+        try:
+            ray.init(address=address, runtime_env=our_code(), **options)
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            held.seek(0)
+            # Without the token Ray says that nothing answers; its native code knows better.
+            refused = b"Unauthenticated" in held.read()
+            raise ValueError(join_message(address, error, refused)) from error
+
+
+@contextmanager
+def held_errors() -> Iterator[IO[bytes]]:
+    """Holds back what this process, its native code included, writes to standard error.
+
+    Ray's retries are twenty warnings that no Python logger sees.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(STANDARD_ERROR)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), STANDARD_ERROR)
+        try:
+            yield held
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, STANDARD_ERROR)
+            os.close(terminal)
 
 
 def our_code() -> dict[str, Any] | None:
@@ -127,10 +151,11 @@ def package_folders(names: Sequence[str]) -> list[Path]:
     return folders
 
 
-def join_message(address: str, error: Exception) -> str:
-    """What to do where a cluster cannot be joined."""
+def join_message(address: str, error: Exception, refused: bool = False) -> str:
+    """What to do where a cluster cannot be joined; `refused`: it answered, and wants a token."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, ray.exceptions.AuthenticationError) or "token" in text.lower():
+    asks = isinstance(error, ray.exceptions.AuthenticationError) or "token" in text.lower()
+    if refused or asks:
         return (
             f"the Ray cluster at {address} asks for a token: {text}; set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN to the cluster's token (`ray get-auth-token` on its head prints it), "

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import sys
 import threading
 import time
 import urllib.error
@@ -17,7 +19,8 @@ from cluster.failures import RunFailedError, first_cause
 from cluster.heartbeat import SILENT_SECONDS, Pulses
 from cluster.relay import RelayLog, RelayProgress
 from cluster.service_discovery import ServiceDiscovery
-from cluster.session import join_message
+from cluster.session import held_errors, join_message
+from cluster.submit import refusal_message
 from cluster.usage import UsageError
 from cluster.workers import Resources, Workers
 from trainer.progress import SilentProgress
@@ -285,3 +288,24 @@ def test_joining_says_what_to_set() -> None:
     assert "ray get-auth-token" in token
     absent = join_message("auto", ConnectionError("Could not find any running Ray instance"))
     assert "ray start --head" in absent
+    refused = join_message("auto", ConnectionError("Failed to connect"), refused=True)
+    assert "asks for a token" in refused and "RAY_AUTH_TOKEN" in refused
+
+
+def test_what_native_code_writes_while_joining_is_held_back(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with held_errors() as held:
+        os.write(2, b"Unauthenticated, try 1\n")
+        print("Unauthenticated, try 2", file=sys.__stderr__, flush=True)
+        held.seek(0)
+        assert b"try 1" in held.read()
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
+
+
+def test_a_head_without_its_agent_is_explained() -> None:
+    agent = RuntimeError("Request failed with status code 500: No available agent to submit job")
+    assert "--dashboard-agent-listen-port=0" in refusal_message("http://h:8265", agent)
+    other = refusal_message("http://h:8265", RuntimeError("no space left"))
+    assert other == "the cluster at http://h:8265 refused the job: no space left"
