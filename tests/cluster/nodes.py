@@ -27,8 +27,10 @@ def free_port() -> int:
 class Node:
     """One `ray start --block`, in a process group of its own with all it starts."""
 
-    def __init__(self, *flags: str, space: str | None = None) -> None:
-        environment = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
+    def __init__(self, *flags: str, environment: dict[str, str], space: str | None = None) -> None:
+        environment = environment | {"PYTHONUNBUFFERED": "1"}
+        # The agent's usual port is taken where another Ray runs, and then no job can be submitted.
+        flags = (*flags, "--dashboard-agent-listen-port=0")
         command = [str(RAY), "start", "--block", "--disable-usage-stats", *flags]
         if space is not None:
             self.space = space
@@ -71,10 +73,13 @@ class Cluster:
 
     Args:
         network: give each node a network namespace of its own; the head stays in this one.
+        token: what every client must show; None: whoever reaches the cluster may use it.
     """
 
-    def __init__(self, network: Network | None = None) -> None:
+    def __init__(self, network: Network | None = None, token: str | None = None) -> None:
         self.network = network
+        self.environment = os.environ | authentication(token)
+        """Of its nodes, and of whoever speaks to it."""
         self.host = "127.0.0.1" if network is None else network.head
         # Ray's sockets lie some 60 characters below it, and a socket's path may have 107: pytest's
         # own folders are too long.
@@ -94,6 +99,7 @@ class Cluster:
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}",
             f"--temp-dir={self.folder}",
+            environment=self.environment,
         )
         wait_for_port(self.host, self.port, head.process)
         return head
@@ -108,7 +114,7 @@ class Cluster:
     def add_node(self, cpus: int = 1) -> Node:
         space, host = (None, self.host) if self.network is None else self.network.add_space()
         flags = (f"--address={self.address}", f"--node-ip-address={host}", f"--num-cpus={cpus}")
-        node = Node(*flags, space=space)
+        node = Node(*flags, environment=self.environment, space=space)
         self.nodes.append(node)
         return node
 
@@ -118,9 +124,8 @@ class Cluster:
             "import ray, sys, time; ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=0)\n"
             "while ray.cluster_resources().get('CPU', 0) < int(sys.argv[2]): time.sleep(0.2)"
         )
-        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
         command = [sys.executable, "-c", code, self.address, str(count)]
-        waiting = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        waiting = subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL)
         deadline, restarts = time.monotonic() + START_SECONDS, 3
         while waiting.poll() is None:
             for node in self.nodes:
@@ -148,6 +153,13 @@ class Cluster:
             if node.process.poll() is None:
                 node.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def authentication(token: str | None) -> dict[str, str]:
+    """Variables of a cluster that wants `token`; None: it wants none."""
+    if token is None:
+        return {"RAY_AUTH_MODE": "disabled"}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
 def descendants(pid: int) -> list[int]:
