@@ -5,6 +5,9 @@ waiting for a time-out of its own. Here a thread of each rank tells the relay it
 seconds; when no rank has got further for `step_timeout_seconds`, the relay names the rank that
 fell silent or behind, and every beat from then on is answered with that verdict: the process
 ends, and the driver tells the verdict as the cause.
+
+A rank on a node that the network was cut from hears no verdict. It ends by itself when no beat was
+answered for as long: else it would hold RUN, which it may still reach, from those that go on.
 """
 
 import os
@@ -116,12 +119,13 @@ class Pulses:
 
 
 class Heartbeat:
-    """A worker's side: a thread that beats until the process ends, or is condemned."""
+    """A worker's side: a thread that beats until the process ends, or is condemned or cut off."""
 
-    def __init__(self, relay: Any, group: int, rank: int) -> None:
+    def __init__(self, relay: Any, group: int, rank: int, step_timeout_seconds: float) -> None:
         self._relay = relay
         self._group = group
         self._rank = rank
+        self._step_timeout_seconds = step_timeout_seconds
         self._step = 0
         self._stop_asked = False
         self._where = f"pid {os.getpid()} on {socket.gethostname()}"
@@ -145,6 +149,7 @@ class Heartbeat:
         return self._stop_asked or TOLD.is_set()
 
     def _run(self) -> None:
+        answered_at = time.monotonic()
         while not self._stop.wait(BEAT_SECONDS):
             beat = self._relay.beat.remote(
                 self._group, self._rank, self._step, self._where, self._node
@@ -152,8 +157,16 @@ class Heartbeat:
             try:
                 answer = ray.get(beat, timeout=SILENT_SECONDS)
             except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-                continue  # the driver's node is away or busy; Ray ends us if it is gone
+                # The driver's node is busy, or away, or gone.
+                if time.monotonic() - answered_at > self._step_timeout_seconds:
+                    self._end()
+                continue
+            answered_at = time.monotonic()
             self._stop_asked = self._stop_asked or answer.stop
-            if answer.verdict is not None and not self._stop.is_set():
-                # The main thread sits in a collective that no exception can reach.
-                os._exit(CONDEMNED_STATUS)
+            if answer.verdict is not None:
+                self._end()
+
+    def _end(self) -> None:
+        """The main thread sits in a collective that no exception can reach."""
+        if not self._stop.is_set():
+            os._exit(CONDEMNED_STATUS)

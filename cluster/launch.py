@@ -64,7 +64,11 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
         stack.enter_context(RelayReader(relay, handlers))
         groups = Groups(
             worker=train_worker,
-            payload={"spec": spec, "verbose": options.verbose},
+            payload={
+                "spec": spec,
+                "verbose": options.verbose,
+                "step_timeout_seconds": options.step_timeout_seconds,
+            },
             workers=workers,
             global_batch_size=spec.config.training.global_batch_size,
             on_gpu=resources.gpus > 0,
@@ -91,7 +95,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     if rank == 0:
         relay.put.remote("world_size", int(os.environ["WORLD_SIZE"]))
         logging.getLogger("trainer").addHandler(RelayLog(relay))
-    heartbeat = Heartbeat(relay, payload["group"], rank)
+    heartbeat = Heartbeat(relay, payload["group"], rank, payload["step_timeout_seconds"])
     heartbeat.start()
     hooks = Hooks(
         on_serving=lambda rank, address: relay.put.remote("serving", rank, address),

@@ -2,18 +2,24 @@
 
 import json
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.datasets import make_dataset
-from tests.distributed import run_ranks
+from tests.distributed import free_port, run_ranks
+from tests.monitoring.test_pages import read_when_there
 from tests.s3 import s3_server
 from tests.test_training import _worker, losses, small_config, train
 from trainer import lock
+from trainer.live.dashboard import DashboardArguments, dashboard
 from trainer.lock import RunLock
+from trainer.report.norms import norms_by_popularity
+from trainer.report.report import ReportArguments, report
 from trainer.retrieval.evaluate_run import EvaluateArguments, evaluate
 from trainer.retrieval.recommend import RecommendArguments, recommend
 from trainer.run import RunFolder, RunSpec
@@ -110,6 +116,25 @@ def test_a_silent_owner_is_given_up(tmp_path: Path) -> None:
     third.release()
 
 
+def test_an_earlier_attempt_of_the_same_start_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 of the group before, on a node that was cut off, ends a little later."""
+    before, after = RunLock(tmp_path), RunLock(tmp_path)
+    before.take("ours")
+    ending = threading.Timer(1.5, before.release)
+    ending.start()
+    started = time.monotonic()
+    after.take("ours")
+    assert time.monotonic() - started > 1
+    ending.join()
+    assert json.loads((tmp_path / "owner.json").read_text())["run_id"] == "ours"
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 1.0)
+    with pytest.raises(ValueError, match="in use by another run"):
+        RunLock(tmp_path).take("ours")
+    after.release()
+
+
 def on_s3(spec: RunSpec, variables: dict[str, str]) -> None:
     os.environ |= variables  # the fork server knows them not
     _worker(spec)
@@ -148,3 +173,25 @@ def test_a_run_on_s3(data: str, tmp_path: Path) -> None:
         assert there["recall@10"] == same["recall@10"]
         assert "validation" in json.loads((storage_path(out) / "evaluation.json").read_text())
         recommend(RecommendArguments(run=out, user="1003", k=5))
+        page = report(ReportArguments((out,)))
+        assert str(page) == f"{out}/report.html"
+        assert page.read_text().rstrip().endswith("</html>")
+        norms = norms_by_popularity(storage_path(out), storage_path(data))
+        assert isinstance(norms, dict) and norms["count"]
+        assert norms == norms_by_popularity(here, Path(data))
+        shown = shown_by_dashboard(out)
+        assert (shown["name"], shown["now"]["state"]) == ("a", "finished")
+        assert dict(zip(shown["metrics"]["step"], shown["metrics"]["loss"], strict=True)) == curve
+
+
+def shown_by_dashboard(run: str) -> dict[str, Any]:
+    """What the live page draws of a run."""
+    stop, port = threading.Event(), free_port()
+    arguments = DashboardArguments(run, port=port, prometheus=False)
+    serving = threading.Thread(target=dashboard, args=(arguments, stop))
+    serving.start()
+    try:
+        return json.loads(read_when_there(f"http://127.0.0.1:{port}/data.json"))["runs"][0]
+    finally:
+        stop.set()
+        serving.join()

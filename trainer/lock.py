@@ -25,6 +25,7 @@ from trainer.storage import StoragePath
 logger = logging.getLogger(__name__)
 RENEW_SECONDS = 10.0
 SILENT_SECONDS = 60.0
+LOOK_SECONDS = 0.5
 SETTLE_SECONDS = 1.0
 """Where nothing but owner.json tells two starts apart, the later one to write it wins."""
 
@@ -52,7 +53,7 @@ class RunLock:
         Args:
             run_id: of this start; an earlier attempt of the same start is no stranger.
         """
-        self._lock_file()
+        self._lock_file(run_id)
         owner = self._owner()
         if owner is not None and owner["run_id"] != run_id:
             # On this machine the kernel has just said that its process is gone.
@@ -89,20 +90,30 @@ class RunLock:
             self._file.close()
             self._file = None
 
-    def _lock_file(self) -> None:
-        """Take the kernel's lock, where the folder is on a file system."""
+    def _lock_file(self, run_id: str) -> None:
+        """Take the kernel's lock, where the folder is on a file system.
+
+        An earlier attempt of this start may live a little longer, on a node that was cut off.
+        """
         if not isinstance(self._folder, Path):
             return
         self._file = (self._folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            self._file = None
-            raise ValueError(
-                f"{self._folder} is in use by another run; wait for it, stop it, or choose another "
-                "--out"
-            ) from error
+        deadline = time.monotonic() + SILENT_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                ours = (self._owner() or {}).get("run_id") == run_id
+                if ours and time.monotonic() < deadline:
+                    time.sleep(LOOK_SECONDS)
+                    continue
+                self._file.close()
+                self._file = None
+                raise ValueError(
+                    f"{self._folder} is in use by another run; wait for it, stop it, or choose "
+                    "another --out"
+                ) from error
+            return
 
     def _owner(self) -> dict[str, Any] | None:
         return json.loads(self._owner_file.read_text()) if self._owner_file.is_file() else None

@@ -1,19 +1,21 @@
 """Faults on real Ray clusters: nothing is lost, the cause is named, the curve stays what it was."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster.namespaces import Network, need_namespaces
-from tests.cluster.nodes import Cluster
+from tests.cluster.nodes import Cluster, Node, descendants
 from tests.cluster.runs import SMALL, WAIT_SECONDS, TrainRun, read_losses
 from tests.datasets import make_dataset
 
@@ -130,32 +132,47 @@ def test_a_node_is_killed_and_another_comes(
     assert_same_curve(run.losses(), whole)
 
 
-@pytest.mark.parametrize("mended", [True, False], ids=["ten seconds", "for good"])
-def test_the_network_to_a_node_is_cut(
-    mended: bool, data: Path, tmp_path: Path, whole: dict[int, float]
+def test_the_network_to_a_node_is_cut_for_a_while(
+    data: Path, tmp_path: Path, whole: dict[int, float]
 ) -> None:
-    """Cut for a while the run stands still and goes on; for good, it goes on without the node."""
+    """The run stands still and goes on."""
     need_namespaces()
-    with Network() as network, Cluster(network) as cluster:
-        cluster.add_node()
-        far = cluster.add_node()
+    with Network() as network, cut_off_run(data, tmp_path / "run", network) as (run, nodes):
+        network.cut(nodes[0].space)
+        time.sleep(10)
+        network.mend(nodes[0].space)
+        assert run.finish() == 0, run.text
+    assert "failed" not in run.text
+    assert "with 2 workers" in run.lines[-1]
+    assert run.losses() == whole
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_network_to_a_node_is_cut_for_good(
+    rank: int, data: Path, tmp_path: Path, whole: dict[int, float]
+) -> None:
+    """It goes on without the node; whose rank 0, which holds RUN, ends by itself."""
+    need_namespaces()
+    with Network() as network, cut_off_run(data, tmp_path / "run", network) as (run, nodes):
+        network.cut(nodes[rank].space)
+        assert run.finish() == 0, run.text
+    assert re.search(rf"failed: rank {rank} .* has not answered for \d+ s", run.text), run.text
+    assert "with 1 workers" in run.lines[-1]
+    assert_same_curve(run.losses(), whole)
+
+
+@contextmanager
+def cut_off_run(data: Path, out: Path, network: Network) -> Iterator[tuple[TrainRun, list[Node]]]:
+    """A run on two nodes with a network of their own, past a checkpoint; its ranks' nodes."""
+    with Cluster(network) as cluster:
+        nodes = [cluster.add_node(), cluster.add_node()]
         cluster.wait_for_cpus(2)
         flags = (f"--address={cluster.address}", "--patience=120", "--resize-every=1000")
-        with TrainRun(data, tmp_path / "run", *LONG, *flags, workers="1..2") as run:
+        with TrainRun(data, out, *LONG, *flags, workers="1..2") as run:
             run.wait_for_checkpoint()
-            network.cut(far.space)
-            if mended:
-                time.sleep(10)
-                network.mend(far.space)
-            assert run.finish() == 0, run.text
-        if mended:
-            assert "failed" not in run.text
-            assert "with 2 workers" in run.lines[-1]
-            assert run.losses() == whole
-        else:
-            assert re.search(r"failed: rank \d .* has not answered for \d+ s", run.text), run.text
-            assert "with 1 workers" in run.lines[-1]
-            assert_same_curve(run.losses(), whole)
+            writer = json.loads((out / "owner.json").read_text())["pid"]
+            nodes.sort(key=lambda node: writer not in descendants(node.process.pid))
+            yield run, nodes
 
 
 def test_the_head_is_restarted(
