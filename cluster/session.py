@@ -92,14 +92,22 @@ def short_temp_folder() -> str | None:
 def _start_local(folder: Path, min_cpus: int, options: dict[str, Any]) -> None:
     # No cloud takes this machine back node by node; the watcher is a process, a second to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    ray.init(
-        address="local",
-        num_cpus=max(local_cpus(), min_cpus),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        _temp_dir=str(folder),
-        **options,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(local_cpus(), min_cpus),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            _temp_dir=str(folder),
+            **options,
+        )
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray has no class for it
+            raise
+        raise RuntimeError(
+            "Ray did not start on this machine within its 30 s: it has too much else to do, or too "
+            "little memory; try again, or train without Ray: torchrun -m trainer.train"
+        ) from error
 
 
 def _join(address: str, options: dict[str, Any], verbose: bool) -> None:

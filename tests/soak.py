@@ -1,11 +1,12 @@
-"""A long run that is killed again and again: python -m tests.soak KILLS DATA OUT
+"""A long run that is killed again and again: python -m tests.soak KILLS DATA OUT [SLOWNESS]
 
 Two ranks in plain processes, restarted as `cluster/groups.py` would restart them but without Ray,
 whose start takes longer than the run lives. At a random moment (start, step, checkpoint, anything)
 one rank gets SIGKILL, and the other ends by itself. One that does not is ended, as Ray and torchrun
 do, and counted: a rank that waits for others to come at the start of a process group waits long.
 After KILLS of them the run is let finish, and its curve and tables are compared, bit by bit, with
-those of a run to which nothing happened.
+those of a run to which nothing happened. SLOWNESS stretches the time between kills where starting
+takes longer.
 """
 
 import json
@@ -35,6 +36,7 @@ from trainer.train import run_worker
 RANKS = 2
 SURVIVOR_SECONDS = 15.0
 LIFE_SECONDS = (0.3, 3.0)
+LAST_LIFE_SECONDS = 3600
 EVERY_STEPS = 5
 STEPS_AFTER = 20
 
@@ -67,7 +69,7 @@ def live(spec: RunSpec, seconds: float | None, victim: int, met: Path) -> tuple[
         for process in ranks:
             process.kill()
     for process in ranks:
-        process.join(timeout=SURVIVOR_SECONDS if seconds is not None else 600)
+        process.join(timeout=SURVIVOR_SECONDS if seconds is not None else LAST_LIFE_SECONDS)
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -104,7 +106,7 @@ def tables(out: Path) -> dict[str, torch.Tensor]:
     return flat
 
 
-def soak(kills: int, data: Path, out: Path, seed: int = 0) -> dict[str, Any]:
+def soak(kills: int, data: Path, out: Path, seed: int = 0, slowness: float = 1.0) -> dict[str, Any]:
     """Kill `kills` times, finish, compare; the figures. AssertionError if anything differs."""
     chance = random.Random(seed)
     config = small_config(
@@ -120,7 +122,8 @@ def soak(kills: int, data: Path, out: Path, seed: int = 0) -> dict[str, Any]:
     for count in range(kills):
         resume = (out / "killed" / "config.json").exists()
         attempt = replace(spec, resume=resume, run_id=f"start-{count}")
-        codes, seconds = live(attempt, chance.uniform(*LIFE_SECONDS), chance.randrange(RANKS), met)
+        life = slowness * chance.uniform(*LIFE_SECONDS)
+        codes, seconds = live(attempt, life, chance.randrange(RANKS), met)
         slowest = max(slowest, seconds)
         kept = committed(out / "killed" / "checkpoints") if resume else []
         ended += codes.count(-signal.SIGKILL) == RANKS
@@ -156,4 +159,5 @@ def soak(kills: int, data: Path, out: Path, seed: int = 0) -> dict[str, Any]:
 if __name__ == "__main__":
     if not Path(sys.argv[2]).exists():
         make_dataset(Path(sys.argv[2]), users=80, items=60, rows=1500)
-    print(json.dumps(soak(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))))
+    slowness = float(sys.argv[4]) if len(sys.argv) > 4 else 1.0
+    print(json.dumps(soak(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 0, slowness)))

@@ -9,17 +9,19 @@ import time
 import urllib.error
 import urllib.request
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import ray
 import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 
 from cluster.elastic import GroupWatch, check_divides, choose, wait_for_room
 from cluster.failures import RunFailedError, first_cause
-from cluster.heartbeat import SILENT_SECONDS, Pulses
+from cluster.heartbeat import CONDEMNED_STATUS, SILENT_SECONDS, Answer, Heartbeat, Pulses
 from cluster.relay import RelayLog, RelayProgress
 from cluster.service_discovery import ServiceDiscovery
-from cluster.session import held_errors, join_message
+from cluster.session import held_errors, join_message, ray_session
 from cluster.submit import refusal_message
 from cluster.usage import UsageError
 from cluster.workers import Resources, Workers
@@ -261,6 +263,36 @@ class FakeRelay:
         self.sent.append((*args, kwargs))
 
 
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_rank_that_is_cut_off_ends_after_the_step_timeout(
+    reachable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a node that the network was cut from, no verdict arrives; RUN's lock must be let go."""
+    ended = threading.Event()
+    statuses: list[int] = []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    def get(beat: Any, timeout: float) -> Answer:
+        if reachable:
+            return Answer()
+        raise ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr("ray.get", get)
+    monkeypatch.setattr("ray.get_runtime_context", Mock())
+    monkeypatch.setattr("cluster.heartbeat.BEAT_SECONDS", 0.05)
+    heartbeat = Heartbeat(Mock(), group=1, rank=0, step_timeout_seconds=0.5)
+    started = time.monotonic()
+    heartbeat.start()
+    assert ended.wait(2.0 if reachable else 60.0) is not reachable
+    heartbeat.stop()
+    assert set(statuses) == (set() if reachable else {CONDEMNED_STATUS})
+    assert time.monotonic() - started > 0.5
+
+
 def test_relayed_updates_are_thinned_but_the_last_one_arrives() -> None:
     relay = FakeRelay()
     progress = RelayProgress(relay)
@@ -302,6 +334,19 @@ def test_what_native_code_writes_while_joining_is_held_back(
         assert b"try 1" in held.read()
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "after\n"
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(RuntimeError, match="Ray did not start on this machine within its 30 s"),
+        ray_session(None),
+    ):
+        pass
 
 
 def test_a_head_without_its_agent_is_explained() -> None:
