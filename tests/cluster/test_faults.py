@@ -169,9 +169,10 @@ def cut_off_run(data: Path, out: Path, network: Network) -> Iterator[tuple[Train
         cluster.wait_for_cpus(2)
         flags = (f"--address={cluster.address}", "--patience=120", "--resize-every=1000")
         with TrainRun(data, out, *LONG, *flags, workers="1..2") as run:
-            run.wait_for_checkpoint()
+            run.wait_for_step(1)
             writer = json.loads((out / "owner.json").read_text())["pid"]
             nodes.sort(key=lambda node: writer not in descendants(node.process.pid))
+            run.wait_for_checkpoint()
             yield run, nodes
 
 
