@@ -64,6 +64,13 @@ def test_every_alert_has_an_entry_in_the_runbook() -> None:
         assert f"alertname: {name}" in (PROMETHEUS / "tests.yml").read_text()
 
 
+def test_panels_that_the_runbook_names_exist() -> None:
+    runbook = (ROOT / "docs" / "runbooks" / "alerts.md").read_text()
+    named = {" ".join(name.split()) for name in re.findall(r'"([^"]+)"', runbook)}
+    assert len(named) > 10
+    assert named - {panel.title for d in DASHBOARDS for panel in d.panels} == set()
+
+
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)
 def test_the_files_are_what_the_panels_make(dashboard: Any) -> None:
     written = json.loads((GRAFANA / "dashboards" / f"{dashboard.uid}.json").read_text())
