@@ -16,7 +16,7 @@ from tests.monitoring.two_ranks import Reader, free_port, hurried_rules
 from trainer.live.panels import DASHBOARDS
 from trainer.live.prometheus import Prometheus, make_config
 
-pytestmark = [pytest.mark.slow, needs("prometheus"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, needs("prometheus"), pytest.mark.timeout(900)]
 QUERIES = [
     query
     for dashboard in DASHBOARDS
@@ -72,7 +72,7 @@ def test_a_killed_rank_is_told_and_found_again_at_the_same_url(reader: Watched) 
     assert reader.firing() == set()
     old = instances(reader, 'up{job="tandem"} == 1')
     os.kill(reader.run.worker_pids()[-1], signal.SIGKILL)
-    reader.wait(lambda: len(instances(reader, 'up{job="tandem"} == 1') - old) == 2, seconds=300)
+    reader.wait(lambda: len(instances(reader, 'up{job="tandem"} == 1') - old) == 2, seconds=450)
     reader.wait(lambda: "TandemRestarted" in reader.firing())
     assert instances(reader, 'up{job="tandem"}').isdisjoint(old)
     assert reader.value("max(tandem_restarts_total)") == 1
