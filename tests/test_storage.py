@@ -66,6 +66,31 @@ def test_lines_are_whole_for_others_when_flushed() -> None:
     assert again.read() == ["one", "two", "three"]
 
 
+def test_lines_survive_a_kill_while_they_are_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each resume rewrites metrics.jsonl; a kill in its midst once took a run's first 155 steps."""
+    file = LineFile(tmp_path / "lines.jsonl")
+    for number in range(3):
+        file.append(f"line {number}")
+
+    def killed_midway(path: Path, text: str) -> int:
+        with path.open("w") as stream:
+            stream.write(text[:4])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", killed_midway)
+        with pytest.raises(KeyboardInterrupt):
+            file.rewrite(["line 0", "line 1"])
+    again = LineFile(file.path)
+    assert again.read() == ["line 0", "line 1", "line 2"]
+    again.rewrite(["line 0", "line 1"])
+    again.append("another")
+    assert again.read() == ["line 0", "line 1", "another"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
 def test_a_storage_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match=r"nosuch://bucket/run: .*use a folder, or s3://"):
         storage_path("nosuch://bucket/run")

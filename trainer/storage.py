@@ -186,9 +186,15 @@ class LineFile:
         return self.path.read_text().splitlines() if self.path.exists() else []
 
     def rewrite(self, lines: list[str]) -> None:
-        """Put other lines in their place."""
+        """Put other lines in their place: all of them, or, killed meanwhile, none."""
         self._lines = list(lines)
-        self.path.write_text("".join(f"{line}\n" for line in lines))
+        text = "".join(f"{line}\n" for line in lines)
+        if isinstance(self.path, Path):
+            partial = self.path.with_name(f"{self.path.name}.partial")
+            partial.write_text(text)
+            partial.rename(self.path)
+        else:
+            self.path.write_text(text)
 
     def _known(self) -> list[str]:
         if self._lines is None:
