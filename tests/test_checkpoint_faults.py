@@ -67,6 +67,7 @@ def test_killed_while_writing(
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on from {kept}" in resumed.stderr
     assert losses(out) == whole
+    assert sorted((out / "checkpoints").iterdir()) == checkpoints(out), "remains of the killed one"
 
 
 @pytest.mark.parametrize("hurt", ["truncated", "one byte", "gone"])

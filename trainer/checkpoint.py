@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from trainer.agreement import gather_objects
 from trainer.ranks import Ranks
-from trainer.run_files import COMMIT_FILE, STEP_FOLDER, committed, write_json
+from trainer.run_files import COMMIT_FILE, STEP_FOLDER, committed, leftovers, write_json
 from trainer.shard_files import DigestedFiles
 from trainer.storage import RemotePath, StoragePath, file_digest, remove_tree
 
@@ -170,8 +170,12 @@ class CheckpointWriter:
         self._raise_any(error)  # collective
 
     def _drop_old(self, best_step: int | None) -> None:
+        """All but the newest, and what a kill left of others while they were written or dropped."""
         try:
-            for path in committed(self.folder)[: -self.keep]:
+            there = committed(self.folder)
+            for path in leftovers(self.folder, before=there[-1]):
+                remove_tree(path)
+            for path in there[: -self.keep]:
                 if best_step is not None and path.name == STEP_FOLDER.format(best_step):
                     continue
                 (path / COMMIT_FILE).unlink()

@@ -15,10 +15,19 @@ COMMIT_FILE = "checkpoint.json"
 
 def committed(folder: StoragePath) -> list[StoragePath]:
     """Finished checkpoints, oldest first."""
+    return sorted((path for path in _steps(folder) if (path / COMMIT_FILE).is_file()), key=str)
+
+
+def leftovers(folder: StoragePath, before: StoragePath) -> list[StoragePath]:
+    """Checkpoints older than `before` that are not whole: nobody writes them any more."""
+    older = [path for path in _steps(folder) if step_of(path) < step_of(before)]
+    return [path for path in older if not (path / COMMIT_FILE).is_file()]
+
+
+def _steps(folder: StoragePath) -> list[StoragePath]:
     if not folder.exists():
         return []
-    steps = [path for path in folder.iterdir() if path.name.startswith("step-")]
-    return sorted((path for path in steps if (path / COMMIT_FILE).is_file()), key=str)
+    return [path for path in folder.iterdir() if path.name.startswith("step-")]
 
 
 def step_of(path: StoragePath) -> int:
