@@ -39,11 +39,14 @@ def train_and_note(spec: RunSpec, notes: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_two_then_four_then_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["row_wise", "table_wise"])
+def test_two_then_four_then_one(sharding: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     make_dataset(data, users=80, items=60, rows=1500)
     config = small_config(
-        training={"epochs": 3}, optimizer={"schedule": "constant"}, model={"dropout": 0.0}
+        training={"epochs": 3},
+        optimizer={"schedule": "constant"},
+        model={"dropout": 0.0, "sharding": sharding},
     )
     parts, whole, notes = tmp_path / "parts", tmp_path / "whole", tmp_path / "notes"
     notes.mkdir()
