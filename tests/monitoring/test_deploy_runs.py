@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from cluster.session import short_temp_folder
-from tests.cluster.nodes import RAY, Node, wait_for_port
+from tests.cluster.nodes import RAY, Node, authentication, wait_for_port
 from tests.cluster.runs import SMALL
 from tests.monitoring.conftest import needs
 from tests.monitoring.test_deploy import DEPLOY, of_kind
@@ -54,15 +54,14 @@ def cluster(head: str, worker: str) -> Iterator[Cluster]:
     started = Node(
         *flags(head, own),
         f"--dashboard-port={dashboard_port}",
-        f"--dashboard-agent-listen-port={free_port()}",  # the default is another node's, here
         f"--temp-dir={folder}",
+        environment=os.environ | authentication(None),
     )
     nodes = [started]
     try:
         wait_for_port("127.0.0.1", port, started.process)
         joined = {"address": places["ray-head:6379"], "metrics-export-port": None}
-        agent = f"--dashboard-agent-listen-port={free_port()}"
-        nodes.append(Node(*flags(worker, joined), agent))
+        nodes.append(Node(*flags(worker, joined), environment=os.environ | authentication(None)))
         yield Cluster(places, f"http://127.0.0.1:{dashboard_port}", folder)
     finally:
         for node in reversed(nodes):
