@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,7 @@ def cluster(head: str, worker: str) -> Iterator[Cluster]:
     finally:
         for node in reversed(nodes):
             node.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def flags(command: str, changed: Mapping[str, str | int | None]) -> list[str]:

@@ -79,7 +79,7 @@ def test_a_killed_rank_is_told_and_found_again_at_the_same_url(reader: Watched) 
     reader.wait(lambda: bool(reader.query(told)))
     reader.wait(lambda: instances(reader, 'up{job="tandem"}').isdisjoint(old))
     assert reader.value("max(tandem_restarts_total)") == 1
-    reader.wait(lambda: not reader.firing() & set(TOLD_BY.split("|")))
+    reader.wait(lambda: not reader.firing() & set(TOLD_BY.split("|")), seconds=300)
 
 
 def instances(reader: Watched, query: str) -> set[str]:

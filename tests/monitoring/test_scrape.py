@@ -121,4 +121,4 @@ def test_a_killed_and_restarted_rank_is_found_again(healthy: Scraped, data: str)
     assert not old & new
     assert healthy.value("max(tandem_restarts_total)") == 1
     healthy.wait(lambda: "TandemRestarted" in healthy.firing())
-    healthy.wait(lambda: not healthy.firing())
+    healthy.wait(lambda: not healthy.firing(), seconds=300)
