@@ -47,6 +47,8 @@ class Network:
         traceback: TracebackType | None,
     ) -> None:
         for space in self._spaces:
+            # The namespace itself lives on, cable and all, with the last process in it.
+            ip("link", "del", self._cable(space))
             ip("netns", "del", space)
         ip("link", "del", self._name)
 

@@ -102,6 +102,7 @@ class Cluster:
             environment=self.environment,
         )
         wait_for_port(self.host, self.port, head.process)
+        wait_for_port("127.0.0.1", self.dashboard_port, head.process)
         return head
 
     def restart_head(self) -> None:
