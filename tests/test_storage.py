@@ -1,5 +1,6 @@
 """Runs on storage behind a URI, and who may write a run's folder."""
 
+import fcntl
 import json
 import os
 import threading
@@ -139,6 +140,18 @@ def test_a_silent_owner_is_given_up(tmp_path: Path) -> None:
     third = RunLock(tmp_path)
     third.take("third")
     third.release()
+
+
+def test_a_holder_that_has_taken_its_name_off_is_about_to_go(tmp_path: Path) -> None:
+    """owner.json is removed a moment before the kernel's lock is."""
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ending = threading.Timer(1.0, fcntl.flock, (held, fcntl.LOCK_UN))
+        ending.start()
+        after = RunLock(tmp_path)
+        after.take("ours")
+        ending.join()
+    after.release()
 
 
 def test_an_earlier_attempt_of_the_same_start_is_waited_for(

@@ -28,6 +28,8 @@ SILENT_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 SETTLE_SECONDS = 1.0
 """Where nothing but owner.json tells two starts apart, the later one to write it wins."""
+NAMELESS_SECONDS = 5.0
+"""So long a holder of the lock may be without owner.json: it is written and removed under it."""
 
 
 def this_machine() -> str:
@@ -93,18 +95,21 @@ class RunLock:
     def _lock_file(self, run_id: str) -> None:
         """Take the kernel's lock, where the folder is on a file system.
 
-        An earlier attempt of this start may live a little longer, on a node that was cut off.
+        An earlier attempt of this start may live a little longer, on a node that was cut off. One
+        that holds the lock without a name has just come or is about to go.
         """
         if not isinstance(self._folder, Path):
             return
         self._file = (self._folder / ".lock").open("w")
-        deadline = time.monotonic() + SILENT_SECONDS
+        started = time.monotonic()
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                ours = (self._owner() or {}).get("run_id") == run_id
-                if ours and time.monotonic() < deadline:
+                owner = self._owner()
+                ours = owner is not None and owner["run_id"] == run_id
+                patience = SILENT_SECONDS if ours else NAMELESS_SECONDS if owner is None else 0.0
+                if time.monotonic() - started < patience:
                     time.sleep(LOOK_SECONDS)
                     continue
                 self._file.close()
