@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
-from trainer.storage import StoragePath
+from trainer.storage import StoragePath, write_whole
 
 STEP_FOLDER = "step-{:08d}"
 COMMIT_FILE = "checkpoint.json"
@@ -36,14 +34,5 @@ def step_of(path: StoragePath) -> int:
 
 
 def write_json(path: StoragePath, value: Any) -> None:
-    """Write whole or not at all: to a temporary name, synced, then renamed."""
-    text = json.dumps(value, indent=1)
-    if not isinstance(path, Path):
-        path.write_text(text)
-        return
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(path)
+    """Write whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1))

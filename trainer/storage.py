@@ -148,6 +148,21 @@ def file_digest(path: StoragePath) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def write_whole(path: StoragePath, text: str) -> None:
+    """Write all of `text` or nothing: to a temporary name, synced, then renamed.
+
+    An object store writes so by itself.
+    """
+    if not isinstance(path, Path):
+        path.write_text(text)
+        return
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    with partial.open() as stream:
+        os.fsync(stream.fileno())
+    partial.rename(path)
+
+
 class LineFile:
     """A growing file of lines; in an object store it is written anew now and then."""
 
@@ -188,13 +203,7 @@ class LineFile:
     def rewrite(self, lines: list[str]) -> None:
         """Put other lines in their place: all of them, or, killed meanwhile, none."""
         self._lines = list(lines)
-        text = "".join(f"{line}\n" for line in lines)
-        if isinstance(self.path, Path):
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            partial.write_text(text)
-            partial.rename(self.path)
-        else:
-            self.path.write_text(text)
+        write_whole(self.path, "".join(f"{line}\n" for line in lines))
 
     def _known(self) -> list[str]:
         if self._lines is None:
