@@ -28,6 +28,8 @@ MARKS = 1 << 24
 HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
 HASH_SHIFT = np.uint64(64 - 24)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+Bags = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Of a batch, by key: values, and lengths [S]."""
 
 
 class Vitals:
@@ -62,12 +64,13 @@ class Vitals:
 
     def read(self, batch: Batch) -> dict[str, float]:
         """All values. On a GPU one device-to-host sync for each few; `batch` is on the host."""
+        bags = bags_by_key(batch)
         return {
             **self._learning_rates(),
             **self._gradient_norms(),
             **self._table_norms(),
-            **self._look_ups(batch),
-            **self._unknown(batch),
+            **self._look_ups(bags),
+            **self._unknown(batch, bags),
             **self._memory(),
         }
 
@@ -95,9 +98,8 @@ class Vitals:
             values[f"norm_rows/{table}"] = float(sum(len(norm) for norm in norms))
         return values
 
-    def _look_ups(self, batch: Batch) -> dict[str, float]:
+    def _look_ups(self, bags: Bags) -> dict[str, float]:
         values = {}
-        bags = bags_by_key(batch)
         for table in self._inputs.tables:
             ids = np.concatenate([bags[key][0] for key in table.features])
             touched = count_different(ids, table.num_rows)
@@ -105,10 +107,9 @@ class Vitals:
             values[f"unique_id_share/{table.name}"] = touched / max(len(ids), 1)
         return values
 
-    def _unknown(self, batch: Batch) -> dict[str, float]:
+    def _unknown(self, batch: Batch, bags: Bags) -> dict[str, float]:
         """Share of the bags of real rows that are empty, or hold an unknown value alone."""
         real_B = batch.user_B.numpy() >= 0
-        bags = bags_by_key(batch)
         shares = {}
         for key in self._inputs.keys:
             values, lengths_S = bags[key]
@@ -148,7 +149,7 @@ class Vitals:
         self._pooled_norm = gradient.detach().float().norm()
 
 
-def bags_by_key(batch: Batch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def bags_by_key(batch: Batch) -> Bags:
     """Values and lengths [S] of each key of a batch on the host, as views: a tenth of the time
     that its jagged tensors take."""
     features = batch.features
