@@ -94,13 +94,14 @@ def _gowalla_ccl() -> Config:
     A margin of .4 from a spectral start; at the paper's .9 hardly any negative is over it.
 
     2026-11-25, test Recall@20 .1815, NDCG@20 .1433 after 495 s, one worker on one core:
-        tandem train gowalla-ccl --data G --out R --workers 2 --data.train-splits train validation
+        tandem train gowalla-ccl --data G --out R --workers 1 --data.train-splits train validation
         tandem evaluate R --split test
     """
+    gowalla = _gowalla()
     return replace(
-        _gowalla(),
+        gowalla,
         loss=LossConfig(name="ccl", margin=0.4, negative_weight=150.0, precision="bf16"),
-        training=replace(_gowalla().training, epochs=16),
+        training=replace(gowalla.training, epochs=16),
     )
 
 
@@ -109,11 +110,12 @@ def _gowalla_graph() -> Config:
 
     Behind `gowalla` in a sketch on validation (docs/quality.md); no figure of its own yet.
     """
+    gowalla = _gowalla()
     return replace(
-        _gowalla(),
-        model=replace(_gowalla().model, tower="graph", dim=64, neighbours=16),
-        loss=replace(_gowalla().loss, temperature=0.1, negative_weight=1.2),
-        optimizer=replace(_gowalla().optimizer, table_learning_rate=0.3),
+        gowalla,
+        model=replace(gowalla.model, tower="graph", dim=64, neighbours=16),
+        loss=replace(gowalla.loss, temperature=0.1, negative_weight=1.2),
+        optimizer=replace(gowalla.optimizer, table_learning_rate=0.3),
     )
 
 
