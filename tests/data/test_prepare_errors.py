@@ -147,6 +147,27 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         PrepareArguments("source", "out", **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_order": True}, r"--in-order, but .* has timestamps \(column 'timestamp'\)"),
+        ({"validation": "last"}, r"--validation last has a meaning only where the source names"),
+    ],
+)
+def test_order_that_contradicts(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    source = tmp_path / "rows.csv"
+    source.write_text("user,item,timestamp\n1,2,3\n1,3,4\n")
+    with pytest.raises(ValueError, match=message):
+        make(source, tmp_path / "out", **arguments)
+
+
+def test_the_last_of_what_has_no_times(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("0 1 2 3\n")
+    (tmp_path / "test.txt").write_text("0 4\n")
+    with pytest.raises(ValueError, match=r"--validation last needs times, .* or say --in-order"):
+        make(tmp_path, tmp_path / "out", validation="last")
+
+
 def test_missing_source(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere.csv does not exist: give a file"):
         make(tmp_path / "nowhere.csv", tmp_path / "out")

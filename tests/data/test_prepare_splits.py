@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.planted import Row, interactions, make, some_rows, table, write_csv
+from tests.data.planted import Row, interactions, make, queries, some_rows, table, write_csv
 from trainer.data.schema import Dataset
 
 
@@ -61,6 +61,56 @@ def test_time(tmp_path: Path) -> None:
     assert max(latest["validation"]) < min(latest["test"])
     assert min(latest["validation"]) == dataset.split_rule["validation_from"]
     assert [each.rows for each in dataset.splits.values()] == [340, 60, 100]
+
+
+def lists(folder: Path, first: int = 0) -> Path:
+    """LightGCN's lists: 12 users of ten train items and two test items, `first` on."""
+    folder.mkdir()
+    for name, places in (("train", range(10)), ("test", range(10, 12))):
+        lines = [
+            " ".join(map(str, (user, *((first + user + 7 * k) % 97 for k in places))))
+            for user in range(12)
+        ]
+        (folder / f"{name}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_in_order(tmp_path: Path) -> None:
+    """Rows' places are times: what came last is held out, and a history is what came before."""
+    dataset = make(
+        lists(tmp_path / "lists"),
+        tmp_path / "out",
+        in_order=True,
+        validation_share=0.2,
+        history_length=4,
+    )
+    assert dataset.has_timestamps and dataset.source["in_order"]
+    assert dataset.split_rule["validation"] == "last"
+    item_at = {user: [(user + 7 * k) % 97 for k in range(12)] for user in range(12)}
+    users = [row["raw_id"] for row in table(dataset, "users")]
+    items = [row["raw_id"] for row in table(dataset, "items")]
+    for split, places in (("train", range(8)), ("validation", (8, 9)), ("test", (10, 11))):
+        rows = sorted(interactions(dataset, split), key=lambda row: row["timestamp"])
+        for user in range(12):
+            own = [row for row in rows if users[row["user"]] == user]
+            assert [items[row["item"]] for row in own] == [item_at[user][k] for k in places]
+            if split == "train":
+                histories = [[items[each] for each in row["history"]] for row in own]
+                assert histories == [item_at[user][max(0, k - 4) : k] for k in places]
+    for split, end in (("validation", 8), ("test", 10)):
+        for row in queries(dataset, split):
+            user = users[row["user"]]
+            assert [items[each] for each in row["history"]] == item_at[user][end - 4 : end]
+
+
+def test_in_order_is_extended_in_order(tmp_path: Path) -> None:
+    make(lists(tmp_path / "old_lists"), tmp_path / "old", in_order=True, validation_share=0.2)
+    new = lists(tmp_path / "new_lists", first=40)
+    extended = make(new, tmp_path / "new", extend=str(tmp_path / "old"))
+    assert extended.has_timestamps and extended.split_rule["validation"] == "last"
+    train = interactions(extended, "train")
+    new_rows = [row for row in train if row["timestamp"] >= 12 * 12]
+    assert new_rows and all(len(row["history"]) >= 8 for row in new_rows)
 
 
 def test_random_shares_hold_for_short_users(tmp_path: Path) -> None:

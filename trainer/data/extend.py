@@ -37,6 +37,8 @@ def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
         "split": parent.split_rule["rule"],
         "test_share": parent.split_rule.get("test_share"),
         "validation_share": parent.split_rule.get("validation_share"),
+        "validation": parent.split_rule.get("validation", "random"),
+        "in_order": parent.source.get("in_order", False),
         "seed": parent.split_rule["seed"],
         "history_length": parent.history_length,
         "positive_threshold": thresholds["positive"],
@@ -45,7 +47,7 @@ def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
     }
     for name, value in settings.items():
         wanted = getattr(arguments, name)
-        if wanted is not None and wanted != value:
+        if wanted is not None and wanted is not False and wanted != value:
             raise ValueError(
                 f"--{name.replace('_', '-')} {wanted} is not the extended dataset's ({value}): "
                 "leave it out, or prepare all data anew"
@@ -63,6 +65,7 @@ def inherited_rule(parent: Dataset) -> SplitRule:
         rule.get("validation_share"),
         rule["seed"],
         given=tuple(rule["given"]),
+        validation=rule.get("validation", "random"),
     )
 
 

@@ -39,7 +39,7 @@ from trainer.data.partition import (
 )
 from trainer.data.prepare_arguments import DEFAULT_HISTORY_LENGTH, PrepareArguments
 from trainer.data.schema import Dataset
-from trainer.data.sources import Source, title_column
+from trainer.data.sources import Source, in_order, title_column
 from trainer.data.split_choice import choose_rule, with_moments
 from trainer.data.splits import SplitRule
 from trainer.data.staging import (
@@ -161,6 +161,7 @@ class _Build:
             "columns": source.columns,
             "rows": rows + self._parent_rows,
             "timestamp_unit": unit,
+            "in_order": source.in_order,
             "thresholds": None if thresholds is None else asdict(thresholds),
             "duplicates": plan.keep,
             "title_column": title,
@@ -186,6 +187,8 @@ class _Build:
             arguments.columns,
             SideFiles(arguments.items, arguments.users),
         )
+        if arguments.in_order:
+            source = in_order(source, arguments.source)
         if self.parent is not None:
             source = fitting_source(source, arguments.source, self.parent)
         with watched(connection, self.progress, "reading"):

@@ -61,6 +61,12 @@ class PrepareArguments:
     validation_share: float | None = None
     """Share of rows held out for validation; 0.1 where left out. Under given a share of each
     user's train rows, unless the files name a validation part."""
+    validation: Literal["random", "last"] | None = None
+    """Under given: which of a user's train rows are held out. last suits a test part that came
+    later than train; where left out, last with --in-order, else random."""
+    in_order: bool = False
+    """A user's rows stand in time order though the source has no timestamps (train before test):
+    their places serve as times, for histories and splits."""
     duplicates: Literal["first", "last"] | None = None
     """Which of a user's rows of the same item is kept; the last rating, else the first row."""
     drop_null_ids: bool = False

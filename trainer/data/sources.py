@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,10 +62,23 @@ class Source:
     """Splits that the files name, () where they name none."""
     has_rating: bool
     has_timestamp: bool
+    """Rows have times: a column of them, or under `in_order` their places."""
     columns: dict[str, str | None]
     """Column names used, for dataset.json."""
     items: SideTable | None = None
     users: SideTable | None = None
+    in_order: bool = False
+    """A user's rows stand in time order, and their places are the times."""
+
+
+def in_order(source: Source, label: str) -> Source:
+    """The source whose rows' places serve as times; raises ValueError where it has times."""
+    if source.has_timestamp:
+        raise ValueError(
+            f"--in-order, but {label} has timestamps (column "
+            f"{source.columns.get('timestamp')!r}), which say the order: leave --in-order out"
+        )
+    return replace(source, has_timestamp=True, in_order=True)
 
 
 def list_files(source: str) -> list[str]:

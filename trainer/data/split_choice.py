@@ -26,12 +26,22 @@ def choose_rule(
     if rule in ("time", "leave-last-out") and not source.has_timestamp:
         raise ValueError(
             f"--split {rule} needs times, {arguments.source} has none: name their column with "
-            "--timestamp-column, or take --split random"
+            "--timestamp-column, say --in-order if its rows stand in it, or take --split random"
         )
     if rule == "given" and "test" not in source.given:
         raise ValueError(
             f"--split given needs files named train and test, {arguments.source} has "
             f"{' and '.join(source.given) or 'none'}: take another --split"
+        )
+    if arguments.validation is not None and (rule != "given" or "validation" in source.given):
+        raise ValueError(
+            f"--validation {arguments.validation} has a meaning only where the source names train "
+            "and test but no validation part: leave it out"
+        )
+    if arguments.validation == "last" and not source.has_timestamp:
+        raise ValueError(
+            f"--validation last needs times, {arguments.source} has none: name their column with "
+            "--timestamp-column, or say --in-order if a user's rows stand in time order"
         )
     test: float | None = arguments.test_share
     has_dislikes = thresholds is not None and thresholds.dislike is not None
@@ -50,7 +60,10 @@ def choose_rule(
         return SplitRule(rule, None, None, arguments.seed or 0)
     if rule == "given" and "validation" in source.given:
         validation = 0.0
-    return SplitRule(rule, test, validation, arguments.seed or 0, given=source.given)
+    chosen = arguments.validation or ("last" if source.in_order and rule == "given" else "random")
+    return SplitRule(
+        rule, test, validation, arguments.seed or 0, given=source.given, validation=chosen
+    )
 
 
 def with_moments(connection: duckdb.DuckDBPyConnection, rule: SplitRule, folder: str) -> SplitRule:

@@ -12,6 +12,7 @@ from typing import Literal
 
 RuleName = Literal["given", "time", "leave-last-out", "random"]
 RULES = ("given", "time", "leave-last-out", "random")
+LATEST = "moment DESC, position DESC"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class SplitRule:
     """First timestamp of test, under `time`."""
     given: tuple[str, ...] = ()
     """Splits that the source names, under `given`."""
+    validation: Literal["random", "last"] = "random"
+    """Which of a user's given train rows are validation, under `given`."""
 
     @property
     def follows_time(self) -> bool:
@@ -46,11 +49,12 @@ def split_query(rule: SplitRule, kept: str) -> str:
     match rule.rule:
         case "given":
             share = 0.0 if "validation" in rule.given else rule.validation_share or 0.0
+            order = LATEST if rule.validation == "last" else _hash_order(rule)
             return (
                 _ranked(
                     rule,
                     f"(SELECT * FROM {kept} WHERE coalesce(given, 0) = 0)",
-                    _hash_order(rule),
+                    order,
                     (0.0, share),
                 )
                 + f" UNION ALL SELECT *, coalesce(old, given) AS split FROM {kept} WHERE given > 0"
@@ -65,7 +69,7 @@ def split_query(rule: SplitRule, kept: str) -> str:
             if rule.test_share is None:
                 return _last_positives(kept)
             shares = (rule.test_share, rule.validation_share or 0.0)
-            return _ranked(rule, kept, "moment DESC, position DESC", shares)
+            return _ranked(rule, kept, LATEST, shares)
 
 
 def _hash_order(rule: SplitRule) -> str:
