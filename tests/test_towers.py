@@ -20,6 +20,12 @@ PLAIN = {"use_history": False, "user_attributes": False, "item_attributes": Fals
 TOWERS: dict[str, dict[str, Any]] = {
     "graph": {**PLAIN, "tower": "graph", "neighbours": 3, "spectral_start": 1.0},
     "history": {**PLAIN, "tower": "history", "history_pooling": "attention"},
+    "places": {
+        **PLAIN,
+        "tower": "history",
+        "history_pooling": "places",
+        "sequence_length": 3,
+    },
     "sequence": {**PLAIN, "tower": "sequence", "sequence_length": 4},
 }
 
@@ -99,6 +105,19 @@ def test_empty_positions_change_nothing() -> None:
     torch.testing.assert_close(pooled_nD, item_nD)
     sequence = SequenceTower((2, 2), 8, 1, 2, 0.0, normalise=False)
     assert torch.isfinite(sequence([user_nD, *[empty_nD] * 4])).all()
+
+
+def test_each_place_has_a_matrix_of_its_own() -> None:
+    torch.manual_seed(0)
+    user_nD, older_nD, latest_nD = torch.randn(3, 4, 8)
+    places = HistoryTower("places", 2, 8, 0.0, normalise=False)
+    start_nD = 0.5 * user_nD + 0.5 * (0.5 * older_nD + latest_nD)
+    torch.testing.assert_close(places([user_nD, older_nD, latest_nD]), start_nD)
+    with torch.no_grad():
+        places.values.weight[:, :8] = 0  # the older place's
+    torch.testing.assert_close(
+        places([user_nD, older_nD, latest_nD]), 0.5 * user_nD + 0.5 * latest_nD
+    )
 
 
 def test_a_later_item_does_not_change_what_an_earlier_token_read() -> None:

@@ -85,10 +85,12 @@ class ModelConfig:
     """Feed every user attribute of the dataset to the query tower."""
     item_attributes: bool = False
     """Feed every item attribute of the dataset to the candidate tower."""
-    history_pooling: Literal["mean", "attention"] = "mean"
-    """history: how the items of the history become one vector."""
+    history_pooling: Literal["mean", "attention", "places"] = "mean"
+    """history: how the items of the history become one vector. places: the last items, each
+    through a matrix of its own, for data where the order tells what comes next."""
     sequence_length: int = 20
-    """sequence, history with attention: most recent items of a list that are read one by one."""
+    """sequence, history with attention or places: most recent items of a list that are read one
+    by one."""
     sequence_layers: int = 1
     """sequence: layers of the transformer."""
     sequence_heads: int = 2
@@ -147,8 +149,8 @@ class ModelConfig:
     @property
     def reads_positions(self) -> bool:
         """Whether the query tower reads lists item by item."""
-        attends = self.tower == "history" and self.history_pooling == "attention"
-        return attends or self.tower == "sequence"
+        one_by_one = self.tower == "history" and self.history_pooling != "mean"
+        return one_by_one or self.tower == "sequence"
 
     @property
     def width(self) -> int:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Pooling = Literal["mean", "attention"]
+Pooling = Literal["mean", "attention", "places"]
 
 
 class HistoryTower(nn.Module):
@@ -23,7 +23,8 @@ class HistoryTower(nn.Module):
 
     query = g * (sum of the other features) + (1 - g) * V * pooled history. `mean` gets the history
     as one averaged feature, the last; `attention` gets its positions and weighs them by a small
-    network that sees each item and the user.
+    network that sees each item and the user. `places` has a V for each position, in place of
+    pooling: what was liked last counts for more, and in another way, than what was before it.
     """
 
     def __init__(
@@ -32,23 +33,27 @@ class HistoryTower(nn.Module):
         super().__init__()
         self.pooling, self.positions, self.normalise = pooling, positions, normalise
         self.dropout = nn.Dropout(dropout)
-        self.values = nn.Linear(dim, dim, bias=False)
-        nn.init.eye_(self.values.weight)
+        pooled = positions if pooling == "places" else 1
+        self.values = nn.Linear(pooled * dim, dim, bias=False)
+        with torch.no_grad():  # oldest first: each place counts half of the next, more recent one
+            shares = [0.5**age * torch.eye(dim) for age in reversed(range(pooled))]
+            self.values.weight.copy_(torch.cat(shares, dim=1))
         self.gate = nn.Parameter(torch.zeros(()))
         self.keys = nn.Linear(dim, dim) if pooling == "attention" else None
 
     def forward(self, features_nD: Sequence[Tensor]) -> Tensor:
         """[n, D] a feature, the list's last -> [n, D]."""
-        split = len(features_nD) - (self.positions if self.pooling == "attention" else 1)
+        split = len(features_nD) - (1 if self.pooling == "mean" else self.positions)
         user_nD = sum_of(features_nD[:split], features_nD[-1])
-        history_nD = self._pool(features_nD[split:], user_nD)
+        pooled_nP = self._pool(features_nD[split:], user_nD)
         gate = torch.sigmoid(self.gate)
-        query_nD = self.dropout(gate * user_nD + (1 - gate) * self.values(history_nD))
+        query_nD = self.dropout(gate * user_nD + (1 - gate) * self.values(pooled_nP))
         return F.normalize(query_nD, dim=1) if self.normalise else query_nD
 
     def _pool(self, history_nD: Sequence[Tensor], user_nD: Tensor) -> Tensor:
+        """[n, P]: P = D, or positions x D."""
         if self.keys is None:
-            return history_nD[0]
+            return torch.cat(list(history_nD), dim=1)
         token_nLD = torch.stack(list(history_nD), dim=1)
         score_nL = (torch.tanh(self.keys(token_nLD)) * user_nD.unsqueeze(1)).sum(2)
         share_nL = torch.softmax(score_nL.masked_fill(is_empty(token_nLD), -1e9), dim=1)
