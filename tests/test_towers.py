@@ -1,5 +1,6 @@
 """Every tower trains alike on one rank and on two; neighbours and lists reach it whole."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 
 from tests.datasets import make_dataset
 from tests.test_training import losses, small_config, train
+from trainer.config import ModelConfig
 from trainer.data.features import list_bags
 from trainer.data.neighbours import Draw, NeighbourRule, Neighbours
+from trainer.data.schema import Dataset
+from trainer.inputs import build_inputs
 from trainer.run import RunSpec
 from trainer.sequence import HistoryTower, SequenceTower
 
@@ -105,6 +109,19 @@ def test_empty_positions_change_nothing() -> None:
     torch.testing.assert_close(pooled_nD, item_nD)
     sequence = SequenceTower((2, 2), 8, 1, 2, 0.0, normalise=False)
     assert torch.isfinite(sequence([user_nD, *[empty_nD] * 4])).all()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig(tower="history", history_pooling="places"),
+        ModelConfig(tower="sequence"),
+    ],
+)
+def test_an_order_that_is_not_there(model: ModelConfig, data: str) -> None:
+    unordered = replace(Dataset.load(data), has_timestamps=False)
+    with pytest.raises(ValueError, match=r"reads the order of the history, .* with --in-order"):
+        build_inputs(model, unordered)
 
 
 def test_each_place_has_a_matrix_of_its_own() -> None:

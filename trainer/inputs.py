@@ -66,7 +66,7 @@ def build_inputs(
         train_splits: whose pairs make the graph of the graph tower.
 
     Raises:
-        ValueError: if the model asks for attributes or a history that the dataset lacks.
+        ValueError: if the model asks for attributes, a history or an order that the dataset lacks.
     """
     _check_dataset_has(model, dataset)
     user_attributes = dataset.user_attributes if model.user_attributes else ()
@@ -104,6 +104,16 @@ def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
         raise ValueError(
             "the model reads the history, but the dataset was prepared with --history-length 0; "
             "prepare it again with a history"
+        )
+    needs_order = model.tower == "sequence" or (
+        model.tower == "history" and model.history_pooling == "places"
+    )
+    if needs_order and not dataset.has_timestamps:
+        tower = "sequence" if model.tower == "sequence" else "history with pooling by places"
+        raise ValueError(
+            f"the {tower} tower reads the order of the history, but the dataset has no times: "
+            "prepare it with --timestamp-column, or with --in-order if a user's rows stand in "
+            "time order in the source"
         )
     for side, wanted, found in (
         ("user", model.user_attributes, dataset.user_attributes),
