@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.datasets import make_dataset
 from tests.test_training import small_config
@@ -34,16 +35,45 @@ def by_hand(users: np.ndarray, items: np.ndarray, queries: Path, k: int) -> tupl
     return float(np.mean(recalls)), float(np.mean(ndcgs))
 
 
-@pytest.mark.parametrize("tower", ["mf", "graph"])
+def users_at(queries: Path, encoder: Path) -> np.ndarray:
+    """Embeddings of the users as they stood before the split, by the exported query program.
+
+    The exported users know all of their items, those of the test as well: not what is evaluated.
+    """
+    rows = pq.read_table(queries).to_pylist()
+    ids = {"user": [[row["user"]] for row in rows]}
+    for place in range(3):
+        ids[f"history@{place}"] = [
+            row["history"][-1 - place :][:1] if place < len(row["history"]) else [-1]
+            for row in rows
+        ]
+    program = torch.export.load(encoder).module()
+    found = program({key: torch.tensor(value) for key, value in ids.items()}).detach().numpy()
+    embeddings = np.zeros((max(row["user"] for row in rows) + 1, found.shape[1]), np.float32)
+    embeddings[[row["user"] for row in rows]] = found
+    return embeddings
+
+
+@pytest.mark.parametrize("tower", ["mf", "graph", "history"])
 def test_evaluate_equals_numpy_over_exported_embeddings(tower: str, tmp_path: Path) -> None:
     data, run, out = tmp_path / "data", tmp_path / "run", tmp_path / "out"
     make_dataset(data, users=60, items=50, rows=900)
-    plain = {"use_history": False, "user_attributes": False, "item_attributes": False}
-    config = small_config(model={**plain, "tower": tower}, training={"max_steps": 6})
+    model = {
+        "tower": tower,
+        "use_history": False,
+        "user_attributes": False,
+        "item_attributes": False,
+        "history_pooling": "places",
+        "sequence_length": 3,
+    }
+    config = small_config(model=model, training={"max_steps": 6})
     run_worker(RunSpec("ml-100k", config, str(data), str(run)), SilentProgress())
     found = evaluate(EvaluateArguments(str(run), split="test", k=(10,)))
     export(ExportArguments(str(run), str(out)))
     users, items = embeddings(out / "users"), embeddings(out / "items")
-    recall, ndcg = by_hand(users, items, data / "queries/test.parquet", 10)
+    queries = data / "queries/test.parquet"
+    if tower == "history":
+        users = users_at(queries, out / "query_encoder.pt2")
+    recall, ndcg = by_hand(users, items, queries, 10)
     assert found["recall@10"] == pytest.approx(recall, abs=1e-6)
     assert found["ndcg@10"] == pytest.approx(ndcg, abs=1e-6)
