@@ -82,7 +82,7 @@ class Groups:
     def run_group(self, count: int) -> dict[str, Any]:
         """One group of `count` workers, from its start to its end."""
         self._started += 1
-        ray.get(self.relay.begin.remote(self._started))
+        ray.get(self.relay.begin.remote(self._started, count))
         trainer = TorchTrainer(
             self.worker,
             train_loop_config={**self.payload, "relay": self.relay, "group": self._started},

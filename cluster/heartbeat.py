@@ -62,14 +62,15 @@ class Pulses:
         self._step_timeout_seconds = step_timeout_seconds
         self._clock = clock
         self._group = 0
+        self._count = 0
         self._stop = False
         self._ranks: dict[int, Pulse] = {}
         self._advanced_at = 0.0
         self.verdict: str | None = None
 
-    def begin(self, group: int) -> None:
-        """Forget an earlier group's ranks."""
-        self._group = group
+    def begin(self, group: int, count: int) -> None:
+        """Forget an earlier group's ranks; the new one has `count`."""
+        self._group, self._count = group, count
         self._ranks = {}
         self._advanced_at = self._clock()
         self._stop = False
@@ -106,6 +107,10 @@ class Pulses:
         last_step = min(pulse.step for pulse in self._ranks.values())
         behind = {r: p for r, p in self._ranks.items() if p.step == last_step}
         limit = f"no step within --step-timeout {self._step_timeout_seconds:g} s"
+        unheard = [rank for rank in range(self._count) if rank not in self._ranks]
+        if unheard:
+            names = ", ".join(f"rank {rank}" for rank in unheard)
+            return f"{names} has not answered since the group began: {limit}"
         if silent:
             names = ", ".join(
                 f"rank {rank} ({pulse.where}) has not answered for {now - pulse.heard_at:.0f} s"
@@ -150,7 +155,9 @@ class Heartbeat:
 
     def _run(self) -> None:
         answered_at = time.monotonic()
-        while not self._stop.wait(BEAT_SECONDS):
+        wait = 0.0  # a rank that hangs at once has been heard of
+        while not self._stop.wait(wait):
+            wait = BEAT_SECONDS
             beat = self._relay.beat.remote(
                 self._group, self._rank, self._step, self._where, self._node
             )

@@ -38,8 +38,8 @@ class Relay:
         self._pulses.advance()
         self._events.append((name, args, kwargs))
 
-    def begin(self, group: int) -> None:
-        self._pulses.begin(group)
+    def begin(self, group: int, count: int) -> None:
+        self._pulses.begin(group, count)
 
     def ask_to_stop(self, group: int) -> None:
         self._pulses.ask_to_stop(group)

@@ -166,7 +166,7 @@ class TestPulses:
     def setup_method(self) -> None:
         self.now = 0.0
         self.pulses = Pulses(step_timeout_seconds=30.0, clock=lambda: self.now)
-        self.pulses.begin(1)
+        self.pulses.begin(1, 2)
 
     def beat(self, rank: int, step: int, group: int = 1) -> str | None:
         return self.pulses.beat(group, rank, step, f"pid {100 + rank} on node-a", "n").verdict
@@ -190,6 +190,14 @@ class TestPulses:
         )
         assert SILENT_SECONDS < 32
 
+    def test_a_rank_that_hangs_at_once_is_named(self) -> None:
+        for second in range(0, 34, 2):
+            self.now = float(second)
+            verdict = self.beat(0, 7)
+        assert verdict == (
+            "rank 1 has not answered since the group began: no step within --step-timeout 30 s"
+        )
+
     def test_a_rank_that_is_behind_is_named(self) -> None:
         for second in range(0, 34, 2):
             self.now = float(second)
@@ -206,7 +214,7 @@ class TestPulses:
         assert self.beat(0, 7) is None
         self.now = 90.0
         assert self.beat(0, 7) is not None
-        self.pulses.begin(2)
+        self.pulses.begin(2, 2)
         assert self.pulses.verdict is None
         assert self.beat(0, 7, group=1) is None  # a straggler of the first group
         assert self.beat(0, 0, group=2) is None
@@ -216,7 +224,7 @@ class TestPulses:
         assert not self.pulses.beat(1, 0, 1, "here", "n").stop
         self.pulses.ask_to_stop(1)
         assert self.pulses.beat(1, 0, 2, "here", "n").stop
-        self.pulses.begin(2)
+        self.pulses.begin(2, 2)
         assert not self.pulses.beat(2, 0, 2, "here", "n").stop
 
 
@@ -291,6 +299,21 @@ def test_a_rank_that_is_cut_off_ends_after_the_step_timeout(
     heartbeat.stop()
     assert set(statuses) == (set() if reachable else {CONDEMNED_STATUS})
     assert time.monotonic() - started > 0.5
+
+
+def test_the_first_beat_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that hangs within the first seconds has been heard of, with its pid."""
+    heard = threading.Event()
+    relay = Mock()
+    relay.beat.remote = lambda *_: heard.set()
+    monkeypatch.setattr("ray.get", lambda *_, **__: Answer())
+    monkeypatch.setattr("ray.get_runtime_context", Mock())
+    monkeypatch.setattr("cluster.heartbeat.BEAT_SECONDS", 3600.0)
+    heartbeat = Heartbeat(relay, group=1, rank=0, step_timeout_seconds=30.0)
+    heartbeat.start()
+    assert heard.wait(30.0)
+    monkeypatch.setattr("cluster.heartbeat.BEAT_SECONDS", 0.05)
+    heartbeat.stop()
 
 
 def test_relayed_updates_are_thinned_but_the_last_one_arrives() -> None:
