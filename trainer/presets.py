@@ -47,7 +47,7 @@ def _gowalla() -> Config:
     The published split is by time: its test part is each user's last fifth. `tandem prepare
     --in-order` keeps the order, and holds out for validation what came last.
 
-    @GOWALLA@
+    2026-11-25, test Recall@20 .2045, NDCG@20 .1715 after 505 s, two workers on two cores:
         tandem prepare data/gowalla G --in-order --validation-share 0.2
         tandem train gowalla --data G --out R --workers 2 --data.train-splits train validation
         tandem evaluate R --split test
@@ -56,9 +56,9 @@ def _gowalla() -> Config:
     return replace(
         factors,
         model=replace(factors.model, tower="history", history_pooling="places", sequence_length=3),
-        loss=replace(factors.loss, temperature=0.08, negative_weight=1.6),
+        loss=replace(factors.loss, negative_weight=1.4),
         optimizer=replace(factors.optimizer, table_learning_rate=0.05, warmup_steps=0),
-        training=replace(factors.training, epochs=8),
+        training=replace(factors.training, epochs=16),
     )
 
 
@@ -70,7 +70,7 @@ def _gowalla_mf() -> Config:
     row's start: a warm-up lets its sums grow first. Two tables on two workers are dealt whole:
     row-wise moves twice the bytes, a fifth of a step here.
 
-    @MF@
+    2026-11-25, test Recall@20 .1932, NDCG@20 .1630 after 1,490 s, one worker on one core:
         tandem train gowalla-mf --data G --out R --workers 1 --data.train-splits train validation
         tandem evaluate R --split test
     """
@@ -83,7 +83,7 @@ def _gowalla_mf() -> Config:
             init_std=0.02,
             sharding="table_wise",
         ),
-        loss=LossConfig(name="bsl", temperature=0.08, negative_weight=1.4, precision="bf16"),
+        loss=LossConfig(name="bsl", temperature=0.1, negative_weight=1.3, precision="bf16"),
         negatives=NegativesConfig(in_batch=False, uniform=2048, log_q="none"),
         optimizer=OptimizerConfig(
             tables="rowwise_adagrad",
@@ -101,15 +101,15 @@ def _gowalla_ccl() -> Config:
 
     A margin of .4 from a spectral start; at the paper's .9 hardly any negative is over it.
 
-    @CCL@
+    2026-11-25, test Recall@20 .1928, NDCG@20 .1515 after 563 s, one worker on one core:
         tandem train gowalla-ccl --data G --out R --workers 1 --data.train-splits train validation
         tandem evaluate R --split test
     """
     gowalla = _gowalla()
     return replace(
         gowalla,
-        loss=LossConfig(name="ccl", margin=0.4, negative_weight=300.0, precision="bf16"),
-        training=replace(gowalla.training, epochs=16),
+        loss=LossConfig(name="ccl", margin=0.4, negative_weight=150.0, precision="bf16"),
+        training=replace(gowalla.training, epochs=12),
     )
 
 
@@ -122,7 +122,7 @@ def _gowalla_graph() -> Config:
     return replace(
         factors,
         model=replace(factors.model, tower="graph", dim=64, neighbours=16),
-        loss=replace(factors.loss, temperature=0.1, negative_weight=1.2),
+        loss=replace(factors.loss, negative_weight=1.2),
         optimizer=replace(factors.optimizer, table_learning_rate=0.3, warmup_steps=0),
         training=replace(factors.training, epochs=8),
     )
