@@ -129,7 +129,13 @@ def _gowalla_graph() -> Config:
 
 
 def _ml_100k() -> Config:
-    """MLP towers over ids, history and attributes for MovieLens 100K."""
+    """MLP towers over ids, history and attributes for MovieLens 100K.
+
+    2026-11-25, test Recall@20 .2436, NDCG@20 .1840 after 22 s, one worker on one shared
+    core, on the data that docs/quality.md prepares:
+        tandem train ml-100k --data ML --out R --workers 1 --data.train-splits train validation
+        tandem evaluate R --split test
+    """
     return Config(
         model=ModelConfig(
             tower="mlp", use_history=True, user_attributes=True, item_attributes=True, dropout=0.2
