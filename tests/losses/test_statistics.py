@@ -83,5 +83,5 @@ def test_disliked_rows_are_a_part_of_their_own() -> None:
     value, statistics = loss(rows, candidates)
     rows.weight_B.masked_fill_(rows.feedback_B > 0, 0.0)
     only_disliked, _ = loss(rows, candidates)
-    assert 0 < float(only_disliked) < float(value)
-    assert float(statistics["disliked_part"]) == pytest.approx(float(only_disliked))
+    assert 0 < only_disliked.item() < value.item()
+    assert float(statistics["disliked_part"]) == pytest.approx(only_disliked.item())
