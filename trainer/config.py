@@ -16,6 +16,7 @@ from typing import Any, Literal
 from embeddings.choices import Placement, Sharding, TableOptimizer, TablePrecision
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
+HistoryPooling = Literal["mean", "attention", "places"]
 LogQ = Literal["none", "counts", "streaming", "counts_clipped"]
 
 
@@ -85,7 +86,7 @@ class ModelConfig:
     """Feed every user attribute of the dataset to the query tower."""
     item_attributes: bool = False
     """Feed every item attribute of the dataset to the candidate tower."""
-    history_pooling: Literal["mean", "attention", "places"] = "mean"
+    history_pooling: HistoryPooling = "mean"
     """history: how the items of the history become one vector. places: the last items, each
     through a matrix of its own, for data where the order tells what comes next."""
     sequence_length: int = 20
@@ -151,6 +152,12 @@ class ModelConfig:
         """Whether the query tower reads lists item by item."""
         one_by_one = self.tower == "history" and self.history_pooling != "mean"
         return one_by_one or self.tower == "sequence"
+
+    @property
+    def reads_order(self) -> bool:
+        """Whether the history's order changes the query."""
+        by_place = self.tower == "history" and self.history_pooling == "places"
+        return by_place or self.tower == "sequence"
 
     @property
     def width(self) -> int:

@@ -105,15 +105,12 @@ def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
             "the model reads the history, but the dataset was prepared with --history-length 0; "
             "prepare it again with a history"
         )
-    needs_order = model.tower == "sequence" or (
-        model.tower == "history" and model.history_pooling == "places"
-    )
-    if needs_order and not dataset.has_timestamps:
-        tower = "sequence" if model.tower == "sequence" else "history with pooling by places"
+    if model.reads_order and not dataset.has_timestamps:
+        by_places = " (history_pooling places)" if model.tower == "history" else ""
         raise ValueError(
-            f"the {tower} tower reads the order of the history, but the dataset has no times: "
-            "prepare it with --timestamp-column, or with --in-order if a user's rows stand in "
-            "time order in the source"
+            f"the {model.tower} tower{by_places} reads the order of the history, but the dataset "
+            "has no times: prepare it with --timestamp-column, or with --in-order if a user's rows "
+            "stand in time order in the source"
         )
     for side, wanted, found in (
         ("user", model.user_attributes, dataset.user_attributes),

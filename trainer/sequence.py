@@ -9,13 +9,12 @@ Shapes: n rows, D columns of a table, L positions, F other features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Pooling = Literal["mean", "attention", "places"]
+from trainer.config import HistoryPooling
 
 
 class HistoryTower(nn.Module):
@@ -28,7 +27,7 @@ class HistoryTower(nn.Module):
     """
 
     def __init__(
-        self, pooling: Pooling, positions: int, dim: int, dropout: float, normalise: bool
+        self, pooling: HistoryPooling, positions: int, dim: int, dropout: float, normalise: bool
     ) -> None:
         super().__init__()
         self.pooling, self.positions, self.normalise = pooling, positions, normalise
@@ -52,6 +51,8 @@ class HistoryTower(nn.Module):
 
     def _pool(self, history_nD: Sequence[Tensor], user_nD: Tensor) -> Tensor:
         """[n, P]: P = D, or positions x D."""
+        if self.pooling == "mean":
+            return history_nD[0]
         if self.keys is None:
             return torch.cat(list(history_nD), dim=1)
         token_nLD = torch.stack(list(history_nD), dim=1)

@@ -180,8 +180,10 @@ def stage_rows(
         )
         feedback = f"CASE WHEN {rating} >= {thresholds.positive} THEN 1 {disliked} ELSE 0 END"
         reasons["missing_rating"] = f"{rating} IS NULL OR isnan({rating})"
-    time, unit = f"{first_position} + raw.rowid", "place" if source.in_order else None
-    if source.has_timestamp and not source.in_order:
+    time, unit = f"{first_position} + raw.rowid", None
+    if source.in_order:
+        unit = "place"
+    elif source.has_timestamp:
         label = _column_label(source, "timestamp")
         time, unit = timestamp_expression(connection, "raw", label)
         reasons["missing_timestamp"] = f"({time}) IS NULL"
