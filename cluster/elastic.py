@@ -14,6 +14,7 @@ import ray
 
 from cluster.failures import RunFailedError
 from cluster.workers import Workers
+from trainer.mistake import Mistake
 from trainer.progress import Progress
 
 LOOK_SECONDS = 1.0
@@ -33,7 +34,7 @@ def choose(workers: Workers, room: int, global_batch_size: int) -> int | None:
 def check_divides(workers: Workers, global_batch_size: int) -> None:
     """Raise where no number in the range could ever be used."""
     if choose(workers, workers.most, global_batch_size) is None:
-        raise ValueError(
+        raise Mistake(
             f"--workers {workers}: training.global_batch_size {global_batch_size} divides by none "
             "of these; choose another of the two"
         )

@@ -7,6 +7,8 @@ import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from trainer.mistake import Mistake
+
 # What a rank says when *another* one went away.
 CONSEQUENCES = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|socket (timeout|closed)|"
@@ -24,16 +26,16 @@ class RunFailedError(RuntimeError):
         self.retry = retry
 
 
-def first_cause(error: Exception) -> RunFailedError | ValueError:
+def first_cause(error: Exception) -> RunFailedError | Mistake:
     """The cause in what `TorchTrainer.fit` raised.
 
-    A ValueError is the user's mistake and comes back as it is. Anything else becomes a
+    A Mistake is the user's mistake and comes back as it is. Anything else becomes a
     `RunFailedError`: the same failure on every rank is told once.
     """
     failures = worker_failures(error)
     rank, cause = min(failures.items(), key=lambda failure: (_gravity(failure[1]), failure[0]))
     if _is_mistake(cause):
-        return ValueError(str(cause))
+        return Mistake(str(cause))
     if isinstance(cause, ray.exceptions.RayActorError):
         return RunFailedError(f"{_rank_name(rank)}worker process died: {_death(cause)}", retry=True)
     text = _short(str(cause)) or type(cause).__name__
@@ -61,7 +63,7 @@ def _unwrapped(error: BaseException) -> BaseException:
 
 
 def _is_mistake(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and not isinstance(error, ray.exceptions.RayError)
+    return isinstance(error, Mistake) and not isinstance(error, ray.exceptions.RayError)
 
 
 def _is_retryable(error: BaseException) -> bool:

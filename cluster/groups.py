@@ -15,6 +15,7 @@ from cluster.elastic import GroupWatch, choose, free_room, wait_for_room
 from cluster.failures import RunFailedError, first_cause
 from cluster.preemption import ListeningTorchConfig, leaving
 from cluster.workers import Workers
+from trainer.mistake import Mistake
 from trainer.progress import Progress
 from trainer.stopping import Terminated
 
@@ -148,7 +149,7 @@ class Groups:
         left = self.max_failures - failures
         if self.terminated.is_set():
             raise Terminated(f"stopped on SIGTERM; go on with --resume ({cause})") from error
-        if isinstance(cause, ValueError) or not cause.retry or left < 0:
+        if isinstance(cause, Mistake) or not cause.retry or left < 0:
             raise cause from error
         self.progress.message(f"failed: {cause}")
         self.progress.message(f"restarting from the last checkpoint ({left} restarts left)")

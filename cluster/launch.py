@@ -35,7 +35,7 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
     """Train `spec` on Ray; returns the run's summary.
 
     Raises:
-        ValueError: the user's mistakes, from the driver or from any worker.
+        Mistake: the user's mistakes, from the driver or from any worker.
         RunFailedError: when restarts are used up, or a restart would not help.
         Terminated: on SIGTERM, once a checkpoint is written.
     """

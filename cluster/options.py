@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from cluster.workers import Workers
+from trainer.mistake import Mistake
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,14 @@ class LaunchOptions:
 
     def __post_init__(self) -> None:
         if self.max_failures < 0:
-            raise ValueError(f"--max-failures {self.max_failures}: must be 0 or more")
+            raise Mistake(f"--max-failures {self.max_failures}: must be 0 or more")
         for flag, seconds in (
             ("--step-timeout", self.step_timeout_seconds),
             ("--resize-every", self.resize_seconds),
             ("--patience", self.patience_seconds),
         ):
             if seconds <= 0:
-                raise ValueError(f"{flag} {seconds:g}: must be above 0 seconds")
+                raise Mistake(f"{flag} {seconds:g}: must be above 0 seconds")
 
 
 def existing_address(address: str | None) -> str | None:

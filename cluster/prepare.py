@@ -15,6 +15,7 @@ from cluster.usage import parse
 from trainer.data.partition import PartitionCounts, PartitionPlan
 from trainer.data.prepare import PrepareArguments, prepare, run_here
 from trainer.data.sql import Resources
+from trainer.mistake import Mistake
 from trainer.progress import Progress
 
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     parsed = parse(PrepareAnywhere, "tandem prepare", arguments)
     if parsed.engine == "local":
         if parsed.address is not None:
-            raise ValueError(f"--address {parsed.address} needs --engine ray: add it")
+            raise Mistake(f"--address {parsed.address} needs --engine ray: add it")
         prepare(parsed, engine=run_here)
         return 0
     from cluster.prepare_tasks import (

@@ -11,6 +11,7 @@ import ray
 
 from trainer.data.partition import PartitionCounts, PartitionPlan, prepare_partition
 from trainer.data.sql import Resources, bytes_of
+from trainer.mistake import Mistake
 from trainer.progress import Progress
 
 RETRIES = 3
@@ -32,7 +33,7 @@ def run_tasks(
         ("memory", memory, f"--memory-limit {resources.memory_limit}"),
     ):
         if needed > _largest(name):
-            raise ValueError(
+            raise Mistake(
                 f"{flag} is more than any node of the Ray cluster has ({name} {_largest(name):,}): "
                 "lower it, or add larger nodes"
             )
@@ -57,7 +58,7 @@ def _result(reference: ray.ObjectRef) -> PartitionCounts:
     try:
         counts = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
+        if isinstance(error.cause, Mistake):
             raise error.cause from None
         raise
     assert isinstance(counts, PartitionCounts)
@@ -67,7 +68,7 @@ def _result(reference: ray.ObjectRef) -> PartitionCounts:
 def prepare_on_node(plan: PartitionPlan, part: int, resources: Resources) -> PartitionCounts:
     """What a Ray task does: one partition, if its node sees the staged rows."""
     if not Path(plan.staging).exists():
-        raise ValueError(
+        raise Mistake(
             f"{plan.out} is not there on node {socket.gethostname()}: with --engine ray, OUT must "
             "lie on a file system that all nodes share"
         )

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from trainer.mistake import Mistake
 from trainer.small_http import Page, SmallServer
 
 DEFAULT_PORT = 9480
@@ -91,7 +92,7 @@ class ServiceDiscovery:
                 return SmallServer(host, tried, pages, "tandem-discovery")
             except OSError:  # taken, by another run
                 continue
-        raise ValueError(
+        raise Mistake(
             f"no free port for service discovery on {host} in {ports[0]}..{ports[-1]}; "
             "end a run that is no longer needed"
         )

@@ -16,6 +16,7 @@ import ray
 
 from cluster.options import existing_address
 from cluster.workers import Resources
+from trainer.mistake import Mistake
 from trainer.progress import quiet_libraries
 
 OBJECT_STORE_BYTES = 128 * 2**20  # rank 0's reports are all that goes through it
@@ -118,7 +119,7 @@ def _join(address: str, options: dict[str, Any], verbose: bool) -> None:
             held.seek(0)
             # Without the token Ray says that nothing answers; its native code knows better.
             refused = b"Unauthenticated" in held.read()
-            raise ValueError(join_message(address, error, refused)) from error
+            raise Mistake(join_message(address, error, refused)) from error
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from cluster.session import OUR_PACKAGES, join_message, package_folders
 from cluster.submitted import Submitted, remember, remembered, run_of
 from cluster.usage import UsageError, parse
+from trainer.mistake import Mistake
 from trainer.run_state import read_state
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -85,7 +86,7 @@ def submit(arguments: Sequence[str]) -> int:
             metadata={"tandem": shlex.join(command)},
         )
     except RuntimeError as error:
-        raise ValueError(refusal_message(parsed.address, error)) from error
+        raise Mistake(refusal_message(parsed.address, error)) from error
     remember(Submitted(job, parsed.address.rstrip("/"), tuple(command), run_of(command)))
     print(f"job {job} on {parsed.address}", flush=True)
     if parsed.detach:
@@ -155,7 +156,7 @@ def stop(arguments: Sequence[str]) -> int:
     client = connect(parsed.address)
     details = find_job(client, parsed.job)
     if not client.stop_job(parsed.job):
-        raise ValueError(f"job {parsed.job} is {details.status.value} already")
+        raise Mistake(f"job {parsed.job} is {details.status.value} already")
     print(f"stopping {parsed.job}")
     return 0
 
@@ -198,7 +199,7 @@ def python_of(arguments: SubmitArguments) -> str:
 def runtime_env(working_dir: Path) -> dict[str, Any]:
     """The packed folder, and our packages where the folder does not hold them."""
     if not working_dir.is_dir():
-        raise ValueError(f"--working-dir {working_dir}: no such folder")
+        raise Mistake(f"--working-dir {working_dir}: no such folder")
     env: dict[str, Any] = {"working_dir": str(working_dir.resolve())}
     if not (working_dir / "cluster" / "cli.py").is_file():
         env["py_modules"] = [str(folder) for folder in package_folders(OUR_PACKAGES)]
@@ -206,14 +207,14 @@ def runtime_env(working_dir: Path) -> dict[str, Any]:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """The job API at `address`. Raises ValueError that says what to set or start."""
+    """The job API at `address`. Raises Mistake that says what to set or start."""
     if not address.startswith(("http://", "https://")):
-        raise ValueError(f"--address {address}: the dashboard's, as http://HEAD:8265")
+        raise Mistake(f"--address {address}: the dashboard's, as http://HEAD:8265")
     logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.ERROR)
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        raise ValueError(join_message(address, error)) from error
+        raise Mistake(join_message(address, error)) from error
 
 
 def refusal_message(address: str, error: Exception) -> str:
@@ -235,7 +236,7 @@ def find_job(client: JobSubmissionClient, job: str) -> Any:
     try:
         return client.get_job_info(job)
     except RuntimeError as error:
-        raise ValueError(f"no job {job} on this cluster; `tandem status` lists jobs") from error
+        raise Mistake(f"no job {job} on this cluster; `tandem status` lists jobs") from error
 
 
 def first_line(message: str | None) -> str:

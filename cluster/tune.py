@@ -23,6 +23,7 @@ from cluster.trials_plot import draw_trials
 from trainer.arguments import parse_preset
 from trainer.config import Config, LossName
 from trainer.hooks import Hooks
+from trainer.mistake import Mistake
 from trainer.progress import Progress, SilentProgress, TerminalProgress
 from trainer.run import RunSpec, absolute, open_run
 
@@ -55,9 +56,9 @@ class TuneArguments:
     def __post_init__(self) -> None:
         for name in ("trials", "at_once"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+                raise Mistake(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
         if self.trials < len(self.losses):
-            raise ValueError(
+            raise Mistake(
                 f"--trials {self.trials}: {len(self.losses)} losses take turns, so at least "
                 f"{len(self.losses)}"
             )
@@ -258,10 +259,10 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     """Search, print the table, and say where the preset file is."""
     preset, parsed = parse_preset(arguments, "tandem tune", TuneArguments)
     if "://" in parsed.out:
-        raise ValueError(f"--out {parsed.out}: a search needs a folder that every node sees")
+        raise Mistake(f"--out {parsed.out}: a search needs a folder that every node sees")
     out = Path(parsed.out)
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} exists already; choose another --out")
+        raise Mistake(f"{out} exists already; choose another --out")
     config = parsed.config
     spec = RunSpec(preset, config, absolute(parsed.data), str(out.resolve()))
     open_run(spec)
@@ -272,7 +273,7 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     ):
         trials = search(spec, parsed, progress)
     if all(trial.status == "failed" for trial in trials):
-        raise ValueError(f"every trial failed; their logs are in {out}/ray")
+        raise Mistake(f"every trial failed; their logs are in {out}/ray")
     write_results(trials, spec, out)
     print(table(trials, config.evaluation.metric))
     print(f"the best as a preset: tandem train {out}/best.json --data {parsed.data} --out RUN")

@@ -1,6 +1,6 @@
 """Mistakes on the command line: the near name is suggested, one line is printed, the status is 2.
 
-Commands parse with tyro; the user's mistakes inside a command are `ValueError`s, status 1.
+Commands parse with tyro; the user's mistakes inside a command are `Mistake`s, status 1.
 """
 
 import difflib
@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import tyro
 
+from trainer.mistake import Mistake
 from trainer.stopping import TERMINATED_STATUS, Terminated
 
 T = TypeVar("T")
@@ -21,7 +22,7 @@ STOPPED = 130
 VERBOSE = "--verbose"
 
 
-class UsageError(ValueError):
+class UsageError(Mistake):
     """The command line itself is wrong."""
 
 
@@ -35,7 +36,7 @@ def suggest(kind: str, name: str, known: Sequence[str]) -> str:
 def parse(kind: type[T], program: str, arguments: Sequence[str]) -> T:
     """Parse flags into a frozen dataclass. tyro suggests near flags and exits with status 2.
 
-    A ValueError of the dataclass' own checks passes through.
+    A Mistake of the dataclass' own checks passes through.
     """
     return tyro.cli(kind, args=arguments, prog=program, description=kind.__doc__)
 
@@ -50,7 +51,7 @@ def guarded(command: Callable[[], int], verbose: bool) -> int:
     except Terminated as stop:
         print(stop, file=sys.stderr)
         return TERMINATED_STATUS
-    except (ValueError, OSError, RuntimeError) as error:
+    except (Mistake, OSError, RuntimeError) as error:
         if verbose:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)

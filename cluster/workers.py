@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from cluster.usage import UsageError
+from trainer.mistake import Mistake
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Workers:
             return
         offered, unit = (resources.gpus, "GPUs") if resources.gpus else (resources.cpus, "CPUs")
         if self.least > offered:
-            raise ValueError(
+            raise Mistake(
                 f"--workers {self}: the cluster has {offered} {unit}, one a worker; "
                 f"{f'ask for at most {offered}, or ' if offered else ''}add nodes; a range, as "
                 f"--workers 1..{self.least}, waits for them"

@@ -13,11 +13,13 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from trainer.mistake import Mistake
+
 T = TypeVar("T")
 
 
 def together(action: Callable[[], T]) -> T:
-    """Run `action` on every rank; if any raises ValueError, all raise the lowest rank's message.
+    """Run `action` on every rank; if any raises Mistake, all raise the lowest rank's message.
 
     Collective: all_gather of one short object.
     """
@@ -25,13 +27,13 @@ def together(action: Callable[[], T]) -> T:
     error: str | None = None
     try:
         result = action()
-    except ValueError as mistake:
+    except Mistake as mistake:
         error = str(mistake)
     errors = gather_objects(error)
     for rank, message in enumerate(errors):
         if message is not None:
             everywhere = all(other == message for other in errors)
-            raise ValueError(message if everywhere else f"rank {rank}: {message}")
+            raise Mistake(message if everywhere else f"rank {rank}: {message}")
     return result  # type: ignore[return-value]
 
 
@@ -44,7 +46,7 @@ def check_agreement(facts: dict[str, Any]) -> None:
     for rank, other in enumerate(everyone):
         for name, value in everyone[0].items():
             if other[name] != value:
-                raise ValueError(
+                raise Mistake(
                     f"the workers do not agree on {name}: rank 0 has {json.dumps(value)}, "
                     f"rank {rank} has {json.dumps(other[name])}; give every node the same data, "
                     "code and packages, then start again"

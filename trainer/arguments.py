@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from trainer.config import Config
+from trainer.mistake import Mistake
 from trainer.presets import PRESETS, find_preset
 from trainer.run import RunSpec, absolute
 
@@ -56,11 +57,11 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
     Unknown flags end the process with status 2 and the nearest known ones.
 
     Raises:
-        ValueError: where the preset is missing or unknown.
+        Mistake: where the preset is missing or unknown.
     """
     if not arguments or arguments[0].startswith("-"):
         if "--help" not in arguments and "-h" not in arguments:
-            raise ValueError(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
+            raise Mistake(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
         arguments = ["default", *arguments]
     preset, *flags = arguments
     missing = {

@@ -16,6 +16,7 @@ from trainer.config import Config, LossConfig
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
 from trainer.inputs import Inputs, build_inputs
+from trainer.mistake import Mistake, mistakes
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
 from trainer.spectral import start_at_spectrum
@@ -41,24 +42,27 @@ def build_model(
         averaging=config.optimizer.tower_averaging,
         penalty=config.loss.embedding_penalty,
     )
-    fuse_table_optimizer(
-        model.embeddings,
-        config.optimizer.tables,
-        config.optimizer.table_learning_rate,
-        config.optimizer.table_weight_decay,
-        ranks.device.type,
-    )
+    with mistakes():
+        fuse_table_optimizer(
+            model.embeddings,
+            config.optimizer.tables,
+            config.optimizer.table_learning_rate,
+            config.optimizer.table_weight_decay,
+            ranks.device.type,
+        )
     model.head.to(ranks.device)
-    sharded = shard(
-        model,
-        inputs.tables,
-        build_layout(ranks),
-        ranks.device,
-        -(-config.training.global_batch_size // ranks.world_size),  # evaluation takes any number
-        config.training.seed,
-        config.model.sharding,
-        config.model.placement,
-    )
+    local_batch_size = -(-config.training.global_batch_size // ranks.world_size)
+    with mistakes():
+        sharded = shard(
+            model,
+            inputs.tables,
+            build_layout(ranks),
+            ranks.device,
+            local_batch_size,  # evaluation takes any number
+            config.training.seed,
+            config.model.sharding,
+            config.model.placement,
+        )
     if config.model.spectral_start and known_rows is None:
         start_at_spectrum(  # collective
             sharded,
@@ -91,8 +95,10 @@ def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
     negatives = config.negatives
     in_batch = config.training.global_batch_size if negatives.in_batch else 0
     trained = sum(dataset.splits[name].positives for name in config.data.train_splits)
+    with mistakes():
+        loss = _build_loss(config.loss)
     return RetrievalTask(
-        loss=_build_loss(config.loss),
+        loss=loss,
         correction=FrequencyCorrection(
             mode=negatives.log_q,
             total_count=trained,
@@ -132,10 +138,10 @@ def _build_loss(loss: LossConfig) -> torch.nn.Module:
 
 
 def local_batch_size(config: Config, ranks: Ranks) -> int:
-    """Rows a rank trains a step. Raises ValueError if the global batch does not divide."""
+    """Rows a rank trains a step. Raises Mistake if the global batch does not divide."""
     batch = config.training.global_batch_size
     if batch % ranks.world_size:
-        raise ValueError(
+        raise Mistake(
             f"training.global_batch_size={batch} does not divide by {ranks.world_size} workers; "
             f"use {batch - batch % ranks.world_size or ranks.world_size}"
         )

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from trainer.agreement import gather_objects
+from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.run_files import COMMIT_FILE, STEP_FOLDER, committed, leftovers, write_json
 from trainer.shard_files import DigestedFiles
@@ -274,7 +275,7 @@ class SafeReader(dcp.FileSystemReader):
         text = (self.folder / ".metadata").read_bytes()
         metadata = _AllowListUnpickler(io.BytesIO(text)).load()
         if not isinstance(metadata, Metadata):
-            raise ValueError(f"{self.folder}/.metadata is not a checkpoint's metadata")
+            raise Mistake(f"{self.folder}/.metadata is not a checkpoint's metadata")
         for name, saved in metadata.state_dict_metadata.items():
             size = self._sizes.get(name)
             if size is None or not isinstance(saved, TensorStorageMetadata) or not size:
@@ -289,7 +290,7 @@ class _AllowListUnpickler(pickle.Unpickler):
         is_dtype = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
         if is_dtype or (module, name) in ALLOWED_NAMES:
             return super().find_class(module, name)
-        raise ValueError(
+        raise Mistake(
             f"the checkpoint's metadata names {module}.{name}, which no checkpoint of Tandem "
             "does: it is damaged or was made by someone else, and is not loaded"
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from embeddings.choices import Placement, Sharding, TableOptimizer, TablePrecision
+from trainer.mistake import Mistake
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 HistoryPooling = Literal["mean", "attention", "places"]
@@ -21,9 +22,9 @@ LogQ = Literal["none", "counts", "streaming", "counts_clipped"]
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError(message) unless `condition`: the user's mistake, not ours."""
+    """Raise Mistake(message) unless `condition`: the user's mistake, not ours."""
     if not condition:
-        raise ValueError(message)
+        raise Mistake(message)
 
 
 @dataclass(frozen=True)
@@ -428,7 +429,7 @@ class Config:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Config:
-        """Inverse of `to_json`; unknown sections or fields raise ValueError."""
+        """Inverse of `to_json`; unknown sections or fields raise Mistake."""
         sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
         unknown = set(data) - set(sections)
         require(not unknown, f"config has unknown sections {sorted(unknown)}")

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.mistake import Mistake
+
 Packages = Mapping[str, "Package"]
 
 # torch -> (fbgemm, torchrec): the releases built for each other. The first is the one we pin.
@@ -80,11 +82,11 @@ def find_problems(
 
 
 def check_versions(packages: Packages | None = None) -> None:
-    """Raise a ValueError that names every fatal problem. Imports neither torch nor torchrec."""
+    """Raise a Mistake that names every fatal problem. Imports neither torch nor torchrec."""
     found = read_packages() if packages is None else packages
     fatal = [p for p in find_problems(found, sys.version_info[:2]) if p.fatal]
     if fatal:
-        raise ValueError(
+        raise Mistake(
             "the installed packages do not fit together:\n  - "
             + "\n  - ".join(str(problem) for problem in fatal)
         )

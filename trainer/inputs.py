@@ -14,6 +14,7 @@ from embeddings.tables import Table
 from trainer.config import ModelConfig
 from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
+from trainer.mistake import Mistake
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def build_inputs(
         train_splits: whose pairs make the graph of the graph tower.
 
     Raises:
-        ValueError: if the model asks for attributes, a history or an order that the dataset lacks.
+        Mistake: if the model asks for attributes, a history or an order that the dataset lacks.
     """
     _check_dataset_has(model, dataset)
     user_attributes = dataset.user_attributes if model.user_attributes else ()
@@ -101,13 +102,13 @@ def build_inputs(
 def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
     reads_history = model.use_history or model.tower in ("history", "sequence")
     if reads_history and dataset.history_length == 0:
-        raise ValueError(
+        raise Mistake(
             "the model reads the history, but the dataset was prepared with --history-length 0; "
             "prepare it again with a history"
         )
     if model.reads_order and not dataset.has_timestamps:
         by_places = " (history_pooling places)" if model.tower == "history" else ""
-        raise ValueError(
+        raise Mistake(
             f"the {model.tower} tower{by_places} reads the order of the history, but the dataset "
             "has no times: prepare it with --timestamp-column, or with --in-order if a user's rows "
             "stand in time order in the source"
@@ -117,7 +118,7 @@ def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
         ("item", model.item_attributes, dataset.item_attributes),
     ):
         if wanted and not found:
-            raise ValueError(
+            raise Mistake(
                 f"model.{side}_attributes is set, but the dataset has no {side} attributes; "
                 f"pass a file of them to `tandem prepare` (--{side}s FILE)"
             )

@@ -19,6 +19,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Any
 
+from trainer.mistake import Mistake
 from trainer.run_files import write_json
 from trainer.storage import StoragePath
 
@@ -50,7 +51,7 @@ class RunLock:
         self._thread: threading.Thread | None = None
 
     def take(self, run_id: str) -> None:
-        """Raise ValueError where another run holds the folder.
+        """Raise Mistake where another run holds the folder.
 
         Args:
             run_id: of this start; an earlier attempt of the same start is no stranger.
@@ -63,7 +64,7 @@ class RunLock:
             silent = time.time() - owner["renewed"]
             if elsewhere and silent < SILENT_SECONDS:
                 self.release()
-                raise ValueError(
+                raise Mistake(
                     f"{self._folder} is in use by another run, on {owner['host']} (its last sign: "
                     f"{max(silent, 0):.0f} s ago); wait for it, stop it, or choose another --out. "
                     f"A run that was killed is given up after {SILENT_SECONDS:.0f} s"
@@ -72,7 +73,7 @@ class RunLock:
         if self._file is None:
             time.sleep(SETTLE_SECONDS)
             if (self._owner() or {}).get("token") != self._token:
-                raise ValueError(
+                raise Mistake(
                     f"{self._folder} was taken by another run in this moment; choose another --out"
                 )
         self._thread = threading.Thread(
@@ -114,7 +115,7 @@ class RunLock:
                     continue
                 self._file.close()
                 self._file = None
-                raise ValueError(
+                raise Mistake(
                     f"{self._folder} is in use by another run; wait for it, stop it, or choose "
                     "another --out"
                 ) from error

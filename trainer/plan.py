@@ -25,6 +25,7 @@ from trainer.config import Config
 from trainer.data.neighbours import NEIGHBOUR_KEYS
 from trainer.data.schema import Dataset
 from trainer.inputs import Inputs, build_inputs
+from trainer.mistake import Mistake
 from trainer.model import TwoTower
 
 GIB = 1024**3
@@ -82,11 +83,11 @@ def make_plan(
     """Plan `config` on `gpus` devices of `gpu_bytes` each. No collective.
 
     Raises:
-        ValueError: where the global batch does not divide by the GPUs.
+        Mistake: where the global batch does not divide by the GPUs.
     """
     batch = config.training.global_batch_size
     if gpus < 1 or batch % gpus:
-        raise ValueError(
+        raise Mistake(
             f"training.global_batch_size={batch} does not divide by {gpus} GPUs; "
             f"set it to a multiple, such as {-(-batch // max(gpus, 1)) * max(gpus, 1)}"
         )
@@ -220,13 +221,13 @@ def advise(config: Config, inputs: Inputs, gpus: int, estimate: Estimate) -> tup
 
 
 def parse_bytes(text: str) -> int:
-    """ "80GB", "80 GiB" or a plain number of bytes. Raises ValueError for anything else."""
+    """ "80GB", "80 GiB" or a plain number of bytes. Raises Mistake for anything else."""
     found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS:
-        raise ValueError(f"{text!r} is no amount of memory: write 80GB, 80GiB or bytes")
+        raise Mistake(f"{text!r} is no amount of memory: write 80GB, 80GiB or bytes")
     size = int(float(found[1]) * UNITS[found[2].upper()])
     if size < SMALLEST_DEVICE:
-        raise ValueError(f"{text!r} is {size} bytes, no GPU's memory: write {found[1]}GB")
+        raise Mistake(f"{text!r} is {size} bytes, no GPU's memory: write {found[1]}GB")
     return size
 
 

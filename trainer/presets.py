@@ -17,6 +17,7 @@ from trainer.config import (
     OptimizerConfig,
     TrainingConfig,
 )
+from trainer.mistake import Mistake
 
 
 def _default() -> Config:
@@ -181,7 +182,7 @@ def find_preset(name: str) -> Config:
     """The preset called `name`, or that of a .json file: of `tandem tune`, or a run's config.
 
     Raises:
-        ValueError: with the nearest names where there is none.
+        Mistake: with the nearest names where there is none.
     """
     if name.endswith(".json"):
         return read_preset(Path(name))
@@ -189,13 +190,13 @@ def find_preset(name: str) -> Config:
         return PRESETS[name]()
     near = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown preset {name!r}: {hint}there are {', '.join(PRESETS)}")
+    raise Mistake(f"unknown preset {name!r}: {hint}there are {', '.join(PRESETS)}")
 
 
 def read_preset(path: Path) -> Config:
-    """A preset file. Raises ValueError where it cannot be read."""
+    """A preset file. Raises Mistake where it cannot be read."""
     try:
         contents = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"preset file {path} cannot be read: {error}") from error
+        raise Mistake(f"preset file {path} cannot be read: {error}") from error
     return Config.from_json(contents.get("config", contents))

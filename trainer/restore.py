@@ -9,6 +9,7 @@ from trainer.build import build_model
 from trainer.checkpoint import load, newest_sound
 from trainer.config import Config
 from trainer.data.schema import Dataset
+from trainer.mistake import Mistake
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
 from trainer.run import RunFolder
@@ -35,14 +36,14 @@ def load_run(path: str | StoragePath, ranks: Ranks, data: str | None = None) -> 
             extended one, whose new users and items are unknown to the model.
 
     Raises:
-        ValueError: where there is no run, no finished checkpoint, or the data has changed.
+        Mistake: where there is no run, no finished checkpoint, or the data has changed.
     """
     folder = RunFolder(path)
     facts, dataset = together(lambda: _open(folder, data))
     config = Config.from_json(facts["config"])
     found = newest_sound(folder.checkpoints, ranks, best=True)  # collective
     if found is None:
-        raise ValueError(
+        raise Mistake(
             f"{path} has no finished checkpoint: train it to its first one "
             "(`tandem train ... --resume`)"
         )
@@ -60,7 +61,7 @@ def _open(folder: RunFolder, data: str | None) -> tuple[dict, Dataset]:
     facts = folder.read_config()
     dataset = Dataset.load(data or facts["data"])
     if facts["dataset_digest"] not in (dataset.digest, dataset.parent_digest):
-        raise ValueError(
+        raise Mistake(
             f"the data in {dataset.path} is not what {folder.path} was trained on (digest "
             f"{dataset.digest[:12]}, then {facts['dataset_digest'][:12]}); pass that dataset "
             "by --data, or one made from it by `tandem prepare --extend`"

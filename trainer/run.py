@@ -26,6 +26,7 @@ from typing import Any
 from trainer.config import Config
 from trainer.data.schema import Dataset
 from trainer.lock import RunLock
+from trainer.mistake import Mistake
 from trainer.run_files import committed, step_of, write_json
 from trainer.storage import LineFile, StoragePath, storage_path
 
@@ -83,10 +84,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def read_config(self) -> dict[str, Any]:
-        """config.json as plain data. Raises ValueError where there is no run."""
+        """config.json as plain data. Raises Mistake where there is no run."""
         file = self.path / "config.json"
         if not file.is_file():
-            raise ValueError(
+            raise Mistake(
                 f"{self.path} is no run: it has no config.json; "
                 f"make one with `tandem train PRESET --data DIR --out {self.path}`. "
                 "A run that was just started has it once its workers are up"
@@ -97,16 +98,16 @@ class RunFolder:
         """May this start use the folder? True: as a continuation; False: as a new run.
 
         Raises:
-            ValueError: if it exists and `--resume` is not given; if there is nothing to resume;
+            Mistake: if it exists and `--resume` is not given; if there is nothing to resume;
                 if config or data changed since.
         """
         if not self.path.exists() or self._names() <= BEFORE_CONFIG:
             if spec.resume:
-                raise ValueError(f"--resume: {self.path} does not exist; leave --resume out")
+                raise Mistake(f"--resume: {self.path} does not exist; leave --resume out")
             return False
         before = self.read_config()
         if not spec.resume and before["run_id"] != spec.run_id:
-            raise ValueError(
+            raise Mistake(
                 f"{self.path} exists already; choose another --out, or go on with it by --resume"
             )
         self._check_unchanged(before, spec, dataset)
@@ -123,7 +124,7 @@ class RunFolder:
 
     def _check_unchanged(self, before: dict[str, Any], spec: RunSpec, dataset: Dataset) -> None:
         if before["dataset_digest"] not in (dataset.digest, dataset.parent_digest):
-            raise ValueError(
+            raise Mistake(
                 f"the data in {spec.data} changed since {self.path} was trained (digest "
                 f"{before['dataset_digest'][:12]}, now {dataset.digest[:12]}); resume with the "
                 "data of then, extend it by `tandem prepare --extend`, or start a new run"
@@ -139,7 +140,7 @@ class RunFolder:
                 if then[key] != now[key]
             ]
             if changed:
-                raise ValueError(
+                raise Mistake(
                     f"--resume cannot change what the model is ({'; '.join(changed)}); "
                     "start a new run, or leave these flags as they were"
                 )

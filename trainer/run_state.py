@@ -37,7 +37,7 @@ class RunState:
 
 
 def read_state(run: str | StoragePath) -> RunState:
-    """The state of RUN. Raises ValueError where there is no run."""
+    """The state of RUN. Raises Mistake where there is no run."""
     folder = RunFolder(run)
     folder.read_config()
     owner_file, summary_file = folder.path / "owner.json", folder.path / "summary.json"

@@ -16,6 +16,8 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
+from trainer.mistake import Mistake
+
 REWRITE_SECONDS = 30.0
 """An object store cannot append: a file of lines is written anew at most so often."""
 
@@ -28,11 +30,11 @@ class RemotePath:
         try:
             self._filesystem, self._inner = url_to_fs(self.uri)
         except ImportError as error:
-            raise ValueError(
+            raise Mistake(
                 f"{uri}: {error}; pip install it into Tandem's environment on every node"
             ) from error
         except ValueError as error:
-            raise ValueError(f"{uri}: {error}; use a folder, or s3://bucket/run") from error
+            raise Mistake(f"{uri}: {error}; use a folder, or s3://bucket/run") from error
 
     def __str__(self) -> str:
         return self.uri

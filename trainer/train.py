@@ -26,6 +26,7 @@ from trainer.finite import FiniteWatch, NonFiniteError, check_tables
 from trainer.hooks import Hooks
 from trainer.loop import Place, TrainingLoop
 from trainer.metrics import RankMetrics
+from trainer.mistake import Mistake
 from trainer.optimizer import Schedule, build_optimizer
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
@@ -51,7 +52,7 @@ def run_worker(
             nothing.
 
     Raises:
-        ValueError: for the user's mistakes, the same message on every rank.
+        Mistake: for the user's mistakes, the same message on every rank.
         NonFiniteError: when the loss, a gradient or a table is NaN or infinite.
     """
     quiet_libraries()
@@ -283,7 +284,7 @@ def main(arguments: list[str]) -> int:
         with terminations() as terminated:
             hooks = Hooks(stop_requested=terminated.is_set)
             summary = run_worker(parsed.run_spec(preset), hooks=hooks)
-    except ValueError as error:
+    except Mistake as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return TERMINATED_STATUS if summary["stopped_on_request"] else 0

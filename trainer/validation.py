@@ -10,6 +10,7 @@ from typing import Any
 from trainer.config import EvaluationConfig
 from trainer.data.schema import Dataset
 from trainer.metrics import RankMetrics
+from trainer.mistake import Mistake
 from trainer.model import TwoTower
 from trainer.progress import Progress
 from trainer.ranks import Ranks
@@ -85,7 +86,7 @@ class Validation:
             self.on_evaluation(record)
         metric = self.config.metric
         if metric not in values:
-            raise ValueError(
+            raise Mistake(
                 f"evaluation.metric={metric!r} is not computed; there are {', '.join(values)}"
             )
         self.progress.message(f"epoch {epoch + 1}: validation {metric} {values[metric]:.4f}")

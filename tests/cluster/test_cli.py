@@ -8,6 +8,7 @@ import pytest
 
 from cluster import cli
 from cluster.usage import guarded, suggest
+from trainer.mistake import Mistake
 
 
 def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -86,7 +87,7 @@ def test_failures_are_one_line_and_a_traceback_only_when_verbose(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail() -> int:
-        raise ValueError("--k 0: must be at least 1")
+        raise Mistake("--k 0: must be at least 1")
 
     assert guarded(fail, verbose=False) == 1
     assert capsys.readouterr().err == "error: --k 0: must be at least 1\n"

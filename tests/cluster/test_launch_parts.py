@@ -25,6 +25,7 @@ from cluster.session import held_errors, join_message, ray_session
 from cluster.submit import refusal_message
 from cluster.usage import UsageError
 from cluster.workers import Resources, Workers
+from trainer.mistake import Mistake
 from trainer.progress import SilentProgress
 from trainer.small_http import PAGE_SECONDS
 
@@ -123,9 +124,9 @@ class TestElastic:
 
 class TestFirstCause:
     def test_the_users_mistake_comes_back_as_it_is(self) -> None:
-        error = WorkerGroupError("", {0: GLOO, 1: ValueError("--k 0: must be at least 1")})
+        error = WorkerGroupError("", {0: GLOO, 1: Mistake("--k 0: must be at least 1")})
         cause = first_cause(error)
-        assert type(cause) is ValueError
+        assert type(cause) is Mistake
         assert str(cause) == "--k 0: must be at least 1"
 
     def test_a_rank_that_throws_is_named_not_those_it_cut_off(self) -> None:

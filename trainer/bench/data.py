@@ -21,6 +21,7 @@ from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
 from trainer.data.storage import filesystem_of, open_parquet
 from trainer.data.synth import SynthArguments, synth
+from trainer.mistake import Mistake
 from trainer.progress import SilentProgress
 
 TARGET_RATIO = 0.5
@@ -52,7 +53,7 @@ class DataBenchArguments:
         for name in ("rows", "items", "history_length", "local_batch_size", "repeats"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is {getattr(self, name)}; it must be at least 1")
+                raise Mistake(f"--{flag} is {getattr(self, name)}; it must be at least 1")
 
 
 def run(arguments: DataBenchArguments) -> dict[str, Any]:

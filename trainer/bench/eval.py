@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from trainer.mistake import Mistake
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.topk import Filter, ItemRows, Search
 
@@ -66,9 +67,9 @@ class EvalBenchArguments:
     def __post_init__(self) -> None:
         for name in ("users", "sampled_users", "items", "dim", "k", "block"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise Mistake(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.clock == "cpu" and self.threads != 1:
-            raise ValueError("--clock cpu counts what threads wait: give --threads 1 with it")
+            raise Mistake("--clock cpu counts what threads wait: give --threads 1 with it")
 
 
 def main(arguments: EvalBenchArguments) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from losses import Backend, Candidates, LossName, Precision, Rows, build_loss
 from losses.reference import ReferenceSettings, dense_loss
+from trainer.mistake import Mistake
 
 ZIPF_EXPONENT = 1.05
 
@@ -57,9 +58,9 @@ class LossBenchArguments:
     def __post_init__(self) -> None:
         for label in ("rows", "columns", "dim", "items", "repeats"):
             if getattr(self, label) < 1:
-                raise ValueError(f"--{label} is {getattr(self, label)}; it must be at least 1")
+                raise Mistake(f"--{label} is {getattr(self, label)}; it must be at least 1")
         if self.threads < 0:
-            raise ValueError(
+            raise Mistake(
                 f"--threads is {self.threads}; give 0 for torch's default, or a number of threads"
             )
 

@@ -9,6 +9,7 @@ import tyro
 
 from trainer.compare.cases import MOST_TUNING_TRIALS, Section
 from trainer.config import LossName
+from trainer.mistake import Mistake
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class CompareArguments:
 
     def __post_init__(self) -> None:
         if not 1 <= self.tuning_trials <= MOST_TUNING_TRIALS:
-            raise ValueError(
+            raise Mistake(
                 f"tuning_trials is {self.tuning_trials}; each loss has 1 to {MOST_TUNING_TRIALS} "
                 "settings to try"
             )
         if min(self.seeds, self.epochs, self.workers, self.uniform) < 1 or not self.losses:
-            raise ValueError("seeds, epochs, workers, uniform and losses need at least 1 each")
+            raise Mistake("seeds, epochs, workers, uniform and losses need at least 1 each")

@@ -19,6 +19,7 @@ from typing import Any
 
 from trainer.config import Config
 from trainer.data.schema import Dataset
+from trainer.mistake import Mistake
 from trainer.progress import Progress, SilentProgress
 from trainer.ranks import process_group
 from trainer.restore import load_run
@@ -92,10 +93,10 @@ def run_trial(trial: Trial, folder: str) -> dict[str, Any]:
 
 
 def check_dataset(dataset: Dataset) -> None:
-    """Raise ValueError where a split that a comparison needs holds no queries."""
+    """Raise Mistake where a split that a comparison needs holds no queries."""
     for split in ("validation", "test"):
         if split not in dataset.splits or dataset.splits[split].queries == 0:
-            raise ValueError(
+            raise Mistake(
                 f"{dataset.path} has no queries in its {split} split, and a comparison tunes on "
                 "validation and measures on test: prepare it with both"
             )

@@ -14,6 +14,7 @@ import duckdb
 from trainer.data import sql
 from trainer.data.schema import Attribute, AttributeKind
 from trainer.data.sources import SideTable
+from trainer.mistake import Mistake
 
 MAX_VALUES = 100_000
 """Rows of a vocabulary; rarer values are unknown."""
@@ -60,7 +61,7 @@ def encode_side(
     columns = {each.split(":")[0]: each for each in table.kinds if each != wanted.title}
     for name in wanted.names or ():
         if name not in columns:
-            raise ValueError(
+            raise Mistake(
                 f"{table.label} has no column {name!r} ({wanted.flag}). {sql.near(name, columns)}"
             )
     encoded: list[Encoded] = []
@@ -71,7 +72,7 @@ def encode_side(
             continue
         reason = _reason_against(connection, side, columns[name], table.kinds[columns[name]])
         if reason and wanted.names is not None and reason != TOO_MANY:
-            raise ValueError(f"{table.label}: column {name!r} {reason}: leave it out")
+            raise Mistake(f"{table.label}: column {name!r} {reason}: leave it out")
         if reason and wanted.names is None:
             left_out[name] = reason
             continue

@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from trainer.mistake import Mistake
+
 Distribution = Literal["uniform", "popularity"]
 
 _INCREMENT = 0x9E3779B97F4A7C15
@@ -28,7 +30,7 @@ class CandidateSampler:
         if distribution == "popularity":
             self._cumulative_I = np.cumsum(count_I, dtype=np.int64)
             if self._num_items == 0 or self._cumulative_I[-1] == 0:
-                raise ValueError(
+                raise Mistake(
                     "no item has a positive train interaction, so none can be drawn by "
                     "popularity: take extra_distribution uniform"
                 )

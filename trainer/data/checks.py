@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import duckdb
 
 from trainer.data import sql
+from trainer.mistake import Mistake
 
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 FLOATS = ("FLOAT", "DOUBLE")
@@ -44,14 +45,14 @@ def check_ids(
     if column_type in ("UBIGINT", "HUGEINT", "UHUGEINT"):
         largest = sql.one(connection, f"SELECT max({column}) FROM {table}")[0]
         if largest is not None and largest > 2**63 - 1:
-            raise ValueError(
+            raise Mistake(
                 f"{label} has id {largest}, beyond the largest int64 {2**63 - 1}: "
                 "cast the column to strings first"
             )
         return IdColumn(True)
     if column_type not in ("VARCHAR", "UUID"):
         example = sql.one(connection, f"SELECT any_value({column})::VARCHAR FROM {table}")[0]
-        raise ValueError(
+        raise Mistake(
             f"{label} is of type {column_type} (for example {example}), which is no id: ids are "
             f"integers or strings. {remedy}"
         )
@@ -76,13 +77,13 @@ def _check_text_ids(
     if filled and numbers == filled:
         example = sql.one(connection, f"SELECT min({value}) FILTER ({whole}) FROM {table}")[0]
         if example is not None:
-            raise ValueError(
+            raise Mistake(
                 f"{label} holds floating point numbers (for example {example}), which are no ids: "
                 f"above 2^24 or 2^53 they would merge. {remedy}"
             )
     if filled and dates == filled:
         example = sql.one(connection, f"SELECT min({value}) FROM {table}")[0]
-        raise ValueError(f"{label} holds dates (for example {example}), which are no ids. {remedy}")
+        raise Mistake(f"{label} holds dates (for example {example}), which are no ids. {remedy}")
     return IdColumn(False)
 
 
@@ -102,7 +103,7 @@ def check_nulls(connection: duckdb.DuckDBPyConnection, table: str, labels: dict[
             f"SELECT count(*), min(rowid) + 1 FROM {table} WHERE {null_id(column)}",
         )
         if count:
-            raise ValueError(
+            raise Mistake(
                 f"{label} is missing (null, NaN or empty) in {count} rows, first in row {first}: "
                 "every interaction needs both ids. Remove these rows, or pass --drop-null-ids"
             )
@@ -122,7 +123,7 @@ def timestamp_expression(
     if column_type.startswith(("TIMESTAMP", "DATE")):
         return "epoch_us(CAST(timestamp AS TIMESTAMPTZ))", "microseconds"
     if column_type not in (*FLOATS, "VARCHAR") and not column_type.startswith("DECIMAL"):
-        raise ValueError(
+        raise Mistake(
             f"{label} is of type {column_type}, which is no time: give integers (epoch), dates "
             "or ISO 8601 text, or name another column with --timestamp-column"
         )
@@ -155,7 +156,7 @@ def timestamp_expression(
         f"""SELECT count(*), first(CAST(timestamp AS VARCHAR) ORDER BY rowid) FROM {table}
         WHERE {_given_value("timestamp")} AND NOT coalesce({read}, false)""",
     )
-    raise ValueError(
+    raise Mistake(
         f"{label} cannot be read as a time in {count} rows, for example {example!r}: give integers "
         "(epoch), dates or ISO 8601 text, or name another column with --timestamp-column"
     )
@@ -192,26 +193,26 @@ def check_ratings(
         FROM {table}""",
     )
     if bad:
-        raise ValueError(
+        raise Mistake(
             f"{label} is no number in {bad} rows, for example {example!r}: "
             "name another column with --rating-column, or correct these rows"
         )
     if low is None:
-        raise ValueError(f"{label} has no rating at all: name another column with --rating-column")
+        raise Mistake(f"{label} has no rating at all: name another column with --rating-column")
     if positive is None and dislike is None and not (low >= 0.5 and 2 < high <= 5):
-        raise ValueError(
+        raise Mistake(
             f"{label} goes from {low:g} to {high:g}, not from 1 to 5: say which ratings are "
             "positive with --positive-threshold (>=) and disliked with --dislike-threshold (<=)"
         )
     at_least = 4.0 if positive is None else positive
     at_most = 2.0 if positive is None and dislike is None else dislike
     if at_most is not None and at_most >= at_least:
-        raise ValueError(
+        raise Mistake(
             f"--dislike-threshold {at_most:g} must lie below --positive-threshold {at_least:g}: "
             "a rating cannot be both"
         )
     if at_least > high:
-        raise ValueError(
+        raise Mistake(
             f"--positive-threshold {at_least:g} is above every rating (highest {high:g}): "
             "no row would be positive. Lower it"
         )

@@ -20,6 +20,7 @@ from trainer.data.schema import Attribute, Dataset
 from trainer.data.sources import Source
 from trainer.data.splits import RULES, SplitRule
 from trainer.data.staging import Catalog
+from trainer.mistake import Mistake
 
 
 def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
@@ -28,7 +29,7 @@ def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
         remedy = "prepare a dataset from its source and the new data together"
         if parent.source["format"] == "synth":
             remedy = "write its rows as a source with `tandem synth --raw` and prepare that"
-        raise ValueError(
+        raise Mistake(
             f"{parent.path} was not made by `tandem prepare`, keeps no order of its source's rows, "
             f"and cannot be extended: {remedy}"
         )
@@ -48,7 +49,7 @@ def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
     for name, value in settings.items():
         wanted = getattr(arguments, name)
         if wanted is not None and wanted is not False and wanted != value:
-            raise ValueError(
+            raise Mistake(
                 f"--{name.replace('_', '-')} {wanted} is not the extended dataset's ({value}): "
                 "leave it out, or prepare all data anew"
             )
@@ -77,7 +78,7 @@ def fitting_source(source: Source, label: str, parent: Dataset) -> Source:
         (source.has_rating, rated, "rating"),
     ):
         if needed and not has:
-            raise ValueError(
+            raise Mistake(
                 f"{label} has no {what} column, the extended dataset has {what}s: "
                 f"name it with --{what}-column"
             )
@@ -93,7 +94,7 @@ def load_parent(
         table = f"read_parquet({sql.text(parent.file(f'{side}s.parquet'))})"
         was_integer = sql.columns_of(connection, table)["raw_id"] == "BIGINT"
         if was_integer and not staged[side].is_integer:
-            raise ValueError(
+            raise Mistake(
                 f"{side} ids of the extended dataset are integers, the new ones are strings: "
                 "correct the new ids, or prepare all data anew"
             )
@@ -122,7 +123,7 @@ def stage_parent(
     moment = "timestamp" if parent.has_timestamps else "position"
     schema = pq.read_schema(parent.split_files("train")[0])
     if "position" not in schema.names:
-        raise ValueError(
+        raise Mistake(
             f"{parent.path} has no column `position` and cannot be extended: it was not made by "
             "`tandem prepare`. Prepare all data anew"
         )

@@ -27,6 +27,7 @@ from trainer.data.neighbours import (
 )
 from trainer.data.schema import Attribute, Dataset
 from trainer.data.storage import open_parquet
+from trainer.mistake import Mistake
 
 Side = Literal["user", "item"]
 Bags = tuple[np.ndarray | list[np.ndarray], np.ndarray]
@@ -66,7 +67,7 @@ class FeatureStore:
                 continue
             if key not in attributes:
                 known = ", ".join(sorted(attributes)) or "none"
-                raise ValueError(
+                raise Mistake(
                     f"the dataset has no attribute {key!r}; it has: {known}. "
                     "Leave it out, or prepare the dataset with it."
                 )
@@ -173,7 +174,7 @@ def side_of(key: str) -> Literal["query", "candidate"]:
         return "query"
     if key in ("item", "item_users") or key.startswith("item."):
         return "candidate"
-    raise ValueError(
+    raise Mistake(
         f"unknown feature key {key!r}: take user, history, disliked (or one position: history@0), "
         "user_items, item, item_users, user.<attribute> or item.<attribute>"
     )
@@ -254,7 +255,7 @@ def _read_lists(path: str, name: str, limit: int) -> Jagged:
 
 def _shrink(column: pa.Array, limit: int | None, where: str) -> np.ndarray:
     if column.null_count:
-        raise ValueError(
+        raise Mistake(
             f"{where} has {column.null_count} nulls, none are allowed: row 0 of an attribute "
             "stands for missing values. Prepare the dataset again."
         )
@@ -265,7 +266,7 @@ def _shrink(column: pa.Array, limit: int | None, where: str) -> np.ndarray:
     if low < 0 or (limit is not None and high >= limit):
         wrong = low if low < 0 else high
         bound = f"0..{limit - 1}" if limit is not None else "0 and above"
-        raise ValueError(
+        raise Mistake(
             f"{where} holds {wrong}, outside {bound} of dataset.json: prepare the dataset again"
         )
     return values.astype(next(kind for kind in SMALL_TYPES if high <= np.iinfo(kind).max))
@@ -273,6 +274,6 @@ def _shrink(column: pa.Array, limit: int | None, where: str) -> np.ndarray:
 
 def _check_rows(path: str, rows: int, expected: int) -> None:
     if rows != expected:
-        raise ValueError(
+        raise Mistake(
             f"{path} has {rows} rows, dataset.json says {expected}: prepare the dataset again"
         )

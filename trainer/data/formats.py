@@ -26,6 +26,7 @@ from trainer.data.sources import (
     resolve,
     table_of,
 )
+from trainer.mistake import Mistake
 
 RECBOLE_KINDS = {"token": "text", "token_seq": "multi: ", "float": "buckets", "float_seq": "list"}
 
@@ -50,7 +51,7 @@ def read_source(
 ) -> Source:
     """Recognise and describe a source; reads headers and schemas, no data."""
     if format is not None and format not in FORMATS:
-        raise ValueError(
+        raise Mistake(
             f"unknown format {format!r}. {sql.near(format, FORMATS)}; or leave --format out"
         )
     for each in (path, side.items, side.users):
@@ -59,7 +60,7 @@ def read_source(
     aside = {str(Path(each).resolve()) for each in (side.items, side.users) if each is not None}
     files = [each for each in list_files(path) if str(Path(each).resolve()) not in aside]
     if not files:
-        raise ValueError(f"{path} holds no interactions besides --items and --users")
+        raise Mistake(f"{path} holds no interactions besides --items and --users")
     match format or recognise(path, files):
         case "lightgcn":
             source = _lightgcn(path, files)
@@ -81,7 +82,7 @@ def _lightgcn(path: str, files: list[str]) -> Source:
     texts = [each for each in files if Path(each).suffix == ".txt" and Path(each).stem in GIVEN]
     if not texts:
         if len(files) > 1:
-            raise ValueError(f"{path} has no train.txt: the lightgcn format needs it")
+            raise Mistake(f"{path} has no train.txt: the lightgcn format needs it")
         texts = files
     texts.sort(key=lambda each: GIVEN.get(Path(each).stem, 0))
     parts = [
@@ -114,7 +115,7 @@ def _recbole(
     """RecBole's atomic files: NAME.inter (or NAME.train.inter ...), NAME.item, NAME.user."""
     inter = [each for each in files if each.endswith(".inter")]
     if not inter:
-        raise ValueError(f"{path} has no .inter file: the recbole format needs one")
+        raise Mistake(f"{path} has no .inter file: the recbole format needs one")
     source = _table(connection, path, "recbole", inter, columns)
     folder = Path(path) if len(files) > 1 or files[0] != path else Path(path).parent
     beside = [str(each) for each in sorted(folder.glob("*"))] if "://" not in path else files
@@ -129,7 +130,7 @@ def _movielens(path: str, files: list[str]) -> Source:
     """ratings.dat, movies.dat and users.dat with `::` between columns, in Latin-1."""
     by_name = {Path(each).name: each for each in files}
     if "ratings.dat" not in by_name:
-        raise ValueError(f"{path} has no ratings.dat: the movielens format needs it")
+        raise Mistake(f"{path} has no ratings.dat: the movielens format needs it")
 
     def table(file_name: str, names: str) -> str:
         columns = ", ".join(f"'{each}': 'VARCHAR'" for each in names.split())
@@ -180,7 +181,7 @@ def _table(
             ),
         }
         if used["user"] == used["item"]:
-            raise ValueError(f"--user-column and --item-column are both {used['user']!r}")
+            raise Mistake(f"--user-column and --item-column are both {used['user']!r}")
         given = str(GIVEN[split]) if split else "NULL"
         selects.append(
             f"SELECT {_column(used['user'])} AS raw_user, {_column(used['item'])} AS raw_item, "

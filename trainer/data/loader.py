@@ -30,6 +30,7 @@ from trainer.data.plan import EpochPlan, Step
 from trainer.data.prefetch import BatchStream, WindowCache
 from trainer.data.schema import Dataset
 from trainer.data.windows import RowGroups, WindowRows
+from trainer.mistake import Mistake
 
 DEFAULT_WINDOW_ROWS = 1 << 16
 READER_THREADS = min(4, os.cpu_count() or 1)
@@ -93,7 +94,7 @@ class Loader:
         self.num_rows = int(self._groups.rows_G.sum())
         """Rows of the data in an epoch, over all ranks."""
         if self.num_rows == 0:
-            raise ValueError(f"{', '.join(splits)} of {self.dataset.path} have no {feedback} rows")
+            raise Mistake(f"{', '.join(splits)} of {self.dataset.path} have no {feedback} rows")
         self._fingerprint = {
             "seed": seed,
             "splits": list(splits),
@@ -201,7 +202,7 @@ class Loader:
         made = position["order"]
         for name, value in self._fingerprint.items():
             if made[name] != value:
-                raise ValueError(
+                raise Mistake(
                     f"the checkpoint's place in the data was taken with {name} = {made[name]}, "
                     f"now it is {value}: the rows have another order. Resume with the same "
                     "data and settings, or start a new epoch without the position."
@@ -212,7 +213,7 @@ class Loader:
         for split in splits:
             if split not in self.dataset.splits:
                 known = ", ".join(self.dataset.splits)
-                raise ValueError(f"no split {split!r} in {self.dataset.path}: it has {known}")
+                raise Mistake(f"no split {split!r} in {self.dataset.path}: it has {known}")
         users, items = self.dataset.num_users, self.dataset.num_items
         disliked = sum(self.dataset.splits[split].disliked for split in splits)
         groups = RowGroups(
@@ -236,7 +237,7 @@ class Loader:
         if streams is None:
             return default_streams(rows, world_size)
         if streams < 1 or streams % world_size or rows * world_size % streams:
-            raise ValueError(
+            raise Mistake(
                 f"streams = {streams} must be a multiple of the {world_size} ranks and divide "
                 f"the global batch of {rows * world_size} rows: take "
                 f"{default_streams(rows, world_size)}"
@@ -245,24 +246,24 @@ class Loader:
 
     def _check_arguments(self) -> None:
         if self.local_batch_size < 1:
-            raise ValueError(f"local_batch_size is {self.local_batch_size}: take 1 or more")
+            raise Mistake(f"local_batch_size is {self.local_batch_size}: take 1 or more")
         if not 0 <= self._rank < self._world_size:
-            raise ValueError(f"rank {self._rank} is outside 0..{self._world_size - 1}")
+            raise Mistake(f"rank {self._rank} is outside 0..{self._world_size - 1}")
         if self._window_rows < 1:
-            raise ValueError(f"shuffle_window_rows is {self._window_rows}: take 1 or more")
+            raise Mistake(f"shuffle_window_rows is {self._window_rows}: take 1 or more")
         if self._extra < 0:
-            raise ValueError(f"extra_candidates is {self._extra}: take 0 or more")
+            raise Mistake(f"extra_candidates is {self._extra}: take 0 or more")
         if self._history_length is not None and self._history_length < 1:
-            raise ValueError(
+            raise Mistake(
                 f"history_length is {self._history_length}: take 1 or more, "
                 "or leave history out of the query keys"
             )
         for keys, side in ((self.query_keys, "query"), (self.candidate_keys, "candidate")):
             for key in keys:
                 if side_of(key) != side:
-                    raise ValueError(f"feature key {key!r} is no {side} key")
+                    raise Mistake(f"feature key {key!r} is no {side} key")
         if "disliked" in self._list_keys and not self.dataset.has_feedback:
-            raise ValueError(
+            raise Mistake(
                 f"{self.dataset.path} was prepared without ratings, so it has no disliked items: "
                 "leave the key disliked out"
             )

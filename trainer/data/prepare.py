@@ -54,6 +54,7 @@ from trainer.data.staging import (
 from trainer.data.summary import print_summary
 from trainer.data.tables import join_queries, write_items_and_users, write_vocabularies
 from trainer.data.watch import watched
+from trainer.mistake import Mistake
 from trainer.progress import Progress, TerminalProgress
 
 __all__ = ["Engine", "PrepareArguments", "prepare", "run_here"]
@@ -79,12 +80,12 @@ def run_here(
 def prepare(
     arguments: PrepareArguments, progress: Progress | None = None, engine: Engine = run_here
 ) -> None:
-    """Make the dataset and print what is in it. Raises ValueError on the user's mistakes."""
+    """Make the dataset and print what is in it. Raises Mistake on the user's mistakes."""
     started = time.monotonic()
     out = Path(arguments.out)
     in_place = arguments.extend is not None and out.resolve() == Path(arguments.extend).resolve()
     if out.exists() and not in_place:
-        raise ValueError(f"{out} exists already: remove it, or name another folder")
+        raise Mistake(f"{out} exists already: remove it, or name another folder")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     if in_place:
@@ -249,7 +250,7 @@ class _Build:
                     connection, side, table, wanted, known, self.parent is not None
                 )
             elif names is not None:
-                raise ValueError(
+                raise Mistake(
                     f"--{side}-attributes needs a file of attributes: give --{side}s FILE"
                 )
         return attributes, title, left_out
@@ -277,7 +278,7 @@ class _Build:
         if self.parent is not None:
             stage_parent(connection, self.parent, catalog, parts, folder)
             if unit != self.parent.source["timestamp_unit"]:
-                raise ValueError(
+                raise Mistake(
                     f"timestamps are {unit}, those of the extended dataset "
                     f"{self.parent.source['timestamp_unit']}: give both in one unit"
                 )
@@ -300,7 +301,7 @@ def _check_splits(counts: PartitionCounts, rule: SplitRule) -> None:
     """Raise where a split has nothing to learn from or to ask for."""
     for split, positives in zip(SPLIT_NAMES, counts.positives, strict=True):
         if positives == 0:
-            raise ValueError(
+            raise Mistake(
                 f"--split {rule.rule} leaves no positive interaction for {split} "
                 f"(rows: train {counts.rows[0]}, validation {counts.rows[1]}, "
                 f"test {counts.rows[2]}): take another --split or other shares, or more data"

@@ -11,6 +11,7 @@ import tyro
 from trainer.data import sql
 from trainer.data.sources import FORMATS, Columns
 from trainer.data.splits import RULES
+from trainer.mistake import Mistake
 
 MAX_HISTORY_LENGTH = 10_000
 DEFAULT_HISTORY_LENGTH = 20
@@ -85,7 +86,7 @@ class PrepareArguments:
 
     def __post_init__(self) -> None:
         if self.history_length is not None and not 0 <= self.history_length <= MAX_HISTORY_LENGTH:
-            raise ValueError(
+            raise Mistake(
                 f"--history-length {self.history_length} must be from 0 (none) to "
                 f"{MAX_HISTORY_LENGTH:,}"
             )
@@ -94,21 +95,21 @@ class PrepareArguments:
             ("--validation-share", self.validation_share),
         ):
             if share is not None and not 0 < share < 1:
-                raise ValueError(f"{flag} {share:g} must lie between 0 and 1, for example 0.1")
+                raise Mistake(f"{flag} {share:g} must lie between 0 and 1, for example 0.1")
         if (self.test_share or 0) + (self.validation_share or 0) >= 1:
-            raise ValueError(
+            raise Mistake(
                 f"--test-share {self.test_share} and --validation-share {self.validation_share} "
                 "leave nothing for training: their sum must be below 1"
             )
         if self.format is not None and self.format not in FORMATS:
-            raise ValueError(
+            raise Mistake(
                 f"unknown --format {self.format!r}. {sql.near(self.format, FORMATS)}; "
                 "or leave it out"
             )
         if self.split is not None and self.split not in RULES:
-            raise ValueError(f"unknown --split {self.split!r}. {sql.near(self.split, RULES)}")
+            raise Mistake(f"unknown --split {self.split!r}. {sql.near(self.split, RULES)}")
         if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads {self.threads} must be at least 1")
+            raise Mistake(f"--threads {self.threads} must be at least 1")
 
     @property
     def columns(self) -> Columns:

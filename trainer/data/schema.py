@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import fsspec
 
+from trainer.mistake import Mistake
+
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")
 AttributeKind = Literal["single", "multi"]
@@ -102,7 +104,7 @@ class Dataset:
         root = str(path).rstrip("/") or "/"
         filesystem, folder = fsspec.core.url_to_fs(root)
         if not filesystem.exists(f"{folder}/dataset.json"):
-            raise ValueError(
+            raise Mistake(
                 f"{root} is no prepared dataset: it has no dataset.json. "
                 f"Make one with `tandem prepare SOURCE {root}`."
             )
@@ -123,7 +125,7 @@ class Dataset:
     def queries_file(self, split: str) -> str:
         """Full path of `queries/<split>.parquet`; train has none."""
         if split not in ("validation", "test"):
-            raise ValueError(f"no queries for split {split!r}: take validation or test")
+            raise Mistake(f"no queries for split {split!r}: take validation or test")
         return self.file(f"queries/{split}.parquet")
 
     def check_files(self, full: bool = False) -> None:
@@ -132,15 +134,15 @@ class Dataset:
         for name, record in self.files.items():
             full_name = f"{folder}/{name}"
             if not filesystem.exists(full_name):
-                raise ValueError(f"{self.file(name)} is missing: prepare the dataset again")
+                raise Mistake(f"{self.file(name)} is missing: prepare the dataset again")
             size = filesystem.size(full_name)
             if size != record.bytes:
-                raise ValueError(
+                raise Mistake(
                     f"{self.file(name)} has {size} bytes, dataset.json says {record.bytes}: "
                     "it was changed or copied in part. Prepare or copy the dataset again."
                 )
             if full and sha256_of(filesystem, full_name) != record.sha256:
-                raise ValueError(
+                raise Mistake(
                     f"{self.file(name)} does not have the SHA-256 that dataset.json records: "
                     "its contents changed. Prepare the dataset again."
                 )
@@ -176,11 +178,11 @@ def _from_json(root: str, text: str) -> Dataset:
         contents = json.loads(text)
         version = contents["schema_version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise Mistake(
             f"{root}/dataset.json cannot be read ({error}): prepare the dataset again"
         ) from error
     if version != SCHEMA_VERSION:
-        raise ValueError(
+        raise Mistake(
             f"{root} has schema version {version}, this Tandem reads {SCHEMA_VERSION}: "
             "prepare the dataset again"
         )
@@ -198,6 +200,6 @@ def _from_json(root: str, text: str) -> Dataset:
         contents["files"] = {n: FileRecord(**each) for n, each in contents["files"].items()}
         return Dataset(path=root, **contents)
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise Mistake(
             f"{root}/dataset.json lacks or has unknown entries ({error}): prepare the dataset again"
         ) from error

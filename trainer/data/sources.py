@@ -17,6 +17,7 @@ import duckdb
 import fsspec
 
 from trainer.data import sql
+from trainer.mistake import Mistake
 
 Format = Literal["lightgcn", "recbole", "parquet", "csv", "movielens"]
 FORMATS = ("lightgcn", "recbole", "parquet", "csv", "movielens")
@@ -72,9 +73,9 @@ class Source:
 
 
 def in_order(source: Source, label: str) -> Source:
-    """The source whose rows' places serve as times; raises ValueError where it has times."""
+    """The source whose rows' places serve as times; raises Mistake where it has times."""
     if source.has_timestamp:
-        raise ValueError(
+        raise Mistake(
             f"--in-order, but {label} has timestamps (column "
             f"{source.columns.get('timestamp')!r}), which say the order: leave --in-order out"
         )
@@ -91,12 +92,12 @@ def list_files(source: str) -> list[str]:
     elif filesystem.exists(path):
         found = [path]
     else:
-        raise ValueError(f"{source} does not exist: give a file, a folder or a glob of data")
+        raise Mistake(f"{source} does not exist: give a file, a folder or a glob of data")
     if not found:
-        raise ValueError(f"{source} holds no files: give a file, a folder or a glob of data")
+        raise Mistake(f"{source} holds no files: give a file, a folder or a glob of data")
     sizes = {each: filesystem.size(each) for each in found}
     if not any(sizes.values()):
-        raise ValueError(f"{source} is empty (0 bytes): give a file with interactions")
+        raise Mistake(f"{source} is empty (0 bytes): give a file with interactions")
     scheme = source.split("://", 1)[0] + "://" if "://" in source else ""
     return [scheme + each for each in sorted(found) if sizes[each]]
 
@@ -115,7 +116,7 @@ def recognise(source: str, files: list[str]) -> Format:
         return "parquet"
     if suffixes & {".csv", ".tsv"}:
         return "csv"
-    raise ValueError(
+    raise Mistake(
         f"the format of {source} is not recognised by its files ({', '.join(names[:5])}): "
         f"say --format {'|'.join(FORMATS)}"
     )
@@ -143,11 +144,11 @@ def header_of(path: str, label: str) -> tuple[list[str], str]:
     with fsspec.open(path, "rt", compression="infer", encoding="utf-8-sig") as stream:
         line = stream.readline().rstrip("\r\n")
     if not line.strip():
-        raise ValueError(f"{label} is empty: its first line has no column names")
+        raise Mistake(f"{label} is empty: its first line has no column names")
     delimiter = "\t" if _suffix(path) not in (".csv", ".txt") else max(",\t;|", key=line.count)
     names = next(csv.reader([line], delimiter=delimiter))
     if len(set(names)) < len(names):
-        raise ValueError(f"{label} has a column name twice: {', '.join(names)}. Rename one")
+        raise Mistake(f"{label} has a column name twice: {', '.join(names)}. Rename one")
     return names, delimiter
 
 
@@ -161,7 +162,7 @@ def table_of(
         names, delimiter = header_of(files[0], label)
         for other in files[1:]:
             if header_of(other, label)[0] != names:
-                raise ValueError(
+                raise Mistake(
                     f"{other} has other columns than {files[0]} ({', '.join(names)}): "
                     "give files with one header, or name the one file"
                 )
@@ -174,7 +175,7 @@ def table_of(
     try:
         sql.columns_of(connection, relation)
     except duckdb.Error as error:
-        raise ValueError(f"{label} cannot be read as {format}: {_first_line(error)}") from error
+        raise Mistake(f"{label} cannot be read as {format}: {_first_line(error)}") from error
     return relation
 
 
@@ -191,7 +192,7 @@ def resolve(
             return wanted
         if wanted in plain:
             return plain[wanted]
-        raise ValueError(f"{label} has no column {wanted!r} ({flag}). {sql.near(wanted, plain)}")
+        raise Mistake(f"{label} has no column {wanted!r} ({flag}). {sql.near(wanted, plain)}")
     lowered = {each.lower(): full for each, full in plain.items()}
     return next((lowered[each] for each in usual if each in lowered), None)
 
@@ -202,7 +203,7 @@ def required(
     """`resolve`, raising where there is no such column."""
     column = resolve(wanted, known, usual, flag, label)
     if column is None:
-        raise ValueError(
+        raise Mistake(
             f"{label} has no column called {' or '.join(usual[:3])}: name it with {flag}. "
             f"There are: {', '.join(known)}"
         )
@@ -225,6 +226,6 @@ def title_column(items: SideTable | None, wanted: str | None) -> str | None:
     """The title's column of the item table: as the user names it, or by a usual name."""
     if items is None:
         if wanted is not None:
-            raise ValueError("--title-column needs a file of items: give --items FILE")
+            raise Mistake("--title-column needs a file of items: give --items FILE")
         return None
     return resolve(wanted, items.kinds, TITLE_NAMES, "--title-column", items.label)

@@ -12,6 +12,7 @@ from trainer.data.checks import Thresholds
 from trainer.data.prepare_arguments import PrepareArguments
 from trainer.data.sources import Source
 from trainer.data.splits import SplitRule
+from trainer.mistake import Mistake
 
 DEFAULT_SHARE = 0.1
 
@@ -24,22 +25,22 @@ def choose_rule(
     if rule is None:
         rule = "given" if source.given else "leave-last-out" if source.has_timestamp else "random"
     if rule in ("time", "leave-last-out") and not source.has_timestamp:
-        raise ValueError(
+        raise Mistake(
             f"--split {rule} needs times, {arguments.source} has none: name their column with "
             "--timestamp-column, say --in-order if its rows stand in it, or take --split random"
         )
     if rule == "given" and "test" not in source.given:
-        raise ValueError(
+        raise Mistake(
             f"--split given needs files named train and test, {arguments.source} has "
             f"{' and '.join(source.given) or 'none'}: take another --split"
         )
     if arguments.validation is not None and (rule != "given" or "validation" in source.given):
-        raise ValueError(
+        raise Mistake(
             f"--validation {arguments.validation} has a meaning only where the source names train "
             "and test but no validation part: leave it out"
         )
     if arguments.validation == "last" and not source.has_timestamp:
-        raise ValueError(
+        raise Mistake(
             f"--validation last needs times, {arguments.source} has none: name their column with "
             "--timestamp-column, or say --in-order if a user's rows stand in time order"
         )
@@ -47,13 +48,13 @@ def choose_rule(
     has_dislikes = thresholds is not None and thresholds.dislike is not None
     if rule == "given":
         if test is not None:
-            raise ValueError("--test-share has no meaning with --split given: leave it out")
+            raise Mistake("--test-share has no meaning with --split given: leave it out")
     elif test is None and (rule != "leave-last-out" or (has_dislikes and arguments.split is None)):
         test = DEFAULT_SHARE
     validation = arguments.validation_share or DEFAULT_SHARE
     if rule == "leave-last-out" and test is None:
         if arguments.validation_share is not None:
-            raise ValueError(
+            raise Mistake(
                 "--validation-share with --split leave-last-out needs --test-share too; "
                 "without both, each user's last positive is test and the one before validation"
             )

@@ -11,6 +11,8 @@ from typing import Any
 
 import duckdb
 
+from trainer.mistake import Mistake
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -32,7 +34,7 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
         connection.execute(f"SET memory_limit = {text(resources.memory_limit)}")
     except duckdb.Error as error:
         connection.close()
-        raise ValueError(
+        raise Mistake(
             f"--memory-limit {resources.memory_limit!r} is no size: write for example 4GB"
         ) from error
     connection.execute(f"SET temp_directory = {text(resources.spill)}")
@@ -48,7 +50,7 @@ def bytes_of(size: str) -> int:
     """Bytes of a size as DuckDB reads it: `4GB` is 4e9, `4GiB` is 4 x 2^30."""
     found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)(i?)b?\s*", size.lower())
     if found is None:
-        raise ValueError(f"--memory-limit {size!r} is no size: write for example 4GB")
+        raise Mistake(f"--memory-limit {size!r} is no size: write for example 4GB")
     power = " kmgt".index(found[2] or " ")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 

@@ -18,6 +18,7 @@ from trainer.data.checks import (
     timestamp_expression,
 )
 from trainer.data.sources import SideTable, Source
+from trainer.mistake import Mistake
 
 HISTORY_VALUES_A_PARTITION = 100_000_000
 """Rows x (history length + 4) of one partition at most: 4 million rows at length 20."""
@@ -44,9 +45,9 @@ def load_raw(
         connection.execute(f"CREATE TABLE raw AS {source.select}")
     except duckdb.Error as error:
         first_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"{label} cannot be read as {source.format}: {first_line}") from error
+        raise Mistake(f"{label} cannot be read as {source.format}: {first_line}") from error
     if not sql.number(connection, "SELECT count(*) FROM raw"):
-        raise ValueError(f"{label} is empty: it has a header and no interactions")
+        raise Mistake(f"{label} is empty: it has a header and no interactions")
     labels = {"raw_user": _column_label(source, "user"), "raw_item": _column_label(source, "item")}
     if not drop_null_ids:
         check_nulls(connection, "raw", labels)
@@ -70,7 +71,7 @@ def load_side(
         f"* EXCLUDE ({sql.name(id_name)}) FROM {table.relation}"
     )
     if not sql.number(connection, f"SELECT count(*) FROM side_{side}"):
-        raise ValueError(f"{table.label} is empty: it has a header and no rows")
+        raise Mistake(f"{table.label} is empty: it has a header and no rows")
     label = f"column {id_name!r} of {table.label}"
     check_nulls(connection, f"side_{side}", {"raw": label})
     ids = check_ids(connection, f"side_{side}", "raw", label, f"--{side}-column")
@@ -78,7 +79,7 @@ def load_side(
         f"SELECT raw, count(*) FROM side_{side} GROUP BY raw HAVING count(*) > 1 ORDER BY raw"
     ).fetchall()
     if twice:
-        raise ValueError(
+        raise Mistake(
             f"{table.label} has {len(twice)} ids more than once, for example {twice[0][0]!r} "
             f"({twice[0][1]} rows): leave one row for each {side}"
         )
@@ -97,7 +98,7 @@ def check_source(
     items = check_ids(connection, "raw", "raw_item", _column_label(source, "item"), "--item-column")
     if not source.has_rating:
         if positive is not None or dislike is not None:
-            raise ValueError(
+            raise Mistake(
                 f"--positive-threshold and --dislike-threshold need ratings, {label} has no "
                 "rating column: name it with --rating-column, or leave the thresholds out"
             )
@@ -129,7 +130,7 @@ def make_catalog(
         )
         count = sql.number(connection, f"SELECT count(*) FROM {side}s")
         if count < 2:
-            raise ValueError(
+            raise Mistake(
                 f"{label} has one {side} only: a retrieval model needs at least two. "
                 f"Is --{side}-column the right column?"
             )
@@ -147,7 +148,7 @@ def _check_overlap(connection: duckdb.DuckDBPyConnection, side: str, ids: IdColu
     )
     if rows and not shared:
         example = sql.one(connection, f"SELECT min(raw) FROM side_{side}")[0]
-        raise ValueError(
+        raise Mistake(
             f"none of the {rows} ids of --{side}s (for example {example!r}) occurs in the "
             f"interactions: is --{side}-column the id in both files?"
         )

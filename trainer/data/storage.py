@@ -6,6 +6,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
+from trainer.mistake import Mistake
+
 
 def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem and the path in it of a local path or a URI.
@@ -39,8 +41,8 @@ def open_parquet(path: str | Path, metadata: pq.FileMetaData | None = None) -> p
             pre_buffer=not local,
         )
     except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist: prepare or copy the dataset again") from error
+        raise Mistake(f"{path} does not exist: prepare or copy the dataset again") from error
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise Mistake(
             f"{path} cannot be opened as Parquet ({error}): prepare or copy the dataset again"
         ) from error

@@ -29,6 +29,7 @@ from trainer.data.planted_rows import PartRows, make_part
 from trainer.data.planted_truth import CUTOFFS, BestPossible, best_possible
 from trainer.data.schema import Dataset
 from trainer.data.summary import print_summary
+from trainer.mistake import Mistake
 from trainer.progress import Progress, TerminalProgress
 
 ROWS_PER_PART = 1 << 20
@@ -83,23 +84,23 @@ class SynthArguments:
         ):
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {getattr(self, name)} must be at least {least}")
+                raise Mistake(f"--{flag} {getattr(self, name)} must be at least {least}")
         if not MIN_CLUSTERS // 2 <= self.num_clusters <= self.items // 2:
-            raise ValueError(
+            raise Mistake(
                 f"--clusters {self.num_clusters} must be from {MIN_CLUSTERS // 2} to "
                 f"{self.items // 2}, half the items"
             )
         for name in ("noise", "disliked"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name):g} must be from 0 to below 1")
+                raise Mistake(f"--{name} {getattr(self, name):g} must be from 0 to below 1")
         mean = self.mean_length
         if not self.shortest < mean <= min(MAX_LENGTH, self.items / 4):
-            raise ValueError(
+            raise Mistake(
                 f"--interactions {self.interactions} make {mean:.1f} a user: take more than "
                 f"{self.shortest} and at most {min(MAX_LENGTH, self.items // 4)} a user"
             )
         if self.threads is not None and self.threads < 1:
-            raise ValueError(f"--threads {self.threads} must be at least 1")
+            raise Mistake(f"--threads {self.threads} must be at least 1")
 
     @property
     def num_clusters(self) -> int:
@@ -129,7 +130,7 @@ def synth(
     started = time.monotonic()
     out = Path(arguments.out)
     if out.exists():
-        raise ValueError(f"{out} exists already: remove it, or name another folder")
+        raise Mistake(f"{out} exists already: remove it, or name another folder")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

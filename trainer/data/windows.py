@@ -17,6 +17,7 @@ import torch
 from trainer.data.jagged import Jagged, concatenate, from_arrow, offsets_of
 from trainer.data.order import EpochOrder
 from trainer.data.storage import open_parquet
+from trainer.mistake import Mistake
 
 FILES_OPENED_AT_ONCE = 16
 
@@ -113,7 +114,7 @@ class RowGroups:
         for name in self.columns:
             column = table.column(name)
             if column.null_count:
-                raise ValueError(f"{self._where(group)} column {name!r} has nulls: prepare again")
+                raise Mistake(f"{self._where(group)} column {name!r} has nulls: prepare again")
             if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
                 lists[name] = from_arrow(column)
                 values = lists[name].values
@@ -132,7 +133,7 @@ class RowGroups:
             table = reader.read_row_group(number, columns=list(columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
             if not self.skip_corrupt:
-                raise ValueError(
+                raise Mistake(
                     f"{self._where(group)} cannot be read ({error}): restore the file, "
                     "or go on without its rows with skip_corrupt"
                 ) from error
@@ -153,7 +154,7 @@ class RowGroups:
         if int(values.view(f"u{values.itemsize}").max(initial=0)) >= limit:
             low, high = int(values.min()), int(values.max())
             wrong = low if low < 0 else high
-            raise ValueError(
+            raise Mistake(
                 f"{self._where(group)} column {name!r} holds id {wrong}, outside 0..{limit - 1}: "
                 "the files do not belong to this dataset.json. Prepare the dataset again."
             )

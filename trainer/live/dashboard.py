@@ -14,6 +14,7 @@ import tyro
 
 from trainer.live.prometheus import HOW_TO_INSTALL, Prometheus, is_installed, make_config
 from trainer.live.server import LivePage
+from trainer.mistake import Mistake
 from trainer.run import RunFolder
 from trainer.storage import StoragePath, storage_path
 
@@ -44,14 +45,14 @@ class DashboardArguments:
         for name in ("port", "prometheus_port"):
             value = getattr(self, name)
             if not 0 <= value < 65536:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: must be 0 to 65535")
+                raise Mistake(f"--{name.replace('_', '-')} {value}: must be 0 to 65535")
 
 
 def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None) -> None:
     """Serve until Ctrl-C, SIGTERM or `stop`.
 
     Raises:
-        ValueError: where the run does not exist or a port is taken.
+        Mistake: where the run does not exist or a port is taken.
     """
     run = storage_path(arguments.run)
     RunFolder(run).read_config()

@@ -21,7 +21,7 @@ def read_run(path: str | StoragePath) -> dict[str, Any]:
     """Everything the pages draw, as plain JSON-able data; NaN and infinities become None.
 
     Raises:
-        ValueError: where `path` is no run.
+        Mistake: where `path` is no run.
     """
     folder = RunFolder(path)
     facts = folder.read_config()

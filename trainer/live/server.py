@@ -6,6 +6,7 @@ import json
 
 from trainer.live.page import asset, page, panel_rows
 from trainer.live.runs import read_run
+from trainer.mistake import Mistake
 from trainer.small_http import Page, SmallServer
 from trainer.storage import StoragePath
 
@@ -35,7 +36,7 @@ class LivePage:
         try:
             self._server = SmallServer(host, port, pages, "tandem-live")
         except OSError as error:
-            raise ValueError(
+            raise Mistake(
                 f"--port {port}: cannot listen on {host} ({error.strerror}); choose another --port"
             ) from error
         self.url = f"http://{host}:{self._server.port}/"

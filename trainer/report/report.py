@@ -10,6 +10,7 @@ import tyro
 
 from trainer.live.page import as_script_data, asset, page, panel_rows
 from trainer.live.runs import read_run
+from trainer.mistake import Mistake
 from trainer.storage import StoragePath, storage_path
 
 
@@ -24,14 +25,14 @@ class ReportArguments:
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ValueError("which run? tandem report RUN [RUN ...]")
+            raise Mistake("which run? tandem report RUN [RUN ...]")
 
 
 def report(arguments: ReportArguments) -> StoragePath:
     """Write the page and say where it is; returns its path.
 
     Raises:
-        ValueError: where one of the folders is no run.
+        Mistake: where one of the folders is no run.
     """
     runs = [read_run(path) for path in arguments.runs]
     from trainer.report.norms import norms_by_popularity  # torch: after the mistakes are told

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from trainer.mistake import Mistake
+
 IndexKind = Literal["flat", "ivf", "hnsw"]
 
 
@@ -33,7 +35,7 @@ class EvaluateArguments:
 
     def __post_init__(self) -> None:
         if self.groups < 0 or self.groups > 255:
-            raise ValueError(f"groups is {self.groups}; it must be from 0 to 255")
+            raise Mistake(f"groups is {self.groups}; it must be from 0 to 255")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class RecommendArguments:
 
     def __post_init__(self) -> None:
         if (self.user is None) == (self.items is None):
-            raise ValueError("give either --user ID or --items ID,ID,...")
+            raise Mistake("give either --user ID or --items ID,ID,...")
         _check_k(self.k)
 
 
@@ -99,11 +101,11 @@ class ExportArguments:
 
     def __post_init__(self) -> None:
         if self.index_k < 1:
-            raise ValueError(f"index-k is {self.index_k}; it must be at least 1")
+            raise Mistake(f"index-k is {self.index_k}; it must be at least 1")
         if self.index is not None and not self.users:
-            raise ValueError("--index compares with exact search by users: leave out --no-users")
+            raise Mistake("--index compares with exact search by users: leave out --no-users")
 
 
 def _check_k(k: int) -> None:
     if k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1")
+        raise Mistake(f"k is {k}; it must be at least 1")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.schema import Dataset
+from trainer.mistake import Mistake
 from trainer.model import TwoTower
 from trainer.progress import Progress, SilentProgress
 from trainer.ranks import Ranks
@@ -185,16 +186,14 @@ def own_share(block: QueryBlock, ranks: Ranks) -> QueryBlock:
 
 def _check(dataset: Dataset, split: str, ks: Sequence[int], users: int | None) -> None:
     if dataset.splits[split].queries == 0:
-        raise ValueError(
+        raise Mistake(
             f"the {split} split of {dataset.path} has no user with a positive interaction; "
             "prepare the dataset with a larger held-out part"
         )
     if not ks or min(ks) < 1 or max(ks) > dataset.num_items:
-        raise ValueError(
+        raise Mistake(
             f"k is {', '.join(map(str, ks)) or 'empty'}; cut-offs are at least 1 and at most "
             f"{dataset.num_items}, the number of items"
         )
     if users is not None and users < 2:
-        raise ValueError(
-            f"users is {users}; a sample has at least 2, or leave the flag out for all"
-        )
+        raise Mistake(f"users is {users}; a sample has at least 2, or leave the flag out for all")

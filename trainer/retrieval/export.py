@@ -29,6 +29,7 @@ from torch import Tensor
 from trainer.agreement import together
 from trainer.data.schema import Dataset
 from trainer.data.storage import open_parquet
+from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.restore import TrainedRun, load_run
 from trainer.retrieval.arguments import ExportArguments
@@ -219,7 +220,7 @@ def _write_index(arguments: ExportArguments, folder: Path, facts: dict[str, Any]
 
 def _make_folders(out: Path, partial: Path) -> None:
     if out.exists():
-        raise ValueError(f"{out} exists already; choose another folder, or remove it")
+        raise Mistake(f"{out} exists already; choose another folder, or remove it")
     shutil.rmtree(partial, ignore_errors=True)
     for name in ("items", "users"):
         (partial / name).mkdir(parents=True)

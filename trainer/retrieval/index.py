@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from trainer.mistake import Mistake
 from trainer.retrieval.arguments import IndexKind
 from trainer.retrieval.keys import decode_keys, merge_keys
 from trainer.retrieval.topk import ItemRows, exact_topk
@@ -94,5 +95,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ValueError("--index needs FAISS: pip install faiss-cpu, or leave it out") from error
+        raise Mistake("--index needs FAISS: pip install faiss-cpu, or leave it out") from error
     return faiss

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from trainer.data.schema import Dataset
 from trainer.data.storage import filesystem_of, open_parquet
+from trainer.mistake import Mistake
 
 ROWS_READ_AT_ONCE = 1 << 18
 IDS_COMPARED = 50_000
@@ -36,7 +37,7 @@ def find_rows(dataset: Dataset, side: Literal["user", "item"], raw_ids: Sequence
     """Rows of raw ids, in their order. Reads the ids' column once, without keeping it.
 
     Raises:
-        ValueError: for an id that is not there, with near ones.
+        Mistake: for an id that is not there, with near ones.
     """
     path = dataset.file(f"{side}s.parquet")
     found: dict[Any, int] = {}
@@ -54,7 +55,7 @@ def find_rows(dataset: Dataset, side: Literal["user", "item"], raw_ids: Sequence
             start += len(column)
     for raw_id in wanted:
         if raw_id not in found:
-            raise ValueError(f"no {side} {raw_id!r} in {dataset.path}: {_near(raw_id, some)}")
+            raise Mistake(f"no {side} {raw_id!r} in {dataset.path}: {_near(raw_id, some)}")
     return [found[raw_id] for raw_id in wanted]
 
 
@@ -82,7 +83,7 @@ def _as_id(raw_id: str, kind: pa.DataType, side: str) -> int | str:
     try:
         return int(raw_id)
     except ValueError as error:
-        raise ValueError(f"{side} {raw_id!r}: the ids of this dataset are whole numbers") from error
+        raise Mistake(f"{side} {raw_id!r}: the ids of this dataset are whole numbers") from error
 
 
 def _near(raw_id: int | str, some: list[Any]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.data.schema import Dataset
+from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.restore import load_run
 from trainer.retrieval.arguments import RecommendArguments, SimilarArguments
@@ -108,13 +109,13 @@ def _best(
 def _somebody_new(dataset: Dataset, encoder: Encoder, raw_ids: str) -> KnownUsers:
     """A user without a row, known by the items alone."""
     if not encoder.uses_history:
-        raise ValueError(
+        raise Mistake(
             "--items: this model does not read histories, so it knows nothing of somebody new; "
             "train with --model.use-history True, or give --user ID"
         )
     rows = find_rows(dataset, "item", [each.strip() for each in raw_ids.split(",") if each.strip()])
     if not rows:
-        raise ValueError("--items is empty: give at least one item id")
+        raise Mistake("--items is empty: give at least one item id")
     nothing = ItemLists.from_lists([[]])
     seen = ItemLists.from_lists([sorted(set(rows))])
     return KnownUsers(-1, ItemLists.from_lists([rows]), nothing, seen)

@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trainer.mistake import Mistake
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.keys import EMPTY, MAX_ITEM_ROW, encode_keys, scores_of
 
@@ -49,7 +50,7 @@ class Filter:
 
     def __post_init__(self) -> None:
         if self.chunk_items <= 0 or self.chunk_items % GROUP:
-            raise ValueError(
+            raise Mistake(
                 f"chunk_items is {self.chunk_items}; it must be a positive multiple of {GROUP}."
             )
 
@@ -76,7 +77,7 @@ class ItemRows:
     def __init__(self, embedding_ID: Tensor, first_row: int = 0) -> None:
         last_row = first_row + embedding_ID.size(0) - 1
         if last_row > MAX_ITEM_ROW:
-            raise ValueError(f"item row {last_row} is over the limit of {MAX_ITEM_ROW}.")
+            raise Mistake(f"item row {last_row} is over the limit of {MAX_ITEM_ROW}.")
         self.embedding_ID = _checked(embedding_ID, "item")
         self.first_row = first_row
         bounds = [torch.stack(_norms(part), dim=1) for part in self.embedding_ID.split(1 << 16)]
@@ -183,7 +184,7 @@ class Search:
         self, items: ItemRows, query_QD: Tensor, seen: ItemLists | None, k: int, how: Filter
     ) -> None:
         if k < 1:
-            raise ValueError(f"k is {k}; it must be at least 1.")
+            raise Mistake(f"k is {k}; it must be at least 1.")
         query_QD = _checked(query_QD, "query")
         self.items, self.k, self.how = items, k, how
         self.num_chunks = -(-len(items) // how.chunk_items)
@@ -282,7 +283,7 @@ def _checked(embedding_ND: Tensor, name: str) -> Tensor:
     embedding_ND = embedding_ND.float().contiguous()
     for part in embedding_ND.split(1 << 16):
         if not (part.abs().amax() <= LARGEST_VALUE if part.numel() else True):
-            raise ValueError(
+            raise Mistake(
                 f"a {name} embedding holds NaN or a value beyond {LARGEST_VALUE:g}; "
                 "the training has diverged: lower the learning rate."
             )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.multiprocessing as mp
 
+from trainer.mistake import Mistake
 from trainer.progress import quiet_libraries
 from trainer.ranks import Ranks, process_group
 
@@ -21,10 +22,10 @@ def on_workers(work: Callable[[A, Ranks], Any], arguments: A, workers: int | Non
     """Rank 0's result of `work(arguments, ranks)` on `workers` ranks.
 
     None: one a GPU, else this process alone. Under torchrun this process is one of its ranks
-    already, whatever `workers` says. A ValueError of any rank is raised here.
+    already, whatever `workers` says. A Mistake of any rank is raised here.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1")
+        raise Mistake(f"workers is {workers}; it must be at least 1")
     count = workers or max(torch.cuda.device_count(), 1)
     if count == 1 or "WORLD_SIZE" in os.environ:
         with process_group() as ranks:
@@ -35,7 +36,7 @@ def on_workers(work: Callable[[A, Ranks], Any], arguments: A, workers: int | Non
         mp.spawn(_rank, (work, arguments, count, _free_port(), results), nprocs=count)
     except mp.ProcessExitedException as error:
         failure = None if results.empty() else results.get()
-        if isinstance(failure, ValueError):
+        if isinstance(failure, Mistake):
             raise failure from error
         raise
     return results.get()
@@ -57,8 +58,8 @@ def _rank(rank: int, work: Any, arguments: Any, count: int, port: int, results: 
             result = work(arguments, ranks)
             if ranks.is_first:
                 results.put(result)
-    except ValueError as mistake:
-        results.put(ValueError(str(mistake)))
+    except Mistake as mistake:
+        results.put(Mistake(str(mistake)))
         raise SystemExit(1) from mistake
 
 
