@@ -32,6 +32,7 @@ from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_l
 from trainer.ranks import Ranks, process_group
 from trainer.recorder import Recorder
 from trainer.run import PACKAGES, RunFolder, RunSpec, open_run
+from trainer.run_phases import RunPhases
 from trainer.stopping import TERMINATED_STATUS, terminations
 from trainer.validation import Validation
 from trainer.vitals import Vitals
@@ -96,6 +97,8 @@ class Run:
         hooks: Hooks,
     ) -> None:
         self.hooks = hooks
+        self.phases = RunPhases(hooks, folder if ranks.is_first else None, progress)
+        self.phases.at("starting")
         self.spec, self.config = spec, spec.config
         self.dataset, self.folder, self.ranks, self.progress = dataset, folder, ranks, progress
         self.model = build_model(spec.config, dataset, ranks)  # collective
@@ -115,6 +118,7 @@ class Run:
             self.metrics,
             hooks.on_evaluation,
             spec.config.data.history_length,
+            self.phases,
         )
 
     def train(self, resuming: bool) -> dict[str, Any]:
@@ -134,6 +138,7 @@ class Run:
             recorder=recorder,
             place=place,
             seed=self.config.training.seed,
+            phases=self.phases,
             save=self._save,
             evaluate=lambda at: self.validation.evaluate(self.model.module, at.step, at.epoch),
         )
