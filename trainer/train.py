@@ -7,7 +7,6 @@ Ray Train calls the very same function (cluster/launch.py).
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from importlib import metadata
@@ -25,6 +24,7 @@ from trainer.data.schema import Dataset
 from trainer.finite import FiniteWatch, NonFiniteError, check_tables
 from trainer.hooks import Hooks
 from trainer.loop import Place, TrainingLoop
+from trainer.machine import usable_cpus
 from trainer.metrics import RankMetrics
 from trainer.mistake import Mistake
 from trainer.optimizer import Schedule, build_optimizer
@@ -78,10 +78,8 @@ def run_worker(
 
 
 def cpu_threads(spec: RunSpec, ranks: Ranks) -> int:
-    """Threads for this worker's CPU kernels: its share of the cores it may run on."""
-    return spec.config.training.threads or max(
-        1, len(os.sched_getaffinity(0)) // ranks.local_world_size
-    )
+    """Threads for this worker's CPU kernels: its share of the CPUs it may use."""
+    return spec.config.training.threads or max(1, usable_cpus() // ranks.local_world_size)
 
 
 class Run:

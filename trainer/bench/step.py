@@ -9,7 +9,6 @@ data` measures the loader.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.bench.workers import Group, Workload
+from trainer.machine import usable_cpus
 
 GIB = 1024**3
 SCALES = (0.1, 0.3, 1.0)
@@ -81,7 +81,7 @@ def scale(arguments: StepBenchArguments) -> dict[str, Any]:
 
 def compare(arguments: StepBenchArguments) -> dict[str, Any]:
     """Tandem (one process of two threads, and two ranks) beside a plain PyTorch loop."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     work = workload(arguments, 2_000_000)
     groups = {
         "tandem": Group(1, work, threads=cores),

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.multiprocessing as mp
 
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import quiet_libraries
 from trainer.ranks import Ranks, process_group
@@ -52,7 +53,7 @@ def _rank(rank: int, work: Any, arguments: Any, count: int, port: int, results: 
         "MASTER_PORT": str(port),
     }
     quiet_libraries()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
+    torch.set_num_threads(max(1, usable_cpus() // count))
     try:
         with process_group() as ranks:
             result = work(arguments, ranks)
