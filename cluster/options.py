@@ -4,7 +4,11 @@ import os
 from dataclasses import dataclass
 
 from cluster.workers import Workers
+from trainer.config import LAST_PORT
 from trainer.mistake import Mistake
+
+LONGEST_SECONDS = 10_000_000
+"""Four months: beyond what any of these waits makes sense, and far below what C's clocks hold."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,16 @@ class LaunchOptions:
             ("--resize-every", self.resize_seconds),
             ("--patience", self.patience_seconds),
         ):
-            if seconds <= 0:
-                raise Mistake(f"{flag} {seconds:g}: must be above 0 seconds")
+            if not 0 < seconds < LONGEST_SECONDS:
+                raise Mistake(
+                    f"{flag} {seconds:g}: must be above 0 seconds, and below {LONGEST_SECONDS:,}"
+                )
+        if not 0 <= self.discovery_port <= LAST_PORT:
+            raise Mistake(
+                f"--discovery-port {self.discovery_port}: must be 0 (any free one) to {LAST_PORT}"
+            )
+        if not self.discovery_host:
+            raise Mistake("--discovery-host is empty; 0.0.0.0 listens on every address")
 
 
 def existing_address(address: str | None) -> str | None:

@@ -17,6 +17,8 @@ import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
+from trainer.ranks import choose_interface
+
 TOLD = threading.Event()
 """In a worker: set once it got SIGTERM."""
 
@@ -30,11 +32,17 @@ def listen() -> None:
     signal.signal(signal.SIGTERM, handle)
 
 
+def choose_own_interface() -> None:
+    """In a worker: have gloo use the interface by which Ray reaches this node."""
+    choose_interface(ray.util.get_node_ip_address())
+
+
 class ListeningBackend(_TorchBackend):
     """Ray Train's process group, made by workers that listen to SIGTERM."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(listen)  # training has a thread of its own, and signals do not
+        worker_group.execute(choose_own_interface)
         super().on_start(worker_group, backend_config)
 
 
