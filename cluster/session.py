@@ -5,24 +5,25 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
-from importlib.util import find_spec
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, nullcontext, redirect_stdout
 from io import BytesIO, StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import ray
 
+import tandem_start
 from cluster.options import existing_address
 from cluster.workers import Resources
+from tandem_start import PACKAGES, find_package
 from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import quiet_libraries
 
 OBJECT_STORE_BYTES = 128 * 2**20  # rank 0's reports are all that goes through it
 STANDARD_ERROR = 2
-OUR_PACKAGES = ("cluster", "trainer", "embeddings", "losses")
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end or a failure is seen
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # importing torch on a busy machine
@@ -55,6 +56,10 @@ def ray_session(
     address: str | None, min_cpus: int = 1, verbose: bool = False
 ) -> Iterator[Resources]:
     """Ray, connected, for the body; a local cluster ends with it and takes its files along.
+
+    Ray puts the folder that a driver stands in first on its workers' path, so it is started in an
+    empty one: whatever a user's folder holds, `types.py` for one, would be imported instead of
+    what it is named after.
 
     Args:
         address: an existing cluster ("auto", "host:6379", "ray://…"); None starts a local one.
@@ -95,15 +100,22 @@ def short_temp_folder() -> str | None:
 def _start_local(folder: Path, min_cpus: int, options: dict[str, Any]) -> None:
     # No cloud takes this machine back node by node; the watcher is a process, a second to start.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Imported by each worker before its first task, at no cost: a runtime environment would have
+    # Ray throw the workers away that it started ahead.
+    os.environ.setdefault("RAY_preload_python_modules", tandem_start.__name__)
+    path = os.environ.get("PYTHONPATH")
+    ours = str(Path(tandem_start.__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([*([path] if path else []), ours])
     try:
-        ray.init(
-            address="local",
-            num_cpus=max(local_cpus(), min_cpus),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            _temp_dir=str(folder),
-            **options,
-        )
+        with chdir(folder):
+            ray.init(
+                address="local",
+                num_cpus=max(local_cpus(), min_cpus),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                _temp_dir=str(folder),
+                **options,
+            )
     except Exception as error:
         if "timed out during startup" not in str(error):  # Ray has no class for it
             raise
@@ -116,12 +128,22 @@ def _start_local(folder: Path, min_cpus: int, options: dict[str, Any]) -> None:
 def _join(address: str, options: dict[str, Any], verbose: bool) -> None:
     with nullcontext(BytesIO()) if verbose else held_errors() as held:
         try:
-            ray.init(address=address, runtime_env=our_code(), **options)
+            with TemporaryDirectory(prefix="tandem-") as folder, chdir(folder):
+                ray.init(address=address, runtime_env=runtime_environment(), **options)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             held.seek(0)
             # Without the token Ray says that nothing answers; its native code knows better.
             refused = b"Unauthenticated" in held.read()
             raise Mistake(join_message(address, error, refused)) from error
+
+
+def runtime_environment() -> dict[str, Any]:
+    """Of workers on a cluster that exists. A submitted job carries our code already."""
+    start = f"{tandem_start.__name__}.{tandem_start.claim.__name__}"
+    environment: dict[str, Any] = {"worker_process_setup_hook": start}
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        environment["py_modules"] = our_code()
+    return environment
 
 
 @contextmanager
@@ -142,24 +164,9 @@ def held_errors() -> Iterator[IO[bytes]]:
             os.close(terminal)
 
 
-def our_code() -> dict[str, Any] | None:
-    """Runtime environment that carries our packages to other nodes.
-
-    None inside a submitted job, which carries its working directory already.
-    """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        return None
-    return {"py_modules": [str(folder) for folder in package_folders(OUR_PACKAGES)]}
-
-
-def package_folders(names: Sequence[str]) -> list[Path]:
-    """Where our packages lie."""
-    folders = []
-    for name in names:
-        spec = find_spec(name)
-        assert spec is not None and spec.submodule_search_locations is not None
-        folders.append(Path(next(iter(spec.submodule_search_locations))))
-    return folders
+def our_code() -> list[str]:
+    """What Ray carries to other nodes, for their workers' path: our packages, and their start."""
+    return [str(tandem_start.__file__), *map(str, map(find_package, PACKAGES))]
 
 
 def join_message(address: str, error: Exception, refused: bool = False) -> str:

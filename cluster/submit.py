@@ -18,7 +18,7 @@ import ray.exceptions
 import tyro
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.session import OUR_PACKAGES, join_message, package_folders
+from cluster.session import join_message, our_code
 from cluster.submitted import Submitted, remember, remembered, run_of
 from cluster.usage import UsageError, parse
 from trainer.mistake import Mistake
@@ -81,7 +81,7 @@ def submit(arguments: Sequence[str]) -> int:
     client = connect(parsed.address)
     try:
         job = client.submit_job(
-            entrypoint=shlex.join([python_of(parsed), "-m", "cluster.cli", *command]),
+            entrypoint=shlex.join([python_of(parsed), "-m", "tandem_start", *command]),
             runtime_env=runtime_env(Path(parsed.working_dir)),
             metadata={"tandem": shlex.join(command)},
         )
@@ -201,8 +201,8 @@ def runtime_env(working_dir: Path) -> dict[str, Any]:
     if not working_dir.is_dir():
         raise Mistake(f"--working-dir {working_dir}: no such folder")
     env: dict[str, Any] = {"working_dir": str(working_dir.resolve())}
-    if not (working_dir / "cluster" / "cli.py").is_file():
-        env["py_modules"] = [str(folder) for folder in package_folders(OUR_PACKAGES)]
+    if not (working_dir / "tandem_start.py").is_file():
+        env["py_modules"] = our_code()
     return env
 
 
