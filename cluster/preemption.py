@@ -15,8 +15,8 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
+from cluster.ray_private import draining_nodes, torch_backend
 from trainer.ranks import choose_interface
 
 TOLD = threading.Event()
@@ -37,7 +37,10 @@ def choose_own_interface() -> None:
     choose_interface(ray.util.get_node_ip_address())
 
 
-class ListeningBackend(_TorchBackend):
+TorchBackend: Any = torch_backend()
+
+
+class ListeningBackend(TorchBackend):  # type: ignore[misc]
     """Ray Train's process group, made by workers that listen to SIGTERM."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
@@ -50,10 +53,10 @@ class ListeningTorchConfig(TorchConfig):
     """Torch's configuration with `ListeningBackend`."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[ListeningBackend]:
         return ListeningBackend
 
 
 def leaving(nodes: Collection[str]) -> bool:
     """Whether one of these nodes (Ray's ids) is draining."""
-    return not set(nodes).isdisjoint(ray._private.state.state.get_draining_nodes())
+    return not set(nodes).isdisjoint(draining_nodes())

@@ -23,7 +23,6 @@ from cluster.options import LaunchOptions
 from cluster.relay import RelayLog, RelayProgress
 from cluster.service_discovery import ReachableTargets, ServiceDiscovery
 from cluster.session import held_errors, join_message, ray_session
-from cluster.submit import refusal_message
 from cluster.usage import UsageError
 from cluster.workers import Resources, Workers
 from trainer.mistake import Mistake
@@ -431,10 +430,3 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
         ray_session(None),
     ):
         pass
-
-
-def test_a_head_without_its_agent_is_explained() -> None:
-    agent = RuntimeError("Request failed with status code 500: No available agent to submit job")
-    assert "--dashboard-agent-listen-port=0" in refusal_message("http://h:8265", agent)
-    other = refusal_message("http://h:8265", RuntimeError("no space left"))
-    assert other == "the cluster at http://h:8265 refused the job: no space left"
