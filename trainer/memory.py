@@ -22,7 +22,7 @@ REMEDIES = {
     "tables": "lower model.dim, set model.table_precision to fp16, or take more workers",
     "candidates": "lower training.global_batch_size or the sampled negatives",
     "queue": "lower negatives.queue",
-    "rows": "lower training.global_batch_size",
+    "rows": "lower training.global_batch_size or the sampled negatives",
 }
 
 
