@@ -279,7 +279,14 @@ class Run:
         return self.validation.is_over
 
     def _loader(self, place: Place) -> Loader:
-        return build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
+        return build_loader(
+            self.config,
+            self.dataset,
+            self.inputs,
+            self.ranks,
+            place.position,
+            lambda done, total: self.phases.at("starting", done, total),
+        )
 
     def _restore(self) -> Place:
         """Load the newest sound checkpoint, if there is one. Collective."""
