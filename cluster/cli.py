@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.usage import VERBOSE, UsageError, guarded, suggest
+from trainer.screen import say
 
 Arguments = list[str]
 
@@ -227,10 +228,14 @@ COMMANDS = {
 
 def print_help() -> None:
     """The subcommands, a line each."""
-    print("tandem: two-tower retrieval training\n\nusage: tandem COMMAND ... [--verbose]\n")
+    say("tandem: two-tower retrieval training")
+    say()
+    say("usage: tandem COMMAND ... [--verbose]")
+    say()
     for name, command in COMMANDS.items():
-        print(f"  {name:12}{command.summary}")
-    print("\n`tandem COMMAND --help` lists a command's flags.")
+        say(f"  {name:12}{command.summary}")
+    say()
+    say("`tandem COMMAND --help` lists a command's flags.")
 
 
 def run(arguments: Arguments, verbose: bool) -> int:

@@ -17,6 +17,7 @@ from trainer.arguments import TrainArguments, parse_preset
 from trainer.config import Config
 from trainer.presets import PRESETS
 from trainer.run import RunFolder, RunSpec, absolute, open_run
+from trainer.screen import say
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def train(spec: RunSpec, options: LaunchOptions) -> int:
     from cluster.launch import launch  # Ray Train and torch: seconds, and mistakes are told before
 
     summary = launch(spec, options)
-    print(
+    say(
         f"trained {summary['steps']:,} steps with {summary['workers']} workers in "
         f"{summary['seconds']:.0f} s: {spec.out}"
     )

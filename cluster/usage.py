@@ -12,6 +12,7 @@ from typing import TypeVar
 import tyro
 
 from trainer.mistake import Mistake
+from trainer.screen import say
 from trainer.stopping import TERMINATED_STATUS, Terminated
 
 T = TypeVar("T")
@@ -46,22 +47,22 @@ def guarded(command: Callable[[], int], verbose: bool) -> int:
     try:
         return command()
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        say("stopped", file=sys.stderr)
         return STOPPED
     except Terminated as stop:
-        print(stop, file=sys.stderr)
+        say(stop, file=sys.stderr)
         return TERMINATED_STATUS
     except (Mistake, OSError, RuntimeError) as error:
         if verbose:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
 
 
 def expect_no_arguments(command: str, arguments: Sequence[str]) -> None:
     """Refuse flags where a command has none."""
     if arguments and arguments[0] in ("--help", "-h"):
-        print(f"usage: tandem {command}")
+        say(f"usage: tandem {command}")
         raise SystemExit(0)
     if arguments:
         raise UsageError(f"tandem {command} takes no arguments, not {' '.join(arguments)}")

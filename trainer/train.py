@@ -32,6 +32,7 @@ from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_l
 from trainer.ranks import Ranks, process_group
 from trainer.recorder import Recorder
 from trainer.run import PACKAGES, RunFolder, RunSpec, open_run
+from trainer.screen import say
 from trainer.stopping import TERMINATED_STATUS, terminations
 from trainer.validation import Validation
 from trainer.vitals import Vitals
@@ -285,7 +286,7 @@ def main(arguments: list[str]) -> int:
             hooks = Hooks(stop_requested=terminated.is_set)
             summary = run_worker(parsed.run_spec(preset), hooks=hooks)
     except Mistake as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         return 1
     return TERMINATED_STATUS if summary["stopped_on_request"] else 0
 

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from torch import Tensor
 
 from trainer.agreement import together
@@ -50,6 +49,7 @@ from trainer.retrieval.programs import (
 )
 from trainer.retrieval.workers import on_workers
 from trainer.run_files import write_json
+from trainer.screen import say
 
 QUERIES_OF_RECALL = 1000
 
@@ -57,15 +57,14 @@ QUERIES_OF_RECALL = 1000
 def export(arguments: ExportArguments) -> dict[str, Any]:
     """Write OUT and print what is in it; returns the contents of export.json."""
     facts: dict[str, Any] = on_workers(export_on_rank, arguments, arguments.workers)
-    console = Console()
-    console.print(
+    say(
         f"exported {facts['items']:,} items and {facts['users']:,} users, "
         f"{facts['width']} wide, to {arguments.out}"
     )
-    console.print(f"programs: {', '.join(facts['programs'])}")
+    say(f"programs: {', '.join(facts['programs'])}")
     if "index" in facts:
         found = facts["index"]
-        console.print(
+        say(
             f"index {found['kind']}: recall@{found['k']} against exact search "
             f"{found['recall']:.4f} over {found['queries']:,} users"
         )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,6 +22,7 @@ from trainer.retrieval.merge import merge_rankings, share_queries
 from trainer.retrieval.names import Item, find_rows, name_items
 from trainer.retrieval.topk import ItemRows, exact_topk
 from trainer.retrieval.workers import on_workers
+from trainer.screen import Sheet, window_width
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,43 @@ class Recommendations:
 def recommend(arguments: RecommendArguments) -> Recommendations:
     """Print recommendations with the recent history beside them, and return them."""
     found: Recommendations = on_workers(recommend_on_rank, arguments, workers=1)
-    table = Table(title=f"user {arguments.user}" if arguments.user else "somebody new")
-    for heading in ("", "recommended", "score", "recent history"):
-        table.add_column(heading, justify="right" if heading in ("", "score") else "left")
-    for rank in range(max(len(found.items), min(len(found.history), arguments.k))):
-        item = found.items[rank].label if rank < len(found.items) else ""
-        score = f"{found.scores[rank]:.4f}" if rank < len(found.items) else ""
-        past = found.history[rank].label if rank < len(found.history) else ""
-        table.add_row(str(rank + 1), item, score, past)
-    Console().print(table)
+    title = "somebody new" if arguments.user is None else f"user {arguments.user}"
+    for sheet in sheets(found, title, window_width()):
+        sheet.print()
     return found
 
 
 def similar(arguments: SimilarArguments) -> Recommendations:
     """Print the items most like one item, and return them."""
     found: Recommendations = on_workers(similar_on_rank, arguments, workers=1)
-    table = Table("", "item", "cosine", title=f"like {found.history[0].label}")
-    for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True)):
-        table.add_row(str(rank + 1), item.label, f"{score:.4f}")
-    Console().print(table)
+    title = f"like {found.history[0].label}"
+    sheet = Sheet("", "item", "cosine", numbers=("", "cosine"), title=title)
+    for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1):
+        sheet.add(rank, item.label, f"{score:.4f}")
+    sheet.print()
     return found
+
+
+def sheets(found: Recommendations, title: str, window: int | None) -> list[Sheet]:
+    """Items and history beside each other where the window is wide enough, else one by one."""
+    items = [
+        (rank, item.label, f"{score:.4f}")
+        for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1)
+    ]
+    past = [item.label for item in found.history]
+    numbers = ("", "score")
+    beside = Sheet("", "recommended", "score", "recent history", numbers=numbers, title=title)
+    for rank, (item, label) in enumerate(zip_longest(items, past), 1):
+        beside.add(*(item or (rank, "", "")), label or "")
+    if window is None or beside.width() <= window:
+        return [beside]
+    first = Sheet("", "recommended", "score", numbers=numbers, title=title)
+    for item in items:
+        first.add(*item)
+    second = Sheet("", "recent history", numbers=("",), title="recent history")
+    for rank, label in enumerate(past, 1):
+        second.add(rank, label)
+    return [first, second] if past else [first]
 
 
 def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommendations:
