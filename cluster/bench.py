@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from importlib import import_module
 
-from cluster.usage import UsageError, parse, suggest
+from cluster.usage import parse, suggest
+from trainer.mistake import UsageError
 from trainer.screen import say
 
 PARTS = {

@@ -20,8 +20,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.session import OUR_PACKAGES, join_message, package_folders
 from cluster.submitted import Submitted, remember, remembered, run_of
-from cluster.usage import UsageError, parse
-from trainer.mistake import Mistake
+from cluster.usage import parse
+from trainer.mistake import Mistake, UsageError
 from trainer.run_state import read_state
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"

@@ -1,30 +1,18 @@
-"""Mistakes on the command line: the near name is suggested, one line is printed, the status is 2.
+"""Mistakes on the command line: the near name is suggested, the status is 2.
 
 Commands parse with tyro; the user's mistakes inside a command are `Mistake`s, status 1.
 """
 
 import difflib
-import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
-import tyro
-
-from trainer.mistake import Mistake
+from trainer.mistake import UsageError
 from trainer.screen import say
-from trainer.stopping import TERMINATED_STATUS, Terminated
 
 T = TypeVar("T")
 
-FAILED = 1
-USAGE = 2
-STOPPED = 130
 VERBOSE = "--verbose"
-
-
-class UsageError(Mistake):
-    """The command line itself is wrong."""
 
 
 def suggest(kind: str, name: str, known: Sequence[str]) -> str:
@@ -39,24 +27,9 @@ def parse(kind: type[T], program: str, arguments: Sequence[str]) -> T:
 
     A Mistake of the dataclass' own checks passes through.
     """
+    import tyro  # a fifth of a second, that `tandem` and its help do not wait for
+
     return tyro.cli(kind, args=arguments, prog=program, description=kind.__doc__)
-
-
-def guarded(command: Callable[[], int], verbose: bool) -> int:
-    """Run a command; print failures as one `error:` line, with the traceback if `verbose`."""
-    try:
-        return command()
-    except KeyboardInterrupt:
-        say("stopped", file=sys.stderr)
-        return STOPPED
-    except Terminated as stop:
-        say(stop, file=sys.stderr)
-        return TERMINATED_STATUS
-    except (Mistake, OSError, RuntimeError) as error:
-        if verbose:
-            traceback.print_exc()
-        say(f"error: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError) else FAILED
 
 
 def expect_no_arguments(command: str, arguments: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ Ray Train calls the very same function (cluster/launch.py).
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from importlib import metadata
@@ -22,17 +23,16 @@ from trainer.build import build_loader, build_model
 from trainer.checkpoint import CheckpointWriteError, CheckpointWriter, load, newest_sound
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
+from trainer.ending import guarded
 from trainer.finite import FiniteWatch, NonFiniteError, check_tables
 from trainer.hooks import Hooks
 from trainer.loop import Place, TrainingLoop
 from trainer.metrics import RankMetrics
-from trainer.mistake import Mistake
 from trainer.optimizer import Schedule, build_optimizer
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
 from trainer.recorder import Recorder
 from trainer.run import PACKAGES, RunFolder, RunSpec, open_run
-from trainer.screen import say
 from trainer.stopping import TERMINATED_STATUS, terminations
 from trainer.validation import Validation
 from trainer.vitals import Vitals
@@ -279,17 +279,14 @@ class Run:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line under torchrun; exit status 1 for the user's mistakes, 143 on SIGTERM."""
-    try:
-        preset, parsed = parse_preset(arguments, "torchrun -m trainer.train", TrainArguments)
-        with terminations() as terminated:
-            hooks = Hooks(stop_requested=terminated.is_set)
-            summary = run_worker(parsed.run_spec(preset), hooks=hooks)
-    except Mistake as error:
-        say(f"error: {error}", file=sys.stderr)
-        return 1
+    """The command line under torchrun; exit status: see trainer/ending.py."""
+    preset, parsed = parse_preset(arguments, "torchrun -m trainer.train", TrainArguments)
+    with terminations() as terminated:
+        hooks = Hooks(stop_requested=terminated.is_set)
+        summary = run_worker(parsed.run_spec(preset), hooks=hooks)
     return TERMINATED_STATUS if summary["stopped_on_request"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    verbose, given = "--verbose" in sys.argv[1:], [a for a in sys.argv[1:] if a != "--verbose"]
+    sys.exit(guarded(lambda: main(given), shlex.join(["trainer.train", *given]), verbose))

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import cli
-from cluster.usage import guarded, suggest
-from trainer.mistake import Mistake
+from cluster.usage import suggest
 
 
 def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -81,25 +80,6 @@ def test_train_names_near_presets_and_flags(tmp_path: Path) -> None:
     assert missing.stderr.startswith("error: ")
     assert missing.stderr.count("\n") == 1
     assert str(tmp_path / "none") in missing.stderr
-
-
-def test_failures_are_one_line_and_a_traceback_only_when_verbose(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def fail() -> int:
-        raise Mistake("--k 0: must be at least 1")
-
-    assert guarded(fail, verbose=False) == 1
-    assert capsys.readouterr().err == "error: --k 0: must be at least 1\n"
-    assert guarded(fail, verbose=True) == 1
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_interrupts_end_with_130(capsys: pytest.CaptureFixture[str]) -> None:
-    def stop() -> int:
-        raise KeyboardInterrupt
-
-    assert guarded(stop, verbose=False) == 130
 
 
 def test_suggestions_list_what_there_is_where_nothing_is_near() -> None:
