@@ -1,6 +1,7 @@
 """However a command ends: one line, and the right exit status."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from trainer.data import sql
 from trainer.ending import guarded
 from trainer.finite import NonFiniteError
 from trainer.mistake import Mistake, UsageError
+from trainer.screen import say
 from trainer.stopping import Terminated
 
 DOING = "tandem export RUN OUT"
@@ -149,3 +151,12 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(arguments: tuple[str, ...
 def test_a_broken_connection_is_no_broken_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     error = BrokenPipeError(errno.EPIPE, "Broken pipe")
     assert "Broken pipe" in line_of(raising(error), capsys)
+
+
+def test_a_terminal_that_knows_ascii_alone_shows_the_rest_escaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert guarded(lambda: say("Zoë") or 0, DOING, verbose=False) == 0
+    assert stream.buffer.getvalue() == b"Zo\\xeb\n"  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 import sys
@@ -26,7 +27,10 @@ NOBODY_READS = 141
 OURS = ("cluster", "trainer", "embeddings", "losses")
 FOLDER = Path(__file__).parents[1]
 OF_THE_WORLD = frozenset(
-    "duckdb pyarrow fsspec s3fs botocore aiobotocore aiohttp requests urllib3 ray grpc".split()
+    (
+        *("duckdb", "pyarrow", "fsspec", "s3fs", "botocore", "aiobotocore", "aiohttp"),
+        *("requests", "urllib3", "ray", "grpc"),
+    )
 )
 """Packages whose errors tell of files, networks and clusters rather than of a bug."""
 REMEDIES = {
@@ -50,6 +54,9 @@ def guarded(command: Callable[[], int], doing: str, verbose: bool) -> int:
         doing: what the line names as under way, such as `tandem export RUN OUT`.
         verbose: print the traceback, too.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
     try:
         try:
             return _run(command, doing, verbose)
@@ -86,11 +93,13 @@ def error_line(error: BaseException, doing: str) -> str:
         return error_line(cause, doing)
     if isinstance(error, Mistake) or _package(error) in OURS:
         return str(error)
-    return f"{doing}: {_foreign(error)}"
+    return f"{doing}: {foreign_line(error)}"
 
 
-def _foreign(error: BaseException) -> str:
-    """What an error that is not ours comes to."""
+def foreign_line(error: BaseException) -> str:
+    """What an error that is not the user's mistake comes to, in one line."""
+    if _package(error) in OURS:
+        return str(error)
     name, text = type(error).__name__, _first_line(str(error))
     told = f"{name}: {text}" if text else name
     if isinstance(error, MemoryError) or any(words in text.lower() for words in NO_ALLOCATION):
