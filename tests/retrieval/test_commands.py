@@ -205,7 +205,7 @@ def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) ->
         find_rows(data, "user", ["anna"])
     with pytest.raises(ValueError, match=r"no item 'i33x'.*did you mean i33"):
         find_rows(data, "item", ["i33x"])
-    with pytest.raises(ValueError, match=r"does not read histories.*--model.use-history True"):
+    with pytest.raises(ValueError, match=r"does not read histories.*--model.use-history, or"):
         recommend(RecommendArguments(str(folder / "no-history"), items="i1"))
     with pytest.raises(ValueError, match="either --user ID or --items"):
         RecommendArguments(run)

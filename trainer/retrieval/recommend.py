@@ -19,7 +19,7 @@ from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.keys import decode_keys
 from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.merge import merge_rankings, share_queries
-from trainer.retrieval.names import Item, find_rows, name_items
+from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, split_ids
 from trainer.retrieval.topk import ItemRows, exact_topk
 from trainer.retrieval.workers import on_workers
 from trainer.screen import Sheet, window_width
@@ -87,9 +87,10 @@ def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommenda
     else:
         row = -1
         known = _somebody_new(trained.dataset, encoder, arguments.items or "")
+    k = min(arguments.k, trained.dataset.num_items)
     query_1D = encoder.queries(torch.tensor([row]), known.history, known.disliked)  # collective
-    item, score = _best(encoder.items(), query_1D, known.seen, arguments.k)  # collective
-    recent = known.history.values.flip(0)[: arguments.k].tolist()
+    item, score = _best(encoder.items(), query_1D, known.seen, k)  # collective
+    recent = known.history.values.flip(0)[:k].tolist()
     dataset = trained.dataset
     return Recommendations(name_items(dataset, item), score, name_items(dataset, recent))
 
@@ -102,7 +103,8 @@ def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendation
     rows = encoder.items()  # collective
     unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row)
     query_1D = functional.normalize(encoder.candidates(torch.tensor([row]).numpy()), dim=1)
-    item, score = _best(unit, query_1D, ItemLists.from_lists([[row]]), arguments.k)  # collective
+    k = min(arguments.k, trained.dataset.num_items)
+    item, score = _best(unit, query_1D, ItemLists.from_lists([[row]]), k)  # collective
     return Recommendations(
         name_items(trained.dataset, item), score, name_items(trained.dataset, [row])
     )
@@ -128,11 +130,9 @@ def _somebody_new(dataset: Dataset, encoder: Encoder, raw_ids: str) -> KnownUser
     if not encoder.uses_history:
         raise Mistake(
             "--items: this model does not read histories, so it knows nothing of somebody new; "
-            "train with --model.use-history True, or give --user ID"
+            "train with --model.use-history, or give --user ID"
         )
-    rows = find_rows(dataset, "item", [each.strip() for each in raw_ids.split(",") if each.strip()])
-    if not rows:
-        raise Mistake("--items is empty: give at least one item id")
+    rows = find_rows(dataset, "item", split_ids(raw_ids), HOW_TO_QUOTE)
     nothing = ItemLists.from_lists([[]])
     seen = ItemLists.from_lists([sorted(set(rows))])
     return KnownUsers(-1, ItemLists.from_lists([rows]), nothing, seen)
