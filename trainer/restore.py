@@ -39,7 +39,7 @@ def load_run(path: str | StoragePath, ranks: Ranks, data: str | None = None) -> 
         Mistake: where there is no run, no finished checkpoint, or the data has changed.
     """
     folder = RunFolder(path)
-    facts, dataset = together(lambda: _open(folder, data))
+    facts, dataset = together(lambda: open_data(folder, data))
     config = Config.from_json(facts["config"])
     found = newest_sound(folder.checkpoints, ranks, best=True)  # collective
     if found is None:
@@ -57,7 +57,12 @@ def load_run(path: str | StoragePath, ranks: Ranks, data: str | None = None) -> 
     return TrainedRun(config, dataset, sharded.module, checkpoint_facts["step"])
 
 
-def _open(folder: RunFolder, data: str | None) -> tuple[dict, Dataset]:
+def open_data(folder: RunFolder, data: str | None) -> tuple[dict, Dataset]:
+    """config.json and the dataset of a run, or the one at `data`.
+
+    Raises:
+        Mistake: where there is no run, or the data are not those it was trained on.
+    """
     facts = folder.read_config()
     dataset = Dataset.load(data or facts["data"])
     if facts["dataset_digest"] not in (dataset.digest, dataset.parent_digest):

@@ -91,6 +91,9 @@ def test_under_torchrun_the_flag_is_not_read(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert on_workers(much, 3, 2) == "xxx"
+    assert workers.is_first_process()
+    monkeypatch.setenv("RANK", "1")
+    assert not workers.is_first_process()
 
 
 def test_the_limit_is_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:

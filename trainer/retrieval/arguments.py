@@ -20,8 +20,8 @@ class EvaluateArguments:
     """Folder of a trained run."""
     split: Literal["validation", "test"] = "validation"
     """test is for the final figures; every choice is made on validation."""
-    k: tuple[int, ...] = (10, 20, 50)
-    """Cut-offs of the lists."""
+    k: tuple[int, ...] | None = None
+    """Cut-offs of the lists. Left out: 10 20 50, as far as there are items."""
     users: int | None = None
     """Evaluate a random sample of this many users, with confidence intervals. Left out: all."""
     groups: int = 5
@@ -35,9 +35,9 @@ class EvaluateArguments:
 
     def __post_init__(self) -> None:
         _check_given(self, ("run", "data"))
-        if not self.k:
+        if self.k == ():
             raise Mistake("--k is empty: give at least one cut-off, or leave it out")
-        if min(self.k) < 1:
+        if self.k is not None and min(self.k) < 1:
             raise Mistake(f"--k {' '.join(map(str, self.k))}: at least 1")
         if self.users is not None:
             _check_least("--users", self.users, 2, "a sample; leave it out for all")

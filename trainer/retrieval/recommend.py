@@ -21,7 +21,7 @@ from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.merge import merge_rankings, share_queries
 from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, split_ids
 from trainer.retrieval.topk import ItemRows, exact_topk
-from trainer.retrieval.workers import on_workers
+from trainer.retrieval.workers import is_first_process, on_workers
 from trainer.screen import Sheet, window_width
 
 
@@ -39,8 +39,9 @@ def recommend(arguments: RecommendArguments) -> Recommendations:
     """Print recommendations with the recent history beside them, and return them."""
     found: Recommendations = on_workers(recommend_on_rank, arguments, workers=1)
     title = "somebody new" if arguments.user is None else f"user {arguments.user}"
-    for sheet in sheets(found, title, window_width()):
-        sheet.print()
+    if is_first_process():
+        for sheet in sheets(found, title, window_width()):
+            sheet.print()
     return found
 
 
@@ -51,7 +52,8 @@ def similar(arguments: SimilarArguments) -> Recommendations:
     sheet = Sheet("", "item", "cosine", numbers=("", "cosine"), title=title)
     for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1):
         sheet.add(rank, item.label, f"{score:.4f}")
-    sheet.print()
+    if is_first_process():
+        sheet.print()
     return found
 
 

@@ -48,6 +48,11 @@ def on_workers(work: Callable[[A, Ranks], Any], arguments: A, workers: int | Non
         return work(arguments, ranks)
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks to the terminal and writes: under torchrun, rank 0 alone."""
+    return Ranks.from_environment().is_first
+
+
 def most_workers() -> int:
     """A rank needs a GPU, or a CPU, of its own."""
     return torch.cuda.device_count() or len(os.sched_getaffinity(0))
