@@ -16,6 +16,7 @@ import ray
 
 from cluster.options import existing_address
 from cluster.workers import Resources
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import quiet_libraries
 
@@ -30,7 +31,8 @@ TRAIN_ENVIRONMENT = {
 
 
 def local_cpus() -> int:
-    return len(os.sched_getaffinity(0))
+    """CPUs of a local cluster: those that this process may use."""
+    return usable_cpus()
 
 
 def cluster_resources() -> Resources:

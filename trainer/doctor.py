@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.machine import usable_cpus, usable_memory_bytes
 from trainer.mistake import Mistake
 from trainer.screen import say
 
@@ -231,12 +232,11 @@ def import_problems() -> list[Problem]:
 def report() -> int:
     """Print versions, devices and problems. Returns the exit code: 1 if a problem is fatal."""
     packages, gpus = read_packages(), gpu_names()
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     say(f"{'python':20}{sys.version.split()[0]}  {sys.executable}")
     for name, package in packages.items():
         say(f"{name:20}{package.version or 'unknown version'}")
-    say(f"{'cpus':20}{len(os.sched_getaffinity(0))}")
-    say(f"{'memory':20}{memory_gib:.1f} GiB")
+    say(f"{'cpus':20}{usable_cpus()}")
+    say(f"{'memory':20}{usable_memory_bytes() / 2**30:.1f} GiB")
     say(f"{'gpus':20}{'; '.join(gpus) or 'none'}")
     problems = find_problems(packages, sys.version_info[:2], has_gpu=bool(gpus))
     problems += machine_problems()

@@ -1,7 +1,7 @@
 """One run at a time in a RUN folder, whichever node or storage it is on.
 
-RUN/owner.json says who writes the folder: which start, on which machine, and when it last gave a
-sign. A thread renews it; an owner silent for SILENT_SECONDS has none. On a file system there is
+RUN/owner.json says who writes the folder: which start, on which machine, when it last gave a sign,
+and what it was at. A thread renews it; an owner silent for SILENT_SECONDS has none. On a file system there is
 RUN/.lock as well: the kernel frees it in the moment its process dies, so that a run killed on this
 machine can be resumed at once. Clocks of the nodes must agree to within some seconds.
 """
@@ -49,6 +49,11 @@ class RunLock:
         self._file: IO[str] | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._phase: dict[str, Any] = {"phase": "starting", "done": 0, "total": None}
+
+    def note_phase(self, phase: str, done: int, total: int | None) -> None:
+        """What the next sign of life says the run is at: cheap, it only stores them."""
+        self._phase = {"phase": phase, "done": done, "total": total}
 
     def take(self, run_id: str) -> None:
         """Raise Mistake where another run holds the folder.
@@ -132,6 +137,7 @@ class RunLock:
             "machine": this_machine(),
             "pid": os.getpid(),
             "renewed": time.time(),
+            **self._phase,
         }
         write_json(self._owner_file, owner)
 

@@ -22,6 +22,7 @@ from trainer.optimizer import Schedule
 from trainer.phases import TimedPipeline
 from trainer.ranks import Ranks
 from trainer.recorder import Recorder
+from trainer.run_phases import RunPhases
 from trainer.validation import Verdict
 
 
@@ -64,6 +65,7 @@ class TrainingLoop:
         recorder: Recorder,
         place: Place,
         seed: int,
+        phases: RunPhases,
         save: Callable[[Place], None],
         evaluate: Callable[[Place], Verdict],
     ) -> None:
@@ -73,6 +75,7 @@ class TrainingLoop:
         self.recorder = recorder
         self.place = place
         self.seed = seed
+        self.phases = phases
         self.save = save
         self.evaluate = evaluate
         self.pipeline = TimedPipeline(model, optimizer, ranks.device, recorder.clock)
@@ -98,6 +101,7 @@ class TrainingLoop:
             batch = source.trained()
             self.place.position = batch.position
             self.recorder.record(self.place, outputs, source.take_wait_seconds(), batch)
+            self.phases.at("training", self.place.step, total_steps)
 
             verdict = Verdict()
             epoch_ended = self.place.epoch_ended

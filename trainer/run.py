@@ -172,6 +172,10 @@ class RunFolder:
         """How often the run was started in this folder after the first time."""
         return len(LineFile(self._starts.path).read()) - 1
 
+    def note_phase(self, phase: str, done: int, total: int | None) -> None:
+        """Rank 0: what the run is at, for those who read the folder."""
+        self._lock.note_phase(phase, done, total)
+
     def unlock(self) -> None:
         """Rank 0: let another run have the folder."""
         self._lock.release()

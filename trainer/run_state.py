@@ -25,6 +25,11 @@ class RunState:
     checkpoint_step: int | None
     host: str | None
     """Where it runs."""
+    phase: str | None = None
+    """What it is at, of hooks.RunPhase, while it runs."""
+    done: int = 0
+    total: int | None = None
+    """How far it is with that."""
 
     def describe(self) -> str:
         """One line for people."""
@@ -33,7 +38,10 @@ class RunState:
         if self.checkpoint_step is not None:
             saved = f"newest checkpoint of step {self.checkpoint_step:,}"
         where = f" on {self.host}" if self.host else ""
-        return f"{self.run}: {self.state}{where}, step {self.step:,}{total}, {saved}"
+        phase = f", {self.phase}" if self.phase not in (None, "training") else ""
+        if phase and self.total:
+            phase += f" {self.done:,} of {self.total:,}"
+        return f"{self.run}: {self.state}{where}, step {self.step:,}{total}{phase}, {saved}"
 
 
 def read_state(run: str | StoragePath) -> RunState:
@@ -57,4 +65,5 @@ def read_state(run: str | StoragePath) -> RunState:
         total,
         step_of(checkpoints[-1]) if checkpoints else None,
         owner["host"] if alive and owner is not None else None,
+        **({key: owner[key] for key in ("phase", "done", "total")} if alive and owner else {}),
     )

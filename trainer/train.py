@@ -7,7 +7,6 @@ Ray Train calls the very same function (cluster/launch.py).
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -27,12 +26,14 @@ from trainer.ending import guarded
 from trainer.finite import FiniteWatch, NonFiniteError, check_tables
 from trainer.hooks import Hooks
 from trainer.loop import Place, TrainingLoop
+from trainer.machine import usable_cpus
 from trainer.metrics import RankMetrics
 from trainer.optimizer import Schedule, build_optimizer
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
 from trainer.recorder import Recorder
 from trainer.run import PACKAGES, RunFolder, RunSpec, open_run
+from trainer.run_phases import RunPhases
 from trainer.stopping import TERMINATED_STATUS, terminations
 from trainer.validation import Validation
 from trainer.vitals import Vitals
@@ -78,10 +79,8 @@ def run_worker(
 
 
 def cpu_threads(spec: RunSpec, ranks: Ranks) -> int:
-    """Threads for this worker's CPU kernels: its share of the cores it may run on."""
-    return spec.config.training.threads or max(
-        1, len(os.sched_getaffinity(0)) // ranks.local_world_size
-    )
+    """Threads for this worker's CPU kernels: its share of the CPUs it may use."""
+    return spec.config.training.threads or max(1, usable_cpus() // ranks.local_world_size)
 
 
 class Run:
@@ -97,6 +96,8 @@ class Run:
         hooks: Hooks,
     ) -> None:
         self.hooks = hooks
+        self.phases = RunPhases(hooks, folder if ranks.is_first else None, progress)
+        self.phases.at("starting")
         self.spec, self.config = spec, spec.config
         self.dataset, self.folder, self.ranks, self.progress = dataset, folder, ranks, progress
         self.model = build_model(spec.config, dataset, ranks)  # collective
@@ -116,6 +117,7 @@ class Run:
             self.metrics,
             hooks.on_evaluation,
             spec.config.data.history_length,
+            self.phases,
         )
 
     def train(self, resuming: bool) -> dict[str, Any]:
@@ -135,6 +137,7 @@ class Run:
             recorder=recorder,
             place=place,
             seed=self.config.training.seed,
+            phases=self.phases,
             save=self._save,
             evaluate=lambda at: self.validation.evaluate(self.model.module, at.step, at.epoch),
         )

@@ -15,6 +15,7 @@ from trainer.model import TwoTower
 from trainer.progress import Progress
 from trainer.ranks import Ranks
 from trainer.run import RunFolder
+from trainer.run_phases import RunPhases
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Validation:
         metrics: RankMetrics,
         on_evaluation: Callable[[dict[str, float]], None],
         history_length: int | None,
+        phases: RunPhases,
     ) -> None:
+        self.phases = phases
         self.history_length = history_length
         self.on_evaluation = on_evaluation
         self.config = config
@@ -76,6 +79,7 @@ class Validation:
             ks=self.config.k,
             users=self.config.users,
             history_length=self.history_length,
+            on_progress=self.phases.evaluating,
         )
         self.metrics.observe("tandem_evaluation_seconds", time.perf_counter() - started)
         for name, value in values.items():

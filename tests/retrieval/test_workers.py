@@ -8,6 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from trainer.ending import error_line
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.retrieval import workers
@@ -98,4 +99,4 @@ def test_under_torchrun_the_flag_is_not_read(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_limit_is_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert workers.most_workers() == len(os.sched_getaffinity(0))
+    assert workers.most_workers() == usable_cpus()

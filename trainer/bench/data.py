@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.dataset as pads
 import torch
 
@@ -21,6 +20,7 @@ from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
 from trainer.data.storage import filesystem_of, open_parquet
 from trainer.data.synth import SynthArguments, synth
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import SilentProgress
 from trainer.screen import say
@@ -103,7 +103,7 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
         "columns": columns,
         "feature_keys": [*loader.query_keys, *loader.candidate_keys],
         "local_batch_size": arguments.local_batch_size,
-        "threads": pa.cpu_count(),
+        "threads": usable_cpus(),
         "rows_per_second": {name: rows / value for name, value in seconds.items()},
         "processor_seconds": {name: median(values) for name, values in processor.items()},
         "bare": bare,

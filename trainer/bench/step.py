@@ -9,12 +9,12 @@ data` measures the loader.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.bench.workers import Group, Workload
+from trainer.machine import usable_cpus
 from trainer.screen import Sheet
 
 GIB = 1024**3
@@ -79,7 +79,7 @@ def scale(arguments: StepBenchArguments) -> dict[str, Any]:
 
 def compare(arguments: StepBenchArguments) -> dict[str, Any]:
     """Tandem (one process of two threads, and two ranks) beside a plain PyTorch loop."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     work = workload(arguments, 2_000_000)
     groups = {
         "tandem": Group(1, work, threads=cores),

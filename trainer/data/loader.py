@@ -13,7 +13,6 @@ Shapes: B = rows of this rank in a step, E = extra candidates of this rank, S = 
 L = streams, b = rows that a step takes from each stream (global batch / L).
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count, tee
@@ -30,10 +29,11 @@ from trainer.data.plan import EpochPlan, Step
 from trainer.data.prefetch import BatchStream, WindowCache
 from trainer.data.schema import Dataset
 from trainer.data.windows import RowGroups, WindowRows
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 
 DEFAULT_WINDOW_ROWS = 1 << 16
-READER_THREADS = min(4, os.cpu_count() or 1)
+READER_THREADS = min(4, usable_cpus())
 """They decode and look up: five sixths of the work. The thread that builds batches mostly waits."""
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from trainer.data.planted_rows import PartRows, make_part
 from trainer.data.planted_truth import CUTOFFS, BestPossible, best_possible
 from trainer.data.schema import Dataset
 from trainer.data.summary import print_summary
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import Progress, TerminalProgress
 from trainer.screen import say
@@ -180,7 +180,7 @@ def _build(arguments: SynthArguments, folder: Path, progress: Progress) -> tuple
         truth = {name: best_possible(model, part, split, asked) for name, split in HELD_OUT.items()}
         return len(part.item_M), tables, truth
 
-    threads = arguments.threads or os.cpu_count() or 1
+    threads = arguments.threads or usable_cpus()
     with ThreadPoolExecutor(threads) as pool:
         first_users = range(0, arguments.users, arguments.users_per_part)
         for part_rows, tables, truth in pool.map(make, first_users):

@@ -91,7 +91,7 @@ def evaluate_on_rank(
             arguments.seed,
             arguments.groups,
             baseline=True,
-            progress=progress,
+            on_progress=lambda done, total: progress.update("evaluating", done, total),
         )
     finally:
         progress.close()

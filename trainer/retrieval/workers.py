@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from trainer.ending import foreign_line
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import quiet_libraries
 from trainer.ranks import Ranks, process_group
@@ -55,7 +56,7 @@ def is_first_process() -> bool:
 
 def most_workers() -> int:
     """A rank needs a GPU, or a CPU, of its own."""
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() or usable_cpus()
 
 
 def still_running() -> list[int]:
@@ -165,7 +166,7 @@ def _rank(rank: int, work: Any, arguments: Any, count: int, port: int, sender: A
         "MASTER_PORT": str(port),
     }
     quiet_libraries()
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
+    torch.set_num_threads(max(1, usable_cpus() // count))
     try:
         with process_group() as ranks:
             result = work(arguments, ranks)
