@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,47 @@ def test_tower_program_equals_the_tower(folder: Path, exported: Path) -> None:
     program = torch.export.load(exported / "item_tower.pt2").module()
     torch.testing.assert_close(program(pooled), expected)
     torch.testing.assert_close(program(pooled[:1]), expected[:1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_examples_of_the_page_on_serving_run(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    search, encode = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(exported.parent)
+    (exported.parent / "VECTORS").symlink_to(exported)
+    names = {"USER": 1003, "SEEN": {0, 1, 2}, "LIKED": [3, 5, -1]}
+    exec(search, names)
+    assert len(names["answer"]) == 10 and not {"i0", "i1", "i2"} & set(names["answer"])  # type: ignore[arg-type,call-overload]
+    exec(encode, names)
+    assert (names["position"] >= 0).all()  # type: ignore[operator]
+    facts = json.loads((exported / "export.json").read_text())
+    asked = facts["programs"]["query_encoder"]["input"]
+    assert asked["user"] == "int64 [n, 1]" and asked["history"] == "int64 [n, L]"
+
+
+def test_export_says_how_its_files_are_called(exported: Path) -> None:
+    facts = json.loads((exported / "export.json").read_text())
+    index, programs = facts["index"], facts["programs"]
+    assert index["metric"] == "inner product" and index["none_found"] == -1
+    assert "item row" in index["position"] and index["seen_items_removed"] is False
+    assert faiss.read_index(str(exported / index["file"])).metric_type == faiss.METRIC_INNER_PRODUCT
+    for name, each in programs.items():
+        program = torch.export.load(exported / f"{name}.pt2").module()
+        sizes = {"n": 2, "L": 3}
+        if name.endswith("tower"):
+            given = torch.randn(shape_of(each["input"], sizes))
+            assert given.shape[1] == len(each["features"])
+        else:
+            given = {
+                key: torch.zeros(shape_of(s, sizes)).long() for key, s in each["input"].items()
+            }
+        assert program(given).shape == shape_of(each["output"], sizes)
+
+
+def shape_of(text: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    parts = text.partition("[")[2].removesuffix("]").split(", ")
+    return tuple(sizes.get(part) or int(part) for part in parts)
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
