@@ -8,6 +8,7 @@ cause every rank's error; `check_agreement` finds ranks that were given differen
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,11 +30,11 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except Mistake as mistake:
         error = str(mistake)
-    errors = gather_objects(error)
-    for rank, message in enumerate(errors):
+    told = gather_objects((error, socket.gethostname()))
+    for rank, (message, host) in enumerate(told):
         if message is not None:
-            everywhere = all(other == message for other in errors)
-            raise Mistake(message if everywhere else f"rank {rank}: {message}")
+            everywhere = all(other == message for other, _ in told)
+            raise Mistake(message if everywhere else f"rank {rank} on {host}: {message}")
     return result  # type: ignore[return-value]
 
 

@@ -19,6 +19,7 @@ from trainer.mistake import Mistake
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 HistoryPooling = Literal["mean", "attention", "places"]
 LogQ = Literal["none", "counts", "streaming", "counts_clipped"]
+LAST_PORT = 65_535
 
 
 def require(condition: bool, message: str) -> None:
@@ -390,6 +391,18 @@ class MetricsConfig:
     """Serve metrics while training."""
     host: str = "127.0.0.1"
     """Address listened on; set 0.0.0.0 to let other machines scrape it."""
+    port: int = 0
+    """Port of each machine's first rank; its other ranks take the next ones. 0: any free port."""
+    advertise: str | None = None
+    """Address that Prometheus is told in place of `host`, where it reaches the machine by another
+    (the same on all machines, so for runs on one). Left out: found out."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.host), "metrics.host is empty; 0.0.0.0 listens on every address")
+        require(
+            0 <= self.port <= LAST_PORT,
+            f"metrics.port={self.port}: must be 0 (any free one) to {LAST_PORT}",
+        )
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,17 @@ rest wait in the kernel's queue); a page is generated at most once in PAGE_SECON
 
 from __future__ import annotations
 
+import errno
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+
+from trainer.address import with_port
+from trainer.mistake import Mistake
 
 REQUEST_TIMEOUT_SECONDS = 5.0
 MAX_CONNECTIONS = 16
@@ -27,15 +33,39 @@ class Page:
     render: Callable[[], bytes]
 
 
+class PortTakenError(OSError):
+    """Another process listens on the port."""
+
+
 class SmallServer:
     """Serves `pages` by path from a thread of its own, until `close`.
 
-    Raises OSError where the port is taken. Port 0 takes any free one.
+    Port 0 takes any free one. A host with a colon is an IPv6 address; "::" takes IPv4 clients too.
+
+    Args:
+        flags: of the user's that host and port come from.
+
+    Raises:
+        PortTakenError: where the port is in use.
+        Mistake: where host and port are nothing to listen on.
     """
 
-    def __init__(self, host: str, port: int, pages: Mapping[str, Page], name: str) -> None:
+    def __init__(
+        self, host: str, port: int, pages: Mapping[str, Page], name: str, flags: str
+    ) -> None:
         self._pages = {path: _Cached(page) for path, page in pages.items()}
-        self._http = _LimitedHTTPServer((host, port), _handler_of(self._pages))
+        kind = _LimitedHTTPServerV6 if ":" in host else _LimitedHTTPServer
+        try:
+            self._http = kind((host, port), _handler_of(self._pages))
+        except (OSError, OverflowError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                raise PortTakenError(errno.EADDRINUSE, f"port {port} is taken") from error
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            where = with_port(host, port) if port else host
+            raise Mistake(
+                f"{flags}: cannot listen on {where} ({why}); give an address of this machine "
+                "(127.0.0.1: for itself alone, 0.0.0.0: all), and a port that is free"
+            ) from error
         self.port: int = self._http.server_address[1]
         self._thread = threading.Thread(
             target=self._http.serve_forever, args=(0.1,), name=name, daemon=True
@@ -100,6 +130,11 @@ class _LimitedHTTPServer(ThreadingHTTPServer):
         self._last = time.monotonic()
         super().__init__(address, handler)
 
+    def server_bind(self) -> None:
+        """HTTPServer's own looks up the name of the address, which may take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
     def process_request(self, request, client_address) -> None:  # type: ignore[no-untyped-def]
         self._hold_back()
         if self._free.acquire(blocking=False):
@@ -124,6 +159,14 @@ class _LimitedHTTPServer(ThreadingHTTPServer):
         self._last = now
         if self._allowance < 0:
             time.sleep(-self._allowance / CONNECTIONS_PER_SECOND)
+
+
+class _LimitedHTTPServerV6(_LimitedHTTPServer):
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
 
 def _handler_of(pages: Mapping[str, _Cached]) -> type[BaseHTTPRequestHandler]:

@@ -123,7 +123,7 @@ class Run:
     def train(self, resuming: bool) -> dict[str, Any]:
         """Collective."""
         started = time.monotonic()
-        self._serve()
+        together(self._serve)  # collective
         place = self._restore() if resuming else Place()
         loader = build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
         total_steps = self._total_steps(loader, place)
@@ -166,8 +166,11 @@ class Run:
         del self.model, self.optimizer
 
     def _serve(self) -> None:
-        if self.config.metrics.enabled:
-            address = self.metrics.serve(self.config.metrics.host)
+        wanted = self.config.metrics
+        if wanted.enabled:
+            port = wanted.port + self.ranks.local_rank if wanted.port else 0
+            towards = self.ranks.rendezvous
+            address = self.metrics.serve(wanted.host, port, wanted.advertise, towards)
             self.hooks.on_serving(self.ranks.rank, address)
 
     def _total_steps(self, loader: Loader, place: Place) -> int:
