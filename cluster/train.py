@@ -16,6 +16,7 @@ from cluster.workers import Workers
 from trainer.arguments import TrainArguments, parse_preset
 from trainer.presets import PRESETS
 from trainer.run import RunFolder, RunSpec, absolute, open_run
+from trainer.screen import say
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def train(spec: RunSpec, options: LaunchOptions) -> int:
     from cluster.launch import launch  # Ray Train and torch: seconds, and mistakes are told before
 
     summary = launch(spec, options)
-    print(
+    say(
         f"trained {summary['steps']:,} steps with {summary['workers']} workers in "
         f"{summary['seconds']:.0f} s: {spec.out}"
     )

@@ -10,8 +10,9 @@ given different things.
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -31,6 +32,7 @@ class _Failure:
 
     text: str
     is_mistake: bool
+    host: str = field(default_factory=socket.gethostname, compare=False)
 
 
 def together(action: Callable[[], T]) -> T:
@@ -50,10 +52,11 @@ def together(action: Callable[[], T]) -> T:
             continue
         if failure.is_mistake:
             everywhere = all(other == failure for other in failures)
-            raise Mistake(failure.text if everywhere else f"rank {rank}: {failure.text}")
+            where = "" if everywhere else f"rank {rank} on {failure.host}: "
+            raise Mistake(f"{where}{failure.text}")
         if error is not None:
             raise error
-        raise ElsewhereError(f"rank {rank}: {failure.text}")
+        raise ElsewhereError(f"rank {rank} on {failure.host}: {failure.text}")
     return result  # type: ignore[return-value]
 
 
@@ -70,7 +73,7 @@ def first_decides(action: Callable[[], T]) -> T:
         return result  # type: ignore[return-value]
     if failure.is_mistake:
         raise Mistake(failure.text)
-    raise error or ElsewhereError(f"rank 0: {failure.text}")
+    raise error or ElsewhereError(f"rank 0 on {failure.host}: {failure.text}")
 
 
 def _attempt(action: Callable[[], T]) -> tuple[T | None, _Failure | None, Exception | None]:

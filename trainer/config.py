@@ -31,6 +31,7 @@ MOST_COLUMNS = 2**24
 MOST_STEPS = 10**12
 MOST_WIDTH = 1024
 """FBGEMM's tables are silently zero beyond it."""
+LAST_PORT = 65_535
 Cutoff = Annotated[int, Range(least=1, most=1_000_000)]
 Layer = Annotated[int, Range(least=1, most=65_536)]
 Columns = Annotated[int, Range(least=0, most=MOST_COLUMNS)]
@@ -366,9 +367,15 @@ class MetricsConfig:
     """Serve metrics while training."""
     host: str = "127.0.0.1"
     """Address listened on; set 0.0.0.0 to let other machines scrape it."""
+    port: Annotated[int, Range(least=0, most=LAST_PORT)] = 0
+    """Port of each machine's first rank; its other ranks take the next ones. 0: any free port."""
+    advertise: str | None = None
+    """Address that Prometheus is told in place of `host`, where it reaches the machine by another
+    (the same on all machines, so for runs on one). Left out: found out."""
 
     def __post_init__(self) -> None:
         check(self, "metrics")
+        require(bool(self.host), "metrics.host is empty; 0.0.0.0 listens on every address")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def load_run(path: str | StoragePath, ranks: Ranks, data: str | None = None) -> 
         Mistake: where there is no run, no finished checkpoint, or the data has changed.
     """
     folder = RunFolder(path)
-    run, dataset = together(lambda: _open(folder, data))  # collective
+    run, dataset = together(lambda: open_data(folder, data))  # collective
     config = for_reading(run.config)
     found = newest_sound(folder.checkpoints, ranks, _is_read, best=True)  # collective
     if found is None:
@@ -72,7 +72,12 @@ def _is_read(name: str) -> bool:
     return name.startswith("model.") and not name.startswith("model.head.task.")
 
 
-def _open(folder: RunFolder, data: str | None) -> tuple[RunFacts, Dataset]:
+def open_data(folder: RunFolder, data: str | None) -> tuple[RunFacts, Dataset]:
+    """config.json and the dataset of a run, or the one at `data`.
+
+    Raises:
+        Mistake: where there is no run, or the data are not those it was trained on.
+    """
     run = folder.read_config()
     dataset = Dataset.load(data or run.named_data)
     if run.dataset_digest not in (dataset.digest, dataset.parent_digest):

@@ -190,7 +190,11 @@ def write_whole(path: StoragePath, text: str) -> None:
         path.write_text(text)
         return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    with partial.open() as stream:
-        os.fsync(stream.fileno())
-    partial.rename(path)
+    try:
+        partial.write_text(text)
+        with partial.open() as stream:
+            os.fsync(stream.fileno())
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

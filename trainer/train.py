@@ -7,6 +7,7 @@ Ray Train calls the very same function (cluster/launch.py).
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -26,13 +27,13 @@ from trainer.checkpoint_facts import DataPosition, Facts
 from trainer.checkpoint_read import load, newest_sound
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
+from trainer.ending import guarded
 from trainer.finite import FiniteWatch, NonFiniteError, check_tables
 from trainer.fitting import fitted
 from trainer.hooks import Hooks
 from trainer.loop import Place, TrainingLoop
 from trainer.machine import usable_cpus
 from trainer.metrics import RankMetrics
-from trainer.mistake import Mistake
 from trainer.optimizer import Schedule, build_optimizer
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
@@ -145,7 +146,7 @@ class Run:
     def train(self, resuming: bool) -> dict[str, Any]:
         """Collective."""
         started = time.monotonic()
-        self._serve()
+        together(self._serve)  # collective
         place = self._restore() if resuming else Place()
         self.phases.at("starting")
         loader = together(lambda: self._loader(place))  # collective
@@ -190,8 +191,11 @@ class Run:
         del self.model, self.optimizer
 
     def _serve(self) -> None:
-        if self.config.metrics.enabled:
-            address = self.metrics.serve(self.config.metrics.host)
+        wanted = self.config.metrics
+        if wanted.enabled:
+            port = wanted.port + self.ranks.local_rank if wanted.port else 0
+            towards = self.ranks.rendezvous
+            address = self.metrics.serve(wanted.host, port, wanted.advertise, towards)
             self.hooks.on_serving(self.ranks.rank, address)
 
     def _total_steps(self, loader: Loader, place: Place) -> int:
@@ -337,17 +341,14 @@ class Run:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line under torchrun; exit status 1 for the user's mistakes, 143 on SIGTERM."""
-    try:
-        preset, parsed = parse_preset(arguments, "torchrun -m trainer.train", TrainArguments)
-        with terminations() as terminated:
-            hooks = Hooks(stop_requested=terminated.is_set)
-            summary = run_worker(parsed.run_spec(preset), hooks=hooks)
-    except Mistake as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """The command line under torchrun; exit status: see trainer/ending.py."""
+    preset, parsed = parse_preset(arguments, "torchrun -m trainer.train", TrainArguments)
+    with terminations() as terminated:
+        hooks = Hooks(stop_requested=terminated.is_set)
+        summary = run_worker(parsed.run_spec(preset), hooks=hooks)
     return TERMINATED_STATUS if summary["stopped_on_request"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    verbose, given = "--verbose" in sys.argv[1:], [a for a in sys.argv[1:] if a != "--verbose"]
+    sys.exit(guarded(lambda: main(given), shlex.join(["trainer.train", *given]), verbose))

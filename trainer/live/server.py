@@ -7,7 +7,7 @@ import json
 from trainer.live.page import asset, page, panel_rows
 from trainer.live.runs import read_run
 from trainer.mistake import Mistake
-from trainer.small_http import Page, SmallServer
+from trainer.small_http import Page, PortTakenError, SmallServer
 from trainer.storage import StoragePath
 
 BODY = """<header><h1 id="run">Run</h1><div class="state" id="state"></div></header>
@@ -34,11 +34,9 @@ class LivePage:
             "/data.json": Page("application/json", self._data),
         }
         try:
-            self._server = SmallServer(host, port, pages, "tandem-live")
-        except OSError as error:
-            raise Mistake(
-                f"--port {port}: cannot listen on {host} ({error.strerror}); choose another --port"
-            ) from error
+            self._server = SmallServer(host, port, pages, "tandem-live", "--host, --port")
+        except PortTakenError as error:
+            raise Mistake(f"--port {port} is taken on {host}: choose another --port") from error
         self.url = f"http://{host}:{self._server.port}/"
 
     def close(self) -> None:
