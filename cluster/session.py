@@ -128,7 +128,7 @@ def _start_local(folder: Path, min_cpus: int, options: dict[str, Any]) -> None:
     except Exception as error:
         if "timed out during startup" not in str(error):  # Ray has no class for it
             raise
-        raise RuntimeError(
+        raise Mistake(
             "Ray did not start on this machine within its 30 s: it has too much else to do, or too "
             "little memory; try again, or train without Ray: torchrun -m trainer.train"
         ) from error

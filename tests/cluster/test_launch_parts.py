@@ -426,7 +426,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
     with (
-        pytest.raises(RuntimeError, match="Ray did not start on this machine within its 30 s"),
+        pytest.raises(Mistake, match="Ray did not start on this machine within its 30 s"),
         ray_session(None),
     ):
         pass
