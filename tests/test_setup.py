@@ -1,4 +1,4 @@
-"""`make setup`, with a stand-in for the virtual environment's Python that notes what pip is asked."""
+"""`make setup`, with a stand-in for the new environment's Python that notes what pip is asked."""
 
 import os
 import shutil
