@@ -52,19 +52,16 @@ class Told(threading.Event):
 def terminations() -> Iterator[Told]:
     """What SIGTERM and Ctrl-C set, in place of ending the process. Main thread only.
 
-    The handler does no more than that: it interrupts whatever the main thread is in. A signal that
-    the process was started to ignore (Ctrl-C, in a shell's background) stays ignored.
+    The handler does no more than that: it interrupts whatever the main thread is in. Also where the
+    process was started to ignore Ctrl-C, as a shell does in its background: whoever sends it there
+    means it.
     """
     told = Told()
 
     def handle(number: int, frame: FrameType | None) -> None:
         told.hear(number)
 
-    before = {
-        number: signal.signal(number, handle)
-        for number in NAMES
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
+    before = {number: signal.signal(number, handle) for number in NAMES}
     try:
         yield told
     finally:
