@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from cluster.elastic import check_divides
 from cluster.groups import Groups
@@ -92,8 +93,12 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
 
 def has_gpus(at_start: Resources, workers: Workers) -> bool:
     """Whether the next group trains on GPUs: a range may find them only now, or no longer."""
-    now = cluster_resources() if workers.is_elastic else at_start
-    return now.gpus > 0
+    if not workers.is_elastic:
+        return at_start.gpus > 0
+    try:
+        return cluster_resources().gpus > 0
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError):  # it does not answer, now
+        return at_start.gpus > 0
 
 
 def saved_step(run: str) -> int:

@@ -22,13 +22,14 @@ class LaunchOptions:
     address: str | None = None
     """An existing Ray cluster; None: RAY_ADDRESS, else a local one for this run alone."""
     max_failures: int = 3
-    """Restarts from the last checkpoint after failures."""
+    """Restarts after failures, from the last checkpoint; a newer one starts the count anew."""
     step_timeout_seconds: float = 600.0
-    """A group of workers that finishes no step for so long counts as hung."""
+    """A group of workers that shows no progress for so long counts as hung; times PATIENCE of its
+    phase."""
     resize_seconds: float = 30.0
     """An elastic run looks so often for room to grow."""
     patience_seconds: float = 600.0
-    """An elastic run waits so long for room for its least number of workers."""
+    """A run waits so long for room for its workers, or for the least of a range."""
     discovery_port: int = 9480
     """First port tried for Prometheus' service discovery."""
     discovery_host: str = "127.0.0.1"

@@ -30,13 +30,15 @@ class OnRay:
     """Ray cluster to train on ("auto": the one of this machine). Left out: RAY_ADDRESS, else a
     local cluster for this run alone."""
     max_failures: int = 3
-    """Restarts from the last checkpoint after failures."""
+    """Restarts after failures, from the last checkpoint; a newer one since then starts the count
+    anew."""
     step_timeout: float = 600.0
-    """Seconds without a step, or other progress, after which workers count as hung."""
+    """Seconds without a step, a block of an evaluation or other progress, after which workers count
+    as hung; three times as many while they start, restore or save."""
     resize_every: float = 30.0
     """Seconds between two looks for room to grow, with --workers LEAST..MOST."""
     patience: float = 600.0
-    """Seconds that --workers LEAST..MOST waits for room for LEAST."""
+    """Seconds that a run waits for room for its workers, or for the least of a range."""
     discovery_port: int = 9480
     """First port tried for the list of metrics endpoints that Prometheus reads."""
     discovery_host: str = "127.0.0.1"
