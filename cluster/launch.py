@@ -66,6 +66,8 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
             "world_size": discovery.keep_ranks_below,
         }
         stack.enter_context(RelayReader(relay, handlers))
+        link = RelayLink(relay)
+        link.wait_until_up()
         groups = Groups(
             worker=train_worker,
             payload={
@@ -77,7 +79,7 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
             global_batch_size=spec.config.training.global_batch_size,
             has_gpus=lambda: has_gpus(resources, workers),
             saved_step=lambda: saved_step(spec.out),
-            link=RelayLink(relay),
+            link=link,
             progress=progress,
             # Ray Train's own notes: nobody reads them, checkpoints are ours.
             notes=stack.enter_context(TemporaryDirectory(prefix="tandem-")),

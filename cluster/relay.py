@@ -123,6 +123,10 @@ class RelayLink:
     def __init__(self, relay: Any) -> None:
         self.relay = relay
 
+    def wait_until_up(self) -> None:
+        """Raises RayError where the relay is not started at all."""
+        ray.get(self.relay.take.remote(Receipt()), timeout=BEGIN_SECONDS)
+
     def begin(self, group: int, count: int) -> None:
         """Listen to a new group. Raises RayError where the relay does not answer at all."""
         ray.get(self.relay.begin.remote(group, count), timeout=BEGIN_SECONDS)

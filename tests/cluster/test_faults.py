@@ -91,20 +91,14 @@ def test_waiting_for_room_is_told_and_can_be_ended(data: Path, tmp_path: Path) -
         cluster.wait_for_cpus(2)
         at = f"--address={cluster.address}"
         endless = ("--training.epochs=100000", at)
-        with (
-            TrainRun(data, tmp_path / "first", *endless) as first,
-            TrainRun(data, tmp_path / "second", *LONG, at) as second,
-        ):
-            waiting = second
-            deadline = time.monotonic() + WAIT_SECONDS
-            while "waiting for 2 workers: 0 CPUs are free" not in waiting.text:
-                waiting = first if waiting is second else second
-                assert time.monotonic() < deadline, first.text + second.text
-                time.sleep(0.1)
-            waiting.process.send_signal(signal.SIGINT)
-            assert waiting.finish() == 130, waiting.text
-            assert "stopped on Ctrl-C while waiting for 2 workers" in waiting.lines[-1]
-            assert not waiting.out.exists()
+        with TrainRun(data, tmp_path / "first", *endless) as first:
+            first.wait_for_step(1)
+            with TrainRun(data, tmp_path / "second", *LONG, at) as second:
+                second.wait_for_text("waiting for 2 workers: 0 CPUs are free")
+                second.process.send_signal(signal.SIGINT)
+                assert second.finish() == 130, second.text
+            assert "stopped on Ctrl-C while waiting for 2 workers" in second.lines[-1]
+            assert not second.out.exists()
 
 
 def test_a_head_that_dies_is_one_line(data: Path, tmp_path: Path) -> None:
