@@ -78,6 +78,8 @@ def _gravity(error: BaseException) -> int:
         return 0
     if isinstance(error, ray.exceptions.RayActorError):
         return 2
+    if type(error).__name__ == "ElsewhereError":  # says what another rank met
+        return 3
     return 3 if CONSEQUENCES.search(str(error)) else 1
 
 
