@@ -33,6 +33,10 @@ def fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, list
         notes += [note] if note else []
     build_inputs(config.model, dataset, config.data.train_splits)
     local_batch_size(config, ranks)
+    require(
+        config.loss.backend != "triton" or ranks.device.type == "cuda",
+        "loss.backend='triton' is the CUDA kernel, and there is no GPU here: use auto",
+    )
     check_memory(config, dataset, ranks)
     return replace(spec, config=config), notes
 
