@@ -1,8 +1,8 @@
 """Whether a run can fit into this machine's memory at all, reckoned before anything is allocated.
 
 A lower bound of what training holds: tables with their optimizer's state, candidates and negatives,
-the queue, rows looked up and what a tower makes of them. What is refused here could not have run; what is let through may still be
-too much (`tandem plan` reckons closer).
+the queue, rows looked up and what a tower makes of them. What is refused here could not have run;
+what is let through may still be too much (`tandem plan` reckons closer).
 """
 
 from __future__ import annotations
