@@ -98,8 +98,9 @@ class LineFile:
             with path.open("ab") as stream:
                 stream.write(start + line.encode() + b"\n")
             self._whole_end = True
-        except OSError:  # a full disk takes the beginning of it
+        except OSError as error:  # a full disk takes the beginning of it
             os.truncate(path, size)
+            error.filename = str(path)
             raise
 
     def flush(self) -> None:

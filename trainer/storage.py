@@ -195,6 +195,8 @@ def write_whole(path: StoragePath, text: str) -> None:
         with partial.open() as stream:
             os.fsync(stream.fileno())
         partial.rename(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write does not know of what
         raise

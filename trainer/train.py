@@ -181,7 +181,7 @@ class Run:
             raise
         finally:
             batches.close()
-        self.checkpoints.wait()
+        self.checkpoints.ensure()
         return self._finish(place, recorder, loader, time.monotonic() - started)
 
     def close(self) -> None:
