@@ -83,7 +83,7 @@ def test_a_start_that_ends_before_its_first_checkpoint_is_begun_anew(
     """Nothing was kept of it: other settings are taken, and none of its lines stay."""
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.train.check_tables", lambda *_: 1 / 0)
+        patched.setattr("trainer.worker_run.check_tables", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             begun(data, out)
     assert max(losses(out)) == 4 and read_state(out).state == "stopped"
