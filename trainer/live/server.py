@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from trainer.live.page import asset, page, panel_rows
-from trainer.live.runs import read_run
+from trainer.live.runs import RunReader
 from trainer.mistake import Mistake
 from trainer.small_http import Page, PortTakenError, SmallServer
 from trainer.storage import StoragePath
@@ -27,7 +27,7 @@ class LivePage:
     """Serves the live page of one run until `close`."""
 
     def __init__(self, run: StoragePath, host: str, port: int) -> None:
-        self._run = run
+        self._run = RunReader(run)
         html = live_html().encode()
         pages = {
             "/": Page("text/html; charset=utf-8", lambda: html),
@@ -43,5 +43,5 @@ class LivePage:
         self._server.close()
 
     def _data(self) -> bytes:
-        data = {"runs": [read_run(self._run)], "rows": panel_rows()}
+        data = {"runs": [self._run.read()], "rows": panel_rows()}
         return json.dumps(data, allow_nan=False).encode()
