@@ -113,15 +113,11 @@ def test_what_can_be_known_before_the_work_is_told_before_it(
     shutil.copy(folder / "run/config.json", copy)
     for damaged in ("", "{", "[]", "3", "[" * 100_000, "\xff"):
         (copy / "evaluation.json").write_text(damaged, encoding="latin-1")
-        with pytest.raises(
-            Mistake, match=r"evaluation.json (is|holds) no "
-        ):
+        with pytest.raises(Mistake, match=r"evaluation.json (is|holds) no "):
             evaluate(EvaluateArguments(str(copy)))
     (copy / "evaluation.json").unlink()
     os.mkfifo(copy / "evaluation.json")
-    with pytest.raises(
-        Mistake, match=r"evaluation.json (is|holds) no "
-    ):
+    with pytest.raises(Mistake, match=r"evaluation.json (is|holds) no "):
         evaluate(EvaluateArguments(str(copy)))
 
 
