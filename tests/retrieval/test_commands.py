@@ -300,7 +300,7 @@ def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) ->
         recommend(RecommendArguments(str(folder / "no-history"), items="i1"))
     with pytest.raises(ValueError, match="either --user ID or --items"):
         RecommendArguments(run)
-    with pytest.raises(ValueError, match="-k 0: at least 1"):
+    with pytest.raises(ValueError, match="-k 0: must be at least 1"):
         SimilarArguments(run, item="i1", k=0)
     with pytest.raises(ValueError, match="exists already; choose another folder"):
         export(ExportArguments(run, str(exported)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from trainer.address import EVERY_ADDRESS, reachable_address, with_port
 from trainer.live.page import asset, page, panel_rows
 from trainer.live.runs import RunReader
 from trainer.mistake import Mistake
@@ -37,7 +38,8 @@ class LivePage:
             self._server = SmallServer(host, port, pages, "tandem-live", "--host, --port")
         except PortTakenError as error:
             raise Mistake(f"--port {port} is taken on {host}: choose another --port") from error
-        self.url = f"http://{host}:{self._server.port}/"
+        shown = reachable_address() if host in EVERY_ADDRESS else host
+        self.url = f"http://{with_port(shown, self._server.port)}/"
 
     def close(self) -> None:
         self._server.close()
