@@ -1,32 +1,38 @@
 """`tandem prepare SOURCE OUT`: interactions of any source become a dataset on disk.
 
     source files -> raw table -> id rows -> staged partitions -> interactions, queries -> tables
-      formats.py      staging.py, attributes.py    partition.py (splits.py, histories.py)  tables.py
+      formats.py     staging.py, attributes.py    partition.py (splits.py, histories.py)  tables.py
 
-DuckDB does all of it and spills what exceeds --memory-limit. OUT is built as OUT.partial and put
-in place at the end, so OUT is whole or not there.
+DuckDB does all of it and spills what exceeds --memory-limit. OUT is whole or not there
+(whole_folder.py).
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import duckdb
 
 from trainer.data import sql
-from trainer.data.attributes import Encoded, Wanted, encode_side
-from trainer.data.checks import Thresholds
+from trainer.data.attributes import Encoded, Wanted, check_categories, encode_side
+from trainer.data.checks import IdColumn, Thresholds
 from trainer.data.describe import describe
 from trainer.data.extend import (
+    check_alone,
     fitting_source,
     inherit,
     inherited_rule,
+    known_columns,
     load_parent,
     parent_attributes,
+    replaced_files,
     stage_parent,
 )
 from trainer.data.formats import SideFiles, read_source
@@ -38,7 +44,7 @@ from trainer.data.partition import (
     total,
 )
 from trainer.data.prepare_arguments import DEFAULT_HISTORY_LENGTH, PrepareArguments
-from trainer.data.schema import Dataset
+from trainer.data.schema import SPLITS, Dataset
 from trainer.data.sources import Source, in_order, title_column
 from trainer.data.split_choice import choose_rule, with_moments
 from trainer.data.splits import SplitRule
@@ -53,9 +59,12 @@ from trainer.data.staging import (
 )
 from trainer.data.summary import print_summary
 from trainer.data.tables import join_queries, write_items_and_users, write_vocabularies
+from trainer.data.times import check_unit_of_parent
 from trainer.data.watch import watched
+from trainer.filesystems import is_uri, local_path
 from trainer.mistake import Mistake
 from trainer.progress import Progress, TerminalProgress
+from trainer.whole_folder import clear_leftovers, whole_folder
 
 __all__ = ["Engine", "PrepareArguments", "prepare", "run_here"]
 
@@ -82,55 +91,71 @@ def prepare(
 ) -> None:
     """Make the dataset and print what is in it. Raises Mistake on the user's mistakes."""
     started = time.monotonic()
-    out = Path(arguments.out)
-    in_place = arguments.extend is not None and out.resolve() == Path(arguments.extend).resolve()
-    if out.exists() and not in_place:
-        raise Mistake(f"{out} exists already: remove it, or name another folder")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    if in_place:
-        _undo_half_a_swap(out)
-    partial.mkdir(parents=True)
+    parent = None if arguments.extend is None else _parent(arguments.extend)
+    replaces = None
+    if parent is not None and _is_same(arguments.out, parent.path):
+        check_alone(parent)
+        replaces = partial(replaced_files, parent)
+    scratch = None if arguments.scratch is None else Path(arguments.scratch)
     shown = progress or TerminalProgress()
     try:
-        dataset = _Build(arguments, partial, shown).run(engine)
-        (partial / "dataset.json").write_text(dataset.to_json())
-        _put_in_place(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        with (
+            sql.faults(f"preparing {arguments.source}"),
+            whole_folder(arguments.out, replaces, scratch) as folder,
+            _scratch_folder(scratch, folder) as spill,
+        ):
+            dataset = _Build(arguments, parent, folder, spill, shown).run(engine)
+            (folder / "dataset.json").write_text(dataset.to_json())
     finally:
         shown.close()
-    print_summary(replace(dataset, path=str(out)), time.monotonic() - started)
+    print_summary(replace(dataset, path=arguments.out), time.monotonic() - started)
 
 
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename the finished folder to OUT, in place of the dataset that it extends."""
-    old = out.with_name(out.name + ".old")
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+def _parent(path: str) -> Dataset:
+    """The dataset that is extended."""
+    if not is_uri(path):
+        clear_leftovers(local_path(path).resolve())  # it may stand aside, of a run that was killed
+    return Dataset.load(path)
 
 
-def _undo_half_a_swap(out: Path) -> None:
-    """Bring back a dataset that an earlier run was killed between two renames of replacing."""
-    old = out.with_name(out.name + ".old")
-    if old.exists() and not out.exists():
-        old.rename(out)
+def _is_same(out: str, path: str) -> bool:
+    if is_uri(out) or is_uri(path):
+        return out.rstrip("/") == path.rstrip("/")
+    return local_path(out).resolve() == local_path(path).resolve()
+
+
+@contextmanager
+def _scratch_folder(scratch: Path | None, folder: Path) -> Iterator[Path]:
+    """A temporary folder for DuckDB's own files."""
+    sql.check_folder(folder, "\\", "name another OUT")
+    home = folder if scratch is None else scratch
+    sql.check_folder(home, "?\\", "name another folder with --scratch")
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tandem-", dir=home) as temporary:
+        yield Path(temporary)
 
 
 class _Build:
     """The steps of prepare, in the order of `run`; all files go under `partial`."""
 
-    def __init__(self, arguments: PrepareArguments, partial: Path, progress: Progress) -> None:
-        self.parent = None if arguments.extend is None else Dataset.load(arguments.extend)
-        self.arguments = arguments if self.parent is None else inherit(arguments, self.parent)
+    def __init__(
+        self,
+        arguments: PrepareArguments,
+        parent: Dataset | None,
+        partial: Path,
+        scratch: Path,
+        progress: Progress,
+    ) -> None:
+        self.parent = parent
+        self.arguments = arguments if parent is None else inherit(arguments, parent)
         self.partial = partial
         self.staging = partial / "staging"
+        self.scratch = scratch
         self.progress = progress
+        self.columns = arguments.columns(known_columns(parent))
+        self.notes: dict[str, int] = {}
         self.resources = sql.Resources(
-            arguments.memory_limit, arguments.threads, str(self.staging / "spill")
+            arguments.memory_limit, arguments.threads, str(scratch / "spill")
         )
         length = self.arguments.history_length
         self.history_length = DEFAULT_HISTORY_LENGTH if length is None else length
@@ -138,8 +163,7 @@ class _Build:
     def run(self, engine: Engine) -> Dataset:
         """Make all files but dataset.json, whose contents are returned."""
         self.staging.mkdir()
-        connection = sql.connect(self.resources, str(self.staging / "raw.duckdb"))
-        try:
+        with closing(sql.connect(self.resources, str(self.scratch / "raw.duckdb"))) as connection:
             source, dropped, rows = self._read(connection)
             thresholds, rule, catalog = self._check(connection, source)
             attributes, title, left_out = self._encode(connection, source)
@@ -149,13 +173,10 @@ class _Build:
             self.progress.message("writing items, users and queries")
             extends = self.parent is not None
             with watched(connection, self.progress, "writing"):
-                write_items_and_users(
-                    connection, plan.staging, plan.out, attributes, title, extends
-                )
+                held = None if title is None or source.items is None else source.items.column(title)
+                write_items_and_users(connection, plan.staging, plan.out, attributes, held, extends)
                 write_vocabularies(connection, plan.out)
                 join_queries(connection, plan.staging, plan.out)
-        finally:
-            connection.close()
         shutil.rmtree(self.staging)
         described = {
             "format": source.format,
@@ -170,7 +191,15 @@ class _Build:
         }
         dropped.update(more)
         return describe(
-            self.partial, plan, catalog, counts, dropped, attributes, described, self.parent
+            self.partial,
+            plan,
+            catalog,
+            counts,
+            dropped,
+            attributes,
+            described,
+            self.notes,
+            self.parent,
         )
 
     @property
@@ -185,13 +214,15 @@ class _Build:
             connection,
             arguments.source,
             arguments.format,
-            arguments.columns,
+            self.columns,
             SideFiles(arguments.items, arguments.users),
         )
         if arguments.in_order:
             source = in_order(source, arguments.source)
         if self.parent is not None:
             source = fitting_source(source, arguments.source, self.parent)
+        for note in source.notes:
+            self.progress.message(note)
         with watched(connection, self.progress, "reading"):
             dropped = load_raw(connection, source, arguments.source, arguments.drop_null_ids)
         rows = sql.number(connection, "SELECT count(*) FROM raw") + sum(dropped.values())
@@ -214,10 +245,7 @@ class _Build:
             rule = choose_rule(arguments, source, thresholds)
         else:
             rule = inherited_rule(self.parent)
-        side_users = load_side(connection, "user", source.users)
-        side_items = load_side(connection, "item", source.items)
-        users = replace(users, is_integer=users.is_integer and side_users.is_integer)
-        items = replace(items, is_integer=items.is_integer and side_items.is_integer)
+        users, items = self._load_side_tables(connection, source, users, items)
         connection.execute(
             "CREATE TABLE vocabulary (side VARCHAR, name VARCHAR, row BIGINT, value VARCHAR, "
             "count BIGINT)"
@@ -230,24 +258,42 @@ class _Build:
         self.progress.message(f"{catalog.num_users:,} users, {catalog.num_items:,} items")
         return thresholds, rule, catalog
 
+    def _load_side_tables(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        source: Source,
+        users: IdColumn,
+        items: IdColumn,
+    ) -> tuple[IdColumn, IdColumn]:
+        """Tables side_user and side_item; ids' kinds, theirs taken into account."""
+        kinds = []
+        for side, own, table in (("user", users, source.users), ("item", items, source.items)):
+            theirs, dropped = load_side(connection, side, table, self.arguments.drop_null_ids)
+            kinds.append(IdColumn(own.is_integer and theirs.is_integer))
+            self.notes[f"rows_of_{side}s_without_id"] = dropped
+        return kinds[0], kinds[1]
+
     def _encode(
         self, connection: duckdb.DuckDBPyConnection, source: Source
     ) -> tuple[dict[str, list[Encoded]], str | None, dict[str, dict[str, str]]]:
         """Attributes of both sides, the title's column, columns left out with reasons."""
-        title = title_column(source.items, self.arguments.title_column)
-        attributes: dict[str, list[Encoded]] = {}
-        left_out: dict[str, dict[str, str]] = {}
-        for side, table, names, side_title in (
+        title = title_column(source.items, self.columns)
+        categories = self.arguments.category
+        sides = (
             ("item", source.items, self.arguments.item_attributes, title),
             ("user", source.users, self.arguments.user_attributes, None),
-        ):
+        )
+        check_categories(categories, [table for _, table, _, _ in sides])
+        attributes: dict[str, list[Encoded]] = {}
+        left_out: dict[str, dict[str, str]] = {}
+        for side, table, names, side_title in sides:
             known = parent_attributes(self.parent, side)
-            attributes[side] = [Encoded(each, None) for each in known.values()]
+            attributes[side] = [Encoded(each, None) for each in (known or {}).values()]
             left_out[side] = {}
             if table is not None:
-                wanted = Wanted(names, side_title, f"--{side}-attributes")
+                wanted = Wanted(names, side_title, categories, f"--{side}-attributes")
                 attributes[side], left_out[side] = encode_side(
-                    connection, side, table, wanted, known, self.parent is not None
+                    connection, side, table, wanted, known, self.progress.message
                 )
             elif names is not None:
                 raise Mistake(
@@ -275,15 +321,13 @@ class _Build:
                 connection, source, catalog, thresholds, parts, self._parent_rows, folder
             )
         connection.execute("DROP TABLE raw")
+        if source.has_timestamp and not source.in_order:
+            self._check_times(connection, folder, unit)
         if self.parent is not None:
             stage_parent(connection, self.parent, catalog, parts, folder)
-            if unit != self.parent.source["timestamp_unit"]:
-                raise Mistake(
-                    f"timestamps are {unit}, those of the extended dataset "
-                    f"{self.parent.source['timestamp_unit']}: give both in one unit"
-                )
+        keep = self.arguments.duplicates or ("last" if source.has_rating else "first")
         if rule.rule == "time":
-            rule = with_moments(connection, rule, folder)
+            rule = with_moments(connection, rule, str(self.staging), parts, keep)
         plan = PartitionPlan(
             staging=str(self.staging),
             out=str(self.partial),
@@ -292,9 +336,40 @@ class _Build:
             history_length=self.history_length,
             has_timestamps=source.has_timestamp,
             has_feedback=thresholds is not None and thresholds.dislike is not None,
-            keep=self.arguments.duplicates or ("last" if source.has_rating else "first"),
+            keep=keep,
         )
         return plan, unit, dropped
+
+    def _check_times(
+        self, connection: duckdb.DuckDBPyConnection, folder: str, unit: str | None
+    ) -> None:
+        """Raise where new times are no such times as the parent's; tell where they say nothing."""
+        staged = sorted(Path(folder).glob("part=*/new_*.parquet"))
+        if not staged:
+            return
+        relation = sql.parquet(connection, staged)
+        first, last, rows = sql.one(
+            connection, f"SELECT min(moment), max(moment), count(*) FROM {relation}"
+        )
+        if first == last and rows > 1:
+            self.progress.message(
+                f"all {rows:,} rows have the same time ({first}): no history precedes a row, and "
+                "the order of a user's rows is lost. Is --timestamp-column the right column?"
+            )
+        if self.parent is None:
+            return
+        if unit != self.parent.source["timestamp_unit"]:
+            raise Mistake(
+                f"timestamps are {unit}, those of the extended dataset "
+                f"{self.parent.source['timestamp_unit']}: give both in one unit"
+            )
+        old = [path for split in SPLITS for path in self.parent.split_files(split)]
+        check_unit_of_parent(
+            connection,
+            f"SELECT moment FROM {relation}",
+            f"SELECT timestamp AS moment FROM {sql.parquet(connection, old)}",
+            self.arguments.source,
+        )
 
 
 def _check_splits(counts: PartitionCounts, rule: SplitRule) -> None:
