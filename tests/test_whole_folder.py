@@ -100,11 +100,11 @@ def test_what_is_there_stays(tmp_path: Path, what: str, when: str) -> None:
         THERE[what](out)
     elif what == "an empty folder":
         pytest.skip("a rename takes its place, and nothing is lost")
-    with pytest.raises(Mistake, match=r"out (exists already|was made by another)"):
-        with whole_folder(out) as folder:
-            assert when == "meanwhile"
-            (folder / "a").write_text("new")
-            THERE[what](out)
+    message = r"out (exists already|was made by another)"
+    with pytest.raises(Mistake, match=message), whole_folder(out) as folder:
+        assert when == "meanwhile"
+        (folder / "a").write_text("new")
+        THERE[what](out)
     assert os.path.lexists(out)
     assert not list(tmp_path.glob(f"{PREFIX}*"))
     if not out.is_symlink() and out.is_dir():
@@ -127,7 +127,7 @@ def test_names(tmp_path: Path, name: str) -> None:
 
 def test_a_file_above(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(Mistake, match="file is a file: OUT .* cannot lie in it"):
+    with pytest.raises(Mistake, match=r"file is a file: OUT .* cannot lie in it"):
         make(tmp_path / "file/out")
     assert tree(tmp_path) == {"file": "mine"}
 
@@ -162,11 +162,14 @@ def test_not_replaced(tmp_path: Path, fails_in: str) -> None:
         raise Mistake("not this one")
         yield "a"
 
-    with pytest.raises(Mistake, match="not this one"):
-        with whole_folder(tmp_path / "out", replaces) as folder:
-            (folder / "a").write_text("new")
-            if fails_in == "body":
-                raise Mistake("not this one")
+    message = "not this one"
+    with (
+        pytest.raises(Mistake, match=message),
+        whole_folder(tmp_path / "out", replaces) as folder,
+    ):
+        (folder / "a").write_text("new")
+        if fails_in == "body":
+            raise Mistake(message)
     assert tree(tmp_path) == {"out/a": "old", "out/deep/b": "old"}
 
 
@@ -188,10 +191,12 @@ def test_replaced_by_two(tmp_path: Path) -> None:
             raise Mistake("changed meanwhile")
         return ("a", "deep/b")
 
-    with pytest.raises(Mistake, match="changed meanwhile"):
-        with whole_folder(tmp_path / "out", only_old) as folder:
-            (folder / "a").write_text("second")
-            (tmp_path / "out/a").write_text("first")
+    with (
+        pytest.raises(Mistake, match="changed meanwhile"),
+        whole_folder(tmp_path / "out", only_old) as folder,
+    ):
+        (folder / "a").write_text("second")
+        (tmp_path / "out/a").write_text("first")
     assert tree(tmp_path) == {"out/a": "first", "out/deep/b": "old"}
 
 
@@ -252,7 +257,8 @@ def test_a_killed_process_is_no_command_at_work(tmp_path: Path) -> None:
     program = (
         "import sys, time\nfrom trainer.whole_folder import whole_folder\n"
         "with whole_folder(sys.argv[1]) as folder:\n"
-        "    (folder / 'a').write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "    (folder / 'a').write_text('half')\n"
+        "    print('ready', flush=True)\n    time.sleep(60)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
@@ -319,16 +325,18 @@ class TestStore:
         assert memory.find("/whole") == ["/whole/out/mine"]
 
     def test_two_commands(self, memory: fsspec.AbstractFileSystem) -> None:
-        with pytest.raises(Mistake, match="was made by another command meanwhile"):
-            with whole_folder("memory://whole/out") as folder:
-                (folder / "a").write_text("second")
-                make("memory://whole/out", "first")
+        with (
+            pytest.raises(Mistake, match="was made by another command meanwhile"),
+            whole_folder("memory://whole/out") as folder,
+        ):
+            (folder / "a").write_text("second")
+            make("memory://whole/out", "first")
         assert memory.cat_file("/whole/out/a") == b"first"
         assert len(memory.find("/whole")) == 2
 
     def test_unknown(self) -> None:
-        with pytest.raises(Mistake, match="nope://x.*give a folder"):
+        with pytest.raises(Mistake, match=r"nope://x.*give a folder"):
             make("nope://x")
-        with pytest.raises(Mistake, match="cannot be replaced in place"):
-            with whole_folder("memory://x", replaces=lambda old: ()):
-                pass
+        replaced = whole_folder("memory://x", replaces=lambda old: ())
+        with pytest.raises(Mistake, match="cannot be replaced in place"), replaced:
+            pass

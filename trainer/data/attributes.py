@@ -6,10 +6,8 @@ Numbers and times of many values become buckets of equal counts.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import duckdb
 
@@ -18,6 +16,7 @@ from trainer.data.kinds import (
     MAX_NUMBER_CATEGORIES,
     TOO_MANY,
     Kind,
+    bucket_names,
     is_nearly_unique,
     settle,
     values_of,
@@ -266,7 +265,7 @@ class _Encoder:
                 THEN 1 + len(list_filter({listed}, lambda bound: bound <= number)) ELSE 0
                 END::BIGINT AS value FROM (SELECT raw, {number} AS number FROM {self.rows})"""
         )
-        names = ["", *_bucket_names(bounds, kind)]
+        names = ["", *bucket_names(bounds, kind)]
         if self._largest_row() < 0:
             for row, value in enumerate(names):
                 self.connection.execute(
@@ -274,8 +273,9 @@ class _Encoder:
                     {row}, {sql.literal(value or None)}, count(*) FROM {target}
                     WHERE value = {row}"""
                 )
-        of = "time" if kind.form == "time" else "number"
-        return Attribute(self.name, "single", len(names), bounds, of)
+        return Attribute(
+            self.name, "single", len(names), bounds, "time" if kind.form == "time" else "number"
+        )
 
     def _bounds(self, number: str) -> tuple[float, ...]:
         """Inner bounds of buckets of about equal counts."""
@@ -286,22 +286,3 @@ class _Encoder:
             f"FROM (SELECT {number} AS number FROM {self.rows}) WHERE isfinite(number)",
         )
         return tuple(sorted(set(found or ()) - {lowest}))
-
-
-def _bucket_names(bounds: tuple[float, ...], kind: Kind) -> list[str]:
-    if not bounds:
-        return ["any"]
-    shown = [_shown(each, kind) for each in bounds]
-    middle = [f"{low} to {high}" for low, high in itertools.pairwise(shown)]
-    return [f"below {shown[0]}", *middle, f"from {shown[-1]}"]
-
-
-def _shown(bound: float, kind: Kind) -> str:
-    """A bound as a person reads it: dates for seconds since 1970."""
-    if kind.form != "time" or kind.of_type in ("TIME", "INTERVAL"):
-        return f"{bound:g}"
-    try:
-        moment = datetime.fromtimestamp(bound, UTC)
-    except (ValueError, OverflowError, OSError):
-        return f"{bound:g}"
-    return moment.strftime("%Y-%m-%d" if bound % 86_400 == 0 else "%Y-%m-%d %H:%M:%S")

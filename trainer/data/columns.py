@@ -12,6 +12,7 @@ from trainer.data.text_files import (
     check_packing,
     header_of,
     readable,
+    suffix_of,
     text_relation,
 )
 from trainer.mistake import Mistake
@@ -53,6 +54,15 @@ class Table:
             self.types = sql.columns_of(connection, self.relation(()))
         """DuckDB's types by column name; columns without a name are left out."""
         self.types = {each: of_type for each, of_type in self.types.items() if each.strip()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not as the files' names have it."""
+        if self._header is None or self._header.separator == "\t":
+            return ()
+        if suffix_of(self.files[0]) in (".csv", ".txt"):
+            return ()
+        return (f"{self.label}: the separator is {self._header.separator!r}, not a tab",)
 
     def relation(self, keys: tuple[str, ...], files: list[str] | None = None) -> str:
         """SQL after FROM. keys: columns where a text may stand for a missing value."""

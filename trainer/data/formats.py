@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -11,7 +11,8 @@ import duckdb
 from trainer.data import sql
 from trainer.data.checks import null_text
 from trainer.data.columns import Columns, Table, required, resolve
-from trainer.data.kinds import Kind, kind_of
+from trainer.data.kinds import Kind
+from trainer.data.side_tables import SideFiles, side_select, side_table, with_side_files
 from trainer.data.sources import (
     FORMATS,
     GIVEN,
@@ -37,14 +38,6 @@ DAT_COLUMNS = {
     "movies.dat": ("item_id", "title", "genres"),
     "users.dat": ("user_id", "gender", "age", "occupation", "zip_code"),
 }
-
-
-@dataclass(frozen=True)
-class SideFiles:
-    """Side tables that the user named."""
-
-    items: str | None = None
-    users: str | None = None
 
 
 def read_source(
@@ -78,7 +71,7 @@ def read_source(
             read = [each for each in files if suffix_of(each) == ".parquet"] or files
             source = _table(connection, path, "parquet", read, columns)
     source = replace(source, notes=(*source.notes, *unread(files, read)))
-    return _with_side_files(connection, source, columns, side)
+    return with_side_files(connection, source, columns, side)
 
 
 def _lightgcn(
@@ -91,7 +84,7 @@ def _lightgcn(
             raise Mistake(f"{path} has no train.txt: the lightgcn format needs it")
         texts = files
     texts.sort(key=lambda each: _given(each) or 0)
-    options = {
+    options: dict[str, sql.Option] = {
         "delim": "\n",
         "quote": "",
         "escape": "",
@@ -155,7 +148,9 @@ def _recbole(
     for which, suffix in (("item", ".item"), ("user", ".user")):
         found = [each for each in neighbours if suffix_of(each) == suffix]
         own = [each for each in found if _dataset_of(each) == datasets[0]]
-        sides[which] = _side(connection, "recbole", own, own[0], which, own_names) if own else None
+        sides[which] = (
+            side_table(connection, "recbole", own, own[0], which, own_names) if own else None
+        )
         if found and not own:
             names = ", ".join(Path(each).name for each in found)
             notes.append(
@@ -163,6 +158,7 @@ def _recbole(
                 "belongs here"
             )
     read = [each for each in files if suffix_of(each) in (".inter", ".item", ".user")]
+    notes = [*source.notes, *notes]
     source = replace(source, items=sides["item"], users=sides["user"], notes=tuple(notes))
     return source, read
 
@@ -188,7 +184,7 @@ def _movielens(
 
     def relation(file_name: str, keys: tuple[str, ...]) -> str:
         names = DAT_COLUMNS[file_name]
-        options = {
+        options: dict[str, sql.Option] = {
             "delim": "::",
             "quote": "",
             "escape": "",
@@ -211,7 +207,7 @@ def _movielens(
         id_column = DAT_COLUMNS[file_name][0]
         keyed, plain = relation(file_name, (id_column,)), relation(file_name, ())
         return SideTable(
-            _side_select(id_column, id_column, {each: each for each in kinds}, keyed),
+            side_select(id_column, id_column, {each: each for each in kinds}, keyed),
             f"SELECT {id_column} AS raw FROM {plain}",
             id_column,
             kinds,
@@ -279,86 +275,22 @@ def _table(
         has_rating=names["rating"] is not None,
         has_timestamp=names["timestamp"] is not None,
         columns=names,
+        notes=tuple(note for table in tables.values() for note in table.notes),
     )
 
 
 def _used_columns(table: Table, columns: Columns) -> dict[str, str | None]:
     """Columns of users, items, ratings and times, by what they hold."""
-    known, path = table.types, table.label
     used: dict[str, str | None] = {}
     for which, wanted, names in (
         ("user", columns.user, USER_NAMES),
         ("item", columns.item, ITEM_NAMES),
-    ):
-        usual = columns.usual(which, names)
-        used[which] = required(wanted, known, usual, f"--{which}-column", path)
-    for which, wanted, names in (
         ("rating", columns.rating, RATING_NAMES),
         ("timestamp", columns.timestamp, TIMESTAMP_NAMES),
     ):
+        find = required if which in ("user", "item") else resolve
         usual = columns.usual(which, names)
-        used[which] = resolve(wanted, known, usual, f"--{which}-column", path)
+        used[which] = find(wanted, table.types, usual, f"--{which}-column", table.label)
     if used["user"] == used["item"]:
         raise Mistake(f"--user-column and --item-column are both {used['user']!r}")
     return used
-
-
-def _with_side_files(
-    connection: duckdb.DuckDBPyConnection, source: Source, columns: Columns, side: SideFiles
-) -> Source:
-    """The source with the side tables that the user named in place of those found beside it."""
-    items, users = source.items, source.users
-    if side.items is not None:
-        items = _side_file(connection, side.items, "item", columns, source.columns.get("item"))
-    if side.users is not None:
-        users = _side_file(connection, side.users, "user", columns, source.columns.get("user"))
-    return replace(source, items=items, users=users)
-
-
-def _side_file(
-    connection: duckdb.DuckDBPyConnection,
-    path: str,
-    which: str,
-    columns: Columns,
-    own: str | None,
-) -> SideTable:
-    """A named side file: its id column is called as in the interactions, or by a usual name."""
-    files = list_files(path, f"--{which}s")
-    suffix = suffix_of(files[0])
-    format = {".parquet": "parquet", ".item": "recbole", ".user": "recbole"}.get(suffix, "csv")
-    known = columns.known if own is None else {**columns.known, which: own.split(":")[0]}
-    return _side(connection, format, files, path, which, replace(columns, known=known))
-
-
-def _side(
-    connection: duckdb.DuckDBPyConnection,
-    format: str,
-    files: list[str],
-    label: str,
-    which: str,
-    columns: Columns,
-) -> SideTable:
-    table = Table(connection, format, files, label)
-    wanted, names = (columns.item, ITEM_NAMES) if which == "item" else (columns.user, USER_NAMES)
-    usual = columns.usual(which, names)
-    id_column = required(wanted, table.types, usual, f"--{which}-column", label)
-    kinds = {
-        column: kind_of(column, table.type_of(column), guessed=format != "parquet")
-        for column in table.types
-        if column != id_column
-    }
-    id_value = table.value(id_column)
-    values = {column: table.value(column) for column in kinds}
-    return SideTable(
-        relation=_side_select(id_column, id_value, values, table.relation((id_column,))),
-        as_written=f"SELECT {id_value} AS raw FROM {table.relation(())}",
-        id_column=id_column,
-        kinds=kinds,
-        label=label,
-    )
-
-
-def _side_select(id_column: str, id_value: str, values: dict[str, str], relation: str) -> str:
-    """SELECT of `raw` and the columns as c0, c1, ...: names of the user's may be any."""
-    columns = "".join(f", {value} AS c{place}" for place, value in enumerate(values.values()))
-    return f"SELECT {id_value} AS raw{columns} FROM {relation}"

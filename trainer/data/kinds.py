@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 import duckdb
@@ -141,3 +143,23 @@ def _kind_of_text(
     if kind.form == "guess" and filled and times == filled:
         return Kind("time")
     return Kind("multi", "|") if piped else Kind("text")
+
+
+def bucket_names(bounds: tuple[float, ...], kind: Kind) -> list[str]:
+    """What the buckets between ascending bounds are called."""
+    if not bounds:
+        return ["any"]
+    shown = [_shown(each, kind) for each in bounds]
+    middle = [f"{low} to {high}" for low, high in itertools.pairwise(shown)]
+    return [f"below {shown[0]}", *middle, f"from {shown[-1]}"]
+
+
+def _shown(bound: float, kind: Kind) -> str:
+    """A bound as a person reads it: dates for seconds since 1970."""
+    if kind.form != "time" or kind.of_type in ("TIME", "INTERVAL"):
+        return f"{bound:g}"
+    try:
+        moment = datetime.fromtimestamp(bound, UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"{bound:g}"
+    return moment.strftime("%Y-%m-%d" if bound % 86_400 == 0 else "%Y-%m-%d %H:%M:%S")

@@ -6,7 +6,9 @@ the data alone, so memory limit, threads and engine change no byte of the output
 
 from __future__ import annotations
 
-from contextlib import closing
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +56,8 @@ class PartitionCounts:
 
 def prepare_partition(plan: PartitionPlan, part: int, resources: sql.Resources) -> PartitionCounts:
     """Deduplicate, split, attach histories, and write the files of one partition."""
-    spill = f"{resources.spill}/part-{part:05d}"
     with (
+        _spill_folder(resources.spill) as spill,
         sql.faults(f"making partition {part}"),
         closing(sql.connect(replace(resources, spill=spill))) as connection,
     ):
@@ -71,6 +73,16 @@ def prepare_partition(plan: PartitionPlan, part: int, resources: sql.Resources) 
         _write_counts(connection, plan, part)
     columns: Any = zip(*counted, strict=True)
     return PartitionCounts(duplicates, neutral, *(tuple(each) for each in columns))
+
+
+@contextmanager
+def _spill_folder(above: str) -> Iterator[str]:
+    """A folder for what does not fit in memory; on a node of its own it leaves nothing behind."""
+    Path(above).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="part-", dir=above) as folder:
+        yield folder
+    with suppress(OSError):  # the driver's, or another task's
+        Path(above).rmdir()
 
 
 def total(counts: list[PartitionCounts]) -> PartitionCounts:

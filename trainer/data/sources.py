@@ -45,6 +45,8 @@ class SideTable:
     """Columns but the id, by name, and how each is read as an attribute."""
     label: str
     """How messages call the file."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the file is read."""
 
     def column(self, name: str) -> str:
         """The column's name in table `side_<side>`: none of the user's, which may be any."""
@@ -76,6 +78,12 @@ class Source:
     """A user's rows stand in time order, and their places are the times."""
     notes: tuple[str, ...] = ()
     """What the user should know of how the source is read."""
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """Its own notes and those on its side tables."""
+        sides = [each.notes for each in (self.items, self.users) if each is not None]
+        return (*self.notes, *(note for notes in sides for note in notes))
 
 
 def in_order(source: Source, label: str) -> Source:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,14 @@ from trainer.mistake import Mistake
 LEAST_MEMORY = 64_000_000
 MOST_MEMORY = 1 << 60
 MOST_THREADS = 1024
+SHARED_MEMORY = "2GB"
+"""Of a connection that other processes of the machine have their like of."""
+MORE_MEMORY = "raise --memory-limit, or lower --threads"
 INTERRUPTED = "Query interrupted"
 FULL_DISK = re.compile("no space left|quota exceeded|max_temp_directory_size|file too large", re.I)
+
+Option = str | int | Sequence[str]
+"""A value of an option of read_csv."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Resources:
 def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
     """A connection that keeps insertion order and spills to the given folder."""
     Path(resources.spill).mkdir(parents=True, exist_ok=True)
-    settings = {
+    settings: dict[str, str | int | bool] = {
         "memory_limit": f"{bytes_of(resources.memory_limit)}B",
         "temp_directory": target(resources.spill, quoted=False),
         "preserve_insertion_order": True,
@@ -60,8 +67,23 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
 
 
 @contextmanager
-def faults(doing: str) -> Iterator[None]:
-    """Have DuckDB's errors be this project's: Ctrl-C, the user's mistake, or one line."""
+def in_memory(threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection of one of several processes: little memory, spilling to a temporary folder."""
+    remedy = "free some memory, or start fewer workers"
+    with (
+        tempfile.TemporaryDirectory(prefix="tandem-") as spill,
+        faults("reading the dataset", remedy),
+        closing(connect(Resources(SHARED_MEMORY, threads, spill))) as connection,
+    ):
+        yield connection
+
+
+@contextmanager
+def faults(doing: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
+    """Have DuckDB's errors be this project's: Ctrl-C, the user's mistake, or one line.
+
+    remedy: of too little memory.
+    """
     try:
         yield
     except duckdb.Error as error:
@@ -72,8 +94,7 @@ def faults(doing: str) -> Iterator[None]:
             ) from error
         if isinstance(error, duckdb.OutOfMemoryException):
             raise Mistake(
-                f"{doing}: memory does not suffice ({first_line(error)}): raise --memory-limit, "
-                "or lower --threads"
+                f"{doing}: memory does not suffice ({first_line(error)}): {remedy}"
             ) from error
         raise RuntimeError(f"{doing}: {first_line(error)}") from error
     except RuntimeError as error:
@@ -151,7 +172,7 @@ def csv(
     connection: duckdb.DuckDBPyConnection,
     files: Sequence[str | Path],
     columns: Sequence[str],
-    options: Mapping[str, str | bool | int | Sequence[str]],
+    options: Mapping[str, Option],
 ) -> str:
     """SQL after FROM that reads these text files, and no others, all columns as text.
 

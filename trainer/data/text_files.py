@@ -96,9 +96,11 @@ def header_of(path: str) -> Header:
         separator = "\t"
     if not bare.count(separator):
         separator = " " if " " in bare.strip() else ","
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
     try:
-        names = next(csv.reader(io.StringIO(line), delimiter=separator, quoting=quoting))
+        if separator == "\t":
+            names = line.split(separator)
+        else:
+            names = next(csv.reader(io.StringIO(line), delimiter=separator))
     except (csv.Error, StopIteration) as error:
         raise Mistake(f"{path} line 1 is no line of column names ({error})") from error
     names = [each.strip() for each in names]
@@ -206,7 +208,7 @@ def text_relation(
             "quote": header.quote,
             "escape": header.quote,
             "header": True,
-            "nullstr": null_texts(),
+            "nullstr": [each for each in null_texts() if header.separator not in each],
             "allow_quoted_nulls": False,
             "force_not_null": [each for each in columns if named[each] not in keys],
         },

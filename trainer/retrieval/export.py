@@ -6,13 +6,13 @@
     OUT/items.faiss            with --index
     OUT/export.json            what made it, and the order of the towers' inputs
 
-OUT appears whole or not at all: it is written as OUT.partial and renamed.
+OUT appears whole or not at all (whole_folder.py).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -26,9 +26,10 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor
 
-from trainer.agreement import together
+from trainer.agreement import gather_objects, together
 from trainer.data.schema import Dataset
 from trainer.data.storage import open_parquet
+from trainer.filesystems import is_uri
 from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.restore import TrainedRun, load_run
@@ -50,6 +51,7 @@ from trainer.retrieval.programs import (
 )
 from trainer.retrieval.workers import on_workers
 from trainer.run_files import write_json
+from trainer.whole_folder import whole_folder
 
 QUERIES_OF_RECALL = 1000
 
@@ -74,15 +76,34 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
 
 def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
     """Collective; the facts are whole on rank 0 alone."""
-    out = Path(arguments.out)
-    partial = out.with_name(out.name + ".partial")
-    together(lambda: _make_folders(out, partial) if ranks.is_first else None)  # collective
+    with ExitStack() as stack:
+        here = together(lambda: _new_folder(arguments.out, stack, ranks))  # collective
+        folder = Path(next(each for each in gather_objects(here) if each))  # collective
+        facts = _export_to(folder, arguments, ranks)  # collective
+    dist.barrier()  # collective: OUT is in place when any rank returns
+    return facts
+
+
+def _new_folder(out: str, stack: ExitStack, ranks: Ranks) -> str | None:
+    """Rank 0 makes the folder that becomes OUT; the others learn its name."""
+    if not ranks.is_first:
+        return None
+    if is_uri(out):
+        raise Mistake(f"{out} is a URI: export to a folder, and copy it from there")
+    folder = stack.enter_context(whole_folder(out))
+    for name in ("items", "users"):
+        (folder / name).mkdir()
+    return str(folder)
+
+
+def _export_to(folder: Path, arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
+    """Write all files into a folder that every rank sees. Collective."""
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
     encoder = Encoder.of_run(trained, ranks)
-    width = write_items(encoder, trained.dataset, partial / "items")  # collective
+    width = write_items(encoder, trained.dataset, folder / "items")  # collective
     if arguments.users:
-        write_users(encoder, trained.dataset, partial / "users")  # collective
-    programs = write_programs(trained, ranks, partial, arguments.encoder_limit)  # collective
+        write_users(encoder, trained.dataset, folder / "users")  # collective
+    programs = write_programs(trained, ranks, folder, arguments.encoder_limit)  # collective
     dist.barrier()  # collective: all parts are written
     facts: dict[str, Any] = {
         "run": arguments.run,
@@ -99,10 +120,8 @@ def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
     }
     if ranks.is_first:
         if arguments.index is not None:
-            facts["index"] = _write_index(arguments, partial, facts)
-        write_json(partial / "export.json", facts)
-        partial.rename(out)
-    dist.barrier()  # collective: OUT is in place when any rank returns
+            facts["index"] = _write_index(arguments, folder, facts)
+        write_json(folder / "export.json", facts)
     return facts
 
 
@@ -216,11 +235,3 @@ def _write_index(arguments: ExportArguments, folder: Path, facts: dict[str, Any]
     recall = index_recall(index, folder / "items", torch.from_numpy(block[rows]), k)
     write_index(index, folder / "items.faiss")
     return {"kind": arguments.index, "k": k, "recall": recall, "queries": len(rows)}
-
-
-def _make_folders(out: Path, partial: Path) -> None:
-    if out.exists():
-        raise Mistake(f"{out} exists already; choose another folder, or remove it")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in ("items", "users"):
-        (partial / name).mkdir(parents=True)

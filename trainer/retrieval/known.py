@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import duckdb
-import fsspec
 import numpy as np
 import pyarrow as pa
 import torch
@@ -49,7 +48,7 @@ def known_users(
             nobody = _spread(np.empty(0, np.int64), None, start, min(start + block_size, stop))
             yield KnownUsers(start, nobody, nobody, nobody)
         return
-    with duckdb.connect() as connection:
+    with sql.in_memory(torch.get_num_threads()) as connection:
         reader = _select(connection, dataset, first, stop, with_seen)
         rest = reader.schema.empty_table()
         for start in starts:
@@ -75,9 +74,6 @@ def _select(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, first: int, stop: int, with_seen: bool
 ) -> pa.RecordBatchReader:
     files = [file for split in SPLITS for file in dataset.split_files(split)]
-    filesystem = fsspec.core.url_to_fs(dataset.path)[0]
-    if "file" not in filesystem.protocol:
-        connection.register_filesystem(filesystem)
     order = "ORDER BY timestamp, item" if dataset.has_timestamps else "ORDER BY item"
     lists = {
         name: f"coalesce(list(item {order}) FILTER (feedback = {feedback}), []::BIGINT[])"
@@ -87,7 +83,7 @@ def _select(
     seen = "list(DISTINCT item ORDER BY item)" if with_seen else "[]::BIGINT[]"
     query = f"""SELECT user, {lists["history"]} AS history, {lists["disliked"]} AS disliked,
             {seen} AS seen
-        FROM read_parquet({sql.texts(files)}) WHERE user >= {first} AND user < {stop}
+        FROM {sql.parquet(connection, files)} WHERE user >= {first} AND user < {stop}
         GROUP BY user ORDER BY user"""
     return connection.sql(query).to_arrow_reader(1 << 15)
 
