@@ -52,7 +52,9 @@ def reached(location: str | Path) -> Iterator[None]:
 
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
+    except Mistake:
+        raise
+    except (BotoCoreError, ClientError, ValueError) as error:
         raise Mistake(
             f"{location} cannot be reached ({error}): see to its name, credentials and endpoint"
         ) from error

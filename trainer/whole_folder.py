@@ -65,7 +65,7 @@ def whole_folder(
         return
     target = local_path(out) if replaces is None else local_path(out).resolve()
     clear_leftovers(target)
-    if replaces is None and os.path.lexists(target):
+    if replaces is None and _is_there(target):
         raise Mistake(f"{out} exists already: remove it, or name another folder")
     with _parents_of(target), _claimed(target) as beside:
         folder = beside / NEW
@@ -75,6 +75,15 @@ def whole_folder(
             _rename(folder, target)
         else:
             _replace(beside, target, replaces)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has that name, a link to nothing too; raises on what can be no name."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _rename(folder: Path, target: Path) -> None:
@@ -101,7 +110,7 @@ def _replace(beside: Path, target: Path, replaces: Replaces) -> None:
         (beside / REPLACED).write_text(json.dumps(names))
         _rename(beside / NEW, target)
     except BaseException:
-        if os.path.lexists(target):
+        if _is_there(target):
             raise Mistake(
                 f"{target} was made by another command meanwhile; what it held before is {old}"
             ) from None
@@ -204,7 +213,7 @@ def _owner_of(beside: Path) -> dict[str, object] | None:
 def _undo(beside: Path, target: Path) -> None:
     """Bring back what a killed command had set aside, or finish taking it away."""
     old = beside / OLD
-    if old.exists() and not os.path.lexists(target):
+    if old.exists() and not _is_there(target):
         old.rename(target)
     elif old.exists() and not (beside / NEW).exists():  # killed after the last rename
         with suppress(OSError, ValueError):

@@ -39,7 +39,7 @@ BAD_TEXT: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "NaN item": (GOOD + "3,NaN,4,9\n", {}, r"'item' is missing .* in 1 rows.*--drop-null-ids"),
     "no bytes": ("", {}, r"is empty \(0 bytes\)"),
-    "header only": ("user,item\n", {}, r"is empty: it has a header and no interactions"),
+    "header only": ("user,item\n", {}, r"is empty: it holds no interactions"),
     "one user": (
         "user,item\n" + "".join(f"7,{n}\n" for n in range(9)),
         {},

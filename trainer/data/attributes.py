@@ -92,10 +92,11 @@ def encode_side(
         if isinstance(found, Encoded):
             encoded.append(found)
             _tell_of_buckets(found.attribute, side, name, tell)
-        elif wanted.names is None:
+        elif wanted.names is None and name not in wanted.categories:
             left_out[name] = found
         else:
-            raise Mistake(f"{table.label}: column {name!r} ({wanted.flag}) {found}: leave it out")
+            flag = "--category" if wanted.names is None else wanted.flag
+            raise Mistake(f"{table.label}: column {name!r} ({flag}) {found}: leave it out")
     there = {each.attribute.name for each in encoded}
     encoded.extend(Encoded(each, None) for name, each in (known or {}).items() if name not in there)
     return encoded, left_out

@@ -13,6 +13,8 @@ from trainer.mistake import Mistake
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 LARGE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
 FLOATS = ("FLOAT", "DOUBLE")
+YEARS = "BETWEEN -62135596800 AND 253402300799"
+"""Seconds since 1970 of the years 1 to 9999."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,11 @@ def check_nulls(
             continue
         text = sql.one(
             connection,
-            f"SELECT CAST({column} AS VARCHAR) FROM ({as_written}) LIMIT 1 OFFSET {first - 1}",
+            f"SELECT coalesce(CAST({column} AS VARCHAR), '') FROM ({as_written}) "
+            f"LIMIT 1 OFFSET {first - 1}",
         )[0]
         reads = f", where it reads {text!r}" if text else ""
-        keep = f". To keep {text!r} as an id, put it in quotes or write Parquet" if text else ""
+        keep = f". To keep {text!r} as an id, quote it or write Parquet" if text.strip() else ""
         raise Mistake(
             f"{label} is missing (null, NaN or empty) in {count} rows, first in row {first}{reads}:"
             f" every row needs its ids. Remove these rows, or pass --drop-null-ids{keep}"
@@ -191,3 +194,16 @@ def check_ratings(
             "no row would be positive. Lower it"
         )
     return Thresholds(at_least, at_most)
+
+
+def moment_of(column: str, of_type: str) -> str:
+    """SQL of a TIMESTAMP: of a date, a timestamp or a text of the years 1 to 9999; else NULL.
+
+    DuckDB's own error on others (INT64_MIN as text) ends the connection.
+    """
+    value = column
+    if of_type in ("VARCHAR", "TIMESTAMPTZ_NS"):
+        value = f"TRY_CAST({column} AS TIMESTAMPTZ)"
+    elif of_type == "DATE":
+        value = f"TRY_CAST({column} AS TIMESTAMP)"
+    return f"CASE WHEN epoch({value}) {YEARS} THEN {value} END"

@@ -51,7 +51,7 @@ class Table:
         else:
             self._header = _one_header(files)
         with readable(label, format):
-            self.types = sql.columns_of(connection, self.relation(()))
+            self.types = sql.columns_of(connection, self.relation(nulls=False))
         """DuckDB's types by column name; columns without a name are left out."""
         self.types = {each: of_type for each, of_type in self.types.items() if each.strip()}
 
@@ -64,11 +64,11 @@ class Table:
             return ()
         return (f"{self.label}: the separator is {self._header.separator!r}, not a tab",)
 
-    def relation(self, keys: tuple[str, ...], files: list[str] | None = None) -> str:
-        """SQL after FROM. keys: columns where a text may stand for a missing value."""
+    def relation(self, nulls: bool, files: list[str] | None = None) -> str:
+        """SQL after FROM. nulls: in text, what stands for a missing value is NULL."""
         if self._header is None:
             return sql.parquet(self._connection, files or self.files, by_name=True)
-        return text_relation(self._connection, files or self.files, self._header, keys)
+        return text_relation(self._connection, files or self.files, self._header, nulls)
 
     def value(self, column: str | None) -> str:
         """SQL of a column's value; bytes as the text that they are, if they all are."""
@@ -88,7 +88,7 @@ class Table:
             quoted = sql.name(column)
             with readable(self.label, self.format):
                 bad = self._connection.execute(
-                    f"SELECT 1 FROM {self.relation(())} WHERE {quoted} IS NOT NULL "
+                    f"SELECT 1 FROM {self.relation(nulls=False)} WHERE {quoted} IS NOT NULL "
                     f"AND TRY(decode({quoted})) IS NULL LIMIT 1"
                 ).fetchone()
             self._texts[column] = bad is None

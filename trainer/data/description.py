@@ -7,6 +7,7 @@ is checked once, when the dataset is loaded, and so are the columns of the files
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Required, TypeVar
 
@@ -16,7 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from typing_extensions import TypedDict
 
-from trainer.data.schema import RESERVED, SCHEMA_VERSION, SPLITS, Count, Dataset
+from trainer.data.schema import (
+    RESERVED,
+    SCHEMA_VERSION,
+    SPLITS,
+    Count,
+    Dataset,
+    combined_digest,
+)
 from trainer.data.storage import open_parquet
 from trainer.mistake import Mistake
 
@@ -69,9 +77,11 @@ def dataset_of(root: str, text: str | bytes) -> Dataset:
     where = f"{root}/dataset.json"
     try:
         contents = from_json(text, allow_inf_nan=False)
-        version = contents["schema_version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise Mistake(f"{where} cannot be read ({error!r:.200}): {AGAIN}") from error
+    except ValueError as error:
+        raise Mistake(f"{where} cannot be read ({error}): {AGAIN}") from error
+    version = contents.get("schema_version") if isinstance(contents, dict) else None
+    if version is None:
+        raise Mistake(f"{where} cannot be read (it has no schema_version): {AGAIN}")
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise Mistake(
             f"{root} has schema version {version!r:.60}, this Tandem reads {SCHEMA_VERSION}: "
@@ -113,7 +123,9 @@ def _typed(
 
 def _names(dataset: Dataset) -> str | None:
     """Names of files stay in the dataset's folder; every file that is read is recorded."""
-    for name in dataset.files:
+    for name, record in dataset.files.items():
+        if not is_digest(record.sha256):
+            return f"files.{name!r:.80} has {record.sha256!r:.80}, no SHA-256"
         parts = name.split("/")
         if (
             any(part in ("", ".", "..") for part in parts)
@@ -133,8 +145,19 @@ def _names(dataset: Dataset) -> str | None:
     return None
 
 
+def is_digest(text: str) -> bool:
+    """Whether a text is a SHA-256, as it is written here."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
 def _counts(dataset: Dataset) -> str | None:
+    if dataset.digest != combined_digest(dataset.files):
+        return f"digest is {dataset.digest!r:.80}, not that of its files"
+    if dataset.parent_digest is not None and not is_digest(dataset.parent_digest):
+        return f"parent_digest is {dataset.parent_digest!r:.80}, no SHA-256"
     for name, split in dataset.splits.items():
+        if split.rows and not split.files:
+            return f"splits.{name} has {split.rows} rows and no files"
         if split.positives + split.disliked != split.rows:
             return (
                 f"splits.{name} has {split.rows} rows, {split.positives} positive and "
@@ -151,6 +174,11 @@ def _attributes(dataset: Dataset) -> str | None:
             if name in RESERVED or names.count(name) > 1:
                 return f"the {side} attribute {name!r:.60} has the name of another column"
         for each in attributes:
+            if each.boundaries and each.num_values != len(each.boundaries) + 2:
+                return (
+                    f"{side} attribute {each.name!r:.60} has {len(each.boundaries)} boundaries, "
+                    f"which make not {each.num_values} values"
+                )
             if any(low >= high for low, high in pairwise(each.boundaries)):
                 return f"the boundaries of {side} attribute {each.name!r:.60} do not ascend"
     return None

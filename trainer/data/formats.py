@@ -28,7 +28,7 @@ from trainer.data.sources import (
     recognise,
     unread,
 )
-from trainer.data.text_files import null_texts, suffix_of
+from trainer.data.text_files import nulls_told, suffix_of
 from trainer.mistake import Mistake
 
 LINE_BYTES = 16 << 20
@@ -70,7 +70,7 @@ def read_source(
         case _:
             read = [each for each in files if suffix_of(each) == ".parquet"] or files
             source = _table(connection, path, "parquet", read, columns)
-    source = replace(source, notes=(*source.notes, *unread(files, read)))
+    source = replace(source, label=path, notes=(*source.notes, *unread(files, read)))
     return with_side_files(connection, source, columns, side)
 
 
@@ -182,33 +182,31 @@ def _movielens(
         )
     by_name = {Path(each).name: each for each in beside(ratings[0])}
 
-    def relation(file_name: str, keys: tuple[str, ...]) -> str:
-        names = DAT_COLUMNS[file_name]
+    def relation(file_name: str, nulls: bool) -> str:
         options: dict[str, sql.Option] = {
             "delim": "::",
             "quote": "",
             "escape": "",
             "header": False,
             "encoding": "latin-1",
-            "nullstr": null_texts(),
-            "force_not_null": [each for each in names if each not in keys],
         }
-        return sql.csv(connection, [by_name[file_name]], names, options)
+        if nulls:
+            options |= nulls_told("::")
+        return sql.csv(connection, [by_name[file_name]], DAT_COLUMNS[file_name], options)
 
-    def select(keys: tuple[str, ...]) -> str:
+    def select(nulls: bool) -> str:
         return (
             "SELECT user_id AS raw_user, item_id AS raw_item, rating, timestamp, "
-            f"NULL::TINYINT AS given FROM {relation('ratings.dat', keys)}"
+            f"NULL::TINYINT AS given FROM {relation('ratings.dat', nulls)}"
         )
 
     def side(file_name: str, kinds: dict[str, Kind]) -> SideTable | None:
         if file_name not in by_name:
             return None
         id_column = DAT_COLUMNS[file_name][0]
-        keyed, plain = relation(file_name, (id_column,)), relation(file_name, ())
         return SideTable(
-            side_select(id_column, id_column, {each: each for each in kinds}, keyed),
-            f"SELECT {id_column} AS raw FROM {plain}",
+            side_select(id_column, {each: each for each in kinds}, relation(file_name, False)),
+            side_select(id_column, {}, relation(file_name, True)),
             id_column,
             kinds,
             by_name[file_name],
@@ -216,8 +214,8 @@ def _movielens(
 
     source = Source(
         format="movielens",
-        select=select(DAT_COLUMNS["ratings.dat"]),
-        as_written=select(()),
+        select=select(True),
+        as_written=select(False),
         given=(),
         has_rating=True,
         has_timestamp=True,
@@ -245,15 +243,14 @@ def _table(
     tables = {split: Table(connection, format, those, path) for split, those in by_split.items()}
     used = {split: _used_columns(table, columns) for split, table in tables.items()}
 
-    def select(split: str, keyed: bool, those: list[str] | None = None) -> str:
+    def select(split: str, nulls: bool, those: list[str] | None = None) -> str:
         table, names = tables[split], used[split]
-        keys = tuple(each for each in names.values() if each) if keyed else ()
         values = {which: table.value(column) for which, column in names.items()}
         return (
             f"SELECT {values['user']} AS raw_user, {values['item']} AS raw_item, "
             f"{values['rating']} AS rating, {values['timestamp']} AS timestamp, "
             f"{sql.literal(GIVEN[split] if split else None)}::TINYINT AS given "
-            f"FROM {table.relation(keys, those)}"
+            f"FROM {table.relation(nulls, those)}"
         )
 
     split_of = {each: split for split, those in by_split.items() for each in those}

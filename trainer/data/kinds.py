@@ -11,7 +11,7 @@ from typing import Literal
 import duckdb
 
 from trainer.data import sql
-from trainer.data.checks import FLOATS, INTEGERS, LARGE_INTEGERS
+from trainer.data.checks import FLOATS, INTEGERS, LARGE_INTEGERS, moment_of
 
 Form = Literal["text", "multi", "list", "number", "time", "guess", "none"]
 
@@ -20,6 +20,8 @@ MAX_NUMBER_CATEGORIES = 64
 NEARLY_UNIQUE = 1000
 """Texts of more distinct values than this, and more than half as many as there are, say little."""
 TOO_MANY = "has nearly as many values as rows"
+SPANS = ("TIME", "TIME_NS", "TIME WITH TIME ZONE", "INTERVAL")
+"""Types of times that are no moments."""
 VECTOR = "is a vector of numbers, which no attribute can hold"
 LISTED = r"\s*\[?\s*[-+0-9.eE]+(\s*[,;| ]\s*[-+0-9.eE]+)+\s*\]?\s*"
 """Numbers in a row, as text."""
@@ -44,10 +46,9 @@ class Kind:
         """SQL of a column as DOUBLE: numbers as they are, times as seconds (since 1970)."""
         if self.form != "time":
             return f"TRY_CAST({column} AS DOUBLE)"
-        value = column if self.of_type != "VARCHAR" else f"TRY_CAST({column} AS TIMESTAMPTZ)"
-        if self.of_type.startswith("TIME ") or self.of_type in ("TIME", "INTERVAL"):
-            return f"TRY(epoch({value}))"
-        return f"CASE WHEN isfinite({value}) THEN TRY(epoch({value})) END"
+        if self.of_type in SPANS:
+            return f"TRY(epoch({column}))"
+        return f"epoch({moment_of(column, self.of_type)})"
 
 
 def kind_of(column: str, of_type: str, guessed: bool) -> Kind:
@@ -69,7 +70,7 @@ def kind_of(column: str, of_type: str, guessed: bool) -> Kind:
         return _list_of(element[1], of_type)
     if of_type in (*INTEGERS, *LARGE_INTEGERS, *FLOATS) or of_type.startswith("DECIMAL"):
         return Kind("number", of_type=of_type)
-    if of_type.startswith(("TIMESTAMP", "DATE", "TIME", "INTERVAL")):
+    if of_type.startswith(("TIMESTAMP", "DATE")) or of_type in SPANS:
         return Kind("time", of_type=of_type)
     if of_type in ("BOOLEAN", "UUID") or of_type.startswith("ENUM"):
         return Kind("text", of_type=of_type)
@@ -111,6 +112,10 @@ def is_nearly_unique(
 
 def values_of(column: str, kind: Kind) -> str:
     """SQL of a column's values, one a row; NULL or '' where there is none."""
+    if kind.of_type.startswith(("TIMESTAMP", "DATE")) and not kind.of_type.endswith("]"):
+        column = moment_of(column, kind.of_type)
+    elif kind.of_type in FLOATS:
+        column = f"CASE WHEN isfinite({column}) THEN {column} END"
     trimmed = f"nullif(trim(CAST({column} AS VARCHAR)), '')"
     match kind.form:
         case "multi":
@@ -156,7 +161,7 @@ def bucket_names(bounds: tuple[float, ...], kind: Kind) -> list[str]:
 
 def _shown(bound: float, kind: Kind) -> str:
     """A bound as a person reads it: dates for seconds since 1970."""
-    if kind.form != "time" or kind.of_type in ("TIME", "INTERVAL"):
+    if kind.form != "time" or kind.of_type in SPANS:
         return f"{bound:g}"
     try:
         moment = datetime.fromtimestamp(bound, UTC)

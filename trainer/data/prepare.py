@@ -93,9 +93,10 @@ def _is_same(out: str, path: str) -> bool:
 @contextmanager
 def _scratch_folder(scratch: Path | None, folder: Path) -> Iterator[Path]:
     """A temporary folder for DuckDB's own files."""
-    sql.check_folder(folder, "\\", "name another OUT")
-    home = folder if scratch is None else scratch
-    sql.check_folder(home, "?\\", "name another folder with --scratch")
+    around = folder.parent.parent
+    sql.check_folder(around, "\\", "name another OUT")
+    sql.check_folder(scratch or around, "?\\", "name another folder with --scratch")
+    home = scratch or folder
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tandem-", dir=home) as temporary:
         yield Path(temporary)

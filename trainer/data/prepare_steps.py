@@ -189,7 +189,8 @@ class Build:
         for side, own, table in (("user", users, source.users), ("item", items, source.items)):
             theirs, dropped = load_side(connection, side, table, self.arguments.drop_null_ids)
             kinds.append(IdColumn(own.is_integer and theirs.is_integer))
-            self.notes[f"rows_of_{side}s_without_id"] = dropped
+            if dropped:
+                self.notes[f"rows_of_{side}s_without_id"] = dropped
         return kinds[0], kinds[1]
 
     def _encode(

@@ -67,8 +67,8 @@ def side_table(
     id_value = table.value(id_column)
     values = {column: table.value(column) for column in kinds}
     return SideTable(
-        relation=side_select(id_column, id_value, values, table.relation((id_column,))),
-        as_written=f"SELECT {id_value} AS raw FROM {table.relation(())}",
+        select=side_select(id_value, values, table.relation(nulls=False)),
+        select_ids=side_select(id_value, {}, table.relation(nulls=True)),
         id_column=id_column,
         kinds=kinds,
         label=label,
@@ -76,7 +76,7 @@ def side_table(
     )
 
 
-def side_select(id_column: str, id_value: str, values: dict[str, str], relation: str) -> str:
+def side_select(id_value: str, values: dict[str, str], relation: str) -> str:
     """SELECT of `raw` and the columns as c0, c1, ...: names of the user's may be any."""
     columns = "".join(f", {value} AS c{place}" for place, value in enumerate(values.values()))
     return f"SELECT {id_value} AS raw{columns} FROM {relation}"

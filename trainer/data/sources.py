@@ -36,10 +36,10 @@ TITLE_NAMES = ("title", "movie_title", "name", "item_name", "product_title")
 class SideTable:
     """A table of items or users, one row each."""
 
-    relation: str
-    """SQL after FROM."""
-    as_written: str
-    """The same, where no text stands for a missing value."""
+    select: str
+    """SELECT of `raw` and the columns as c0, c1, ..., in which a text is what it says."""
+    select_ids: str
+    """SELECT of `raw` alone, NULL where a text stands for a missing value."""
     id_column: str
     kinds: dict[str, Kind]
     """Columns but the id, by name, and how each is read as an attribute."""
@@ -74,6 +74,8 @@ class Source:
     """The SELECT of one of these files."""
     items: SideTable | None = None
     users: SideTable | None = None
+    label: str = ""
+    """How messages call the source."""
     in_order: bool = False
     """A user's rows stand in time order, and their places are the times."""
     notes: tuple[str, ...] = ()

@@ -106,7 +106,7 @@ def faults(doing: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, without what DuckDB calls its kind."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return re.sub(r"^([A-Z][A-Za-z]* )+(Error|Exception): ", "", line)
+    return re.sub(r"^[A-Z][A-Za-z ]{0,40} Error: ", "", line)
 
 
 def bytes_of(size: str) -> int:

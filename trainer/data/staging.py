@@ -45,7 +45,7 @@ def load_raw(
     with readable(label, source.format):
         connection.execute(f"CREATE TABLE raw AS {source.select}")
     if not sql.number(connection, "SELECT count(*) FROM raw"):
-        raise Mistake(f"{label} is empty: it has a header and no interactions")
+        raise Mistake(f"{label} is empty: it holds no interactions")
     labels = {"raw_user": _column_label(source, "user"), "raw_item": _column_label(source, "item")}
     if not drop_null_ids:
         check_nulls(connection, "raw", labels, source.as_written)
@@ -70,7 +70,14 @@ def load_side(
         connection.execute(f"CREATE TABLE side_{side} (raw BIGINT)")
         return IdColumn(True), 0
     with readable(table.label, "a table"):
-        connection.execute(f"CREATE TABLE side_{side} AS {table.relation}")
+        connection.execute(f"CREATE TABLE side_{side} AS {table.select}")
+        # Only in ids does a text stand for a missing value: a film may be called None.
+        connection.execute(f"CREATE TEMP TABLE side_ids AS {table.select_ids}")
+        connection.execute(
+            f"""UPDATE side_{side} SET raw = NULL FROM side_ids
+            WHERE side_{side}.rowid = side_ids.rowid AND side_ids.raw IS NULL"""
+        )
+        connection.execute("DROP TABLE side_ids")
     if not sql.number(connection, f"SELECT count(*) FROM side_{side}"):
         raise Mistake(f"{table.label} is empty: it has a header and no rows")
     label = f"column {table.id_column!r} of {table.label}"
@@ -80,7 +87,7 @@ def load_side(
         dropped = sql.number(connection, f"SELECT count(*) FROM side_{side} WHERE {missing}")
         connection.execute(f"DELETE FROM side_{side} WHERE {missing}")
     else:
-        check_nulls(connection, f"side_{side}", {"raw": label}, table.as_written)
+        check_nulls(connection, f"side_{side}", {"raw": label}, table.select)
     ids = check_ids(connection, f"side_{side}", "raw", label, f"--{side}-column")
     twice = connection.execute(
         f"SELECT raw, count(*) FROM side_{side} GROUP BY raw HAVING count(*) > 1 ORDER BY raw"
@@ -203,6 +210,7 @@ def stage_rows(
         reason: sql.number(connection, f"SELECT count(*) FROM raw WHERE {condition}")
         for reason, condition in reasons.items()
     }
+    _check_left(connection, source, dropped)
     keep = " AND ".join(f"NOT ({each})" for each in reasons.values()) or "true"
     Path(folder).mkdir(parents=True, exist_ok=True)
     connection.execute(
@@ -220,6 +228,21 @@ def stage_rows(
     return {reason: count for reason, count in dropped.items() if count}, unit
 
 
+def _check_left(
+    connection: duckdb.DuckDBPyConnection, source: Source, dropped: dict[str, int]
+) -> None:
+    """Raise where no row has what a row needs."""
+    rows = sql.number(connection, "SELECT count(*) FROM raw")
+    for reason, count in dropped.items():
+        if count == rows:
+            what = reason.removeprefix("missing_")
+            raise Mistake(
+                f"{_column_label(source, what)} is empty in all {rows:,} rows: "
+                f"name another column with --{what}-column"
+            )
+
+
 def _column_label(source: Source, which: str) -> str:
     column = source.columns.get(which)
-    return f"the {which} column" if column is None else f"column {column!r}"
+    named = f"the {which} column" if column is None else f"column {column!r}"
+    return f"{source.label}: {named}"

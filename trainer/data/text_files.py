@@ -114,13 +114,13 @@ def _check_names(path: str, names: list[str]) -> None:
     filled = [each for each in names if each]
     if not filled:
         raise Mistake(f"{path} line 1 has separators and no column names: write them there")
-    if len({each.lower() for each in filled}) < len(filled):
-        raise Mistake(f"{path} has a column name twice: {', '.join(names)}. Rename one")
     if all(re.fullmatch(r"[-+]?[0-9.]+", each) for each in filled):
         raise Mistake(
             f"{path} line 1 has numbers where column names belong ({', '.join(names[:4])}): "
             "write the names of the columns above it, for example user_id,item_id"
         )
+    if len({each.lower() for each in filled}) < len(filled):
+        raise Mistake(f"{path} has a column name twice: {', '.join(names)}. Rename one")
 
 
 def _first_line(path: str) -> str:
@@ -144,7 +144,7 @@ def _first_line(path: str) -> str:
             "`iconv -f latin1 -t utf-8`"
         ) from error
     if not text.strip():
-        raise Mistake(f"{path} is empty: its first line has no column names")
+        raise Mistake(f"{path} line 1 is empty: the names of the columns belong there")
     if "\r" in text:
         raise Mistake(f"{path} ends its lines by \\r alone: convert them to \\n")
     return text
@@ -190,40 +190,40 @@ def _unpacked(path: str) -> Iterator[Any]:
 
 
 def text_relation(
-    connection: duckdb.DuckDBPyConnection, files: list[str], header: Header, keys: tuple[str, ...]
+    connection: duckdb.DuckDBPyConnection, files: list[str], header: Header, nulls: bool
 ) -> str:
     """SQL after FROM that reads text files of one header, all named columns as text.
 
-    keys: columns where an unquoted `NaN`, `null` or `None` stands for a missing value, elsewhere
-    a text is what it says. Names are given in SQL: a header may hold any.
+    nulls: an unquoted `NaN`, `null` or `None` stands for a missing value; else a text is what it
+    says. Names are given in SQL: a header may hold any.
     """
     columns = [f"c{place}" for place in range(len(header.names))]
-    named = dict(zip(columns, header.names, strict=True))
-    relation = sql.csv(
-        connection,
-        files,
-        columns,
-        {
-            "delim": header.separator,
-            "quote": header.quote,
-            "escape": header.quote,
-            "header": True,
-            "nullstr": [each for each in null_texts() if header.separator not in each],
-            "allow_quoted_nulls": False,
-            "force_not_null": [each for each in columns if named[each] not in keys],
-        },
+    options: dict[str, sql.Option] = {
+        "delim": header.separator,
+        "quote": header.quote,
+        "escape": header.quote,
+        "header": True,
+    }
+    if nulls:
+        options |= nulls_told(header.separator)
+    selected = ", ".join(
+        f"{column} AS {sql.name(name)}"
+        for column, name in zip(columns, header.names, strict=True)
+        if name
     )
-    selected = ", ".join(f"{each} AS {sql.name(name)}" for each, name in named.items() if name)
-    return f"(SELECT {selected} FROM {relation})"
+    return f"(SELECT {selected} FROM {sql.csv(connection, files, columns, options)})"
 
 
-def null_texts() -> list[str]:
-    """What stands for a missing value, as it may be written."""
-    written = {""}
+def nulls_told(separator: str) -> dict[str, sql.Option]:
+    """Options that read what stands for a missing value, as it may be written, as NULL."""
+    written = {"", "NaN"}
     for word in NULL_TEXTS:
         written |= {word, word.upper(), word.capitalize()}
-    written.add("NaN")
-    return sorted(written | {f" {each}" for each in written})
+    written |= {f" {each}" for each in written}
+    return {
+        "nullstr": sorted(each for each in written if separator not in each),
+        "allow_quoted_nulls": False,
+    }
 
 
 @contextmanager
@@ -257,14 +257,14 @@ def _told_of_line(message: str) -> str | None:
             f"{where}: {columns[2]} columns, the header has {columns[1]}. Correct the line; a "
             f"value that holds the separator stands in quotes.{reads}"
         )
+    if "Maximum line size" in message:
+        return f"{where}: longer than DuckDB reads (2 MB). Is a quote before it not closed?{reads}"
     if "nicode" in message:
         return (
             f"{where}: bytes that are not UTF-8. Convert the file, for example by "
             f"`iconv -f latin1 -t utf-8`.{reads}"
         )
-    if "quote" in message.split("Possible fixes")[0]:
+    if "unterminated quote" in message:
         return f"{where}: a quote that is not closed. Close it, or write it twice.{reads}"
-    if "Maximum line size" in message:
-        return f"{where}: longer than DuckDB reads (2 MB). Is a quote before it not closed?{reads}"
     reason = sql.first_line(Exception(message))
     return f"{where}: {reason}.{reads}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import duckdb
 
 from trainer.data import sql
-from trainer.data.checks import FLOATS, INTEGERS, LARGE_INTEGERS, given_value
+from trainer.data.checks import FLOATS, INTEGERS, LARGE_INTEGERS, given_value, moment_of
 from trainer.data.sources import Source
 from trainer.mistake import Mistake
 
@@ -40,15 +40,20 @@ def times_of(connection: duckdb.DuckDBPyConnection, table: str, label: str) -> T
     """
     column_type = sql.columns_of(connection, table)["timestamp"]
     times = _by_type(column_type, label) or _by_values(connection, table, label, column_type)
+    given, shown = given_value("timestamp"), "CAST(timestamp AS VARCHAR)"
+    if column_type.startswith(("TIMESTAMP", "DATE")):
+        given, shown = "timestamp IS NOT NULL", "NULL"
     count, example, row = sql.one(
         connection,
-        f"""SELECT count(*), first(CAST(timestamp AS VARCHAR) ORDER BY rowid), min(rowid) + 1
-        FROM {table} WHERE {given_value("timestamp")} AND ({times.expression}) IS NULL""",
+        f"""SELECT count(*), first({shown} ORDER BY rowid), min(rowid) + 1
+        FROM {table} WHERE {given} AND ({times.expression}) IS NULL""",
     )
     if count:
+        limit = "the years 1 to 9999" if times.unit == "microseconds" else "int64"
+        reads = "" if example is None else f", for example {example!r}"
         raise Mistake(
-            f"{label} is beyond what int64 holds in {count} rows, for example {example!r} in row "
-            f"{row}: correct these rows, or name another column with --timestamp-column"
+            f"{label} is beyond {limit} in {count} rows{reads}, first in row {row}: "
+            "correct these rows, or name another column with --timestamp-column"
         )
     return times
 
@@ -58,8 +63,7 @@ def _by_type(column_type: str, label: str) -> Times | None:
     if column_type in (*INTEGERS, *LARGE_INTEGERS):
         return Times("TRY_CAST(timestamp AS BIGINT)", "as in the source")
     if column_type.startswith(("TIMESTAMP", "DATE")):
-        moment = "TRY_CAST(timestamp AS TIMESTAMPTZ)"
-        return Times(f"CASE WHEN isfinite({moment}) THEN epoch_us({moment}) END", "microseconds")
+        return Times(f"epoch_us({moment_of('timestamp', column_type)})", "microseconds")
     if column_type == "BLOB":
         raise Mistake(f"{label} holds bytes that are not UTF-8, which are no times: {REMEDY}")
     if column_type not in (*FLOATS, "VARCHAR") and not column_type.startswith("DECIMAL"):
@@ -94,7 +98,7 @@ def _by_values(
     if numbers == filled:
         return Times(f"TRY_CAST(round({value} * 1e6) AS BIGINT)", "source unit x 1e-6")
     if times == filled:
-        return Times(f"CASE WHEN isfinite({moment}) THEN epoch_us({moment}) END", "microseconds")
+        return Times(f"epoch_us({moment_of('timestamp', column_type)})", "microseconds")
     read = f"isfinite({value})" if numbers >= times else f"{moment} IS NOT NULL"
     count, example = sql.one(
         connection,
