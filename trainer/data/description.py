@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Required, TypeVar
 
@@ -111,7 +112,7 @@ def _typed(
     """Contents as their type, no entry converted; a Mistake names the entry and its value."""
     try:
         written = json.dumps(contents, allow_nan=False)
-        return TypeAdapter(kind).validate_json(written, strict=True, extra=extra)
+        return _reader(kind).validate_json(written, strict=True, extra=extra)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(each) for each in (*([entry] if entry else []), *first["loc"]))
@@ -119,6 +120,11 @@ def _typed(
         raise Mistake(f"{where}: {name}{value}: {first['msg'].lower()}: {AGAIN}") from error
     except (ValueError, RecursionError) as error:
         raise Mistake(f"{where} cannot be read ({error}): {AGAIN}") from error
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _names(dataset: Dataset) -> str | None:
