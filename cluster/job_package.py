@@ -22,7 +22,7 @@ def runtime_env(working_dir: Path) -> dict[str, Any]:
         "working_dir": str(working_dir.resolve()),
         "env_vars": {JOB_STOP_VARIABLE: str(STOP_SECONDS)},
     }
-    if not (working_dir / "tandem_start.py").is_file():
+    if not (working_dir / "tandem_start" / "__init__.py").is_file():
         environment["py_modules"] = our_code()
     return environment
 

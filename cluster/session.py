@@ -27,6 +27,7 @@ from trainer.progress import quiet_libraries
 
 OBJECT_STORE_BYTES = 128 * 2**20  # rank 0's reports are all that goes through it
 STANDARD_ERROR = 2
+START = Path(tandem_start.__file__).parent
 KNOCK_SECONDS = 10.0
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end or a failure is seen
@@ -108,7 +109,7 @@ def _start_local(folder: Path, min_cpus: int, options: dict[str, Any]) -> None:
     # Ray throw the workers away that it started ahead.
     os.environ.setdefault("RAY_preload_python_modules", tandem_start.__name__)
     path = os.environ.get("PYTHONPATH")
-    ours = str(Path(tandem_start.__file__).parent)
+    ours = str(START.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([*([path] if path else []), ours])
     # Ray has a local cluster ask for a token. It would leave a new one in ~/.ray/auth_token, and
     # from then on each `ray start` of this user would ask for that.
@@ -193,7 +194,7 @@ def held_errors() -> Iterator[IO[bytes]]:
 
 def our_code() -> list[str]:
     """What Ray carries to other nodes, for their workers' path: our packages, and their start."""
-    return [str(tandem_start.__file__), *map(str, map(find_package, PACKAGES))]
+    return [str(START), *map(str, map(find_package, PACKAGES))]
 
 
 def join_message(address: str, error: Exception, refused: bool = False) -> str:

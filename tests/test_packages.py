@@ -53,8 +53,7 @@ def test_packages_in_folders_of_their_own(tmp_path: Path) -> None:
     for folder, name in zip(unpacked, PACKAGES, strict=False):
         (folder / name).mkdir(parents=True)
         shutil.copy(ROOT / name / "__init__.py", folder / name)
-    unpacked[-1].mkdir()
-    shutil.copy(ROOT / "tandem_start.py", unpacked[-1])
+    shutil.copytree(ROOT / "tandem_start", unpacked[-1] / "tandem_start")
     code = "import tandem_start\n" + WHERE.format(names=PACKAGES)
     done = python(code, job, job, *unpacked)
     expected = [
@@ -76,7 +75,7 @@ def test_one_that_was_imported_before_is_named(stranger: str, tmp_path: Path) ->
 
 
 def test_a_package_installed_over_ours_is_one_line(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "tandem_start.py", tmp_path)
+    shutil.copytree(ROOT / "tandem_start", tmp_path / "tandem_start")
     for name in ("cluster", "trainer"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("# somebody's\n")
@@ -88,10 +87,13 @@ def test_a_package_installed_over_ours_is_one_line(tmp_path: Path) -> None:
 
 
 def test_every_package_bears_the_mark() -> None:
-    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"} == set(PACKAGES)
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} - {
+        "tests",
+        "tandem_start",
+    } == set(PACKAGES)
     assert all(is_ours(ROOT / name / "__init__.py") for name in PACKAGES)
     assert [find_package(name) for name in PACKAGES] == [ROOT / name for name in PACKAGES]
-    assert Path(tandem_start.__file__).parent == ROOT
+    assert Path(tandem_start.__file__).parents[1] == ROOT
 
 
 def test_starting_as_a_module_is_the_command_line() -> None:

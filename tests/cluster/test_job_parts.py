@@ -133,9 +133,17 @@ class TestFolder:
     def test_ours_go_along_but_with_our_own_checkout(self, tmp_path: Path) -> None:
         (tmp_path / "cluster").mkdir()
         (tmp_path / "cluster" / "cli.py").write_text("")  # somebody else's
-        modules = {Path(module).name for module in runtime_env(tmp_path)["py_modules"]}
-        assert modules == {"tandem_start.py", "cluster", "trainer", "embeddings", "losses"}
-        (tmp_path / "tandem_start.py").write_text("")
+        modules = runtime_env(tmp_path)["py_modules"]
+        assert all(Path(module).is_dir() for module in modules)  # files are refused by its client
+        assert {Path(module).name for module in modules} == {
+            "tandem_start",
+            "cluster",
+            "trainer",
+            "embeddings",
+            "losses",
+        }
+        (tmp_path / "tandem_start").mkdir()
+        (tmp_path / "tandem_start" / "__init__.py").write_text("")
         assert "py_modules" not in runtime_env(tmp_path)
 
     def test_a_job_has_time_to_write_its_checkpoint(self, tmp_path: Path) -> None:

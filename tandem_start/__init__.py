@@ -2,9 +2,9 @@
 
 `trainer`, `cluster`, `losses` and `embeddings` are common names. A user's folder, or another
 package that is installed, may have them too, and Python takes the first it finds on its path. Here
-ours are found by their place instead: beside this file, or wherever on the path one lies that is
-ours (Ray unpacks each in a folder of its own). This file's name is nobody else's, so whoever starts
-a process starts here: `tandem`, Ray's workers, a job.
+ours are found by their place instead: beside this one, or wherever on the path one lies that is
+ours (Ray unpacks each in a folder of its own). This one's name is nobody else's, so whoever starts
+a process starts here: `tandem`, Ray's workers, a job (`python -m tandem_start`).
 """
 
 import sys
@@ -37,7 +37,7 @@ class TandemFinder(MetaPathFinder):
 
 def find_package(name: str) -> Path:
     """The folder of one of ours. Raises ImportError where there is none."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     for folder in (here, *map(Path, sys.path)):
         if is_ours(folder / name / "__init__.py"):
             return folder / name
@@ -84,8 +84,4 @@ def main() -> int:
     return main()
 
 
-if __name__ == "__main__":
-    import tandem_start  # under its own name, as others import it: one file is one module
-
-    sys.exit(tandem_start.main())
 claim()
