@@ -17,11 +17,15 @@ import torch
 
 from trainer.agreement import check_agreement, first_decides, together
 from trainer.arguments import TrainArguments, parse_preset
+from trainer.build import local_batch_size
+from trainer.config import require
 from trainer.data.schema import Dataset
 from trainer.ending import guarded
 from trainer.fitting import fitted
 from trainer.hooks import Hooks
+from trainer.inputs import build_inputs
 from trainer.machine import usable_cpus
+from trainer.memory import check_memory
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
 from trainer.run import PACKAGES, RunFolder, RunSpec
@@ -55,7 +59,7 @@ def run_worker(
         dataset = together(lambda: Dataset.load(spec.data))  # collective
         folder = RunFolder(spec.out)
         resuming = first_decides(lambda: folder.check_start(spec, dataset))  # collective
-        spec, notes = together(lambda: fitted(spec, dataset, ranks))  # collective
+        spec, notes = together(lambda: _fitted(spec, dataset, ranks))  # collective
         check_agreement(  # collective
             {
                 "dataset digest": dataset.digest,
@@ -75,6 +79,23 @@ def run_worker(
             return run.train(resuming)
         finally:
             run.close()
+
+
+def _fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, list[str]]:
+    """`fitted`, once the workers are known: Mistake also where they cannot train it. No collective.
+
+    Nothing has been built or written by then.
+    """
+    spec, notes = fitted(spec, dataset)
+    config = spec.config
+    build_inputs(config.model, dataset, config.data.train_splits)
+    local_batch_size(config, ranks)
+    require(
+        config.loss.backend != "triton" or ranks.device.type == "cuda",
+        "loss.backend='triton' is the CUDA kernel, and there is no GPU here: use auto",
+    )
+    check_memory(config, dataset, ranks)
+    return spec, notes
 
 
 def cpu_threads(spec: RunSpec, ranks: Ranks) -> int:
