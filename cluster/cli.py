@@ -63,8 +63,7 @@ def plan(arguments: Arguments, verbose: bool) -> int:
     _, parsed = parse_preset(arguments, "tandem plan", PlanArguments)
     from trainer.plan import plan
 
-    plan(parsed)
-    return 0
+    return plan(parsed)
 
 
 def train(arguments: Arguments, verbose: bool) -> int:

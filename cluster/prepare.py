@@ -15,6 +15,7 @@ from cluster.usage import parse
 from trainer.data.partition import PartitionCounts, PartitionPlan
 from trainer.data.prepare import PrepareArguments, prepare, run_here
 from trainer.data.sql import Resources
+from trainer.filesystems import is_uri
 from trainer.mistake import Mistake
 from trainer.progress import Progress
 
@@ -39,6 +40,11 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
             raise Mistake(f"--address {parsed.address} needs --engine ray: add it")
         prepare(parsed, engine=run_here)
         return 0
+    if is_uri(parsed.out):
+        raise Mistake(
+            f"--engine ray writes OUT on a file system that all nodes share, not to {parsed.out}: "
+            "name a folder there, or leave --engine out"
+        )
     from cluster.prepare_tasks import (
         run_tasks,  # Ray: half a second that the local engine is spared
     )

@@ -54,11 +54,11 @@ def run_tasks(
 
 
 def _result(reference: ray.ObjectRef) -> PartitionCounts:
-    """A task's counts; the user's mistakes as they were raised."""
+    """A task's counts; its errors in the words they were raised with."""
     try:
         counts = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, Mistake):
+        if isinstance(error.cause, Mistake | OSError | RuntimeError):
             raise error.cause from None
         raise
     assert isinstance(counts, PartitionCounts)

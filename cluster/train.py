@@ -14,6 +14,7 @@ from cluster.options import LaunchOptions, existing_address
 from cluster.usage import expect_preset, parse
 from cluster.workers import Workers
 from trainer.arguments import TrainArguments, parse_preset
+from trainer.fitting import fitted
 from trainer.presets import PRESETS
 from trainer.run import RunFolder, RunSpec, absolute, open_run
 from trainer.screen import say
@@ -118,4 +119,5 @@ def precheck(spec: RunSpec, options: LaunchOptions) -> None:
     if here and options.workers is not None:
         options.workers.check_fits_here()
     if here or Path(spec.data).exists():
-        open_run(spec)
+        dataset, _, _ = open_run(spec)
+        fitted(spec, dataset)

@@ -22,6 +22,7 @@ from cluster.session import ray_session
 from cluster.trials_plot import draw_trials
 from trainer.arguments import parse_preset
 from trainer.config import Config, LossName
+from trainer.flags import MOST, check_given, check_ranges
 from trainer.hooks import Hooks
 from trainer.mistake import Mistake
 from trainer.progress import Progress, SilentProgress, TerminalProgress
@@ -32,6 +33,7 @@ TEMPERATURE_RANGE = (0.03, 0.3)
 SPREAD = 5.0
 """Learning rates are searched between the preset's divided and multiplied by this."""
 GRACE_EVALUATIONS = 2
+MOST_TRIALS = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,8 @@ class TuneArguments:
     """Seeds the search."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "at_once"):
-            if getattr(self, name) < 1:
-                raise Mistake(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+        check_given(self, ("data", "out", "address"))
+        check_ranges(self, trials=(1, MOST_TRIALS), at_once=(1, MOST_TRIALS), seed=(0, MOST))
         if self.trials < len(self.losses):
             raise Mistake(
                 f"--trials {self.trials}: {len(self.losses)} losses take turns, so at least "
@@ -277,7 +278,7 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     if "://" in parsed.out:
         raise Mistake(f"--out {parsed.out}: a search needs a folder that every node sees")
     out = Path(parsed.out)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Mistake(f"{out} exists already; choose another --out")
     config = parsed.config
     spec = RunSpec(preset, config, absolute(parsed.data), str(out.resolve()))

@@ -55,11 +55,16 @@ def load_kernel() -> tuple[StripeKernel | None, str]:
 
 
 def _compiled(compiler: str) -> Path:
-    """The library's file; processes that compile at once each rename their own into place."""
-    folder = _cache_folder()
-    target = folder / f"stripe-kernel-{_key(compiler)}.so"
-    if target.exists():
-        return target
+    """The library's file; processes that compile at once each rename their own into place.
+
+    Its name holds a digest of its contents: a file that a full disk or a crash has cut short would
+    end the process at its first page that is not there.
+    """
+    folder, key = _cache_folder(), _key(compiler)
+    for made in sorted(folder.glob(f"stripe-kernel-{key}-*.so")):
+        if made.name == _name(key, made.read_bytes()):
+            return made
+        made.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         unlinked, linked = Path(scratch, "kernel.o"), Path(scratch, "kernel.so")
         for command in (
@@ -67,8 +72,13 @@ def _compiled(compiler: str) -> Path:
             [compiler, "-shared", str(unlinked), "-o", str(linked)],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_SECONDS)
+        target = folder / _name(key, linked.read_bytes())
         linked.replace(target)
     return target
+
+
+def _name(key: str, contents: bytes) -> str:
+    return f"stripe-kernel-{key}-{hashlib.sha256(contents).hexdigest()[:16]}.so"
 
 
 def _key(compiler: str) -> str:

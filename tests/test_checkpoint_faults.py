@@ -16,10 +16,10 @@ import torch.distributed as dist
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.killed_checkpoint import DISK_FULL, STAGES, STATUS
+from tests.one_rank import Notes
 from tests.test_training import small_config
 from trainer import checkpoint, checkpoint_facts
 from trainer.checkpoint_facts import read_facts, write_facts
-from trainer.progress import SilentProgress
 from trainer.run import RunSpec
 from trainer.train import run_worker
 
@@ -114,16 +114,6 @@ def test_a_full_disk_does_not_end_the_run(
     assert all(kept[step] == whole[step] for step in kept)
     left = [path.name for path in (out / "checkpoints").iterdir()]
     assert left == [f"step-{max(whole):08d}"]  # a broken one's bytes are needed
-
-
-class Notes(SilentProgress):
-    """Keeps what the user would be told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
 
 
 def train_with_a_full_disk(spec: RunSpec, rank: int, stage: str) -> list[str]:

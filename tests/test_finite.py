@@ -14,7 +14,7 @@ from tests.distributed import run_ranks
 from tests.test_training import _worker, losses, small_config
 from trainer.model import Head
 from trainer.run import RunSpec
-from trainer.train import Run
+from trainer.worker_run import Run
 
 STEP = 7
 """The step that is spoiled, counted from 1."""

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 
 from tests.datasets import make_dataset
 from tests.one_rank import STEPS, begun, checkpoints, resumed
@@ -324,3 +327,39 @@ def test_a_fault_of_one_rank_is_told_with_its_type() -> None:
 
     with process_group(), pytest.raises(OSError, match="Input/output error"):
         first_decides(fail)
+
+
+def test_a_gpu_run_opens_on_a_cpu(run: Path, data: str) -> None:
+    """Reading needs no optimizer, no GPU kernel, no place for rows in a GPU's cache."""
+    file = run / "config.json"
+    config = json.loads(file.read_text())
+    config = broken(config, "optimizer", tables="adam", table_weight_decay=0.1)
+    config = broken(config, "model", placement="uvm_caching")
+    config = broken(config, "loss", backend="triton")
+    file.write_text(json.dumps(config))
+    with process_group() as ranks:
+        trained = load_run(run, ranks, data)
+        assert trained.step == 6 and trained.config.optimizer.tables == "adam"
+        weight = trained.model.embeddings.state_dict()["embedding_bags.item.weight"]
+        rows = weight.local_shards()[0].tensor.clone()
+        del trained, weight
+    facts = read_facts(checkpoints(run)[-1])
+    saved = {"model.embeddings.embedding_bags.item.weight": torch.empty(rows.shape)}
+    load(Found(checkpoints(run)[-1], facts), saved)
+    assert torch.equal(rows, saved["model.embeddings.embedding_bags.item.weight"])
+
+
+def test_a_resumed_optimizer_knows_its_step(
+    run: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam's bias correction began anew, with warm moments: a third of a step at first."""
+    told: list[int] = []
+    real = SplitTableBatchedEmbeddingBagsCodegen.set_optimizer_step
+
+    def noted(tables: Any, step: int) -> None:
+        real(tables, step)
+        told.append(int(tables.iter[0]))
+
+    monkeypatch.setattr(SplitTableBatchedEmbeddingBagsCodegen, "set_optimizer_step", noted)
+    resumed(data, run, training={"max_steps": 7})
+    assert told and set(told) == {6}

@@ -1,5 +1,6 @@
 """Starts that are refused or fail, before anything is built, written or lost."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -9,9 +10,13 @@ from typing import Any
 import pytest
 
 from tests.datasets import make_dataset
-from tests.one_rank import STEPS, Notes, begun, checkpoints, resumed
+from tests.one_rank import STEPS, Notes, begun, checkpoints, resumed, spec_of
 from tests.test_training import losses, small_config
+from trainer import lock
+from trainer import run as run_module
+from trainer.checkpoint import CheckpointWriteError
 from trainer.checkpoint_facts import read_facts
+from trainer.line_file import LineFile
 from trainer.mistake import Mistake
 from trainer.retrieval import evaluate
 from trainer.run import RunFacts, RunFolder, RunSpec
@@ -49,6 +54,7 @@ def test_a_first_start_that_fails_leaves_nothing(data: str, tmp_path: Path) -> N
         ({"optimizer": {"tables": "adam"}}, "adam' runs on GPUs only"),
         ({"optimizer": {"table_weight_decay": 0.1}}, "table_weight_decay"),
         ({"training": {"global_batch_size": 1_000_000}}, "more than the 1,1.. rows trained on"),
+        ({"loss": {"backend": "triton"}}, "is the CUDA kernel, and there is no GPU here: use auto"),
         ({"data": {"streams": 7}}, "streams = 7 must be a multiple"),
         ({"loss": {"name": "ccl", "temperature": 0.5}}, "ccl works on cosines"),
     ):
@@ -77,7 +83,7 @@ def test_a_start_that_ends_before_its_first_checkpoint_is_begun_anew(
     """Nothing was kept of it: other settings are taken, and none of its lines stay."""
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.train.check_tables", lambda *_: 1 / 0)
+        patched.setattr("trainer.worker_run.check_tables", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             begun(data, out)
     assert max(losses(out)) == 4 and read_state(out).state == "stopped"
@@ -172,3 +178,37 @@ def test_memory_that_cannot_suffice_is_told_before_it_is_asked_for(
         with pytest.raises(Mistake, match=f"needs at least .* GiB of memory a worker .*{said}"):
             begun(data, tmp_path / "run", **sections)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_fails(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had been told while it was evaluated, and the run ended well with nothing kept."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("trainer.checkpoint.write_facts", full)
+    notes, out = Notes(), tmp_path / "run"
+    spec = spec_of(data, out, evaluation={"every_epochs": 1, "k": (20,)})
+    with pytest.raises(CheckpointWriteError, match=r"rank 0: .* No space left"):
+        run_worker(spec, notes)
+    assert sum("training goes on" in text for text in notes.said) >= 2
+    assert not (out / "summary.json").exists()
+
+
+def test_a_start_that_cannot_be_written_down_leaves_nothing(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs" / "run"
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for owner, name in ((LineFile, "append"), (run_module, "write_json"), (lock, "write_json")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, full)
+            with pytest.raises(Mistake, match=f"{out} cannot be written: .*No space left"):
+                begun(data, out)
+        assert not (out / "config.json").exists() and not (out / "starts.jsonl").exists()
+    begun(data, out, training={"max_steps": 1})

@@ -1,5 +1,6 @@
 """Runs on storage behind a URI, and who may write a run's folder."""
 
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ from tests.distributed import free_port, run_ranks
 from tests.monitoring.test_pages import read_when_there
 from tests.s3 import s3_server
 from tests.test_training import _worker, losses, small_config, train
-from trainer import lock
+from trainer import line_file, lock
 from trainer.line_file import LineFile, read_records
 from trainer.live.dashboard import DashboardArguments, dashboard
 from trainer.lock import RunLock
@@ -172,6 +173,105 @@ def test_an_earlier_attempt_of_the_same_start_is_waited_for(
     with pytest.raises(ValueError, match="in use by another run"):
         RunLock(tmp_path).take("ours")
     after.release()
+
+
+def test_an_owner_that_was_replaced_writes_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said so in the log, and went on writing checkpoints beside the new owner's."""
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.02)
+    folder = RunFolder(tmp_path)
+    folder.lock.take("ours")
+    folder.lock.confirm()
+    folder.append_metrics({"step": 1})
+    owner = json.loads((tmp_path / "owner.json").read_text())
+    theirs = {**owner, "token": "t", "run_id": "theirs", "host": "node-b"}
+    write_json(tmp_path / "owner.json", theirs)
+    with pytest.raises(OSError, match="taken over by another start of the run on node-b"):
+        folder.lock.confirm()
+    assert folder.lock.is_lost
+    folder.append_metrics({"step": 2})
+    assert [record["step"] for record in read_records(folder.metrics_file)] == [1]
+    time.sleep(0.1)
+    folder.lock.release()
+    assert json.loads((tmp_path / "owner.json").read_text()) == theirs
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_by_owner_json_alone(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.01)
+    first = RunLock(tmp_path)
+    first.take("first")
+    with pytest.raises(ValueError, match="in use by another run, on "):
+        RunLock(tmp_path).take("second")
+    first.release()
+    second = RunLock(tmp_path)
+    second.take("second")
+    second.release(forget=True)
+
+
+def test_a_lock_file_taken_away_is_not_held(tmp_path: Path) -> None:
+    """Its holder forgot it while this one waited for it: a third would have held the folder."""
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def go() -> None:
+            (tmp_path / ".lock").unlink()
+            fcntl.flock(held, fcntl.LOCK_UN)
+
+        ending = threading.Timer(0.5, go)
+        ending.start()
+        after = RunLock(tmp_path)
+        after.take("ours")
+        ending.join()
+        with pytest.raises(ValueError, match="in use by another run"):
+            RunLock(tmp_path).take("theirs")
+        after.release()
+
+
+def test_lines_of_an_object_store_do_not_hold_up_the_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The whole file is written anew each time: in a thread, and the rarer the longer it takes."""
+    monkeypatch.setattr(line_file, "REWRITE_SECONDS", 0.0)
+    file = LineFile(storage_path("memory://slow/metrics.jsonl"))
+    file._pause = 0.0
+    may_write, wrote = threading.Event(), threading.Event()
+
+    def slow(path: RemotePath, text: str) -> None:
+        assert may_write.wait(30)
+        real(path, text)
+        wrote.set()
+
+    real = RemotePath.write_text
+    monkeypatch.setattr(RemotePath, "write_text", slow)
+    for number in range(50):
+        file.append(json.dumps({"step": number}))  # would wait for the first write
+    assert not file.path.exists()
+    may_write.set()
+    assert wrote.wait(30)
+    file.flush()
+    assert [record["step"] for record in read_records(file.path)] == list(range(50))
+
+
+def test_the_marker_of_a_folder_is_nothing_in_it() -> None:
+    """Consoles of object stores make an object of a folder's own name."""
+    root = storage_path("memory://marked/run")
+    assert isinstance(root, RemotePath)
+    (root / "a.json").write_text("{}")
+    real = root._filesystem.ls
+    listed = [*real(root._inner, detail=False), f"{root._inner}/"]
+    root._filesystem.ls = lambda *_, **__: listed
+    try:
+        assert [path.name for path in root.iterdir()] == ["a.json"]
+    finally:
+        del root._filesystem.ls
 
 
 def on_s3(spec: RunSpec, variables: dict[str, str]) -> None:

@@ -76,6 +76,7 @@ class CheckpointWriter:
         self._bytes_written = self._bytes = 0
         self._commit: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._newest_error: CheckpointWriteError | None = None
         self._facts: Facts | None = None
         # Pinned memory is kept from one to the next: copies from a GPU are several times faster
         # into it, and pinning takes longer than they do. A CPU's copy is let go when it is written.
@@ -91,7 +92,7 @@ class CheckpointWriter:
             facts: of the step; its best step so far is kept beside the newest.
         """
         self.wait()
-        self._facts = None
+        self._facts = self._newest_error = None
         path = self.folder / STEP_FOLDER.format(facts.step)
         try:
             self._make_folder(path)  # collective
@@ -156,7 +157,15 @@ class CheckpointWriter:
             self._commit = None
         error, self._error = self._error, None
         if error is not None:
-            raise CheckpointWriteError(_told(error)) from error
+            self._newest_error = CheckpointWriteError(_told(error))
+            raise self._newest_error from error
+
+    def ensure(self) -> None:
+        """Wait, and raise CheckpointWriteError where the newest checkpoint could not be written,
+        also if that was told before."""
+        self.wait()
+        if self._newest_error is not None:
+            raise self._newest_error
 
     def close(self) -> None:
         """Wait for the last one and let go of the process group. Collective."""

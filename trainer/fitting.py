@@ -1,4 +1,4 @@
-"""A preset's settings fitted to the data they meet, and settings that cannot work refused at start.
+"""A preset's settings fitted to the data they meet, before anything is started for them.
 
 What the user asked for is done or refused; what a preset says by default gives way, with a note.
 """
@@ -9,31 +9,23 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from trainer.build import local_batch_size
 from trainer.config import Config, require
 from trainer.data.schema import Dataset
-from trainer.inputs import build_inputs
-from trainer.memory import check_memory
 from trainer.presets import PRESETS
-from trainer.ranks import Ranks
 from trainer.run import RunSpec
 
 
-def fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, list[str]]:
-    """The spec with a config that fits the data, and what was changed for it. No collective.
+def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
+    """The spec with a config that fits the data, and what was changed for it.
 
     Raises:
-        Mistake: where what was asked for does not fit the data or the workers; nothing has been
-            built or written by then.
+        Mistake: where what was asked for does not fit the data.
     """
     config, notes = spec.config, []
     default = PRESETS[spec.preset]() if spec.preset in PRESETS else None
     for fit in (_batch, _split, _cutoffs, _metric):
         config, note = fit(config, default, dataset)
         notes += [note] if note else []
-    build_inputs(config.model, dataset, config.data.train_splits)
-    local_batch_size(config, ranks)
-    check_memory(config, dataset, ranks)
     return replace(spec, config=config), notes
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.storage import StoragePath, file_size, read_range, write_whole
+from trainer.storage import StoragePath, file_size, names_file, read_range, write_whole
 from trainer.transient import patiently
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class LineFile:
         # A crash may have torn the line before.
         start = b"" if self._whole_end or not size or self._ends_well() else b"\n"
         try:
-            with path.open("ab") as stream:
+            with names_file(path), path.open("ab") as stream:
                 stream.write(start + line.encode() + b"\n")
             self._whole_end = True
         except OSError:  # a full disk takes the beginning of it

@@ -1,8 +1,8 @@
 """Whether a run can fit into this machine's memory at all, reckoned before anything is allocated.
 
 A lower bound of what training holds: tables with their optimizer's state, candidates and negatives,
-the queue, pooled rows. What is refused here could not have run; what is let through may still be
-too much (`tandem plan` reckons closer).
+the queue, rows looked up and what a tower makes of them. What is refused here could not have run;
+what is let through may still be too much (`tandem plan` reckons closer).
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ def least_bytes(config: Config, dataset: Dataset, world_size: int) -> dict[str, 
     columns = sampled + (config.training.global_batch_size if negatives.in_batch else 0)
     bags = -(-(config.training.global_batch_size + sampled) // world_size)
     pooled = bags * len(inputs.keys) * model.dim * FLOAT_BYTES
+    hidden = sum(model.hidden) if model.tower == "mlp" else 0
+    kept = bags * (hidden + model.width) * FLOAT_BYTES  # by a tower, for its backward
     return {
         "tables": -(-rows // world_size) * model.dim * column_bytes,
         "candidates": 2 * columns * model.width * FLOAT_BYTES,  # and their gradient
         "queue": negatives.queue * model.width * FLOAT_BYTES,
-        "rows": 2 * pooled,
+        "rows": 2 * pooled + kept,
     }
 
 

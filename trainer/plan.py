@@ -32,6 +32,9 @@ LOSS_WORKSPACE_BYTES = 160 * 1024**2
 ROWS_TRIED = 256
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024, "MIB": 1024**2, "GIB": GIB}
 SMALLEST_DEVICE = 2**20
+LARGEST_DEVICE = 2**50
+DOES_NOT_FIT = 3
+"""Exit status of a plan that does not fit."""
 STATE_BYTES_A_ROW = {"rowwise_adagrad": (0, 4), "adagrad": (4, 0), "adam": (8, 0), "sgd": (0, 0)}
 """Optimizer state of a row: bytes for each column, and bytes beside."""
 
@@ -221,10 +224,12 @@ def advise(config: Config, inputs: Inputs, gpus: int, estimate: Estimate) -> tup
 
 def parse_bytes(text: str) -> int:
     """ "80GB", "80 GiB" or a plain number of bytes. Raises Mistake for anything else."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+    found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS:
         raise Mistake(f"{text!r} is no amount of memory: write 80GB, 80GiB or bytes")
     size = int(float(found[1]) * UNITS[found[2].upper()])
+    if size > LARGEST_DEVICE:
+        raise Mistake(f"{text!r} is {size:,} bytes, more than any GPU's memory: write 80GB")
     if size < SMALLEST_DEVICE:
         raise Mistake(f"{text!r} is {size} bytes, no GPU's memory: write {found[1]}GB")
     return size
@@ -265,8 +270,8 @@ def as_bytes(size: float) -> str:
     return f"{size / GIB:,.1f} GiB"
 
 
-def plan(arguments: PlanArguments) -> None:
-    """Plan and print."""
+def plan(arguments: PlanArguments) -> int:
+    """Plan and print; returns the exit status."""
     made = make_plan(
         arguments.config,
         Dataset.load(arguments.data),
@@ -278,3 +283,4 @@ def plan(arguments: PlanArguments) -> None:
         print(made.to_json())
     else:
         show(made)
+    return 0 if made.estimate.fits else DOES_NOT_FIT

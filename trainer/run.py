@@ -211,13 +211,25 @@ class RunFolder:
             config=spec.config,
         )
         start = {"time": time.time(), "step": step, "world_size": world_size}
-        with named_when_lasting(self.path):
+        with named_when_lasting(self.path), self._begun_or_not():
             for lines in (self._metrics, self._validation):
                 lines.keep(lambda record: _step_of(record) <= step)
             write_json(self.path / "config.json", asdict(facts))
             (self.path / "summary.json").unlink(missing_ok=True)  # of a run that has ended
             self._starts.append(json.dumps(start))
             self._starts.flush()
+
+    @contextmanager
+    def _begun_or_not(self) -> Iterator[None]:
+        """A first start that cannot be written down whole leaves nothing."""
+        files = [self.path / "config.json", self._starts.path]
+        first = not files[0].is_file()
+        try:
+            yield
+        except OSError:
+            for file in files if first else []:
+                file.unlink(missing_ok=True)
+            raise
 
     @property
     def restarts(self) -> int:

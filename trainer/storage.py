@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +192,22 @@ def write_whole(path: StoragePath, text: str) -> None:
         return
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text)
-        with partial.open() as stream:
-            os.fsync(stream.fileno())
-        partial.rename(path)
+        with names_file(path):
+            partial.write_text(text)
+            with partial.open() as stream:
+                os.fsync(stream.fileno())
+            partial.rename(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def names_file(path: StoragePath) -> Iterator[None]:
+    """Have OSErrors name the file: those of a write do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error

@@ -49,11 +49,17 @@ class Range:
         )
 
     def __str__(self) -> str:
-        low = [] if self.least is None else [f"at least {self.least:,}"]
-        low += [] if self.above is None else [f"above {self.above:,}"]
-        low += [] if self.most is None else [f"at most {self.most:,}"]
-        low += [] if self.below is None else [f"below {self.below:,}"]
-        return " and ".join(low)
+        limits = {
+            "at least": self.least,
+            "above": self.above,
+            "at most": self.most,
+            "below": self.below,
+        }
+        return " and ".join(
+            f"{word} {int(limit) if limit == int(limit) else limit:,}"
+            for word, limit in limits.items()
+            if limit is not None
+        )
 
 
 def check(section: Any, name: str) -> None:

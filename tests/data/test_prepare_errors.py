@@ -39,7 +39,7 @@ BAD_TEXT: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "NaN item": (GOOD + "3,NaN,4,9\n", {}, r"'item' is missing .* in 1 rows.*--drop-null-ids"),
     "no bytes": ("", {}, r"is empty \(0 bytes\)"),
-    "header only": ("user,item\n", {}, r"is empty: it has a header and no interactions"),
+    "header only": ("user,item\n", {}, r"is empty: it holds no interactions"),
     "one user": (
         "user,item\n" + "".join(f"7,{n}\n" for n in range(9)),
         {},
@@ -139,7 +139,7 @@ def test_bad_csv(tmp_path: Path, case: str) -> None:
         ({"test_share": 0.6, "validation_share": 0.5}, r"leave nothing for training"),
         ({"format": "recbol"}, r"unknown --format 'recbol'. Did you mean recbole\?"),
         ({"split": "leave-one-out"}, r"unknown --split .* Did you mean leave-last-out\?"),
-        ({"threads": 0}, r"--threads 0 must be at least 1"),
+        ({"threads": 0}, r"--threads 0 must be from 1 to 1,024"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.data.planted import Row, interactions, make, queries, table, write_csv
 from trainer.data.schema import Dataset
+from trainer.whole_folder import OWNER, PREFIX
 
 OLD = [
     Row(u, 100 + (3 * u + i) % 20, 1 + (u + i) % 5, 10 * i + u) for i in range(14) for u in range(8)
@@ -150,7 +151,10 @@ def test_nothing_to_extend(tmp_path: Path) -> None:
 
 def test_killed_between_two_renames(tmp_path: Path) -> None:
     make(write_csv(tmp_path / "old.csv", OLD), tmp_path / "old")
-    (tmp_path / "old").rename(tmp_path / "old.old")
+    beside = tmp_path / f"{PREFIX}dead"
+    beside.mkdir()
+    (beside / OWNER).write_text('{"out": "old"}')
+    (tmp_path / "old").rename(beside / "old")
     new = write_csv(tmp_path / "new.csv", NEW)
     extended = make(new, tmp_path / "old", extend=str(tmp_path / "old"))
-    assert extended.num_users == 14 and not (tmp_path / "old.old").exists()
+    assert extended.num_users == 14 and not beside.exists()

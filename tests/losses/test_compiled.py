@@ -1,5 +1,6 @@
 """The compiled walk: what the parity tests do not see. They run it wherever it applies."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from losses import build_loss
+from losses import build_loss, native
 from losses.native import load_kernel
 from tests.losses.cases import cast, leaves, make_case, reference, streamed
 
@@ -126,3 +127,20 @@ def test_compiles_afresh_into_an_empty_cache(
         assert built.name.startswith("stripe-kernel-")
     finally:
         load_kernel.cache_clear()
+
+
+@needs_kernel
+def test_a_kernel_that_was_cut_short_is_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading one ended the process with SIGBUS, at every start from then on."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = shutil.which("gcc")
+    assert compiler is not None
+    built = native._compiled(compiler)
+    whole = built.read_bytes()
+    built.write_bytes(whole[: len(whole) // 2])
+    again = native._compiled(compiler)
+    assert len(again.read_bytes()) == len(whole)
+    assert list(again.parent.glob("*.so")) == [again]
+    assert native._compiled(compiler) == again

@@ -1,27 +1,34 @@
 """Attributes of items and users as vocabularies: text, lists and numbers to dense rows.
 
 Row 0 of every vocabulary is missing or unknown; the others go by falling count, then by value.
-Numbers of many values become buckets of equal counts.
+Numbers and times of many values become buckets of equal counts.
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import duckdb
 
 from trainer.data import sql
-from trainer.data.schema import Attribute, AttributeKind
+from trainer.data.kinds import (
+    MAX_NUMBER_CATEGORIES,
+    TOO_MANY,
+    Kind,
+    bucket_names,
+    is_nearly_unique,
+    settle,
+    values_of,
+)
+from trainer.data.schema import RESERVED, Attribute, AttributeKind
 from trainer.data.sources import SideTable
 from trainer.mistake import Mistake
 
 MAX_VALUES = 100_000
 """Rows of a vocabulary; rarer values are unknown."""
-MAX_NUMBER_CATEGORIES = 64
-"""Numbers of more distinct values than this become buckets."""
 BUCKETS = 16
-RESERVED = ("item", "user", "raw_id", "title", "count", "count_with_validation")
+NOTHING = "holds no value"
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,9 @@ class Wanted:
     names: tuple[str, ...] | None
     """As the user named them; None for all."""
     title: str | None
-    """Column kept as the title, no attribute."""
+    """Column kept as the title, an attribute only if it is named."""
+    categories: tuple[str, ...]
+    """Columns whose numbers are categories."""
     flag: str
     """The command's flag, for messages."""
 
@@ -50,201 +59,231 @@ def encode_side(
     side: str,
     table: SideTable,
     wanted: Wanted,
-    known: dict[str, Attribute],
-    extends: bool,
+    known: dict[str, Attribute] | None,
+    tell: Callable[[str], None],
 ) -> tuple[list[Encoded], dict[str, str]]:
     """Encode the wanted columns of table `side_<side>`; also the columns left out, with reasons.
 
     Fills table `vocabulary` (side, name, row, value, count). `known` has the attributes of a
-    dataset being extended (`extends`), whose vocabulary is in `vocabulary` and keeps its rows.
+    dataset being extended, whose vocabulary is in `vocabulary` and keeps its rows.
     """
-    columns = {each.split(":")[0]: each for each in table.kinds if each != wanted.title}
+    columns = {each.split(":")[0]: each for each in table.kinds}
     for name in wanted.names or ():
         if name not in columns:
             raise Mistake(
                 f"{table.label} has no column {name!r} ({wanted.flag}). {sql.near(name, columns)}"
             )
+    names = wanted.names
+    if names is None:
+        names = tuple(each for each in columns if columns[each] != wanted.title)
     encoded: list[Encoded] = []
     left_out: dict[str, str] = {}
-    for name in columns if wanted.names is None else wanted.names:
-        if extends and _own_name(name) not in known:
+    for name in dict.fromkeys(names):
+        own_name = _own_name(name, [each.attribute.name for each in encoded])
+        if known is not None and own_name not in known:
             left_out[name] = "is no attribute of the extended dataset"
             continue
-        reason = _reason_against(connection, side, columns[name], table.kinds[columns[name]])
-        if reason and wanted.names is not None and reason != TOO_MANY:
-            raise Mistake(f"{table.label}: column {name!r} {reason}: leave it out")
-        if reason and wanted.names is None:
-            left_out[name] = reason
-            continue
-        own_name = _own_name(name)
+        kind, insist = table.kinds[columns[name]], wanted.names is not None
+        if name in wanted.categories and kind.form in ("guess", "number", "time"):
+            kind, insist = replace(kind, form="text"), True
+        encoder = _Encoder(connection, side, own_name, table.column(columns[name]))
         target = f"encoded_{side}_{len(encoded)}"
-        kind = _settle_kind(connection, side, columns[name], table.kinds[columns[name]])
-        if own_name in known and (known[own_name].boundaries or kind == "buckets"):
-            kind = "buckets" if known[own_name].boundaries else "text"
-        attribute = _encode(connection, side, own_name, columns[name], kind, target, known)
-        encoded.append(Encoded(attribute, target))
-    found = {each.attribute.name for each in encoded}
-    encoded.extend(Encoded(each, None) for name, each in known.items() if name not in found)
+        found = encoder.encode(kind, None if known is None else known[own_name], target, insist)
+        if isinstance(found, Encoded):
+            encoded.append(found)
+            _tell_of_buckets(found.attribute, side, name, tell)
+        elif wanted.names is None and name not in wanted.categories:
+            left_out[name] = found
+        else:
+            flag = "--category" if wanted.names is None else wanted.flag
+            raise Mistake(f"{table.label}: column {name!r} ({flag}) {found}: leave it out")
+    there = {each.attribute.name for each in encoded}
+    encoded.extend(Encoded(each, None) for name, each in (known or {}).items() if name not in there)
     return encoded, left_out
 
 
-def _own_name(name: str) -> str:
-    """The attribute's name: the column's, unless the dataset's tables use that themselves."""
-    return f"{name}_" if name in RESERVED else name
+def check_categories(names: tuple[str, ...], tables: Sequence[SideTable | None]) -> None:
+    """Raise Mistake where a column named by --category is in no file."""
+    known = [each.split(":")[0] for table in tables if table is not None for each in table.kinds]
+    for name in names:
+        if name not in known:
+            raise Mistake(
+                f"--category {name}: no file of items or users has such a column. "
+                + (sql.near(name, known) if known else "Give --items or --users FILE")
+            )
 
 
-TOO_MANY = "has nearly as many values as rows"
+def _own_name(name: str, taken: Collection[str]) -> str:
+    """The attribute's name: the column's, unless a table of the dataset has it already.
+
+    DuckDB's names are the same whatever their case.
+    """
+    used = {*RESERVED, *(each.lower() for each in taken)}
+    while name.lower() in used:
+        name += "_"
+    return name
 
 
-def _reason_against(
-    connection: duckdb.DuckDBPyConnection, side: str, column: str, kind: str
-) -> str | None:
-    if kind == "unsupported":
-        return "is of a type that is no attribute"
-    if kind in ("text", "text?"):
-        distinct, rows = sql.one(
-            connection,
-            f"SELECT approx_count_distinct({sql.name(column)}), count(*) FROM side_{side}",
+def _tell_of_buckets(
+    attribute: Attribute, side: str, column: str, tell: Callable[[str], None]
+) -> None:
+    if attribute.boundaries:
+        tell(
+            f"{side} column {column}: {attribute.of}s in {attribute.num_values - 1} buckets; "
+            f"--category {column} makes each value a category"
         )
-        if distinct > 1000 and distinct > 0.5 * rows and not _all_numbers(connection, side, column):
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """One column of table `side_<side>`, on its way to an attribute."""
+
+    connection: duckdb.DuckDBPyConnection
+    side: str
+    name: str
+    column: str
+
+    @property
+    def rows(self) -> str:
+        return f"side_{self.side}"
+
+    @property
+    def own(self) -> str:
+        """SQL condition: rows of `vocabulary` that are the attribute's."""
+        return f"side = {sql.text(self.side)} AND name = {sql.text(self.name)}"
+
+    def encode(
+        self, kind: Kind, known: Attribute | None, target: str, insist: bool
+    ) -> Encoded | str:
+        """Make table `target` (raw, value) and the vocabulary; or why the column is left out.
+
+        insist: also where nearly every value is another one.
+        """
+        kind = settle(self.connection, self.rows, self.column, kind)
+        if kind.form == "none":
+            return kind.reason
+        if known is not None:
+            kind = self._as_known(kind, known)
+        elif not insist and is_nearly_unique(self.connection, self.rows, self.column, kind):
             return TOO_MANY
-    return None
-
-
-def _all_numbers(connection: duckdb.DuckDBPyConnection, side: str, column: str) -> bool:
-    value = sql.name(column)
-    bad = sql.number(
-        connection,
-        f"SELECT count(*) FROM side_{side} WHERE {value} IS NOT NULL AND trim({value}) <> '' "
-        f"AND TRY_CAST({value} AS DOUBLE) IS NULL",
-    )
-    return bad == 0
-
-
-def _settle_kind(connection: duckdb.DuckDBPyConnection, side: str, column: str, kind: str) -> str:
-    """One of text, multi:<separator>, list, buckets, by looking at the values."""
-    value = sql.name(column)
-    if kind == "text?":
-        if _all_numbers(connection, side, column):
-            kind = "number"
-        elif sql.number(
-            connection, f"SELECT count(*) FROM side_{side} WHERE contains({value}, '|')"
-        ):
-            kind = "multi:|"
+        elif kind.form in ("number", "time") and not kind.buckets and self._is_short(kind):
+            kind = replace(kind, form="text")
+        if kind.form in ("number", "time"):
+            attribute = self._buckets(kind, known, target)
         else:
-            kind = "text"
-    if kind == "number":
-        distinct = sql.number(connection, f"SELECT count(DISTINCT {value}) FROM side_{side}")
-        kind = "text" if distinct <= MAX_NUMBER_CATEGORIES else "buckets"
-    return kind
+            attribute = self._categories(kind, target)
+        filled = "len(value) > 0" if attribute.kind == "multi" else "value > 0"
+        if (
+            known is None
+            and not self.connection.execute(
+                f"SELECT 1 FROM {target} WHERE {filled} LIMIT 1"
+            ).fetchone()
+        ):
+            self.connection.execute(f"DROP TABLE {target}")
+            self.connection.execute(f"DELETE FROM vocabulary WHERE {self.own}")
+            return NOTHING
+        return Encoded(attribute, target)
 
-
-def _encode(
-    connection: duckdb.DuckDBPyConnection,
-    side: str,
-    name: str,
-    column: str,
-    kind: str,
-    target: str,
-    known: dict[str, Attribute],
-) -> Attribute:
-    """Make `target` (raw, value) and the attribute's vocabulary."""
-    if kind == "buckets":
-        number = f"TRY_CAST({sql.name(column)} AS DOUBLE)"
-        bounds = known[name].boundaries if name in known else _bounds(connection, side, number)
-        return _encode_buckets(connection, side, name, number, bounds, target)
-    value = f"nullif(trim(CAST({sql.name(column)} AS VARCHAR)), '')"
-    shape: AttributeKind = "multi"
-    match kind.partition(":"):
-        case ("multi", _, separator):
-            values = f"unnest(string_split({value}, {sql.text(separator)}))"
-        case ("list", _, _):
-            values = f"unnest({sql.name(column)})"
-        case _:
-            shape, values = "single", value
-    connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE given_values AS
-        SELECT DISTINCT raw, nullif(trim(CAST(each AS VARCHAR)), '') AS value
-        FROM (SELECT raw, {values} AS each FROM side_{side})"""
-    )
-    num_values = _extend_vocabulary(connection, side, name)
-    vocabulary = (
-        f"(SELECT row, value FROM vocabulary WHERE side = '{side}' AND name = {sql.text(name)} "
-        "AND row > 0)"
-    )
-    if shape == "single":
-        row = "any_value(coalesce(v.row, 0))::BIGINT"
-    else:
-        row = "list(v.row ORDER BY v.row) FILTER (v.row IS NOT NULL)"
-    connection.execute(
-        f"""CREATE TEMP TABLE {target} AS SELECT g.raw, {row} AS value
-        FROM given_values g LEFT JOIN {vocabulary} v ON v.value = g.value GROUP BY g.raw"""
-    )
-    return Attribute(name, shape, num_values)
-
-
-def _extend_vocabulary(connection: duckdb.DuckDBPyConnection, side: str, name: str) -> int:
-    """Append the values of `given_values` that the vocabulary lacks; its size after."""
-    own = f"side = '{side}' AND name = {sql.text(name)}"
-    largest = sql.number(connection, f"SELECT coalesce(max(row), -1) FROM vocabulary WHERE {own}")
-    if largest < 0:
-        connection.execute(
-            f"""INSERT INTO vocabulary SELECT '{side}', {sql.text(name)}, 0, NULL,
-            (SELECT count(*) FROM given_values WHERE value IS NULL)"""
+    def _is_short(self, kind: Kind) -> bool:
+        distinct = sql.number(
+            self.connection, f"SELECT count(DISTINCT {self.column}) FROM {self.rows}"
         )
-        largest = 0
-    connection.execute(
-        f"""INSERT INTO vocabulary
-        SELECT '{side}', {sql.text(name)},
-            {largest} + row_number() OVER (ORDER BY count DESC, value), value, count
-        FROM (SELECT value, count(*) AS count FROM given_values
-            WHERE value IS NOT NULL
-                AND value NOT IN (SELECT value FROM vocabulary WHERE {own} AND row > 0)
-            GROUP BY value ORDER BY count DESC, value LIMIT {MAX_VALUES - 1 - largest})"""
-    )
-    return sql.number(connection, f"SELECT max(row) + 1 FROM vocabulary WHERE {own}")
+        return distinct <= MAX_NUMBER_CATEGORIES
 
+    def _as_known(self, kind: Kind, known: Attribute) -> Kind:
+        """The kind that gives what the extended dataset's attribute holds."""
+        if known.boundaries:
+            if kind.form not in ("number", "time"):
+                kind = Kind("number")
+            if kind.form != known.of:
+                raise Mistake(
+                    f"column {self.name!r} of the new {self.side}s holds {kind.form}s, the "
+                    f"extended dataset's {known.of}s: give it as before"
+                )
+            return kind
+        several = kind.form in ("multi", "list")
+        if known.kind == "multi" and not several:
+            return Kind("multi", "|")
+        if known.kind == "single" and several:
+            raise Mistake(
+                f"column {self.name!r} of the new {self.side}s holds several values a row, the "
+                "extended dataset's one: give it as before"
+            )
+        return kind if several else replace(kind, form="text")
 
-def _bounds(connection: duckdb.DuckDBPyConnection, side: str, number: str) -> tuple[float, ...]:
-    """Inner bounds of buckets of about equal counts."""
-    cuts = ", ".join(str(n / BUCKETS) for n in range(1, BUCKETS))
-    found, lowest = sql.one(
-        connection,
-        f"SELECT quantile_disc({number}, [{cuts}]), min({number}) FROM side_{side} "
-        f"WHERE isfinite({number})",
-    )
-    return tuple(sorted(set(found or ()) - {lowest}))
-
-
-def _encode_buckets(
-    connection: duckdb.DuckDBPyConnection,
-    side: str,
-    name: str,
-    number: str,
-    bounds: tuple[float, ...],
-    target: str,
-) -> Attribute:
-    listed = "[" + ", ".join(f"{each!r}::DOUBLE" for each in bounds) + "]::DOUBLE[]"
-    connection.execute(
-        f"""CREATE TEMP TABLE {target} AS SELECT raw, CASE WHEN isfinite({number})
-            THEN 1 + len(list_filter({listed}, lambda bound: bound <= {number})) ELSE 0 END::BIGINT
-            AS value FROM side_{side}"""
-    )
-    names = ["", *_bucket_names(bounds)]
-    for row, value in enumerate(names):
-        connection.execute(
-            f"""INSERT INTO vocabulary SELECT '{side}', {sql.text(name)}, {row},
-            {sql.text(value) if row else "NULL"}, count(*) FROM {target} WHERE value = {row}
-            AND NOT EXISTS (SELECT 1 FROM vocabulary WHERE side = '{side}'
-                AND name = {sql.text(name)} AND row = {row})
-            HAVING NOT EXISTS (SELECT 1 FROM vocabulary WHERE side = '{side}'
-                AND name = {sql.text(name)} AND row = {row})"""
+    def _categories(self, kind: Kind, target: str) -> Attribute:
+        shape: AttributeKind = "multi" if kind.form in ("multi", "list") else "single"
+        self.connection.execute(
+            f"""CREATE OR REPLACE TEMP TABLE given_values AS
+            SELECT DISTINCT raw, nullif(trim(CAST(each AS VARCHAR)), '') AS value
+            FROM (SELECT raw, {values_of(self.column, kind)} AS each FROM {self.rows})"""
         )
-    return Attribute(name, "single", len(names), bounds)
+        num_values = self._extend_vocabulary()
+        if shape == "single":
+            row = "any_value(coalesce(v.row, 0))::BIGINT"
+        else:
+            row = "list(v.row ORDER BY v.row) FILTER (v.row IS NOT NULL)"
+        self.connection.execute(
+            f"""CREATE TEMP TABLE {target} AS SELECT g.raw, {row} AS value FROM given_values g
+            LEFT JOIN (SELECT row, value FROM vocabulary WHERE {self.own} AND row > 0) v
+                ON v.value = g.value GROUP BY g.raw"""
+        )
+        return Attribute(self.name, shape, num_values)
 
+    def _extend_vocabulary(self) -> int:
+        """Append the values of `given_values` that the vocabulary lacks; its size after."""
+        side, name = sql.text(self.side), sql.text(self.name)
+        largest = self._largest_row()
+        if largest < 0:
+            self.connection.execute(
+                f"""INSERT INTO vocabulary SELECT {side}, {name}, 0, NULL,
+                (SELECT count(*) FROM given_values WHERE value IS NULL)"""
+            )
+            largest = 0
+        self.connection.execute(
+            f"""INSERT INTO vocabulary
+            SELECT {side}, {name}, {largest} + row_number() OVER (ORDER BY count DESC, value),
+                value, count
+            FROM (SELECT value, count(*) AS count FROM given_values
+                WHERE value IS NOT NULL
+                    AND value NOT IN (SELECT value FROM vocabulary WHERE {self.own} AND row > 0)
+                GROUP BY value ORDER BY count DESC, value
+                LIMIT {max(MAX_VALUES - 1 - largest, 0)})"""
+        )
+        return self._largest_row() + 1
 
-def _bucket_names(bounds: tuple[float, ...]) -> list[str]:
-    if not bounds:
-        return ["any"]
-    middle = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(bounds)]
-    return [f"below {bounds[0]:g}", *middle, f"from {bounds[-1]:g}"]
+    def _largest_row(self) -> int:
+        return sql.number(
+            self.connection, f"SELECT coalesce(max(row), -1) FROM vocabulary WHERE {self.own}"
+        )
+
+    def _buckets(self, kind: Kind, known: Attribute | None, target: str) -> Attribute:
+        number = kind.number(self.column)
+        bounds = self._bounds(number) if known is None else known.boundaries
+        listed = "[" + ", ".join(map(sql.literal, bounds)) + "]::DOUBLE[]"
+        self.connection.execute(
+            f"""CREATE TEMP TABLE {target} AS SELECT raw, CASE WHEN isfinite(number)
+                THEN 1 + len(list_filter({listed}, lambda bound: bound <= number)) ELSE 0
+                END::BIGINT AS value FROM (SELECT raw, {number} AS number FROM {self.rows})"""
+        )
+        names = ["", *bucket_names(bounds, kind)]
+        if self._largest_row() < 0:
+            for row, value in enumerate(names):
+                self.connection.execute(
+                    f"""INSERT INTO vocabulary SELECT {sql.text(self.side)}, {sql.text(self.name)},
+                    {row}, {sql.literal(value or None)}, count(*) FROM {target}
+                    WHERE value = {row}"""
+                )
+        return Attribute(
+            self.name, "single", len(names), bounds, "time" if kind.form == "time" else "number"
+        )
+
+    def _bounds(self, number: str) -> tuple[float, ...]:
+        """Inner bounds of buckets of about equal counts."""
+        cuts = ", ".join(str(n / BUCKETS) for n in range(1, BUCKETS))
+        found, lowest = sql.one(
+            self.connection,
+            f"SELECT quantile_disc(number, [{cuts}]), min(number) "
+            f"FROM (SELECT {number} AS number FROM {self.rows}) WHERE isfinite(number)",
+        )
+        return tuple(sorted(set(found or ()) - {lowest}))

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import duckdb
 
 from trainer.data import sql
+from trainer.data.text_files import NULL_TEXTS
 from trainer.mistake import Mistake
 
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+LARGE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
 FLOATS = ("FLOAT", "DOUBLE")
+YEARS = "BETWEEN -62135596800 AND 253402300799"
+"""Seconds since 1970 of the years 1 to 9999."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +46,22 @@ def check_ids(
     remedy = f"Name another column with {flag}, or cast it to integers or strings first"
     if column_type in INTEGERS:
         return IdColumn(True)
-    if column_type in ("UBIGINT", "HUGEINT", "UHUGEINT"):
-        largest = sql.one(connection, f"SELECT max({column}) FROM {table}")[0]
-        if largest is not None and largest > 2**63 - 1:
+    whole = column_type.startswith("DECIMAL") and column_type.endswith(",0)")
+    if column_type in LARGE_INTEGERS or whole:
+        beyond = sql.one(
+            connection,
+            f"SELECT any_value({column})::VARCHAR FROM {table} WHERE {column} IS NOT NULL "
+            f"AND TRY_CAST({column} AS BIGINT) IS NULL",
+        )[0]
+        if beyond is not None:
             raise Mistake(
-                f"{label} has id {largest}, beyond the largest int64 {2**63 - 1}: "
+                f"{label} has id {beyond}, beyond the largest int64 {2**63 - 1}: "
                 "cast the column to strings first"
             )
         return IdColumn(True)
-    if column_type not in ("VARCHAR", "UUID"):
+    if column_type == "BLOB":
+        raise Mistake(f"{label} holds bytes that are not UTF-8, which are no ids. {remedy}")
+    if column_type not in ("VARCHAR", "UUID") and not column_type.startswith("ENUM"):
         example = sql.one(connection, f"SELECT any_value({column})::VARCHAR FROM {table}")[0]
         raise Mistake(
             f"{label} is of type {column_type} (for example {example}), which is no id: ids are "
@@ -88,83 +99,49 @@ def _check_text_ids(
 
 
 def null_id(column: str) -> str:
-    """SQL condition: an id is missing (NULL, empty or a text that stands for missing)."""
-    return (
-        f"({column} IS NULL OR lower(trim(CAST({column} AS VARCHAR))) IN "
-        "('', 'nan', 'null', 'none', '<na>'))"
-    )
+    """SQL condition: an id is missing (NULL or blank).
+
+    What text files write for a missing value is NULL already; `None` or `null` in a typed column
+    is somebody's name.
+    """
+    return f"({column} IS NULL OR trim(CAST({column} AS VARCHAR)) = '')"
 
 
-def check_nulls(connection: duckdb.DuckDBPyConnection, table: str, labels: dict[str, str]) -> None:
-    """Raise where ids are missing, with the count and the first row's number."""
+def null_text(column: str) -> str:
+    """SQL condition: a text stands for a missing value."""
+    return f"lower(trim(CAST({column} AS VARCHAR))) IN ('', {', '.join(map(sql.text, NULL_TEXTS))})"
+
+
+def check_nulls(
+    connection: duckdb.DuckDBPyConnection, table: str, labels: dict[str, str], as_written: str
+) -> None:
+    """Raise where ids are missing, with the count, the first row's number and what it reads.
+
+    as_written: SELECT of the same rows where no text stands for a missing value.
+    """
     for column, label in labels.items():
         count, first = sql.one(
             connection,
             f"SELECT count(*), min(rowid) + 1 FROM {table} WHERE {null_id(column)}",
         )
-        if count:
-            raise Mistake(
-                f"{label} is missing (null, NaN or empty) in {count} rows, first in row {first}: "
-                "every interaction needs both ids. Remove these rows, or pass --drop-null-ids"
-            )
-
-
-def timestamp_expression(
-    connection: duckdb.DuckDBPyConnection, table: str, label: str
-) -> tuple[str, str]:
-    """SQL that reads column `timestamp` as int64, and its unit for dataset.json.
-
-    Integers stay as they are; dates and times become microseconds since 1970 (UTC); numbers with a
-    fraction are multiplied by a million.
-    """
-    column_type = sql.columns_of(connection, table)["timestamp"]
-    if column_type in (*INTEGERS, "UBIGINT", "HUGEINT"):
-        return "CAST(timestamp AS BIGINT)", "as in the source"
-    if column_type.startswith(("TIMESTAMP", "DATE")):
-        return "epoch_us(CAST(timestamp AS TIMESTAMPTZ))", "microseconds"
-    if column_type not in (*FLOATS, "VARCHAR") and not column_type.startswith("DECIMAL"):
+        if not count:
+            continue
+        text = sql.one(
+            connection,
+            f"SELECT coalesce(CAST({column} AS VARCHAR), '') FROM ({as_written}) "
+            f"LIMIT 1 OFFSET {first - 1}",
+        )[0]
+        reads = f", where it reads {text!r}" if text else ""
+        keep = f". To keep {text!r} as an id, quote it or write Parquet" if text.strip() else ""
         raise Mistake(
-            f"{label} is of type {column_type}, which is no time: give integers (epoch), dates "
-            "or ISO 8601 text, or name another column with --timestamp-column"
+            f"{label} is missing (null, NaN or empty) in {count} rows, first in row {first}{reads}:"
+            f" every row needs its ids. Remove these rows, or pass --drop-null-ids{keep}"
         )
-    value = "TRY_CAST(timestamp AS DOUBLE)"
-    filled, numbers, whole, times = sql.one(
-        connection,
-        f"""SELECT count(*) FILTER ({_given_value("timestamp")}),
-            count(*) FILTER (isfinite({value})),
-            count(*) FILTER (isfinite({value}) AND {value} = trunc({value})),
-            count(*) FILTER (TRY_CAST(CAST(timestamp AS VARCHAR) AS TIMESTAMPTZ) IS NOT NULL)
-        FROM {table}""",
-    )
-    if whole == filled:
-        return (
-            f"coalesce(TRY_CAST(timestamp AS BIGINT), CAST({value} AS BIGINT))"
-            if column_type == "VARCHAR"
-            else "TRY_CAST(timestamp AS BIGINT)"
-        ), "as in the source"
-    if numbers == filled:
-        return f"CAST(round({value} * 1e6) AS BIGINT)", "source unit x 1e-6"
-    if times == filled:
-        return "epoch_us(TRY_CAST(timestamp AS TIMESTAMPTZ))", "microseconds"
-    read = (
-        "isfinite(TRY_CAST(timestamp AS DOUBLE))"
-        if numbers >= times
-        else ("TRY_CAST(timestamp AS TIMESTAMPTZ) IS NOT NULL")
-    )
-    count, example = sql.one(
-        connection,
-        f"""SELECT count(*), first(CAST(timestamp AS VARCHAR) ORDER BY rowid) FROM {table}
-        WHERE {_given_value("timestamp")} AND NOT coalesce({read}, false)""",
-    )
-    raise Mistake(
-        f"{label} cannot be read as a time in {count} rows, for example {example!r}: give integers "
-        "(epoch), dates or ISO 8601 text, or name another column with --timestamp-column"
-    )
 
 
-def _given_value(column: str) -> str:
-    """SQL condition: a value is there (not NULL, NaN or an empty text)."""
-    return f"({column} IS NOT NULL AND NOT {null_id(column)})"
+def given_value(column: str) -> str:
+    """SQL condition: a time or a rating is there (not NULL, NaN or a text that stands for them)."""
+    return f"({column} IS NOT NULL AND NOT {null_text(column)})"
 
 
 @dataclass(frozen=True)
@@ -187,8 +164,8 @@ def check_ratings(
     value = "TRY_CAST(rating AS DOUBLE)"
     bad, example, low, high = sql.one(
         connection,
-        f"""SELECT count(*) FILTER ({_given_value("rating")} AND {value} IS NULL),
-            min(CAST(rating AS VARCHAR)) FILTER ({_given_value("rating")} AND {value} IS NULL),
+        f"""SELECT count(*) FILTER ({given_value("rating")} AND {value} IS NULL),
+            min(CAST(rating AS VARCHAR)) FILTER ({given_value("rating")} AND {value} IS NULL),
             min({value}) FILTER (NOT isnan({value})), max({value}) FILTER (NOT isnan({value}))
         FROM {table}""",
     )
@@ -217,3 +194,16 @@ def check_ratings(
             "no row would be positive. Lower it"
         )
     return Thresholds(at_least, at_most)
+
+
+def moment_of(column: str, of_type: str) -> str:
+    """SQL of a TIMESTAMP: of a date, a timestamp or a text of the years 1 to 9999; else NULL.
+
+    DuckDB's own error on others (INT64_MIN as text) ends the connection.
+    """
+    value = column
+    if of_type in ("VARCHAR", "TIMESTAMPTZ_NS"):
+        value = f"TRY_CAST({column} AS TIMESTAMPTZ)"
+    elif of_type == "DATE":
+        value = f"TRY_CAST({column} AS TIMESTAMP)"
+    return f"CASE WHEN epoch({value}) {YEARS} THEN {value} END"

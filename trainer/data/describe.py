@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import fsspec
 
 from trainer.data.attributes import Encoded
@@ -30,6 +31,7 @@ def describe(
     dropped: dict[str, int],
     attributes: dict[str, list[Encoded]],
     source: dict[str, Any],
+    notes: dict[str, int],
     parent: Dataset | None,
 ) -> Dataset:
     """dataset.json's contents."""
@@ -68,10 +70,11 @@ def describe(
         notes={
             "validation_queries_without_history": counts.queries_without_history[1],
             "test_queries_without_history": counts.queries_without_history[2],
+            **notes,
         },
         user_attributes=tuple(each.attribute for each in attributes["user"]),
         item_attributes=tuple(each.attribute for each in attributes["item"]),
-        source=source,
+        source={**source, "duckdb": duckdb.__version__},
         parent_digest=None if parent is None else parent.digest,
         files=files,
         digest=combined_digest(files),

@@ -11,21 +11,52 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
 
 from trainer.data import sql
 from trainer.data.checks import IdColumn
 from trainer.data.prepare_arguments import PrepareArguments
-from trainer.data.schema import Attribute, Dataset
+from trainer.data.schema import DERIVED, SPLITS, Attribute, Dataset
 from trainer.data.sources import Source
 from trainer.data.splits import RULES, SplitRule
 from trainer.data.staging import Catalog
+from trainer.data.storage import open_parquet
+from trainer.data.tables import old_column
+from trainer.filesystems import local_path
 from trainer.mistake import Mistake
+
+
+def check_alone(parent: Dataset) -> None:
+    """Raise Mistake where a dataset's folder, which is to be replaced, holds what is not of it."""
+    folder = local_path(parent.path)
+    own = set(replaced_files(parent, folder))
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if name not in own and (path.is_symlink() or not path.is_dir()):
+            raise Mistake(
+                f"{parent.path} is to be replaced and holds {name}, which is not of the dataset: "
+                "move it away, or name another OUT"
+            )
+
+
+def replaced_files(parent: Dataset, folder: Path) -> list[str]:
+    """Names of the files of a dataset's folder; raises where another dataset is there by now."""
+    if Dataset.load(folder, verify="none").digest != parent.digest:
+        raise Mistake(
+            f"{parent.path} was replaced by another command meanwhile: start again, on what is "
+            "there now"
+        )
+    derived = [each for each in folder.glob(f"{DERIVED}/**/*") if not each.is_dir()]
+    return ["dataset.json", *parent.files, *(str(each.relative_to(folder)) for each in derived)]
 
 
 def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
     """The arguments with the parent's settings; raises where they name others."""
-    if parent.split_rule["rule"] not in RULES or "columns" not in parent.source:
+    needed = {"columns", "rows", "thresholds", "timestamp_unit", "duplicates"}
+    if (
+        parent.split_rule["rule"] not in RULES
+        or not {"seed", "given"} <= parent.split_rule.keys()
+        or not needed <= parent.source.keys()
+    ):
         remedy = "prepare a dataset from its source and the new data together"
         if parent.source["format"] == "synth":
             remedy = "write its rows as a source with `tandem synth --raw` and prepare that"
@@ -55,6 +86,14 @@ def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
             )
     del settings["test_share"], settings["validation_share"]  # they are in the parent's rule
     return replace(arguments, **settings)
+
+
+def known_columns(parent: Dataset | None) -> dict[str, str]:
+    """Names of the columns that the parent's source had."""
+    if parent is None:
+        return {}
+    names = {**parent.source["columns"], "title": parent.source.get("title_column")}
+    return {which: name.split(":")[0] for which, name in names.items() if name}
 
 
 def inherited_rule(parent: Dataset) -> SplitRule:
@@ -91,7 +130,7 @@ def load_parent(
     """Make tables users, items (row, raw), old_user, old_item and vocabulary; ids' types."""
     ids: dict[str, IdColumn] = {}
     for side in ("user", "item"):
-        table = f"read_parquet({sql.text(parent.file(f'{side}s.parquet'))})"
+        table = sql.parquet(connection, [parent.file(f"{side}s.parquet")])
         was_integer = sql.columns_of(connection, table)["raw_id"] == "BIGINT"
         if was_integer and not staged[side].is_integer:
             raise Mistake(
@@ -102,12 +141,13 @@ def load_parent(
         connection.execute(
             f"CREATE TABLE {side}s AS SELECT {side} AS row, raw_id AS raw FROM {table}"
         )
-        connection.execute(
-            f"CREATE TABLE old_{side} AS SELECT * EXCLUDE (raw_id) RENAME ({side} AS row) "
-            f"FROM {table}"
-        )
+        kept = [f"{side} AS row", *(["title"] if side == "item" else [])]
+        for name in parent_attributes(parent, side) or {}:
+            kept.append(f"{sql.name(name)} AS {sql.name(old_column(name))}")
+        connection.execute(f"CREATE TABLE old_{side} AS SELECT {', '.join(kept)} FROM {table}")
+    vocabulary = sql.parquet(connection, [parent.file("attributes.parquet")])
     connection.execute(
-        f"INSERT INTO vocabulary FROM read_parquet({sql.text(parent.file('attributes.parquet'))})"
+        f"INSERT INTO vocabulary SELECT side, name, row, value, count FROM {vocabulary}"
     )
     return ids
 
@@ -121,30 +161,47 @@ def stage_parent(
 ) -> None:
     """Write the parent's interactions into the partitions, with the split they had."""
     moment = "timestamp" if parent.has_timestamps else "position"
-    schema = pq.read_schema(parent.split_files("train")[0])
-    if "position" not in schema.names:
-        raise Mistake(
-            f"{parent.path} has no column `position` and cannot be extended: it was not made by "
-            "`tandem prepare`. Prepare all data anew"
-        )
+    _check_rows(connection, parent, ("user", "item", "feedback", "position", moment))
     selects = [
         f"SELECT user, item, feedback, {moment} AS moment, position, {number}::TINYINT AS old "
-        f"FROM read_parquet({sql.texts(parent.split_files(split))})"
-        for number, split in enumerate(("train", "validation", "test"))
+        f"FROM {sql.parquet(connection, parent.split_files(split))}"
+        for number, split in enumerate(SPLITS)
+        if parent.split_files(split)
     ]
     Path(folder).mkdir(parents=True, exist_ok=True)
     connection.execute(
         f"""COPY (SELECT user * {parts} // {catalog.num_users} AS part, user, item, feedback,
                 moment, position, NULL::TINYINT AS given, old
             FROM ({" UNION ALL ".join(selects)}))
-        TO {sql.text(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
+        TO {sql.target(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
             FILENAME_PATTERN 'old_{{i}}')"""
     )
 
 
-def parent_attributes(parent: Dataset | None, side: str) -> dict[str, Attribute]:
-    """The parent's attributes of a side by name."""
+def _check_rows(
+    connection: duckdb.DuckDBPyConnection, parent: Dataset, columns: tuple[str, ...]
+) -> None:
+    """Raise Mistake where the parent's interactions are not what its dataset.json says."""
+    from trainer.data.description import check_columns  # pydantic: half a second
+
+    kinds = dict.fromkeys(columns, "integer")
+    limits = {"user": parent.num_users, "item": parent.num_items}
+    for path in (path for split in SPLITS for path in parent.split_files(split)):
+        with open_parquet(path) as file:
+            check_columns(path, file.schema_arrow, kinds)
+        relation = sql.parquet(connection, [path])
+        for column, limit in limits.items():
+            low, high = sql.one(connection, f"SELECT min({column}), max({column}) FROM {relation}")
+            if low is not None and (low < 0 or high >= limit):
+                raise Mistake(
+                    f"{path}: column {column!r} holds {low if low < 0 else high}, outside "
+                    f"0..{limit - 1} of dataset.json: prepare {parent.path} again"
+                )
+
+
+def parent_attributes(parent: Dataset | None, side: str) -> dict[str, Attribute] | None:
+    """The parent's attributes of a side by name; None without a parent."""
     if parent is None:
-        return {}
+        return None
     known = parent.item_attributes if side == "item" else parent.user_attributes
     return {each.name: each for each in known}

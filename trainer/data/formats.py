@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
-import fsspec
 
 from trainer.data import sql
+from trainer.data.checks import null_text
+from trainer.data.columns import Columns, Table, required, resolve
+from trainer.data.kinds import Kind
+from trainer.data.side_tables import SideFiles, side_select, side_table, with_side_files
 from trainer.data.sources import (
     FORMATS,
     GIVEN,
@@ -16,30 +20,24 @@ from trainer.data.sources import (
     RATING_NAMES,
     TIMESTAMP_NAMES,
     USER_NAMES,
-    Columns,
     SideTable,
     Source,
+    beside,
     given_splits,
     list_files,
     recognise,
-    required,
-    resolve,
-    table_of,
+    unread,
 )
+from trainer.data.text_files import nulls_told, suffix_of
 from trainer.mistake import Mistake
-
-RECBOLE_KINDS = {"token": "text", "token_seq": "multi: ", "float": "buckets", "float_seq": "list"}
 
 LINE_BYTES = 16 << 20
 """Longest line of LightGCN's text: two million items of one user."""
-
-
-@dataclass(frozen=True)
-class SideFiles:
-    """Side tables that the user named."""
-
-    items: str | None = None
-    users: str | None = None
+DAT_COLUMNS = {
+    "ratings.dat": ("user_id", "item_id", "rating", "timestamp"),
+    "movies.dat": ("item_id", "title", "genres"),
+    "users.dat": ("user_id", "gender", "age", "occupation", "zip_code"),
+}
 
 
 def read_source(
@@ -54,108 +52,183 @@ def read_source(
         raise Mistake(
             f"unknown format {format!r}. {sql.near(format, FORMATS)}; or leave --format out"
         )
-    for each in (path, side.items, side.users):
-        if each is not None and "://" in each:
-            connection.register_filesystem(fsspec.core.url_to_fs(each)[0])
-    aside = {str(Path(each).resolve()) for each in (side.items, side.users) if each is not None}
-    files = [each for each in list_files(path) if str(Path(each).resolve()) not in aside]
+    named = {"--items": side.items, "--users": side.users}
+    aside = [each for flag, given in named.items() if given for each in list_files(given, flag)]
+    files = [each for each in list_files(path) if each not in aside]
     if not files:
         raise Mistake(f"{path} holds no interactions besides --items and --users")
     match format or recognise(path, files):
         case "lightgcn":
-            source = _lightgcn(path, files)
+            source, read = _lightgcn(connection, path, files)
         case "recbole":
-            source = _recbole(connection, path, files, columns)
+            source, read = _recbole(connection, path, files, columns)
         case "movielens":
-            source = _movielens(path, files)
+            source, read = _movielens(connection, path, files)
         case "csv":
-            wanted = [each for each in files if {".csv", ".tsv"} & set(Path(each).suffixes)]
-            source = _table(connection, path, "csv", wanted or files, columns)
+            read = [each for each in files if suffix_of(each) in (".csv", ".tsv")] or files
+            source = _table(connection, path, "csv", read, columns)
         case _:
-            wanted = [each for each in files if each.endswith(".parquet")]
-            source = _table(connection, path, "parquet", wanted or files, columns)
-    return _with_side_files(connection, source, columns, side)
+            read = [each for each in files if suffix_of(each) == ".parquet"] or files
+            source = _table(connection, path, "parquet", read, columns)
+    source = replace(source, label=path, notes=(*source.notes, *unread(files, read)))
+    return with_side_files(connection, source, columns, side)
 
 
-def _lightgcn(path: str, files: list[str]) -> Source:
+def _lightgcn(
+    connection: duckdb.DuckDBPyConnection, path: str, files: list[str]
+) -> tuple[Source, list[str]]:
     """Lines `user item item ...` in train.txt, test.txt (and valid.txt), or in one file."""
-    texts = [each for each in files if Path(each).suffix == ".txt" and Path(each).stem in GIVEN]
+    texts = [each for each in files if suffix_of(each) == ".txt" and _given(each) is not None]
     if not texts:
         if len(files) > 1:
             raise Mistake(f"{path} has no train.txt: the lightgcn format needs it")
         texts = files
-    texts.sort(key=lambda each: GIVEN.get(Path(each).stem, 0))
+    texts.sort(key=lambda each: _given(each) or 0)
+    options: dict[str, sql.Option] = {
+        "delim": "\n",
+        "quote": "",
+        "escape": "",
+        "header": False,
+        "max_line_size": LINE_BYTES,
+        "buffer_size": 2 * LINE_BYTES,
+    }
     parts = [
         f"""SELECT words[1] AS raw_user, unnest(words[2:]) AS raw_item,
-            {GIVEN.get(Path(each).stem, 0)}::TINYINT AS given
+            {_given(each) or 0}::TINYINT AS given
         FROM (SELECT string_split_regex(trim(line), '\\s+') AS words
-              FROM read_csv({sql.text(each)}, columns={{'line': 'VARCHAR'}}, delim='\\n', quote='',
-                            escape='', header=false, auto_detect=false, max_line_size={LINE_BYTES},
-                            buffer_size={2 * LINE_BYTES})
-              WHERE trim(line) <> '')"""
+              FROM {sql.csv(connection, [each], ["line"], options)} WHERE trim(line) <> '')"""
         for each in texts
     ]
-    names = tuple(dict.fromkeys(("train", "validation", "test")[_given(each)] for each in texts))
-    given = names if len(names) > 1 else ()
-    split = "given" if given else "NULL::TINYINT AS given"
-    select = (
-        "SELECT raw_user, raw_item, NULL::DOUBLE AS rating, NULL::BIGINT AS timestamp, "
-        f"{split} FROM ({' UNION ALL '.join(parts)})"
+    names = tuple(
+        dict.fromkeys(("train", "validation", "test")[_given(each) or 0] for each in texts)
     )
-    return Source("lightgcn", select, given, False, False, {})
+    given = names if len(names) > 1 else ()
+
+    def select(id_of: Callable[[str], str]) -> str:
+        return (
+            f"SELECT {id_of('raw_user')} AS raw_user, {id_of('raw_item')} AS raw_item, "
+            f"NULL::DOUBLE AS rating, NULL::BIGINT AS timestamp, "
+            f"{'given' if given else 'NULL::TINYINT AS given'} FROM ({' UNION ALL '.join(parts)})"
+        )
+
+    source = Source(
+        format="lightgcn",
+        select=select(lambda word: f"CASE WHEN NOT {null_text(word)} THEN {word} END"),
+        as_written=select(lambda word: word),
+        given=given,
+        has_rating=False,
+        has_timestamp=False,
+        columns={},
+    )
+    return source, texts
 
 
-def _given(file_name: str) -> int:
-    return GIVEN.get(Path(file_name).stem, 0)
+def _given(file_name: str) -> int | None:
+    """The split that LightGCN's file is of: `train.txt`, `test.txt.gz`."""
+    return GIVEN.get(Path(file_name).name.split(".")[0])
 
 
 def _recbole(
     connection: duckdb.DuckDBPyConnection, path: str, files: list[str], columns: Columns
-) -> Source:
+) -> tuple[Source, list[str]]:
     """RecBole's atomic files: NAME.inter (or NAME.train.inter ...), NAME.item, NAME.user."""
-    inter = [each for each in files if each.endswith(".inter")]
+    inter = [each for each in files if suffix_of(each) == ".inter"]
     if not inter:
         raise Mistake(f"{path} has no .inter file: the recbole format needs one")
+    datasets = sorted({_dataset_of(each) for each in inter})
+    if len(datasets) > 1:
+        names = " and ".join(Path(each).name for each in datasets)
+        raise Mistake(f"{path} holds several datasets, {names}: name one's .inter file")
     source = _table(connection, path, "recbole", inter, columns)
-    folder = Path(path) if len(files) > 1 or files[0] != path else Path(path).parent
-    beside = [str(each) for each in sorted(folder.glob("*"))] if "://" not in path else files
+    neighbours = beside(inter[0])
+    known = {which: name.split(":")[0] for which, name in source.columns.items() if name}
+    own_names = Columns(known={**columns.known, **known})
     sides: dict[str, SideTable | None] = {}
-    for suffix, usual in (("item", ITEM_NAMES), ("user", USER_NAMES)):
-        found = [each for each in beside if each.endswith(f".{suffix}")]
-        sides[suffix] = _side(connection, "recbole", found[0], None, usual) if found else None
-    return Source(**{**vars(source), "items": sides["item"], "users": sides["user"]})
+    notes: list[str] = []
+    for which, suffix in (("item", ".item"), ("user", ".user")):
+        found = [each for each in neighbours if suffix_of(each) == suffix]
+        own = [each for each in found if _dataset_of(each) == datasets[0]]
+        sides[which] = (
+            side_table(connection, "recbole", own, own[0], which, own_names) if own else None
+        )
+        if found and not own:
+            names = ", ".join(Path(each).name for each in found)
+            notes.append(
+                f"not read: {names}, which is of another dataset; name it by --{which}s if it "
+                "belongs here"
+            )
+    read = [each for each in files if suffix_of(each) in (".inter", ".item", ".user")]
+    notes = [*source.notes, *notes]
+    source = replace(source, items=sides["item"], users=sides["user"], notes=tuple(notes))
+    return source, read
 
 
-def _movielens(path: str, files: list[str]) -> Source:
+def _dataset_of(file_name: str) -> str:
+    """Folder and NAME of an atomic file, without what names its split."""
+    path = Path(file_name)
+    name = path.name[: path.name.lower().rindex(suffix_of(file_name))]
+    stem, _, last = name.rpartition(".")
+    return str(path.with_name(stem if last in GIVEN and stem else name))
+
+
+def _movielens(
+    connection: duckdb.DuckDBPyConnection, path: str, files: list[str]
+) -> tuple[Source, list[str]]:
     """ratings.dat, movies.dat and users.dat with `::` between columns, in Latin-1."""
-    by_name = {Path(each).name: each for each in files}
-    if "ratings.dat" not in by_name:
-        raise Mistake(f"{path} has no ratings.dat: the movielens format needs it")
+    ratings = [each for each in files if Path(each).name == "ratings.dat"]
+    if len(ratings) != 1:
+        raise Mistake(
+            f"{path} has {len(ratings) or 'no'} ratings.dat: the movielens format needs one"
+        )
+    by_name = {Path(each).name: each for each in beside(ratings[0])}
 
-    def table(file_name: str, names: str) -> str:
-        columns = ", ".join(f"'{each}': 'VARCHAR'" for each in names.split())
+    def relation(file_name: str, nulls: bool) -> str:
+        options: dict[str, sql.Option] = {
+            "delim": "::",
+            "quote": "",
+            "escape": "",
+            "header": False,
+            "encoding": "latin-1",
+        }
+        if nulls:
+            options |= nulls_told("::")
+        return sql.csv(connection, [by_name[file_name]], DAT_COLUMNS[file_name], options)
+
+    def select(nulls: bool) -> str:
         return (
-            f"read_csv({sql.text(by_name[file_name])}, columns={{{columns}}}, delim='::', "
-            "quote='', escape='', header=false, auto_detect=false, encoding='latin-1')"
+            "SELECT user_id AS raw_user, item_id AS raw_item, rating, timestamp, "
+            f"NULL::TINYINT AS given FROM {relation('ratings.dat', nulls)}"
         )
 
-    ratings = table("ratings.dat", "user_id item_id rating timestamp")
-    select = (
-        "SELECT user_id AS raw_user, item_id AS raw_item, rating, timestamp, "
-        f"NULL::TINYINT AS given FROM {ratings}"
-    )
-    names = {"user": "user_id", "item": "item_id", "rating": "rating", "timestamp": "timestamp"}
-    items = users = None
-    if "movies.dat" in by_name:
-        kinds = {"title": "text", "genres": "multi:|"}
-        items = SideTable(
-            table("movies.dat", "item_id title genres"), "item_id", kinds, by_name["movies.dat"]
+    def side(file_name: str, kinds: dict[str, Kind]) -> SideTable | None:
+        if file_name not in by_name:
+            return None
+        id_column = DAT_COLUMNS[file_name][0]
+        return SideTable(
+            side_select(id_column, {each: each for each in kinds}, relation(file_name, False)),
+            side_select(id_column, {}, relation(file_name, True)),
+            id_column,
+            kinds,
+            by_name[file_name],
         )
-    if "users.dat" in by_name:
-        kinds = dict.fromkeys(("gender", "age", "occupation", "zip_code"), "text")
-        relation = table("users.dat", "user_id gender age occupation zip_code")
-        users = SideTable(relation, "user_id", kinds, by_name["users.dat"])
-    return Source("movielens", select, (), True, True, {**names}, items, users)
+
+    source = Source(
+        format="movielens",
+        select=select(True),
+        as_written=select(False),
+        given=(),
+        has_rating=True,
+        has_timestamp=True,
+        columns={
+            "user": "user_id",
+            "item": "item_id",
+            "rating": "rating",
+            "timestamp": "timestamp",
+        },
+        items=side("movies.dat", {"title": Kind("text"), "genres": Kind("multi", "|")}),
+        users=side("users.dat", dict.fromkeys(DAT_COLUMNS["users.dat"][1:], Kind("text"))),
+    )
+    return source, [each for each in files if Path(each).name in DAT_COLUMNS]
 
 
 def _table(
@@ -167,98 +240,54 @@ def _table(
 ) -> Source:
     """Interactions in columns: Parquet, CSV, TSV, or RecBole's .inter files."""
     by_split = given_splits(files) or {"": files}
-    selects = []
-    used: dict[str, str | None] = {}
-    for split, of_split in by_split.items():
-        relation = table_of(connection, format, of_split, path)
-        known = sql.columns_of(connection, relation)
-        used = {
-            "user": required(columns.user, known, USER_NAMES, "--user-column", path),
-            "item": required(columns.item, known, ITEM_NAMES, "--item-column", path),
-            "rating": resolve(columns.rating, known, RATING_NAMES, "--rating-column", path),
-            "timestamp": resolve(
-                columns.timestamp, known, TIMESTAMP_NAMES, "--timestamp-column", path
-            ),
-        }
-        if used["user"] == used["item"]:
-            raise Mistake(f"--user-column and --item-column are both {used['user']!r}")
-        given = str(GIVEN[split]) if split else "NULL"
-        selects.append(
-            f"SELECT {_column(used['user'])} AS raw_user, {_column(used['item'])} AS raw_item, "
-            f"{_column(used['rating'])} AS rating, {_column(used['timestamp'])} AS timestamp, "
-            f"{given}::TINYINT AS given FROM {relation}"
+    tables = {split: Table(connection, format, those, path) for split, those in by_split.items()}
+    used = {split: _used_columns(table, columns) for split, table in tables.items()}
+
+    def select(split: str, nulls: bool, those: list[str] | None = None) -> str:
+        table, names = tables[split], used[split]
+        values = {which: table.value(column) for which, column in names.items()}
+        return (
+            f"SELECT {values['user']} AS raw_user, {values['item']} AS raw_item, "
+            f"{values['rating']} AS rating, {values['timestamp']} AS timestamp, "
+            f"{sql.literal(GIVEN[split] if split else None)}::TINYINT AS given "
+            f"FROM {table.relation(nulls, those)}"
         )
+
+    split_of = {each: split for split, those in by_split.items() for each in those}
+    names = used[next(iter(used))]
+    for split, others in used.items():
+        for which, column in others.items():
+            if (column is None) != (names[which] is None):
+                raise Mistake(
+                    f"{path}: not all of the files named {' and '.join(used)} have a column of "
+                    f"{which}s ({split}: {column}): add it, or name the column in all"
+                )
     return Source(
         format=format,
-        select=" UNION ALL ".join(selects),
+        select=" UNION ALL ".join(select(split, True) for split in by_split),
+        as_written=" UNION ALL ".join(select(split, False) for split in by_split),
+        files=tuple(split_of),
+        select_of=lambda file: select(split_of[file], True, [file]),
         given=tuple(each for each in by_split if each),
-        has_rating=used["rating"] is not None,
-        has_timestamp=used["timestamp"] is not None,
-        columns=used,
+        has_rating=names["rating"] is not None,
+        has_timestamp=names["timestamp"] is not None,
+        columns=names,
+        notes=tuple(note for table in tables.values() for note in table.notes),
     )
 
 
-def _column(column: str | None) -> str:
-    return "NULL" if column is None else sql.name(column)
-
-
-def _with_side_files(
-    connection: duckdb.DuckDBPyConnection, source: Source, columns: Columns, side: SideFiles
-) -> Source:
-    """The source with the side tables that the user named in place of those found beside it."""
-    items, users = source.items, source.users
-    if side.items is not None:
-        wanted = _own_name(columns.item or source.columns.get("item"))
-        items = _side_file(connection, side.items, wanted, columns.item, ITEM_NAMES)
-    if side.users is not None:
-        wanted = _own_name(columns.user or source.columns.get("user"))
-        users = _side_file(connection, side.users, wanted, columns.user, USER_NAMES)
-    return Source(**{**vars(source), "items": items, "users": users})
-
-
-def _own_name(column: str | None) -> str | None:
-    return None if column is None else column.split(":")[0]
-
-
-def _side_file(
-    connection: duckdb.DuckDBPyConnection,
-    path: str,
-    wanted: str | None,
-    named: str | None,
-    usual: tuple[str, ...],
-) -> SideTable:
-    """A named side file: its id column is called as in the interactions, or by a usual name."""
-    files = list_files(path)
-    suffix = Path(files[0]).suffix
-    format = {".parquet": "parquet", ".item": "recbole", ".user": "recbole"}.get(suffix, "csv")
-    names = (wanted.lower(), *usual) if wanted is not None and named is None else usual
-    return _side(connection, format, path, wanted if named else None, names)
-
-
-def _side(
-    connection: duckdb.DuckDBPyConnection,
-    format: str,
-    path: str,
-    wanted: str | None,
-    usual: tuple[str, ...],
-) -> SideTable:
-    relation = table_of(connection, format, list_files(path), path)
-    known = sql.columns_of(connection, relation)
-    flag = "--user-column" if usual[-1] in USER_NAMES else "--item-column"
-    id_column = required(wanted, known, usual, flag, path)
-    kinds: dict[str, str] = {}
-    for column, column_type in known.items():
-        if column != id_column:
-            kinds[column] = _kind(column, column_type)
-    return SideTable(relation, id_column, kinds, path)
-
-
-def _kind(column: str, column_type: str) -> str:
-    """How a column is read as an attribute: by RecBole's header, else by its type."""
-    if ":" in column and column.split(":")[1] in RECBOLE_KINDS:
-        return RECBOLE_KINDS[column.split(":")[1]]
-    if column_type.endswith("[]"):
-        return "list"
-    if column_type == "VARCHAR":
-        return "text?"
-    return "number"
+def _used_columns(table: Table, columns: Columns) -> dict[str, str | None]:
+    """Columns of users, items, ratings and times, by what they hold."""
+    used: dict[str, str | None] = {}
+    for which, wanted, names in (
+        ("user", columns.user, USER_NAMES),
+        ("item", columns.item, ITEM_NAMES),
+        ("rating", columns.rating, RATING_NAMES),
+        ("timestamp", columns.timestamp, TIMESTAMP_NAMES),
+    ):
+        find = required if which in ("user", "item") else resolve
+        usual = columns.usual(which, names)
+        used[which] = find(wanted, table.types, usual, f"--{which}-column", table.label)
+    if used["user"] == used["item"]:
+        raise Mistake(f"--user-column and --item-column are both {used['user']!r}")
+    return used

@@ -238,6 +238,12 @@ class Loader:
             positives_only=feedback == "positive" and disliked > 0,
             skip_corrupt=skip_corrupt,
         )
+        rows = sum(self.dataset.splits[split].rows for split in splits)
+        if groups.rows_G.sum() != rows:
+            raise Mistake(
+                f"the files of {', '.join(splits)} in {self.dataset.path} hold "
+                f"{groups.rows_G.sum()} rows, dataset.json says {rows}: prepare the dataset again"
+            )
         if groups.positives_only:
             groups.count_positives(on_opening)
         return groups

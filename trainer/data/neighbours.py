@@ -24,7 +24,7 @@ import numpy as np
 
 from trainer.data.candidates import hash_counter, hash_key
 from trainer.data.jagged import Jagged, take_ranges
-from trainer.data.schema import Dataset
+from trainer.data.schema import DERIVED, Dataset
 from trainer.data.storage import open_parquet
 
 Side = Literal["user", "item"]
@@ -121,7 +121,7 @@ class Neighbours:
 def _stored(dataset: Dataset, splits: Sequence[str]) -> Path:
     """Folder of the four arrays; the first to need them makes them, whole or not at all."""
     name = f"neighbours-{'-'.join(splits)}-{dataset.digest[:12]}"
-    home = Path(dataset.path) / ".derived"
+    home = Path(dataset.path) / DERIVED
     if not os.access(dataset.path, os.W_OK):  # read-only or remote data
         home = Path(tempfile.gettempdir()) / f"tandem-{os.getuid()}"
     folder = home / name

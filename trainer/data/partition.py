@@ -6,6 +6,9 @@ the data alone, so memory limit, threads and engine change no byte of the output
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,9 +56,11 @@ class PartitionCounts:
 
 def prepare_partition(plan: PartitionPlan, part: int, resources: sql.Resources) -> PartitionCounts:
     """Deduplicate, split, attach histories, and write the files of one partition."""
-    spill = f"{resources.spill}/part-{part:05d}"
-    connection = sql.connect(replace(resources, spill=spill))
-    try:
+    with (
+        _spill_folder(resources.spill) as spill,
+        sql.faults(f"making partition {part}"),
+        closing(sql.connect(replace(resources, spill=spill))) as connection,
+    ):
         duplicates, neutral = _keep_rows(connection, plan, part)
         history = History(
             length=plan.history_length,
@@ -66,10 +71,18 @@ def prepare_partition(plan: PartitionPlan, part: int, resources: sql.Resources) 
         history_tables(connection, history)
         counted = [_write_split(connection, plan, history, part, s) for s in range(3)]
         _write_counts(connection, plan, part)
-    finally:
-        connection.close()
     columns: Any = zip(*counted, strict=True)
     return PartitionCounts(duplicates, neutral, *(tuple(each) for each in columns))
+
+
+@contextmanager
+def _spill_folder(above: str) -> Iterator[str]:
+    """A folder for what does not fit in memory; on a node of its own it leaves nothing behind."""
+    Path(above).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="part-", dir=above) as folder:
+        yield folder
+    with suppress(OSError):  # the driver's, or another task's
+        Path(above).rmdir()
 
 
 def total(counts: list[PartitionCounts]) -> PartitionCounts:
@@ -93,19 +106,11 @@ def _keep_rows(
     connection: duckdb.DuckDBPyConnection, plan: PartitionPlan, part: int
 ) -> tuple[int, int]:
     """Make table `kept` (user, item, feedback, moment, position, split); count what falls out."""
-    staged = _staged_rows(plan, part)
-    direction = "DESC" if plan.keep == "last" else "ASC"
-    connection.execute(
-        f"""CREATE TEMP TABLE pairs AS
-        SELECT * EXCLUDE (old), min(old) OVER (pair ROWS BETWEEN UNBOUNDED PRECEDING
-            AND UNBOUNDED FOLLOWING) AS old
-        FROM {staged}
-        WINDOW pair AS (PARTITION BY user, item ORDER BY coalesce(given, 0),
-            moment {direction}, position {direction})
-        QUALIFY row_number() OVER pair = 1"""
-    )
+    staged = _staged_rows(connection, plan.staging, part)
+    pairs = pairs_select(connection, plan.staging, part, plan.keep)
+    connection.execute(f"CREATE TEMP TABLE pairs AS {pairs}")
     rows = sql.number(connection, f"SELECT count(*) FROM {staged}")
-    pairs, neutral = sql.one(
+    kept, neutral = sql.one(
         connection, "SELECT count(*), count(*) FILTER (feedback = 0) FROM pairs"
     )
     connection.execute("CREATE TEMP VIEW with_feedback AS FROM pairs WHERE feedback <> 0")
@@ -114,14 +119,25 @@ def _keep_rows(
             split::TINYINT AS split FROM ({split_query(plan.rule, "with_feedback")})"""
     )
     connection.execute("DROP VIEW with_feedback; DROP TABLE pairs")
-    return rows - pairs, neutral
+    return rows - kept, neutral
 
 
-def _staged_rows(plan: PartitionPlan, part: int) -> str:
+def pairs_select(connection: duckdb.DuckDBPyConnection, staging: str, part: int, keep: str) -> str:
+    """SELECT of a partition's staged rows, one a user and item. keep: first or last."""
+    direction = "DESC" if keep == "last" else "ASC"
+    return f"""SELECT * EXCLUDE (old), min(old) OVER (pair ROWS BETWEEN UNBOUNDED PRECEDING
+            AND UNBOUNDED FOLLOWING) AS old
+        FROM {_staged_rows(connection, staging, part)}
+        WINDOW pair AS (PARTITION BY user, item ORDER BY coalesce(given, 0),
+            moment {direction}, position {direction})
+        QUALIFY row_number() OVER pair = 1"""
+
+
+def _staged_rows(connection: duckdb.DuckDBPyConnection, staging: str, part: int) -> str:
     """SQL after FROM of a partition's rows; none where all rows of its users were dropped."""
-    files = sorted(str(each) for each in Path(plan.staging, f"rows/part={part}").glob("*.parquet"))
+    files = sorted(Path(staging, f"rows/part={part}").glob("*.parquet"))
     if files:
-        return f"read_parquet({sql.texts(files)})"
+        return sql.parquet(connection, files)
     columns = dict.fromkeys(("user", "item", "moment", "position"), "BIGINT")
     columns.update(dict.fromkeys(("feedback", "given", "old"), "TINYINT"))
     nulls = ", ".join(f"NULL::{of_type} AS {name}" for name, of_type in columns.items())
@@ -144,26 +160,25 @@ def _write_split(
     if rows:
         target = Path(plan.out) / part_file(split_name, part)
         target.parent.mkdir(parents=True, exist_ok=True)
-        order = f"hash(user, item, {plan.rule.seed}), user, item"
+        order = f"hash(user, item, {sql.literal(plan.rule.seed)}), user, item"
         time = "moment AS timestamp, " if plan.has_timestamps else ""
         disliked = ", disliked" if plan.has_feedback else ""
         connection.execute(
             f"""COPY (SELECT user, item, feedback, {time}position, history{disliked}
                 FROM ({rows_select(history, split)}) ORDER BY {order})
-            TO {sql.text(str(target))} ({PARQUET})"""
+            TO {sql.target(target)} ({PARQUET})"""
         )
     if split == 0:
         return rows, positives, rows - positives, 0, 0
     target = Path(plan.staging) / f"queries-{split_name}/part-{part:05d}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     connection.execute(
-        f"COPY ({queries_select(history, split)} ORDER BY user) TO {sql.text(str(target))} "
-        f"({PARQUET})"
+        f"COPY ({queries_select(history, split)} ORDER BY user) TO {sql.target(target)} ({PARQUET})"
     )
     queries, cold = sql.one(
         connection,
         f"SELECT count(*), count(*) FILTER (len(history) = 0) "
-        f"FROM read_parquet({sql.text(str(target))})",
+        f"FROM {sql.parquet(connection, [target])}",
     )
     return rows, positives, rows - positives, queries, cold
 
@@ -176,5 +191,5 @@ def _write_counts(connection: duckdb.DuckDBPyConnection, plan: PartitionPlan, pa
         connection.execute(
             f"""COPY (SELECT {side} AS row, count(*) FILTER (split = 0) AS count,
                 count(*) AS count_with_validation FROM kept WHERE split < 2 AND feedback = 1
-                GROUP BY {side}) TO {sql.text(str(target))} (FORMAT parquet)"""
+                GROUP BY {side}) TO {sql.target(target)} (FORMAT parquet)"""
         )

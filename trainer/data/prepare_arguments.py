@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from trainer.data import sql
-from trainer.data.sources import FORMATS, Columns
+from trainer.data.columns import Columns
+from trainer.data.schema import MAX_HISTORY_LENGTH
+from trainer.data.sources import FORMATS
 from trainer.data.splits import RULES
+from trainer.filesystems import check_text
 from trainer.mistake import Mistake
 
-MAX_HISTORY_LENGTH = 10_000
 DEFAULT_HISTORY_LENGTH = 20
 
 
@@ -24,7 +26,7 @@ class PrepareArguments:
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """File, folder, glob or URI with interactions."""
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder of the dataset; it must not exist yet, unless it is extended."""
+    """Folder or URI of the dataset; it must not exist yet, unless it is extended."""
     format: str | None = None
     """lightgcn, recbole, parquet, csv (also TSV) or movielens (.dat); recognised by the files'
     names where left out."""
@@ -43,9 +45,12 @@ class PrepareArguments:
     title_column: str | None = None
     """Column of --items that holds the title; recognised are title, movie_title, name."""
     item_attributes: tuple[str, ...] | None = None
-    """Columns of --items to use as attributes; all others where left out."""
+    """Columns of --items to use as attributes; all that can be where left out."""
     user_attributes: tuple[str, ...] | None = None
-    """Columns of --users to use as attributes; all others where left out."""
+    """Columns of --users to use as attributes; all that can be where left out."""
+    category: tuple[str, ...] = ()
+    """Columns of --items and --users whose numbers are categories (codes, years), each value for
+    itself; numbers of more than 64 values become 16 buckets else."""
     positive_threshold: float | None = None
     """Ratings of at least this are positive; 4 where ratings go from 1 to 5."""
     dislike_threshold: float | None = None
@@ -58,7 +63,8 @@ class PrepareArguments:
     else random."""
     test_share: float | None = None
     """Share of rows held out for the test; 0.1 where left out. Under leave-last-out a share of
-    each user's rows, or one positive each where left out and there are no dislikes to hold out."""
+    each user's rows, or where left out: one positive each if --split leave-last-out is given or
+    nothing is disliked, else 0.1, so that some dislikes are held out too."""
     validation_share: float | None = None
     """Share of rows held out for validation; 0.1 where left out. Under given a share of each
     user's train rows, unless the files name a validation part."""
@@ -78,13 +84,28 @@ class PrepareArguments:
     """Seed of random splits and of the order of rows; 0 where left out."""
     extend: str | None = None
     """Dataset to add SOURCE to, made by prepare before. Its users and items keep their rows, its
-    training rows stay training rows, its settings hold. OUT may be the same folder."""
+    training rows stay training rows, its settings and names of columns hold. OUT may be the same
+    folder."""
     memory_limit: str = "4GB"
-    """Memory for DuckDB's buffers, beyond which it spills to OUT.partial."""
+    """Memory for DuckDB's buffers, beyond which it spills to --scratch."""
     threads: int | None = None
     """Threads; all cores where left out."""
+    scratch: str | None = None
+    """Folder on a local disk for what DuckDB keeps meanwhile; beside OUT where left out (the
+    system's temporary folder where OUT is a URI)."""
 
     def __post_init__(self) -> None:
+        check_text(self.source, "SOURCE")
+        check_text(self.out, "OUT")
+        sql.check_resources(self.memory_limit, self.threads)
+        for flag, threshold in (
+            ("--positive-threshold", self.positive_threshold),
+            ("--dislike-threshold", self.dislike_threshold),
+        ):
+            if threshold is not None and not math.isfinite(threshold):
+                raise Mistake(f"{flag} {threshold} must be a number, for example 4")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise Mistake(f"--seed {self.seed} must be an integer of 64 bits")
         if self.history_length is not None and not 0 <= self.history_length <= MAX_HISTORY_LENGTH:
             raise Mistake(
                 f"--history-length {self.history_length} must be from 0 (none) to "
@@ -108,14 +129,14 @@ class PrepareArguments:
             )
         if self.split is not None and self.split not in RULES:
             raise Mistake(f"unknown --split {self.split!r}. {sql.near(self.split, RULES)}")
-        if self.threads is not None and self.threads < 1:
-            raise Mistake(f"--threads {self.threads} must be at least 1")
 
-    @property
-    def columns(self) -> Columns:
+    def columns(self, known: dict[str, str]) -> Columns:
+        """Columns that are named, and names to look for first."""
         return Columns(
-            self.user_column, self.item_column, self.timestamp_column, self.rating_column
+            self.user_column,
+            self.item_column,
+            self.timestamp_column,
+            self.rating_column,
+            self.title_column,
+            known,
         )
-
-    def resources(self, spill: Path) -> sql.Resources:
-        return sql.Resources(self.memory_limit, self.threads, str(spill))

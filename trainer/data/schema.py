@@ -15,44 +15,54 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import fsspec
+from annotated_types import Ge, Le, MinLen
 
+from trainer.filesystems import filesystem_of, reached, readable
 from trainer.mistake import Mistake
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")
+MAX_HISTORY_LENGTH = 10_000
+RESERVED = ("item", "user", "raw_id", "title", "count", "count_with_validation")
+"""Columns of items.parquet and users.parquet that are no attributes."""
+DERIVED = ".derived"
+"""Folder of a dataset for what is made of it again where it is missing."""
 AttributeKind = Literal["single", "multi"]
+Count = Annotated[int, Ge(0), Le(2**62)]
 
 
 @dataclass(frozen=True)
 class Attribute:
     """One categorical attribute of users or items; ids are rows 0..num_values-1 of its table."""
 
-    name: str
+    name: Annotated[str, MinLen(1)]
     """Column in items.parquet or users.parquet."""
     kind: AttributeKind
     """single: an int64 column; multi: a list<int64> column."""
-    num_values: int
+    num_values: Annotated[int, Ge(1), Le(2**31)]
     """Rows of the vocabulary, row 0 (missing or unknown) included."""
     boundaries: tuple[float, ...] = ()
     """Where numbers are dealt into buckets: the lower bounds of rows 2, 3, ...; else empty."""
+    of: Literal["number", "time"] = "number"
+    """What boundaries are: numbers of the source, or seconds (since 1970)."""
 
 
 @dataclass(frozen=True)
 class Split:
     """Interactions of one split."""
 
-    rows: int
+    rows: Count
     """Rows of all its files, disliked ones included."""
-    positives: int
+    positives: Count
     """Rows with feedback 1."""
-    disliked: int
+    disliked: Count
     """Rows with feedback -1."""
     files: tuple[str, ...]
     """Parquet files relative to the dataset's folder, in order."""
-    queries: int
+    queries: Count
     """Rows of queries/<split>.parquet: users with a positive target (0 for train)."""
 
 
@@ -60,7 +70,7 @@ class Split:
 class FileRecord:
     """Size and SHA-256 of one file of the dataset."""
 
-    bytes: int
+    bytes: Count
     sha256: str
 
 
@@ -71,18 +81,18 @@ class Dataset:
     path: str
     """Folder, a local path or a URI that fsspec opens; not stored in dataset.json."""
     schema_version: int
-    num_users: int
-    num_items: int
+    num_users: Annotated[int, Ge(1), Le(2**62)]
+    num_items: Annotated[int, Ge(1), Le(2**62)]
     splits: dict[str, Split]
     split_rule: dict[str, Any]
     """The rule's name under "rule", and its parameters."""
-    history_length: int
+    history_length: Annotated[int, Ge(0), Le(MAX_HISTORY_LENGTH)]
     has_timestamps: bool
     has_feedback: bool
     """True where the source had ratings: the files then have the `disliked` columns."""
-    dropped: dict[str, int]
+    dropped: dict[str, Count]
     """Rows of the source that are in no split, counted by reason."""
-    notes: dict[str, int]
+    notes: dict[str, Count]
     """Counts worth knowing about rows that were kept, such as users without training rows."""
     user_attributes: tuple[Attribute, ...]
     item_attributes: tuple[Attribute, ...]
@@ -101,17 +111,22 @@ class Dataset:
         `verify="size"` (cheap) compares the files' sizes with the recorded ones, "digest" reads
         every file and compares its SHA-256.
         """
+        from trainer.data.description import check_tables, dataset_of  # pydantic: half a second
+
         root = str(path).rstrip("/") or "/"
-        filesystem, folder = fsspec.core.url_to_fs(root)
-        if not filesystem.exists(f"{folder}/dataset.json"):
-            raise Mistake(
-                f"{root} is no prepared dataset: it has no dataset.json. "
-                f"Make one with `tandem prepare SOURCE {root}`."
-            )
-        with filesystem.open(f"{folder}/dataset.json", "r") as stream:
-            dataset = _from_json(root, stream.read())
+        filesystem, folder = filesystem_of(root)
+        with reached(root):
+            if not filesystem.isfile(f"{folder}/dataset.json"):
+                raise Mistake(
+                    f"{root} is no prepared dataset: it has no dataset.json. "
+                    f"Make one with `tandem prepare SOURCE {root}`."
+                )
+            with readable(f"{root}/dataset.json"):
+                text = filesystem.cat_file(f"{folder}/dataset.json")
+        dataset = dataset_of(root, text)
         if verify != "none":
             dataset.check_files(full=verify == "digest")
+            check_tables(dataset)
         return dataset
 
     def file(self, name: str) -> str:
@@ -130,16 +145,18 @@ class Dataset:
 
     def check_files(self, full: bool = False) -> None:
         """Raise where a recorded file is missing, has another size or (full) another SHA-256."""
-        filesystem, folder = fsspec.core.url_to_fs(self.path)
+        filesystem, folder = filesystem_of(self.path)
         for name, record in self.files.items():
             full_name = f"{folder}/{name}"
-            if not filesystem.exists(full_name):
-                raise Mistake(f"{self.file(name)} is missing: prepare the dataset again")
-            size = filesystem.size(full_name)
-            if size != record.bytes:
+            with reached(self.path):
+                if not filesystem.exists(full_name):
+                    raise Mistake(f"{self.file(name)} is missing: prepare the dataset again")
+                found = filesystem.info(full_name)
+            if found["type"] != "file" or found["size"] != record.bytes:
                 raise Mistake(
-                    f"{self.file(name)} has {size} bytes, dataset.json says {record.bytes}: "
-                    "it was changed or copied in part. Prepare or copy the dataset again."
+                    f"{self.file(name)} has {found['size']} bytes, dataset.json says "
+                    f"{record.bytes}: it was changed or copied in part. Prepare or copy the "
+                    "dataset again."
                 )
             if full and sha256_of(filesystem, full_name) != record.sha256:
                 raise Mistake(
@@ -171,35 +188,3 @@ def combined_digest(files: dict[str, FileRecord]) -> str:
     """One digest over names and digests of all files, independent of their order."""
     lines = (f"{name} {record.sha256}\n" for name, record in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _from_json(root: str, text: str) -> Dataset:
-    try:
-        contents = json.loads(text)
-        version = contents["schema_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise Mistake(
-            f"{root}/dataset.json cannot be read ({error}): prepare the dataset again"
-        ) from error
-    if version != SCHEMA_VERSION:
-        raise Mistake(
-            f"{root} has schema version {version}, this Tandem reads {SCHEMA_VERSION}: "
-            "prepare the dataset again"
-        )
-    try:
-        attributes = contents.pop("attributes")
-        for side in ("user", "item"):
-            contents[f"{side}_attributes"] = tuple(
-                Attribute(**{**each, "boundaries": tuple(each["boundaries"])})
-                for each in attributes[side]
-            )
-        contents["splits"] = {
-            name: Split(**{**split, "files": tuple(split["files"])})
-            for name, split in contents["splits"].items()
-        }
-        contents["files"] = {n: FileRecord(**each) for n, each in contents["files"].items()}
-        return Dataset(path=root, **contents)
-    except (KeyError, TypeError) as error:
-        raise Mistake(
-            f"{root}/dataset.json lacks or has unknown entries ({error}): prepare the dataset again"
-        ) from error

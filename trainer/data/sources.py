@@ -1,4 +1,4 @@
-"""Formats that prepare reads, each brought to one SELECT.
+"""Sources: their files, the formats they are in, and tables of columns in them.
 
 Every source becomes a SELECT of `raw_user, raw_item, rating, timestamp, given` (as the source types
 them; NULL columns where it has none; `given` 0 train, 1 validation, 2 test, or NULL), and up to two
@@ -7,16 +7,18 @@ side tables with attributes.
 
 from __future__ import annotations
 
-import csv
+import glob
+import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import duckdb
-import fsspec
-
-from trainer.data import sql
+from trainer.data.columns import Columns, resolve
+from trainer.data.kinds import Kind
+from trainer.data.text_files import check_packing, suffix_of
+from trainer.filesystems import check_text, filesystem_of, is_uri, reached
 from trainer.mistake import Mistake
 
 Format = Literal["lightgcn", "recbole", "parquet", "csv", "movielens"]
@@ -31,26 +33,24 @@ TITLE_NAMES = ("title", "movie_title", "name", "item_name", "product_title")
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Columns named by the user; None is recognised by name."""
-
-    user: str | None = None
-    item: str | None = None
-    timestamp: str | None = None
-    rating: str | None = None
-
-
-@dataclass(frozen=True)
 class SideTable:
     """A table of items or users, one row each."""
 
-    relation: str
-    """SQL after FROM."""
+    select: str
+    """SELECT of `raw` and the columns as c0, c1, ..., in which a text is what it says."""
+    select_ids: str
+    """SELECT of `raw` alone, NULL where a text stands for a missing value."""
     id_column: str
-    kinds: dict[str, str]
-    """Attribute columns by name: text, multi:<separator>, list, number or buckets."""
+    kinds: dict[str, Kind]
+    """Columns but the id, by name, and how each is read as an attribute."""
     label: str
     """How messages call the file."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the file is read."""
+
+    def column(self, name: str) -> str:
+        """The column's name in table `side_<side>`: none of the user's, which may be any."""
+        return f"c{list(self.kinds).index(name)}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Source:
 
     format: str
     select: str
+    as_written: str
+    """The same, where no text stands for a missing value."""
     given: tuple[str, ...]
     """Splits that the files name, () where they name none."""
     has_rating: bool
@@ -66,10 +68,24 @@ class Source:
     """Rows have times: a column of them, or under `in_order` their places."""
     columns: dict[str, str | None]
     """Column names used, for dataset.json."""
+    files: tuple[str, ...] = ()
+    """Files of interactions, where there are several."""
+    select_of: Callable[[str], str] | None = None
+    """The SELECT of one of these files."""
     items: SideTable | None = None
     users: SideTable | None = None
+    label: str = ""
+    """How messages call the source."""
     in_order: bool = False
     """A user's rows stand in time order, and their places are the times."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the source is read."""
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """Its own notes and those on its side tables."""
+        sides = [each.notes for each in (self.items, self.users) if each is not None]
+        return (*self.notes, *(note for notes in sides for note in notes))
 
 
 def in_order(source: Source, label: str) -> Source:
@@ -82,31 +98,83 @@ def in_order(source: Source, label: str) -> Source:
     return replace(source, has_timestamp=True, in_order=True)
 
 
-def list_files(source: str) -> list[str]:
-    """Files of a path, folder, glob or URI, sorted; raises where there are none."""
-    filesystem, path = fsspec.core.url_to_fs(source)
-    if "*" in path or "?" in path:
-        found = [each for each in filesystem.glob(path) if filesystem.isfile(each)]
+def list_files(source: str, what: str = "SOURCE") -> list[str]:
+    """Files of a path, folder, glob or URI, sorted; raises where there are none.
+
+    A path that is there is taken letter for letter; only what is not there is a pattern.
+    """
+    check_text(source, what)
+    filesystem, path = filesystem_of(source)
+    with reached(source):
+        found = list(_found(filesystem, path, source))
+        if not found:
+            raise Mistake(f"{source} holds no files: give a file, a folder or a glob of data")
+        sizes = {each: filesystem.size(each) for each in found}
+    if all(size == 0 for size in sizes.values()):
+        raise Mistake(f"{source} is empty (0 bytes): give a file with interactions")
+    scheme = source.split("://", 1)[0] + "://" if is_uri(source) else ""
+    for each in found:
+        check_text(each, "the file name")
+    return [scheme + each for each in sorted(found) if sizes[each] != 0]
+
+
+def _found(filesystem: Any, path: str, source: str) -> Iterator[str]:
+    if filesystem.isfile(path):
+        yield path
     elif filesystem.isdir(path):
-        found = [each for each in filesystem.find(path) if not Path(each).name.startswith(".")]
+        below = _walk(path) if not is_uri(source) else filesystem.find(path)
+        for each in below:
+            if not any(part.startswith(".") for part in Path(each).relative_to(path).parts):
+                yield each
     elif filesystem.exists(path):
-        found = [path]
+        raise Mistake(f"{source} is neither a file nor a folder: give a file, a folder or a glob")
+    elif glob.has_magic(path):
+        yield from _matching(filesystem, path, source)
     else:
         raise Mistake(f"{source} does not exist: give a file, a folder or a glob of data")
-    if not found:
-        raise Mistake(f"{source} holds no files: give a file, a folder or a glob of data")
-    sizes = {each: filesystem.size(each) for each in found}
-    if not any(sizes.values()):
-        raise Mistake(f"{source} is empty (0 bytes): give a file with interactions")
-    scheme = source.split("://", 1)[0] + "://" if "://" in source else ""
-    return [scheme + each for each in sorted(found) if sizes[each]]
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Regular files below a folder, those of linked folders once; raises where it cannot look."""
+
+    def raise_(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for above, folders, names in os.walk(folder, onerror=raise_, followlinks=True):
+        seen.add(os.path.realpath(above))
+        folders[:] = [each for each in folders if os.path.realpath(f"{above}/{each}") not in seen]
+        yield from (f"{above}/{each}" for each in names if Path(above, each).is_file())
+
+
+def _matching(filesystem: Any, pattern: str, source: str) -> Iterator[str]:
+    """Files that match a pattern, whose folders are taken letter for letter while they exist."""
+    parts = Path(pattern).parts
+    kept = 1
+    while kept < len(parts) and filesystem.exists(str(Path(*parts[: kept + 1]))):
+        kept += 1
+    escaped = str(Path(glob.escape(str(Path(*parts[:kept]))), *parts[kept:]))
+    if is_uri(source):
+        found = filesystem.glob(escaped)
+    else:
+        found = glob.glob(escaped, recursive=True)  # noqa: PTH207  a pattern of its own folder
+    yield from (each for each in found if filesystem.isfile(each))
+
+
+def beside(file: str) -> list[str]:
+    """Files in the folder of a file, that one among them."""
+    filesystem, path = filesystem_of(file)
+    scheme = file.split("://", 1)[0] + "://" if is_uri(file) else ""
+    with reached(file):
+        found = filesystem.ls(path.rpartition("/")[0] or "/", detail=False)
+        return [scheme + each for each in sorted(found) if filesystem.isfile(each)]
 
 
 def recognise(source: str, files: list[str]) -> Format:
     """The format of files by their names."""
     names = [Path(each).name for each in files]
-    suffixes = {_suffix(each) for each in names}
-    if any(each.endswith(".inter") for each in names):
+    suffixes = {suffix_of(each) for each in names}
+    if ".inter" in suffixes:
         return "recbole"
     if "ratings.dat" in names:
         return "movielens"
@@ -116,6 +184,8 @@ def recognise(source: str, files: list[str]) -> Format:
         return "parquet"
     if suffixes & {".csv", ".tsv"}:
         return "csv"
+    for each in files:
+        check_packing(each)
     raise Mistake(
         f"the format of {source} is not recognised by its files ({', '.join(names[:5])}): "
         f"say --format {'|'.join(FORMATS)}"
@@ -139,93 +209,21 @@ def given_splits(files: list[str]) -> dict[str, list[str]]:
     return found if "train" in found and len(found) > 1 else {}
 
 
-def header_of(path: str, label: str) -> tuple[list[str], str]:
-    """Column names of a text table and its delimiter: the one most frequent in the first line."""
-    with fsspec.open(path, "rt", compression="infer", encoding="utf-8-sig") as stream:
-        line = stream.readline().rstrip("\r\n")
-    if not line.strip():
-        raise Mistake(f"{label} is empty: its first line has no column names")
-    delimiter = "\t" if _suffix(path) not in (".csv", ".txt") else max(",\t;|", key=line.count)
-    names = next(csv.reader([line], delimiter=delimiter))
-    if len(set(names)) < len(names):
-        raise Mistake(f"{label} has a column name twice: {', '.join(names)}. Rename one")
-    return names, delimiter
-
-
-def table_of(
-    connection: duckdb.DuckDBPyConnection, format: str, files: list[str], label: str
-) -> str:
-    """SQL after FROM that reads all columns of files with a header (or a schema)."""
-    if format == "parquet":
-        relation = f"read_parquet({sql.texts(files)}, union_by_name=true)"
-    else:
-        names, delimiter = header_of(files[0], label)
-        for other in files[1:]:
-            if header_of(other, label)[0] != names:
-                raise Mistake(
-                    f"{other} has other columns than {files[0]} ({', '.join(names)}): "
-                    "give files with one header, or name the one file"
-                )
-        quote = '"' if delimiter != "\t" else ""
-        columns = ", ".join(f"{sql.text(each)}: 'VARCHAR'" for each in names)
-        relation = (
-            f"read_csv({sql.texts(files)}, delim={sql.text(delimiter)}, quote={sql.text(quote)}, "
-            f"escape={sql.text(quote)}, header=true, auto_detect=false, columns={{{columns}}})"
-        )
-    try:
-        sql.columns_of(connection, relation)
-    except duckdb.Error as error:
-        raise Mistake(f"{label} cannot be read as {format}: {_first_line(error)}") from error
-    return relation
-
-
-def resolve(
-    wanted: str | None, known: dict[str, str], usual: tuple[str, ...], flag: str, label: str
-) -> str | None:
-    """A column by the user's name for it, or by the usual names; None where there is none.
-
-    RecBole's headers carry a type (`user_id:token`), which may be left out.
-    """
-    plain = {each.split(":")[0]: each for each in known}
-    if wanted is not None:
-        if wanted in known:
-            return wanted
-        if wanted in plain:
-            return plain[wanted]
-        raise Mistake(f"{label} has no column {wanted!r} ({flag}). {sql.near(wanted, plain)}")
-    lowered = {each.lower(): full for each, full in plain.items()}
-    return next((lowered[each] for each in usual if each in lowered), None)
-
-
-def required(
-    wanted: str | None, known: dict[str, str], usual: tuple[str, ...], flag: str, label: str
-) -> str:
-    """`resolve`, raising where there is no such column."""
-    column = resolve(wanted, known, usual, flag, label)
-    if column is None:
-        raise Mistake(
-            f"{label} has no column called {' or '.join(usual[:3])}: name it with {flag}. "
-            f"There are: {', '.join(known)}"
-        )
-    return column
-
-
-def _suffix(file_name: str) -> str:
-    """The suffix that tells a format: `.csv` of `a.csv.gz`."""
-    suffixes = [each.lower() for each in Path(file_name).suffixes]
-    while suffixes and suffixes[-1] in (".gz", ".zst", ".bz2"):
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def title_column(items: SideTable | None, wanted: str | None) -> str | None:
+def title_column(items: SideTable | None, columns: Columns) -> str | None:
     """The title's column of the item table: as the user names it, or by a usual name."""
     if items is None:
-        if wanted is not None:
+        if columns.title is not None:
             raise Mistake("--title-column needs a file of items: give --items FILE")
         return None
-    return resolve(wanted, items.kinds, TITLE_NAMES, "--title-column", items.label)
+    usual = columns.usual("title", TITLE_NAMES)
+    known = dict.fromkeys(items.kinds, "")
+    return resolve(columns.title, known, usual, "--title-column", items.label)
+
+
+def unread(files: list[str], read: list[str]) -> tuple[str, ...]:
+    """A note on files of a folder that no format has a use for."""
+    left = [Path(each).name for each in files if each not in read]
+    if not left:
+        return ()
+    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+    return (f"not read: {', '.join(left[:5])}{more}",)

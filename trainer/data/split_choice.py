@@ -9,6 +9,7 @@ import duckdb
 
 from trainer.data import sql
 from trainer.data.checks import Thresholds
+from trainer.data.partition import pairs_select
 from trainer.data.prepare_arguments import PrepareArguments
 from trainer.data.sources import Source
 from trainer.data.splits import SplitRule
@@ -67,18 +68,34 @@ def choose_rule(
     )
 
 
-def with_moments(connection: duckdb.DuckDBPyConnection, rule: SplitRule, folder: str) -> SplitRule:
-    """The rule `time` with the moments that leave its shares of all rated rows after them."""
-    staged = f"read_parquet({sql.text(f'{folder}/*/*.parquet')}) WHERE feedback <> 0"
-    rows = sql.number(connection, f"SELECT count(*) FROM {staged}")
+def with_moments(
+    connection: duckdb.DuckDBPyConnection, rule: SplitRule, staging: str, parts: int, keep: str
+) -> SplitRule:
+    """The rule `time` with the moments that leave its shares of all rows that are kept after them.
+
+    Duplicates and neutral ratings leave first, as they do when partitions are made.
+    """
+    connection.execute("CREATE TEMP TABLE moments (moment BIGINT, rows BIGINT)")
+    for part in range(parts):
+        connection.execute(
+            f"""INSERT INTO moments SELECT moment, count(*)
+            FROM ({pairs_select(connection, staging, part, keep)})
+            WHERE feedback <> 0 GROUP BY moment"""
+        )
+    rows = sql.number(connection, "SELECT coalesce(sum(rows), 0) FROM moments")
+    if not rows:
+        return replace(rule, validation_from=0, test_from=0)
     test = rule.test_share or 0.0
     held_out = test + (rule.validation_share or 0.0)
     moments = [
         sql.number(
             connection,
-            f"SELECT moment FROM {staged} ORDER BY moment "
-            f"LIMIT 1 OFFSET {min(rows - 1, int(rows * (1 - share)))}",
+            f"""SELECT min(moment) FROM (
+                SELECT moment, sum(sum(rows)) OVER (ORDER BY moment) AS up_to
+                FROM moments GROUP BY moment)
+            WHERE up_to > {min(rows - 1, int(rows * (1 - share)))}""",
         )
         for share in (held_out, test)
     ]
+    connection.execute("DROP TABLE moments")
     return replace(rule, validation_from=moments[0], test_from=moments[1])

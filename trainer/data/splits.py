@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.data import sql
+
 RuleName = Literal["given", "time", "leave-last-out", "random"]
 RULES = ("given", "time", "leave-last-out", "random")
 LATEST = "moment DESC, position DESC"
@@ -63,8 +65,9 @@ def split_query(rule: SplitRule, kept: str) -> str:
             shares = (rule.test_share or 0.0, rule.validation_share or 0.0)
             return _ranked(rule, kept, _hash_order(rule), shares)
         case "time":
-            return f"""SELECT *, CASE WHEN old = 0 THEN 0 WHEN moment >= {rule.test_from} THEN 2
-                WHEN moment >= {rule.validation_from} THEN 1 ELSE 0 END AS split FROM {kept}"""
+            test, validation = sql.literal(rule.test_from), sql.literal(rule.validation_from)
+            return f"""SELECT *, CASE WHEN old = 0 THEN 0 WHEN moment >= {test} THEN 2
+                WHEN moment >= {validation} THEN 1 ELSE 0 END AS split FROM {kept}"""
         case "leave-last-out":
             if rule.test_share is None:
                 return _last_positives(kept)
@@ -73,7 +76,7 @@ def split_query(rule: SplitRule, kept: str) -> str:
 
 
 def _hash_order(rule: SplitRule) -> str:
-    return f"hash(user, item, {rule.seed}), item"
+    return f"hash(user, item, {sql.literal(rule.seed)}), item"
 
 
 def _ranked(rule: SplitRule, kept: str, order: str, shares: tuple[float, float]) -> str:
@@ -96,8 +99,9 @@ def _ranked(rule: SplitRule, kept: str, order: str, shares: tuple[float, float])
 
 
 def _quota(rule: SplitRule, share: float, limit: str, salt: str) -> str:
-    uniform = f"(hash(user, {rule.seed}, '{salt}') % 1000003)::DOUBLE / 1000003::DOUBLE"
-    return f"least({limit}, floor(n * {share}::DOUBLE + {uniform}))::BIGINT"
+    drawn = f"hash(user, {sql.literal(rule.seed)}, {sql.text(salt)})"
+    uniform = f"({drawn} % 1000003)::DOUBLE / 1000003::DOUBLE"
+    return f"least({limit}, floor(n * {sql.literal(float(share))} + {uniform}))::BIGINT"
 
 
 def _last_positives(kept: str) -> str:

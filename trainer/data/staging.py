@@ -15,9 +15,10 @@ from trainer.data.checks import (
     check_nulls,
     check_ratings,
     null_id,
-    timestamp_expression,
 )
 from trainer.data.sources import SideTable, Source
+from trainer.data.text_files import readable
+from trainer.data.times import check_one_unit, times_of
 from trainer.mistake import Mistake
 
 HISTORY_VALUES_A_PARTITION = 100_000_000
@@ -41,16 +42,13 @@ def load_raw(
 
     Returns the rows dropped, by reason.
     """
-    try:
+    with readable(label, source.format):
         connection.execute(f"CREATE TABLE raw AS {source.select}")
-    except duckdb.Error as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise Mistake(f"{label} cannot be read as {source.format}: {first_line}") from error
     if not sql.number(connection, "SELECT count(*) FROM raw"):
-        raise Mistake(f"{label} is empty: it has a header and no interactions")
+        raise Mistake(f"{label} is empty: it holds no interactions")
     labels = {"raw_user": _column_label(source, "user"), "raw_item": _column_label(source, "item")}
     if not drop_null_ids:
-        check_nulls(connection, "raw", labels)
+        check_nulls(connection, "raw", labels, source.as_written)
         return {}
     missing = " OR ".join(null_id(column) for column in labels)
     dropped = sql.number(connection, f"SELECT count(*) FROM raw WHERE {missing}")
@@ -59,21 +57,37 @@ def load_raw(
 
 
 def load_side(
-    connection: duckdb.DuckDBPyConnection, side: str, table: SideTable | None
-) -> IdColumn:
-    """Copy a side table into `side_<side>`; check that its ids are unique and there."""
+    connection: duckdb.DuckDBPyConnection,
+    side: str,
+    table: SideTable | None,
+    drop_null_ids: bool,
+) -> tuple[IdColumn, int]:
+    """Copy a side table into `side_<side>`; check that its ids are unique and there.
+
+    Returns the kind of ids, and how many rows without one were dropped.
+    """
     if table is None:
         connection.execute(f"CREATE TABLE side_{side} (raw BIGINT)")
-        return IdColumn(True)
-    id_name = table.id_column
-    connection.execute(
-        f"CREATE TABLE side_{side} AS SELECT {sql.name(id_name)} AS raw, "
-        f"* EXCLUDE ({sql.name(id_name)}) FROM {table.relation}"
-    )
+        return IdColumn(True), 0
+    with readable(table.label, "a table"):
+        connection.execute(f"CREATE TABLE side_{side} AS {table.select}")
+        # Only in ids does a text stand for a missing value: a film may be called None.
+        connection.execute(f"CREATE TEMP TABLE side_ids AS {table.select_ids}")
+        connection.execute(
+            f"""UPDATE side_{side} SET raw = NULL FROM side_ids
+            WHERE side_{side}.rowid = side_ids.rowid AND side_ids.raw IS NULL"""
+        )
+        connection.execute("DROP TABLE side_ids")
     if not sql.number(connection, f"SELECT count(*) FROM side_{side}"):
         raise Mistake(f"{table.label} is empty: it has a header and no rows")
-    label = f"column {id_name!r} of {table.label}"
-    check_nulls(connection, f"side_{side}", {"raw": label})
+    label = f"column {table.id_column!r} of {table.label}"
+    dropped = 0
+    if drop_null_ids:
+        missing = null_id("raw")
+        dropped = sql.number(connection, f"SELECT count(*) FROM side_{side} WHERE {missing}")
+        connection.execute(f"DELETE FROM side_{side} WHERE {missing}")
+    else:
+        check_nulls(connection, f"side_{side}", {"raw": label}, table.select)
     ids = check_ids(connection, f"side_{side}", "raw", label, f"--{side}-column")
     twice = connection.execute(
         f"SELECT raw, count(*) FROM side_{side} GROUP BY raw HAVING count(*) > 1 ORDER BY raw"
@@ -83,7 +97,7 @@ def load_side(
             f"{table.label} has {len(twice)} ids more than once, for example {twice[0][0]!r} "
             f"({twice[0][1]} rows): leave one row for each {side}"
         )
-    return ids
+    return ids, dropped
 
 
 def check_source(
@@ -119,13 +133,15 @@ def make_catalog(
     """
     numbers = []
     for side, ids in (("user", user_ids), ("item", item_ids)):
+        # One type in all tables: DuckDB would join 0010 with 10 where one side has integers.
+        connection.execute(f"ALTER TABLE side_{side} ALTER raw TYPE {ids.type}")
         connection.execute(f"CREATE TABLE IF NOT EXISTS {side}s (row BIGINT, raw {ids.type})")
         connection.execute(
             f"""INSERT INTO {side}s
             SELECT (SELECT count(*) FROM {side}s) + row_number() OVER (ORDER BY hash(raw), raw) - 1,
                 raw
             FROM (SELECT {ids.expression(f"raw_{side}")} AS raw FROM raw
-                UNION SELECT {ids.expression("raw")} FROM side_{side}) AS found
+                UNION SELECT raw FROM side_{side}) AS found
             WHERE NOT EXISTS (SELECT 1 FROM {side}s WHERE {side}s.raw = found.raw)"""
         )
         count = sql.number(connection, f"SELECT count(*) FROM {side}s")
@@ -143,7 +159,7 @@ def _check_overlap(connection: duckdb.DuckDBPyConnection, side: str, ids: IdColu
     """Raise where a side table shares no id with the interactions."""
     rows, shared = sql.one(
         connection,
-        f"""SELECT count(*), count(*) FILTER ({ids.expression("raw")} IN
+        f"""SELECT count(*), count(*) FILTER (raw IN
             (SELECT {ids.expression(f"raw_{side}")} FROM raw)) FROM side_{side}""",
     )
     if rows and not shared:
@@ -176,22 +192,25 @@ def stage_rows(
     feedback = "1"
     reasons = {}
     if thresholds is not None:
-        disliked = (
-            "" if thresholds.dislike is None else f"WHEN {rating} <= {thresholds.dislike} THEN -1"
+        positive, dislike = sql.literal(thresholds.positive), sql.literal(thresholds.dislike)
+        feedback = (
+            f"CASE WHEN {rating} >= {positive} THEN 1 WHEN {rating} <= {dislike} THEN -1 ELSE 0 END"
         )
-        feedback = f"CASE WHEN {rating} >= {thresholds.positive} THEN 1 {disliked} ELSE 0 END"
         reasons["missing_rating"] = f"{rating} IS NULL OR isnan({rating})"
     time, unit = f"{first_position} + raw.rowid", None
     if source.in_order:
         unit = "place"
     elif source.has_timestamp:
         label = _column_label(source, "timestamp")
-        time, unit = timestamp_expression(connection, "raw", label)
+        times = times_of(connection, "raw", label)
+        check_one_unit(connection, source, times, label)
+        time, unit = times.expression, times.unit
         reasons["missing_timestamp"] = f"({time}) IS NULL"
     dropped = {
         reason: sql.number(connection, f"SELECT count(*) FROM raw WHERE {condition}")
         for reason, condition in reasons.items()
     }
+    _check_left(connection, source, dropped)
     keep = " AND ".join(f"NOT ({each})" for each in reasons.values()) or "true"
     Path(folder).mkdir(parents=True, exist_ok=True)
     connection.execute(
@@ -203,12 +222,27 @@ def stage_rows(
             JOIN users ON users.raw = {catalog.user_ids.expression("raw.raw_user")}
             JOIN items ON items.raw = {catalog.item_ids.expression("raw.raw_item")}
             WHERE {keep}
-        ) TO {sql.text(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
+        ) TO {sql.target(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
             FILENAME_PATTERN 'new_{{i}}')"""
     )
     return {reason: count for reason, count in dropped.items() if count}, unit
 
 
+def _check_left(
+    connection: duckdb.DuckDBPyConnection, source: Source, dropped: dict[str, int]
+) -> None:
+    """Raise where no row has what a row needs."""
+    rows = sql.number(connection, "SELECT count(*) FROM raw")
+    for reason, count in dropped.items():
+        if count == rows:
+            what = reason.removeprefix("missing_")
+            raise Mistake(
+                f"{_column_label(source, what)} is empty in all {rows:,} rows: "
+                f"name another column with --{what}-column"
+            )
+
+
 def _column_label(source: Source, which: str) -> str:
     column = source.columns.get(which)
-    return f"the {which} column" if column is None else f"column {column!r}"
+    named = f"the {which} column" if column is None else f"column {column!r}"
+    return f"{source.label}: {named}"

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 
+from trainer import filesystems
+from trainer.filesystems import is_uri, local_path, readable
 from trainer.mistake import Mistake
 
 
@@ -16,12 +18,12 @@ def filesystem_of(path: str | Path) -> tuple[pafs.FileSystem, str]:
     through fsspec, for example memory:// or abfs://.
     """
     name = str(path)
-    if "://" not in name:
-        return pafs.LocalFileSystem(), str(Path(name).absolute())
+    if not is_uri(name):
+        return pafs.LocalFileSystem(), str(local_path(name))
     try:
         return pafs.FileSystem.from_uri(name)
     except ValueError:
-        filesystem, inner = url_to_fs(name)
+        filesystem, inner = filesystems.filesystem_of(name)
         return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), inner
 
 
@@ -33,16 +35,20 @@ def open_parquet(path: str | Path, metadata: pq.FileMetaData | None = None) -> p
     filesystem, inner = filesystem_of(path)
     local = isinstance(filesystem, pafs.LocalFileSystem)
     try:
-        return pq.ParquetFile(
-            inner,
-            filesystem=None if local else filesystem,
-            metadata=metadata,
-            memory_map=local,
-            pre_buffer=not local,
-        )
-    except FileNotFoundError as error:
+        with readable(path):
+            return pq.ParquetFile(
+                inner,
+                filesystem=None if local else filesystem,
+                metadata=metadata,
+                memory_map=local,
+                pre_buffer=not local,
+            )
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise Mistake(f"{path} does not exist: prepare or copy the dataset again") from error
-    except (OSError, ValueError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        # An OSError with a number is the system's, one without of a store's a reset connection.
+        if isinstance(error, OSError) and (error.errno is not None or not local):
+            raise
         raise Mistake(
             f"{path} cannot be opened as Parquet ({error}): prepare or copy the dataset again"
         ) from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from trainer.data.schema import Dataset
 from trainer.screen import Sheet
 
@@ -16,8 +19,9 @@ def print_summary(dataset: Dataset, seconds: float) -> None:
     splits.print()
     facts = Sheet("", "", framed=False)
     facts.add("users, items", f"{dataset.num_users:,}, {dataset.num_items:,}")
-    rule = ", ".join(f"{key} {value}" for key, value in dataset.split_rule.items() if value != ())
-    facts.add("split", rule)
+    facts.add("split", _rule(dataset.split_rule))
+    for line in _columns(dataset.source):
+        facts.add(*line)
     facts.add("rows in the source", f"{dataset.source['rows']:,}")
     for reason, count in dataset.dropped.items():
         facts.add(f"dropped: {reason.replace('_', ' ')}", f"{count:,}")
@@ -35,3 +39,25 @@ def print_summary(dataset: Dataset, seconds: float) -> None:
     facts.add("digest", dataset.digest[:16])
     facts.add("time", f"{seconds:.1f} s")
     facts.print()
+
+
+def _rule(rule: dict[str, Any]) -> str:
+    """The rule and its parameters, without those of another rule."""
+    others = {"given", "validation"} if rule["rule"] != "given" else set()
+    shown = {key: value for key, value in rule.items() if key not in others}
+    return ", ".join(
+        f"{key} {' '.join(value) if isinstance(value, list | tuple) else value}"
+        for key, value in shown.items()
+    )
+
+
+def _columns(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Which columns were taken, and what their ratings mean; a planted dataset has none."""
+    taken = {role: name for role, name in source.get("columns", {}).items() if name is not None}
+    if taken:
+        yield "columns", ", ".join(f"{role} {name}" for role, name in taken.items())
+    thresholds = source.get("thresholds")
+    if thresholds is not None:
+        disliked = thresholds["dislike"]
+        low = "" if disliked is None else f", disliked up to {disliked:g}"
+        yield "ratings", f"liked from {thresholds['positive']:g}{low}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,16 +25,20 @@ from trainer.data.planted import PlantedModel
 from trainer.data.planted_files import DatasetWriter, RawWriter
 from trainer.data.planted_rows import PartRows, make_part
 from trainer.data.planted_truth import CUTOFFS, BestPossible, best_possible
-from trainer.data.schema import Dataset
+from trainer.data.schema import MAX_HISTORY_LENGTH, Dataset
+from trainer.data.sql import MOST_THREADS
 from trainer.data.summary import print_summary
+from trainer.filesystems import check_text
 from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import Progress, TerminalProgress
 from trainer.screen import say
+from trainer.whole_folder import whole_folder
 
 ROWS_PER_PART = 1 << 20
 TRUTH_USERS = 20_000
 MAX_LENGTH = 1000
+MAX_ZIPF_EXPONENT = 10
 MIN_CLUSTERS, MAX_CLUSTERS = 8, 2000
 HELD_OUT = {"validation": 1, "test": 2}
 
@@ -45,7 +48,7 @@ class SynthArguments:
     """Generate a dataset with planted preferences, its best possible recall beside it."""
 
     out: Annotated[str, tyro.conf.Positional]
-    """Folder of the dataset (local); it must not exist yet."""
+    """Folder or URI of the dataset; it must not exist yet."""
     users: int = 5_000
     """Number of users."""
     items: int = 3_000
@@ -75,17 +78,23 @@ class SynthArguments:
     """Threads; all cores where left out."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("users", 1),
-            ("items", 2 * MIN_CLUSTERS),
-            ("interactions", 1),
-            ("history_length", 0),
-            ("held_out", 1),
-            ("held_out_users", 0),
+        check_text(self.out, "OUT")
+        for name, least, most in (
+            ("users", 1, 1 << 40),
+            ("items", 2 * MIN_CLUSTERS, (1 << 31) - 1),
+            ("interactions", 1, 1 << 50),
+            ("seed", 0, (1 << 63) - 1),
+            ("history_length", 0, MAX_HISTORY_LENGTH),
+            ("held_out", 1, MAX_LENGTH),
+            ("held_out_users", 0, 1 << 40),
+            ("threads", 1, MOST_THREADS),
+            ("zipf_exponent", 0, MAX_ZIPF_EXPONENT),
         ):
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
                 flag = name.replace("_", "-")
-                raise Mistake(f"--{flag} {getattr(self, name)} must be at least {least}")
+                bound = f"at least {least}" if value < least else f"at most {most:,}"
+                raise Mistake(f"--{flag} {value} must be {bound}")
         if not MIN_CLUSTERS // 2 <= self.num_clusters <= self.items // 2:
             raise Mistake(
                 f"--clusters {self.num_clusters} must be from {MIN_CLUSTERS // 2} to "
@@ -100,8 +109,6 @@ class SynthArguments:
                 f"--interactions {self.interactions} make {mean:.1f} a user: take more than "
                 f"{self.shortest} and at most {min(MAX_LENGTH, self.items // 4)} a user"
             )
-        if self.threads is not None and self.threads < 1:
-            raise Mistake(f"--threads {self.threads} must be at least 1")
 
     @property
     def num_clusters(self) -> int:
@@ -129,19 +136,15 @@ def synth(
 ) -> None:
     """Generate the dataset; print its size, rate and best possible recall if `show`."""
     started = time.monotonic()
-    out = Path(arguments.out)
-    if out.exists():
-        raise Mistake(f"{out} exists already: remove it, or name another folder")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     shown = progress or TerminalProgress()
     try:
-        rows, best = _build(arguments, partial, shown)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        with whole_folder(arguments.out) as folder:
+            rows, best = _build(arguments, folder, shown)
+    except MemoryError as error:
+        raise Mistake(
+            f"--items {arguments.items} and --users {arguments.users} do not fit in memory "
+            f"({error}): take fewer, or --threads 1"
+        ) from error
     finally:
         shown.close()
     if show:

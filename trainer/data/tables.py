@@ -24,12 +24,13 @@ def write_items_and_users(
 ) -> None:
     """Write items.parquet and users.parquet, rows ascending without gaps.
 
-    title: the column of table side_item that holds titles. extends: rows that the side tables lack
-    take their title and attributes from tables old_item and old_user.
+    title: the column of table side_item that holds titles, by its name there. extends: rows that
+    the side tables lack take their title and attributes from tables old_item and old_user.
     """
     for side in ("item", "user"):
         columns = [f"{side}s.row AS {side}", f"{side}s.raw AS raw_id"]
-        counts = f"read_parquet({sql.text(f'{staging}/counts-{side}/*.parquet')})"
+        parts = sorted(Path(staging, f"counts-{side}").glob("*.parquet"))
+        counts = sql.parquet(connection, parts)
         joins = [
             f"""LEFT JOIN (SELECT row, sum(count)::BIGINT AS count,
                     sum(count_with_validation)::BIGINT AS count_with_validation
@@ -40,7 +41,7 @@ def write_items_and_users(
             joins.append(f"LEFT JOIN old_{side} AS old ON old.row = {side}s.row")
         if side == "item":
             titles = ["old.title"] if extends else []
-            titles += [] if title is None else [f"CAST(side.{sql.name(title)} AS VARCHAR)"]
+            titles += [] if title is None else [f"nullif(trim(CAST(side.{title} AS VARCHAR)), '')"]
             columns.append(f"coalesce({', '.join([*reversed(titles), 'NULL::VARCHAR'])}) AS title")
         columns.append("coalesce(counts.count, 0) AS count")
         if side == "item":
@@ -48,14 +49,14 @@ def write_items_and_users(
         for each in attributes[side]:
             name = sql.name(each.attribute.name)
             values = [] if each.table is None else [f"{each.table}.value"]
-            values += [f"old.{name}"] if extends else []
+            values += [f"old.{sql.name(old_column(each.attribute.name))}"] if extends else []
             values.append("0::BIGINT" if each.attribute.kind == "single" else "[]::BIGINT[]")
             columns.append(f"coalesce({', '.join(values)}) AS {name}")
             if each.table is not None:
                 joins.append(f"LEFT JOIN {each.table} ON {each.table}.raw = {side}s.raw")
         connection.execute(
             f"COPY (SELECT {', '.join(columns)} FROM {side}s {' '.join(joins)} "
-            f"ORDER BY {side}s.row) TO {sql.text(f'{out}/{side}s.parquet')} ({TABLE})"
+            f"ORDER BY {side}s.row) TO {sql.target(f'{out}/{side}s.parquet')} ({TABLE})"
         )
 
 
@@ -63,7 +64,7 @@ def write_vocabularies(connection: duckdb.DuckDBPyConnection, out: str) -> None:
     """Write attributes.parquet: side, name, row, value, count."""
     connection.execute(
         "COPY (SELECT side, name, row, value, count FROM vocabulary ORDER BY side, name, row) "
-        f"TO {sql.text(f'{out}/attributes.parquet')} ({PARQUET})"
+        f"TO {sql.target(f'{out}/attributes.parquet')} ({PARQUET})"
     )
 
 
@@ -71,8 +72,13 @@ def join_queries(connection: duckdb.DuckDBPyConnection, staging: str, out: str) 
     """Put the partitions' queries together, in the order of the partitions: users ascend."""
     (Path(out) / "queries").mkdir()
     for split in ("validation", "test"):
-        parts = sorted(str(each) for each in Path(staging, f"queries-{split}").glob("*.parquet"))
+        parts = sorted(Path(staging, f"queries-{split}").glob("*.parquet"))
         connection.execute(
-            f"COPY (FROM read_parquet({sql.texts(parts)})) "
-            f"TO {sql.text(f'{out}/queries/{split}.parquet')} ({PARQUET})"
+            f"COPY (FROM {sql.parquet(connection, parts)}) "
+            f"TO {sql.target(f'{out}/queries/{split}.parquet')} ({PARQUET})"
         )
+
+
+def old_column(attribute: str) -> str:
+    """What tables old_item and old_user call an attribute: its name might be one of theirs."""
+    return f"old {attribute}"

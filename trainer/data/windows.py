@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from trainer.data.damage import DamagedError, decoded, read_range
+from trainer.data.description import check_columns
 from trainer.data.jagged import Jagged, concatenate, from_arrow, offsets_of
 from trainer.data.order import EpochOrder
 from trainer.data.storage import filesystem_of, open_parquet
@@ -61,7 +62,7 @@ class RowGroups:
 
     def __post_init__(self) -> None:
         with ThreadPoolExecutor(FILES_OPENED_AT_ONCE) as pool:
-            self._metadata = list(pool.map(_footer, self.paths))
+            self._metadata = list(pool.map(partial(_footer, columns=self.columns), self.paths))
         self._groups = [
             (file, group)
             for file, metadata in enumerate(self._metadata)
@@ -217,6 +218,9 @@ def permute_bags(bags: Jagged, rows: np.ndarray, limit: int | None) -> Jagged:
     return Jagged(permuted.numpy(), offsets_of(taken.numpy()))
 
 
-def _footer(path: str) -> pq.FileMetaData:
+def _footer(path: str, columns: Sequence[str]) -> pq.FileMetaData:
+    """A file's footer, if it has the columns: plain integers, then lists."""
+    kinds = dict.fromkeys(columns[:3], "integer") | dict.fromkeys(columns[3:], "integers")
     with open_parquet(path) as file:
+        check_columns(path, file.schema_arrow, kinds)
         return file.metadata

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import tyro
 
+from trainer.flags import check_given, check_ranges
 from trainer.live.prometheus import HOW_TO_INSTALL, Prometheus, is_installed, make_config
 from trainer.live.server import LivePage
-from trainer.mistake import Mistake
 from trainer.run import RunFolder
 from trainer.screen import say
 from trainer.storage import StoragePath, storage_path
@@ -43,10 +43,8 @@ class DashboardArguments:
     deleted at the end."""
 
     def __post_init__(self) -> None:
-        for name in ("port", "prometheus_port"):
-            value = getattr(self, name)
-            if not 0 <= value < 65536:
-                raise Mistake(f"--{name.replace('_', '-')} {value}: must be 0 to 65535")
+        check_given(self, ("host", "ray_discovery", "storage"), ("run",))
+        check_ranges(self, port=(0, 65535), prometheus_port=(1, 65535))
 
 
 def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None) -> None:
@@ -66,7 +64,7 @@ def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None
             config = make_config(list(arguments.discovery), arguments.ray_discovery)
             server = Prometheus(config, folder, arguments.prometheus_port)
             closing.callback(server.close)
-            say(f"prometheus: {server.url} (alerts: {server.url}/alerts)")
+            say(f"prometheus: {server.url}")
             say("grafana:    see deploy/grafana, or deploy/compose.yaml")
         elif arguments.prometheus:
             say(HOW_TO_INSTALL)

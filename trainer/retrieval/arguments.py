@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from trainer.flags import MOST, check_given, check_range, check_ranges
 from trainer.mistake import Mistake
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
@@ -34,17 +35,14 @@ class EvaluateArguments:
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        _check_given(self, ("run", "data"))
+        check_given(self, ("data",), ("run",))
         if self.k == ():
             raise Mistake("--k is empty: give at least one cut-off, or leave it out")
-        if self.k is not None and min(self.k) < 1:
-            raise Mistake(f"--k {' '.join(map(str, self.k))}: at least 1")
+        for k in self.k or ():
+            check_range("--k", k, 1)
         if self.users is not None:
-            _check_least("--users", self.users, 2, "a sample; leave it out for all")
-        if not 0 <= self.groups <= 255:
-            raise Mistake(f"--groups {self.groups}: from 0 to 255")
-        if not 0 <= self.seed < 1 << 63:
-            raise Mistake(f"--seed {self.seed}: from 0 to 2^63 - 1")
+            check_range("--users", self.users, 2, what="a sample; leave it out for all")
+        check_ranges(self, groups=(0, 255), seed=(0, MOST))
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class RecommendArguments:
     def __post_init__(self) -> None:
         if (self.user is None) == (self.items is None):
             raise Mistake("give either --user ID or --items ID,ID,...")
-        _check_given(self, ("run", "user", "items", "data"))
-        _check_least("-k", self.k, 1)
+        check_given(self, ("user", "items", "data"), ("run",))
+        check_range("-k", self.k, 1)
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ class SimilarArguments:
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        _check_given(self, ("run", "item", "data"))
-        _check_least("-k", self.k, 1)
+        check_given(self, ("item", "data"), ("run",))
+        check_range("-k", self.k, 1)
 
 
 @dataclass(frozen=True)
@@ -112,21 +110,7 @@ class ExportArguments:
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        _check_given(self, ("run", "out", "data"))
-        _check_least("--index-k", self.index_k, 1)
-        _check_least("--encoder-limit", self.encoder_limit, 0)
+        check_given(self, ("data",), ("run", "out"))
+        check_ranges(self, index_k=(1, MOST), encoder_limit=(0, MOST))
         if self.index is not None and not self.users:
             raise Mistake("--index compares with exact search by users: leave out --no-users")
-
-
-def _check_least(flag: str, value: int, least: int, what: str = "") -> None:
-    if value < least:
-        raise Mistake(f"{flag} {value}: at least {least}{f', for {what}' if what else ''}")
-
-
-def _check_given(arguments: object, names: tuple[str, ...]) -> None:
-    """An empty word is a variable of the shell that was not set, not a choice."""
-    for name in names:
-        if vars(arguments)[name] == "":
-            shown = name.upper() if name in ("run", "out") else f"--{name}"
-            raise Mistake(f"{shown} is empty")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
 from trainer.retrieval.workers import is_first_process, on_workers
 from trainer.run import RunFolder
-from trainer.run_files import write_json
+from trainer.run_files import read_json, write_json
 from trainer.screen import Sheet, say
 from trainer.storage import StoragePath, storage_path
 
@@ -61,14 +60,7 @@ def _checked(arguments: EvaluateArguments) -> tuple[EvaluateArguments, dict[str,
 
 
 def _read_before(path: StoragePath) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        before = json.loads(path.read_bytes()) if path.is_file() else None
-    except (ValueError, RecursionError) as error:
-        raise Mistake(
-            f"{path} cannot be read ({error}): move it away, it is written anew"
-        ) from error
+    before = read_json(path) if path.exists() else {}
     if not isinstance(before, dict):
         raise Mistake(f"{path} holds no evaluations: move it away, it is written anew")
     return before

@@ -8,14 +8,13 @@
 
 docs/serving.md tells how they are used.
 
-OUT appears whole or not at all: it is written as OUT.partial and renamed.
+OUT appears whole or not at all (whole_folder.py).
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -28,9 +27,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.agreement import together
+from trainer.agreement import gather_objects
 from trainer.data.schema import Dataset
 from trainer.data.storage import open_parquet
+from trainer.filesystems import is_uri
 from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.restore import TrainedRun, load_run
@@ -52,20 +52,34 @@ from trainer.retrieval.programs import (
     save_program,
     table_bytes,
 )
-from trainer.retrieval.workers import on_workers
+from trainer.retrieval.workers import is_first_process, on_workers
 from trainer.retrieval.writing import written
 from trainer.run_files import write_json
 from trainer.screen import say
+from trainer.whole_folder import whole_folder
 
 QUERIES_OF_RECALL = 1000
 
 
 def export(arguments: ExportArguments) -> dict[str, Any]:
-    """Write OUT and print what is in it; returns the contents of export.json."""
-    facts: dict[str, Any] = on_workers(export_on_rank, arguments, arguments.workers)
+    """Write OUT and print what is in it; returns the contents of export.json.
+
+    OUT is held by the process that starts the ranks, which may be killed: what they wrote goes.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(_new_folder(arguments.out)) if is_first_process() else None
+        facts: dict[str, Any] = on_workers(export_on_rank, (arguments, folder), arguments.workers)
+        if folder is not None:
+            write_json(folder / "export.json", facts)
+    if is_first_process():
+        _tell(facts, arguments.out)
+    return facts
+
+
+def _tell(facts: dict[str, Any], out: str) -> None:
     say(
         f"exported {facts['items']:,} items and {facts['users']:,} users, "
-        f"{facts['width']} wide, to {arguments.out}"
+        f"{facts['width']} wide, to {out}"
     )
     say(f"programs: {', '.join(facts['programs'])}")
     if "index" in facts:
@@ -74,20 +88,33 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             f"index {found['kind']}: recall@{found['k']} against exact search "
             f"{found['recall']:.4f} over {found['queries']:,} users"
         )
-    return facts
 
 
-def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
-    """Collective; the facts are whole on rank 0 alone."""
-    out = Path(arguments.out)
-    partial = out.with_name(out.name + ".partial")
-    together(lambda: _make_folders(out, partial) if ranks.is_first else None)  # collective
+@contextmanager
+def _new_folder(out: str) -> Iterator[Path]:
+    """The folder that becomes OUT."""
+    if is_uri(out):
+        raise Mistake(f"{out} is a URI: export to a folder, and copy it from there")
+    with whole_folder(out) as folder:
+        for name in ("items", "users"):
+            (folder / name).mkdir()
+        yield folder
+
+
+def export_on_rank(given: tuple[ExportArguments, Path | None], ranks: Ranks) -> dict[str, Any]:
+    """Write everything but export.json, whose contents are whole on rank 0 alone. Collective.
+
+    Args:
+        given: rank 0's folder counts, which every rank sees.
+    """
+    arguments, folder = given[0], gather_objects(given[1])[0]  # collective
+    assert folder is not None
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
     encoder = Encoder.of_run(trained, ranks)
-    width = write_items(encoder, trained.dataset, partial / "items")  # collective
+    width = write_items(encoder, trained.dataset, folder / "items")  # collective
     if arguments.users:
-        write_users(encoder, trained.dataset, partial / "users")  # collective
-    programs = write_programs(trained, ranks, partial, arguments.encoder_limit)  # collective
+        write_users(encoder, trained.dataset, folder / "users")  # collective
+    programs = write_programs(trained, ranks, folder, arguments.encoder_limit)  # collective
     dist.barrier()  # collective: all parts are written
     inputs = trained.model.inputs
     facts: dict[str, Any] = {
@@ -103,12 +130,8 @@ def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
         "mean_keys": sorted(inputs.mean_keys),
         "programs": {name: program_facts(name, inputs, width) for name in programs},
     }
-    if ranks.is_first:
-        if arguments.index is not None:
-            facts["index"] = _write_index(arguments, partial, facts)
-        write_json(partial / "export.json", facts)
-        partial.rename(out)
-    dist.barrier()  # collective: OUT is in place when any rank returns
+    if ranks.is_first and arguments.index is not None:
+        facts["index"] = _write_index(arguments, folder, facts)
     return facts
 
 
@@ -233,11 +256,3 @@ def _write_index(arguments: ExportArguments, folder: Path, facts: dict[str, Any]
         "recall": recall,
         "queries": len(rows),
     }
-
-
-def _make_folders(out: Path, partial: Path) -> None:
-    if out.exists():
-        raise Mistake(f"{out} exists already; choose another folder, or remove it")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in ("items", "users"):
-        (partial / name).mkdir(parents=True)

@@ -6,13 +6,10 @@ the split's start, from queries/<split>.parquet.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import duckdb
-import fsspec
 import numpy as np
 import pyarrow as pa
 import torch
@@ -20,12 +17,9 @@ import torch
 from trainer.data import sql
 from trainer.data.jagged import Jagged, from_arrow
 from trainer.data.schema import Dataset
-from trainer.machine import usable_cpus, usable_memory_bytes
-from trainer.ranks import Ranks
 from trainer.retrieval.item_lists import ItemLists
 
 SPLITS = ("train", "validation")
-LEAST_MEMORY_MB = 64
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def known_users(
             nobody = _spread(np.empty(0, np.int64), None, start, min(start + block_size, stop))
             yield KnownUsers(start, nobody, nobody, nobody)
         return
-    with _connection() as connection:
+    with sql.in_memory(torch.get_num_threads()) as connection:
         reader = _select(connection, dataset, first, stop, with_seen)
         rest = reader.schema.empty_table()
         for start in starts:
@@ -76,24 +70,10 @@ def known_users(
             )
 
 
-@contextmanager
-def _connection() -> Iterator[duckdb.DuckDBPyConnection]:
-    """Within this rank's share of the machine; half of the memory is the model's."""
-    ranks = Ranks.from_environment().local_world_size
-    memory_mb = max(usable_memory_bytes() // 2 // ranks // 1_000_000, LEAST_MEMORY_MB)
-    with tempfile.TemporaryDirectory(prefix="tandem-") as spill:
-        limits = sql.Resources(f"{memory_mb}MB", max(usable_cpus() // ranks, 1), spill)
-        with closing(sql.connect(limits)) as connection:
-            yield connection
-
-
 def _select(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, first: int, stop: int, with_seen: bool
 ) -> pa.RecordBatchReader:
     files = [file for split in SPLITS for file in dataset.split_files(split)]
-    filesystem = fsspec.core.url_to_fs(dataset.path)[0]
-    if "file" not in filesystem.protocol:
-        connection.register_filesystem(filesystem)
     order = "ORDER BY timestamp, item" if dataset.has_timestamps else "ORDER BY item"
     lists = {
         name: f"coalesce(list(item {order}) FILTER (feedback = {feedback}), []::BIGINT[])"
@@ -103,7 +83,7 @@ def _select(
     seen = "list(DISTINCT item ORDER BY item)" if with_seen else "[]::BIGINT[]"
     query = f"""SELECT user, {lists["history"]} AS history, {lists["disliked"]} AS disliked,
             {seen} AS seen
-        FROM read_parquet({sql.texts(files)}) WHERE user >= {first} AND user < {stop}
+        FROM {sql.parquet(connection, files)} WHERE user >= {first} AND user < {stop}
         GROUP BY user ORDER BY user"""
     return connection.sql(query).to_arrow_reader(1 << 15)
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from trainer.data.jagged import from_arrow
 from trainer.data.schema import Dataset
 from trainer.data.storage import open_parquet
+from trainer.mistake import Mistake
 from trainer.retrieval.item_lists import ItemLists
 
 ROWS_READ_AT_ONCE = 1 << 16
@@ -71,6 +73,7 @@ def read_queries(
         wanted = [name for name in ("user", *LIST_COLUMNS) if name in file.schema_arrow.names]
         start = 0
         for batch in file.iter_batches(ROWS_READ_AT_ONCE, columns=wanted):
+            _check_ids(batch, dataset, dataset.queries_file(split))
             first, last = np.searchsorted(rows, [start, start + len(batch)])
             waiting.append(pa.Table.from_batches([batch]).take(rows[first:last] - start))
             start += len(batch)
@@ -82,6 +85,22 @@ def read_queries(
     rest = pa.concat_tables(waiting) if waiting else ()
     if len(rest):
         yield _block(rest)
+
+
+def _check_ids(batch: pa.RecordBatch, dataset: Dataset, path: str) -> None:
+    """Raise Mistake where a query names a user or an item that the dataset has not."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        limit = dataset.num_users if name == "user" else dataset.num_items
+        values = column if name == "user" else column.flatten()
+        if column.null_count or values.null_count:
+            raise Mistake(f"{path} column {name!r} has nulls: prepare the dataset again")
+        extent = pc.min_max(values)
+        low, high = extent["min"].as_py(), extent["max"].as_py()
+        if low is not None and (low < 0 or high >= limit):
+            raise Mistake(
+                f"{path} column {name!r} holds id {low if low < 0 else high}, outside "
+                f"0..{limit - 1} of dataset.json: prepare the dataset again"
+            )
 
 
 def _block(table: pa.Table) -> QueryBlock:

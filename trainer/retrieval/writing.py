@@ -11,14 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from trainer.storage import names_file
+
 
 @contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
     """A new file to write; OSErrors name it."""
-    try:
-        with path.open("wb") as stream:
-            yield stream
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno or 0, error.strerror or str(error), str(path)) from error
+    with names_file(path), path.open("wb") as stream:
+        yield stream

@@ -24,12 +24,18 @@ function numbers(run) {
   });
 }
 
+// What a run is at: evaluating and the like take its steps' place for a while.
+function phase(now) {
+  if (!now.phase || now.phase === "training" || !now.phase_total) return now.phase || "training";
+  return `${now.phase} ${now.phase_done.toLocaleString("en")} of ${now.phase_total.toLocaleString("en")}`;
+}
+
 function draw(data) {
   const run = data.runs[0];
   document.getElementById("run").textContent = run.name;
   const state = document.getElementById("state");
   const dot = element("span", "dot " + run.now.state);
-  const words = { running: "training", finished: "finished", stopped: "no news for " + duration(run.now.silent_seconds) };
+  const words = { running: phase(run.now), finished: "finished", stopped: "no news for " + duration(run.now.silent_seconds) };
   state.replaceChildren(dot, element("b", "", words[run.now.state]), document.createTextNode(`  preset ${run.preset}, data ${run.data}`));
   document.getElementById("numbers").replaceChildren(...numbers(run));
   const main = document.getElementById("panels");
@@ -46,7 +52,9 @@ function draw(data) {
 async function refresh() {
   try {
     const answer = await fetch("data.json");
-    draw(await answer.json());
+    const data = await answer.json();
+    if (answer.ok) draw(data);
+    else document.getElementById("state").textContent = data.error;
     document.body.dataset.drawn = "yes";
   } catch (error) {
     document.getElementById("state").textContent = "tandem dashboard has ended";

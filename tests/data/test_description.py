@@ -1,0 +1,304 @@
+"""dataset.json of anybody: entries of their types and ranges, names in the folder, columns."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.planted import make, some_rows, write_csv
+from trainer.data.description import dataset_of
+from trainer.data.loader import Loader
+from trainer.data.schema import Dataset, FileRecord, combined_digest
+from trainer.mistake import Mistake
+from trainer.retrieval.known import known_users
+from trainer.retrieval.queries import read_queries
+
+Path_ = tuple[Any, ...]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("described")
+    items = folder / "items.csv"
+    items.write_text(
+        "item,title,genre,price\n"
+        + "".join(f"{n},t{n},g{n % 3},{n * n}\n" for n in range(100, 190))
+    )
+    rows = [row._replace(rating=1 + row.item % 5) for row in some_rows(users=30, each=20, items=90)]
+    return make(write_csv(folder / "rows.csv", rows), folder / "out", items=str(items))
+
+
+@pytest.fixture
+def described(made: Dataset) -> dict[str, Any]:
+    return json.loads(made.to_json())
+
+
+@pytest.fixture
+def spoiled(made: Dataset, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    shutil.copytree(made.path, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def places(node: Any, path: Path_ = ()) -> Iterator[Path_]:
+    """Every entry of a JSON document."""
+    yield path
+    below = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
+    for key, each in below:
+        yield from places(each, (*path, key))
+
+
+def with_entry(document: Any, path: Path_, value: Any) -> Any:
+    changed = copy.deepcopy(document)
+    if not path:
+        return value
+    node = changed
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return changed
+
+
+OTHER_TYPES = (None, True, -1.5, "1; DROP TABLE raw;--", [None], {"a": 1}, 10**30)
+SPOKEN = {("split_rule", "rule"), ("source", "format"), ("source", "timestamp_unit")}
+"""Any text will do: they are shown, or compared with what is known."""
+
+
+def test_every_entry_has_its_type(described: dict[str, Any]) -> None:
+    """A value of another type is told with entry and value, or means the same as the right one."""
+    refused = 0
+    for path in places(described):
+        for value in OTHER_TYPES:
+            changed = json.dumps(with_entry(described, path, value))
+            try:
+                dataset_of("D", changed)
+            except Mistake as told:
+                refused += 1
+                assert "\n" not in str(told) and str(told).startswith("D")
+            else:
+                named = isinstance(value, str) and (path in SPOKEN or path[:2] == SOURCE_COLUMNS)
+                optional = value is None and path[0] in ("source", "parent_digest")
+                assert named or optional or path[0] in ("dropped", "notes") or path in FREE, path
+    assert refused > 500
+
+
+SOURCE_COLUMNS = ("source", "columns")
+FREE = {
+    *(("source", name) for name in ("duckdb", "title_column", "in_order")),
+    *(("has_timestamps",), ("has_feedback",)),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("num_items",), "90", r"num_items is '90': input should be a valid integer"),
+        (("num_items",), None, r"num_items is None: input should be a valid integer"),
+        (("num_users",), 0, r"num_users is 0: .*greater than or equal to 1"),
+        (("history_length",), "20", r"history_length is '20'"),
+        (("history_length",), 10**6, r"history_length is 1000000: .*less than or equal to 10000"),
+        (("split_rule", "seed"), "0) TO 'x'; --", r"split_rule.seed is \"0\) TO 'x'; --\""),
+        (("split_rule", "test_share"), 2.0, r"split_rule.test_share is 2.0"),
+        (("source", "rows"), "9", r"source.rows is '9'"),
+        (("source", "thresholds", "positive"), "4", r"source.thresholds.positive is '4'"),
+        (("source", "duplicates"), "both", r"source.duplicates is 'both'.*'first' or 'last'"),
+        (
+            ("attributes", "item", 1, "boundaries", 0),
+            "0)",
+            r"item_attributes.1.boundaries.0 is '0\)'",
+        ),
+        (("attributes", "item", 0, "name"), "Count", r"item attribute 'count' has the name of"),
+        (("attributes", "item", 0, "name"), "PRICE", r"item attribute 'price' has the name of"),
+        (("attributes", "item", 0, "kind"), "dense", r"item_attributes.0.kind is 'dense'"),
+        (("attributes", "item", 1, "num_values"), 3, r"15 boundaries, which make not 3 values"),
+        (("attributes",), [], r"attributes is \[\], no object"),
+        (("splits", "train", "files"), [], r"splits.train has \d+ rows and no files"),
+        (("splits", "train", "rows"), 7, r"splits.train has 7 rows, .* do not add up"),
+        (("splits", "train", "files"), ["x.parquet"], r"'x.parquet' is not among its files"),
+        (("splits", "more"), {}, r"splits.more"),
+        (("digest",), "../../x", r"digest is '../../x', not that of its files"),
+        (("parent_digest",), "../x", r"parent_digest is '../x', no SHA-256"),
+        (("files", "items.parquet", "sha256"), "x", r"items.parquet' has 'x', no SHA-256"),
+        (("more",), 1, r"more is 1: unexpected"),
+        (("schema_version",), True, r"schema version True, this Tandem reads 1"),
+    ],
+)
+def test_what_is_told(described: dict[str, Any], path: Path_, value: Any, message: str) -> None:
+    changed = json.dumps(with_entry(described, path, value))
+    with pytest.raises(Mistake, match=message) as told:
+        dataset_of("D", changed)
+    assert str(told.value).endswith("prepare the dataset again") and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "/etc/passwd.parquet",
+            "../x.parquet",
+            "a/../../x.parquet",
+            "a//x.parquet",
+            "./x.parquet",
+        ),
+        *("x", "", "a\\x.parquet", "a\nb.parquet", "s3://bucket/x.parquet", "a/.parquet/.."),
+    ],
+)
+def test_names_stay_in_the_folder(described: dict[str, Any], name: str) -> None:
+    described["files"][name] = described["files"]["items.parquet"]
+    described["splits"]["train"]["files"].append(name)
+    records = {key: FileRecord(**each) for key, each in described["files"].items()}
+    described["digest"] = combined_digest(records)
+    with pytest.raises(Mistake, match=r"files has .*, which is no name of a Parquet file"):
+        dataset_of("D", json.dumps(described))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "null", "[1]", '"x"', "[" * 9999, "NaN", "9" * 9999, b"\xff\xfe", b"\x00" * 9),
+        *('{"schema_version": 1e999}', '{"schema_version": 1, "num_items": NaN}'),
+    ],
+)
+def test_what_is_no_description(text: str | bytes) -> None:
+    with pytest.raises(Mistake, match=r"^D/dataset.json cannot be read|^D has schema version"):
+        dataset_of("D", text)
+
+
+def test_what_is_no_file(spoiled: Path) -> None:
+    path = spoiled / "dataset.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Mistake, match="is no prepared dataset"):
+        Dataset.load(spoiled)
+
+
+def rewritten(folder: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> Dataset:
+    """The dataset after a change of one of its tables, recorded as if it were right."""
+    pq.write_table(change(pq.read_table(folder / name)), folder / name)
+    described = json.loads((folder / "dataset.json").read_text())
+    described["files"][name]["bytes"] = (folder / name).stat().st_size
+    records = {key: FileRecord(**each) for key, each in described["files"].items()}
+    described["digest"] = combined_digest(records)
+    (folder / "dataset.json").write_text(json.dumps(described))
+    return Dataset.load(folder)
+
+
+def as_text(column: str) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        values = [str(each) for each in table[column].to_pylist()]
+        return table.set_column(table.schema.get_field_index(column), column, pa.array(values))
+
+    return change
+
+
+def without(column: str) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.drop_columns([column])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("items.parquet", without("item"), r"items.parquet has no column 'item'"),
+        ("items.parquet", without("genre"), r"items.parquet has no column 'genre'"),
+        ("items.parquet", as_text("count"), r"column 'count' is of type string, not integers"),
+        ("items.parquet", lambda table: table.slice(1), r"has 89 rows, dataset.json says 90"),
+        ("users.parquet", without("raw_id"), r"users.parquet has no column 'raw_id'"),
+        ("users.parquet", lambda table: table.slice(2), r"has 28 rows, dataset.json says 30"),
+        ("attributes.parquet", as_text("row"), r"column 'row' is of type string"),
+        ("queries/test.parquet", without("seen"), r"test.parquet has no column 'seen'"),
+        ("queries/test.parquet", as_text("targets"), r"'targets' is of type string, not lists"),
+        ("queries/validation.parquet", without("disliked"), r"has no column 'disliked'"),
+    ],
+)
+def test_tables(
+    spoiled: Path, name: str, change: Callable[[pa.Table], pa.Table], message: str
+) -> None:
+    with pytest.raises(Mistake, match=message) as told:
+        rewritten(spoiled, name, change)
+    assert name in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("column", ["item", "user", "feedback", "history"])
+@pytest.mark.parametrize("change", [without, as_text])
+def test_interactions(
+    spoiled: Path, column: str, change: Callable[[str], Callable[[pa.Table], pa.Table]]
+) -> None:
+    """Their files are looked at when they are opened: for training, for extending, for users."""
+    dataset = rewritten(spoiled, "train/part-00000.parquet", change(column))
+    message = rf"part-00000.parquet(: column '{column}' is| has no column '{column}')"
+    with pytest.raises(Mistake, match=message):
+        Loader(dataset, local_batch_size=4)
+    if column != "history":
+        with pytest.raises(Mistake, match=message):
+            new = write_csv(spoiled / "new.csv", [row._replace(rating=5) for row in some_rows()])
+            make(new, spoiled.with_name("extended"), extend=str(spoiled))
+
+
+def test_interactions_of_users(spoiled: Path) -> None:
+    """Where DuckDB reads them, its error is one line."""
+    dataset = rewritten(spoiled, "train/part-00000.parquet", without("item"))
+    with pytest.raises(RuntimeError, match=r"^reading the dataset: [^\n]*item[^\n]*$"):
+        list(known_users(dataset, 0, 30, with_seen=True, block_size=8))
+
+
+def test_rows_that_are_missing(spoiled: Path) -> None:
+    dataset = rewritten(spoiled, "train/part-00000.parquet", lambda table: table.slice(5))
+    with pytest.raises(Mistake, match=r"train in .* hold \d+ rows, dataset.json says \d+"):
+        Loader(dataset, local_batch_size=4)
+
+
+@pytest.mark.parametrize("column", ["user", "targets", "disliked_targets", "seen", "history"])
+@pytest.mark.parametrize("wrong", [2**40, -1])
+def test_queries_out_of_range(spoiled: Path, column: str, wrong: int) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        values[-1] = wrong if column == "user" else [*values[-1], wrong]
+        index = table.schema.get_field_index(column)
+        return table.set_column(index, column, pa.array(values, table.schema.field(index).type))
+
+    dataset = rewritten(spoiled, "queries/test.parquet", change)
+    message = rf"test.parquet column '{column}' holds id {wrong}, outside 0\.\.(29|89)"
+    with pytest.raises(Mistake, match=message):
+        list(read_queries(dataset, "test", np.arange(dataset.splits["test"].queries), 8))
+
+
+def test_items_out_of_range_are_not_taken_over(spoiled: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        index = table.schema.get_field_index("item")
+        return table.set_column(index, "item", pc.add(table["item"], 1 << 40))
+
+    rewritten(spoiled, "validation/part-00000.parquet", change)
+    new = write_csv(spoiled / "new.csv", [row._replace(rating=5) for row in some_rows()])
+    with pytest.raises(Mistake, match=r"part-00000.parquet: column 'item' holds 1099\d+, outside"):
+        make(new, spoiled.with_name("extended"), extend=str(spoiled))
+
+
+def test_a_strangers_dataset_runs_no_sql(spoiled: Path, tmp_path: Path) -> None:
+    """Demonstrated once: a seed that ended a statement and wrote a file."""
+    written = tmp_path / "written"
+    path = spoiled / "dataset.json"
+    described = json.loads(path.read_text())
+    described["split_rule"]["seed"] = (
+        f"0), item) TO '{written}'; COPY (SELECT 1) TO '{written}'; --"
+    )
+    path.write_text(json.dumps(described))
+    new = write_csv(tmp_path / "new.csv", some_rows())
+    with pytest.raises(Mistake, match=r"split_rule.seed is .*valid integer"):
+        make(new, tmp_path / "out", extend=str(spoiled))
+    assert not written.exists() and not (tmp_path / "out").exists()

@@ -1,0 +1,256 @@
+"""dataset.json read: entries of their type and in their range, names that stay in the folder.
+
+A dataset may be a stranger's. What is read here goes into SQL, into paths, into sizes of tables: it
+is checked once, when the dataset is loaded, and so are the columns of the files it describes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Required, TypeVar
+
+import pyarrow as pa
+from annotated_types import Ge, Le, Lt
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+from typing_extensions import TypedDict
+
+from trainer.data.schema import (
+    RESERVED,
+    SCHEMA_VERSION,
+    SPLITS,
+    Count,
+    Dataset,
+    combined_digest,
+)
+from trainer.data.storage import open_parquet
+from trainer.mistake import Mistake
+
+T = TypeVar("T")
+Integer = Annotated[int, Ge(-(2**63)), Le(2**63 - 1)]
+Share = Annotated[float, Ge(0), Lt(1)]
+SHOWN = 60
+AGAIN = "prepare the dataset again"
+TABLES = ("items.parquet", "users.parquet", "attributes.parquet")
+QUERIES = ("queries/validation.parquet", "queries/test.parquet")
+LIST_COLUMNS = ("history", "disliked", "targets", "disliked_targets", "seen")
+
+
+class ThresholdFacts(TypedDict):
+    """What `source.thresholds` holds."""
+
+    positive: float
+    dislike: float | None
+
+
+class SourceFacts(TypedDict, total=False):
+    """What is read of `source`."""
+
+    format: Required[str]
+    columns: dict[str, str | None]
+    rows: Count
+    timestamp_unit: str | None
+    in_order: bool
+    thresholds: ThresholdFacts | None
+    duplicates: Literal["first", "last"]
+    title_column: str | None
+    attributes_left_out: dict[Literal["user", "item"], dict[str, str]]
+
+
+class RuleFacts(TypedDict, total=False):
+    """What is read of `split_rule`."""
+
+    rule: Required[str]
+    test_share: Share
+    validation_share: Share
+    seed: Integer
+    validation_from: Integer
+    test_from: Integer
+    given: list[str]
+    validation: Literal["random", "last"]
+
+
+def dataset_of(root: str, text: str | bytes) -> Dataset:
+    """The dataset that a dataset.json describes; raises Mistake on what none of ours says."""
+    where = f"{root}/dataset.json"
+    try:
+        contents = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise Mistake(f"{where} cannot be read ({error}): {AGAIN}") from error
+    version = contents.get("schema_version") if isinstance(contents, dict) else None
+    if version is None:
+        raise Mistake(f"{where} cannot be read (it has no schema_version): {AGAIN}")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise Mistake(
+            f"{root} has schema version {version!r:.60}, this Tandem reads {SCHEMA_VERSION}: "
+            f"{AGAIN}"
+        )
+    attributes = contents.pop("attributes", None)
+    if not isinstance(attributes, dict):
+        raise Mistake(f"{where}: attributes is {attributes!r:.60}, no object: {AGAIN}")
+    contents |= {"path": root, **{f"{side}_attributes": each for side, each in attributes.items()}}
+    dataset = _typed(where, Dataset, contents, extra="forbid")
+    _typed(where, RuleFacts, dataset.split_rule, "split_rule")
+    _typed(where, SourceFacts, dataset.source, "source")
+    for problem in (_names, _counts, _attributes):
+        found = problem(dataset)
+        if found:
+            raise Mistake(f"{where}: {found}: {AGAIN}")
+    return dataset
+
+
+def _typed(
+    where: str,
+    kind: type[T],
+    contents: dict[str, Any],
+    entry: str = "",
+    extra: Literal["ignore", "forbid"] = "ignore",
+) -> T:
+    """Contents as their type, no entry converted; a Mistake names the entry and its value."""
+    try:
+        written = json.dumps(contents, allow_nan=False)
+        return _reader(kind).validate_json(written, strict=True, extra=extra)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(each) for each in (*([entry] if entry else []), *first["loc"]))
+        value = "" if first["type"] == "missing" else f" is {first['input']!r:.{SHOWN}}"
+        raise Mistake(f"{where}: {name}{value}: {first['msg'].lower()}: {AGAIN}") from error
+    except (ValueError, RecursionError) as error:
+        raise Mistake(f"{where} cannot be read ({error}): {AGAIN}") from error
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _names(dataset: Dataset) -> str | None:
+    """Names of files stay in the dataset's folder; every file that is read is recorded."""
+    for name, record in dataset.files.items():
+        if not is_digest(record.sha256):
+            return f"files.{name!r:.80} has {record.sha256!r:.80}, no SHA-256"
+        parts = name.split("/")
+        if (
+            any(part in ("", ".", "..") for part in parts)
+            or not name.endswith(".parquet")
+            or not name.isprintable()
+            or "\\" in name
+        ):
+            return f"files has {name!r:.80}, which is no name of a Parquet file in the folder"
+    if set(dataset.splits) != set(SPLITS):
+        return f"splits are {', '.join(dataset.splits)!r:.80}, not {', '.join(SPLITS)}"
+    read = [name for split in dataset.splits.values() for name in split.files]
+    if len(set(read)) < len(read):
+        return "splits name a file twice"
+    for name in (*TABLES, *QUERIES, *read):
+        if name not in dataset.files:
+            return f"{name!r:.80} is not among its files"
+    return None
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text is a SHA-256, as it is written here."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def _counts(dataset: Dataset) -> str | None:
+    if dataset.digest != combined_digest(dataset.files):
+        return f"digest is {dataset.digest!r:.80}, not that of its files"
+    if dataset.parent_digest is not None and not is_digest(dataset.parent_digest):
+        return f"parent_digest is {dataset.parent_digest!r:.80}, no SHA-256"
+    for name, split in dataset.splits.items():
+        if split.rows and not split.files:
+            return f"splits.{name} has {split.rows} rows and no files"
+        if split.positives + split.disliked != split.rows:
+            return (
+                f"splits.{name} has {split.rows} rows, {split.positives} positive and "
+                f"{split.disliked} disliked, which do not add up"
+            )
+    return None
+
+
+def _attributes(dataset: Dataset) -> str | None:
+    for side in ("user", "item"):
+        attributes = dataset.user_attributes if side == "user" else dataset.item_attributes
+        names = [each.name.lower() for each in attributes]
+        for name in names:
+            if name in RESERVED or names.count(name) > 1:
+                return f"the {side} attribute {name!r:.60} has the name of another column"
+        for each in attributes:
+            if each.boundaries and each.num_values != len(each.boundaries) + 2:
+                return (
+                    f"{side} attribute {each.name!r:.60} has {len(each.boundaries)} boundaries, "
+                    f"which make not {each.num_values} values"
+                )
+            if any(low >= high for low, high in pairwise(each.boundaries)):
+                return f"the boundaries of {side} attribute {each.name!r:.60} do not ascend"
+    return None
+
+
+def check_tables(dataset: Dataset) -> None:
+    """Raise Mistake where a table lacks a column, holds another type, or has other rows than told.
+
+    Reads footers alone; the interactions' files are checked when they are opened.
+    """
+    for side, rows, attributes in (
+        ("user", dataset.num_users, dataset.user_attributes),
+        ("item", dataset.num_items, dataset.item_attributes),
+    ):
+        columns = {side: "integer", "raw_id": "id", "count": "integer"}
+        columns |= {
+            each.name: "integer" if each.kind == "single" else "integers" for each in attributes
+        }
+        if side == "item":
+            columns |= {"title": "text", "count_with_validation": "integer"}
+        _check_table(dataset, f"{side}s.parquet", columns, rows)
+    for split in ("validation", "test"):
+        columns = {"user": "integer", **dict.fromkeys(("targets", "seen", "history"), "integers")}
+        if dataset.has_feedback:
+            columns |= dict.fromkeys(("disliked", "disliked_targets"), "integers")
+        _check_table(dataset, f"queries/{split}.parquet", columns, dataset.splits[split].queries)
+    vocabulary = {"side": "text", "name": "text", "row": "integer", "value": "text"}
+    _check_table(dataset, "attributes.parquet", vocabulary, None)
+
+
+def _check_table(dataset: Dataset, name: str, columns: dict[str, str], rows: int | None) -> None:
+    path = dataset.file(name)
+    with open_parquet(path) as file:
+        check_columns(path, file.schema_arrow, columns)
+        found = file.metadata.num_rows
+    if rows is not None and found != rows:
+        raise Mistake(f"{path} has {found} rows, dataset.json says {rows}: {AGAIN}")
+
+
+def check_columns(path: str, schema: pa.Schema, columns: dict[str, str]) -> None:
+    """Raise Mistake where a file lacks one of the columns, or has it in another type.
+
+    columns: integer, integers (a list), id (integers or text) or text, by name.
+    """
+    for name, kind in columns.items():
+        if schema.names.count(name) != 1:
+            raise Mistake(f"{path} has no column {name!r}: {AGAIN}")
+        found = schema.field(name).type
+        if not _is_of(kind, found):
+            wanted = {"integers": "lists of integers", "integer": "integers", "id": "ids"}
+            raise Mistake(
+                f"{path}: column {name!r} is of type {found!s:.60}, not "
+                f"{wanted.get(kind, kind)}: {AGAIN}"
+            )
+
+
+def _is_of(kind: str, found: pa.DataType) -> bool:
+    text = pa.types.is_string(found) or pa.types.is_large_string(found)
+    match kind:
+        case "integer":
+            return bool(pa.types.is_signed_integer(found))
+        case "integers":
+            is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
+            return bool(is_list and pa.types.is_signed_integer(found.value_type))
+        case "id":
+            return bool(text or pa.types.is_signed_integer(found))
+        case _:
+            # A column without a single value is written as nulls.
+            return bool(text or pa.types.is_null(found))

@@ -1,0 +1,271 @@
+"""One worker's run: model, data, loop and checkpoints held together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from embeddings.sharding import describe, initialise, sharded_weights
+from trainer.agreement import together
+from trainer.build import build_loader, build_model
+from trainer.checkpoint import CheckpointWriteError, CheckpointWriter
+from trainer.checkpoint_facts import DataPosition, Facts
+from trainer.checkpoint_read import load, newest_sound
+from trainer.data.loader import Loader
+from trainer.data.schema import Dataset
+from trainer.finite import FiniteWatch, NonFiniteError, check_tables
+from trainer.hooks import Hooks
+from trainer.loop import Place, TrainingLoop
+from trainer.metrics import RankMetrics
+from trainer.optimizer import Schedule, build_optimizer
+from trainer.progress import Progress
+from trainer.ranks import Ranks
+from trainer.recorder import Recorder
+from trainer.run import RunFolder, RunSpec
+from trainer.run_phases import RunPhases
+from trainer.typed import read_as
+from trainer.validation import Validation
+from trainer.vitals import Vitals
+
+
+class Run:
+    """What `trainer.train.run_worker` builds, trains, saves and restores on one rank."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        dataset: Dataset,
+        folder: RunFolder,
+        ranks: Ranks,
+        progress: Progress,
+        hooks: Hooks,
+    ) -> None:
+        self.hooks = hooks
+        self.phases = RunPhases(hooks, folder if ranks.is_first else None, progress)
+        self.phases.at("starting")
+        self.spec, self.config = spec, spec.config
+        self.dataset, self.folder, self.ranks, self.progress = dataset, folder, ranks, progress
+        self.model = build_model(spec.config, dataset, ranks)  # collective
+        self.inputs = self.model.module.inputs
+        self.optimizer = build_optimizer(self.model, spec.config.optimizer)
+        self.metrics = RankMetrics()
+        self.metrics.add("tandem_restarts_total", folder.restarts)  # before anyone can read a 0
+        self.checkpoints = CheckpointWriter(  # collective
+            folder.checkpoints,
+            ranks,
+            spec.config.checkpoint.keep,
+            self._checkpoint_written,
+            self._before_commit,
+            lambda done, total: self.phases.at("saving", done, total),
+        )
+        self._evaluated_step: int | None = None
+        """Of the checkpoint that the run goes on from, where that was evaluated."""
+        self.validation = Validation(
+            spec.config.evaluation,
+            dataset,
+            folder,
+            ranks,
+            progress,
+            self.metrics,
+            hooks.on_evaluation,
+            spec.config.data.history_length,
+            self.phases,
+        )
+
+    def train(self, resuming: bool) -> dict[str, Any]:
+        """Collective."""
+        started = time.monotonic()
+        together(self._serve)  # collective
+        place = self._restore() if resuming else Place()
+        self.phases.at("starting")
+        loader = together(lambda: self._loader(place))  # collective
+        if self.ranks.is_first:
+            first = (self.spec, self.dataset, self.ranks.world_size, place.step)
+        together(lambda: self.folder.begin(*first) if self.ranks.is_first else None)  # collective
+        total_steps = self._total_steps(loader, place)
+        self._describe(loader)
+        recorder = self._recorder(total_steps, loader, place)
+        loop = TrainingLoop(
+            model=self.model,
+            optimizer=self.optimizer,
+            schedule=Schedule(self.optimizer, self.config.optimizer, total_steps),
+            ranks=self.ranks,
+            recorder=recorder,
+            place=place,
+            seed=self.config.training.seed,
+            phases=self.phases,
+            save=self._save,
+            evaluate=self._evaluate,
+        )
+        batches = iter(loader)
+        try:
+            loop.train(
+                batches,
+                total_steps,
+                self.config.checkpoint.every_steps,
+                self.config.evaluation.every_epochs,
+            )
+        except NonFiniteError:
+            self.metrics.linger()
+            raise
+        finally:
+            batches.close()
+        self.checkpoints.ensure()
+        return self._finish(place, recorder, loader, time.monotonic() - started)
+
+    def close(self) -> None:
+        """Let go of everything, in the order that ends the process cleanly. Collective."""
+        self.metrics.close()
+        self.checkpoints.close()
+        del self.model, self.optimizer
+
+    def _serve(self) -> None:
+        wanted = self.config.metrics
+        if wanted.enabled:
+            port = wanted.port + self.ranks.local_rank if wanted.port else 0
+            towards = self.ranks.rendezvous
+            address = self.metrics.serve(wanted.host, port, wanted.advertise, towards)
+            self.hooks.on_serving(self.ranks.rank, address)
+
+    def _total_steps(self, loader: Loader, place: Place) -> int:
+        """Steps of the run: those done, and those left of its epochs or up to max_steps."""
+        total = place.step + loader.steps_left(self.config.training.epochs)
+        most = self.config.training.max_steps
+        return total if most is None else min(total, most)
+
+    def _recorder(self, total_steps: int, loader: Loader, place: Place) -> Recorder:
+        every = self.config.training.log_every_steps
+        vitals = Vitals(
+            self.model, self.inputs, self.optimizer, self.ranks.device, place.step, every
+        )
+        return Recorder(
+            self.ranks,
+            self.folder,
+            self.metrics,
+            self.progress,
+            vitals,
+            FiniteWatch(self.model.module.head, self.inputs, self.ranks.device),
+            loader,
+            total_steps,
+            self.config.training.global_batch_size,
+            every,
+            self.hooks,
+        )
+
+    def _describe(self, loader: Loader) -> None:
+        """Publish what is known before the first step."""
+        self.metrics.set("tandem_world_size", self.ranks.world_size)
+        self.metrics.set(
+            "tandem_checkpoint_interval_steps",
+            self.config.checkpoint.every_steps or loader.steps_per_epoch,
+        )
+        for reason, rows in (self.dataset.dropped or {"none": 0}).items():
+            self.metrics.set("tandem_dataset_rows_dropped", rows, reason)
+
+    def _checkpoint_written(self, seconds: float) -> None:
+        self.metrics.observe("tandem_checkpoint_write_seconds", seconds)
+        self.metrics.set("tandem_checkpoint_timestamp_seconds", time.time())
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def _save(self, place: Place) -> None:
+        """Begin a checkpoint of `place`. Collective."""
+        check_tables(sharded_weights(self.model), place.step)  # collective
+        facts = Facts(
+            step=place.step,
+            position=read_as(DataPosition, place.position),
+            dataset_digest=self.dataset.digest,
+            validation=self.validation.state,
+            plan=describe(self.model.plan),
+            known_rows={table.name: table.known_rows for table in self.inputs.tables},
+            config=self.config.to_json(),
+        )
+        started = time.perf_counter()
+        self._tolerant(self.checkpoints.wait)
+        self.checkpoints.save(self._state(), facts)
+        self.metrics.observe("tandem_checkpoint_seconds", time.perf_counter() - started)
+        self.hooks.on_checkpoint({"step": place.step})
+
+    def _before_commit(self) -> None:
+        """Rank 0, in the writing thread: lines first, and nothing once another start took over."""
+        self.folder.lock.confirm()
+        self.folder.flush()
+
+    def _tolerant(self, write: Callable[[], None]) -> None:
+        """A checkpoint that cannot be written is told, and training goes on."""
+        try:
+            write()
+        except CheckpointWriteError as error:  # the next one may succeed
+            self.metrics.add("tandem_checkpoint_failures_total")
+            self.progress.message(f"{error}; training goes on")
+
+    def _evaluate(self, place: Place) -> bool:
+        """Evaluate `place`, whose checkpoint is begun, and note it there. Collective.
+
+        True: it is time to stop.
+        """
+        if place.step != self._evaluated_step:
+            self.validation.evaluate(self.model.module, place.step, place.epoch)  # collective
+            state = replace(self.validation.state, evaluated=True)
+            self._tolerant(lambda: self.checkpoints.amend(state))  # collective
+        return self.validation.is_over
+
+    def _loader(self, place: Place) -> Loader:
+        return build_loader(
+            self.config,
+            self.dataset,
+            self.inputs,
+            self.ranks,
+            place.position,
+            lambda done, total: self.phases.at("starting", done, total),
+        )
+
+    def _restore(self) -> Place:
+        """Load the newest sound checkpoint, if there is one. Collective."""
+        found = newest_sound(  # collective
+            self.folder.checkpoints,
+            self.ranks,
+            reads=lambda name: True,
+            on_bytes=lambda done, total: self.phases.at("restoring", done, total),
+        )
+        if found is None:
+            return Place()
+        facts, state = found.facts, self._state()
+        load(found, state, lambda done, total: self.phases.at("restoring", done, total))
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.set_optimizer_step(facts.step)  # Adam's, which no state dict holds
+        self.checkpoints.damaged |= found.damaged
+        self.validation.restore(facts.validation)
+        self._evaluated_step = facts.step if facts.validation.evaluated else None
+        position = None if facts.position is None else asdict(facts.position)
+        if facts.dataset_digest != self.dataset.digest:  # extended since: other rows, new epochs
+            initialise(self.model, self.inputs.tables, self.config.training.seed, facts.known_rows)
+            position = None
+        self.progress.message(f"going on from {found.path.name}")
+        return Place(step=facts.step, position=position)
+
+    def _finish(
+        self, place: Place, recorder: Recorder, loader: Loader, seconds: float
+    ) -> dict[str, Any]:
+        stopped = recorder.stop_agreed and place.step < recorder.total_steps
+        summary = {
+            "steps": place.step,
+            "epochs": place.epoch + 1,
+            "seconds": seconds,
+            "examples_per_second": recorder.examples_per_second,
+            "workers": self.ranks.world_size,
+            "rows_per_epoch": loader.num_rows,
+            "rows_skipped_as_corrupt": loader.skipped_rows,
+            "stopped_on_request": stopped,
+        }
+        if self.ranks.is_first:
+            self.folder.write_summary(summary)
+        if stopped:
+            return summary
+        self.metrics.set("tandem_finished", 1)
+        self.metrics.linger()
+        return summary
