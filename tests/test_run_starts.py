@@ -16,6 +16,8 @@ from trainer import lock
 from trainer import run as run_module
 from trainer.checkpoint import CheckpointWriteError
 from trainer.checkpoint_facts import read_facts
+from trainer.data.schema import Dataset
+from trainer.fitting import fitted
 from trainer.line_file import LineFile
 from trainer.mistake import Mistake
 from trainer.retrieval import evaluate
@@ -212,3 +214,22 @@ def test_a_start_that_cannot_be_written_down_leaves_nothing(
                 begun(data, out)
         assert not (out / "config.json").exists() and not (out / "starts.jsonl").exists()
     begun(data, out, training={"max_steps": 1})
+
+
+def test_what_gives_way_to_small_data(data: str, tmp_path: Path) -> None:
+    """A preset's settings and a program's; those of a file, or set by hand, are asked for."""
+    dataset, config = Dataset.load(data), small_config(training={"global_batch_size": 1024})
+    rows = dataset.splits["train"].positives
+    wide = replace(config, training=replace(config.training, global_batch_size=4096))
+    for preset, given, expected in (
+        ("ml-100k", config, 1024),
+        ("ml-100k", wide, None),
+        ("compare", wide, 1024),
+        ("best.json", wide, None),
+    ):
+        spec = RunSpec(preset, given, data, str(tmp_path))
+        if expected is None:
+            with pytest.raises(Mistake, match=rf"4096 is more than the {rows:,} rows trained on"):
+                fitted(spec, dataset)
+        else:
+            assert fitted(spec, dataset)[0].config.training.global_batch_size == expected

@@ -22,11 +22,18 @@ def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
         Mistake: where what was asked for does not fit the data.
     """
     config, notes = spec.config, []
-    default = PRESETS[spec.preset]() if spec.preset in PRESETS else None
+    default = _defaults(spec)
     for fit in (_batch, _split, _cutoffs, _metric):
         config, note = fit(config, default, dataset)
         notes += [note] if note else []
     return replace(spec, config=config), notes
+
+
+def _defaults(spec: RunSpec) -> Config | None:
+    """What gives way: the preset's settings; a program's (`tandem compare`) all; a file's none."""
+    if spec.preset.endswith(".json"):
+        return None
+    return PRESETS[spec.preset]() if spec.preset in PRESETS else spec.config
 
 
 Fit = tuple[Config, str | None]

@@ -198,7 +198,7 @@ class ShardReader(StorageReader):
             if len(data) != rows * row_bytes:
                 raise OSError(f"{self.path / piece.file} has become shorter while it was read")
             if data:
-                block = torch.frombuffer(bytearray(data), dtype=dtype).view(rows, *shape[1:])
+                block = torch.frombuffer(data, dtype=dtype).view(rows, *shape[1:])
                 target[first : first + rows].copy_(block[(slice(None), *within)])
             self._on_bytes(len(data))
 

@@ -164,13 +164,13 @@ def file_size(path: StoragePath) -> int:
     return patiently(look, f"looking at {path}")
 
 
-def read_range(path: StoragePath, begin: int, end: int) -> bytes | bytearray:
+def read_range(path: StoragePath, begin: int, end: int) -> bytearray:
     """The bytes [begin, end) of a file, fewer where it is shorter; tried again where a disk or a
     network fails it."""
 
-    def read() -> bytes | bytearray:
+    def read() -> bytearray:
         if not isinstance(path, Path):
-            return path.read_range(begin, end)
+            return bytearray(path.read_range(begin, end))
         with path.open("rb", buffering=0) as stream:
             stream.seek(begin)
             data = bytearray(end - begin)
