@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SET ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/installed-$(SET)
 KERNELS := $(VENV)/kernels-$(SET)
-CODE := cluster trainer embeddings losses tests
+CODE := tandem_start cluster trainer embeddings losses tests
 
 DEMO ?= demo
 WORKERS ?= 2

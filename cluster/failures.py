@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from cluster.ray_private import health_check_error
 from trainer.mistake import Mistake
 
 # What a rank says when *another* one went away.
@@ -57,7 +57,7 @@ def _unwrapped(error: BaseException) -> BaseException:
     """The user's exception inside Ray's wrapping of it."""
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         return _unwrapped(error.cause)
-    if isinstance(error, WorkerHealthCheckFailedError):
+    if isinstance(error, health_check_error()):
         return _unwrapped(error.health_check_failure)
     return error
 

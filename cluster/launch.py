@@ -13,16 +13,17 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import ray
 
 from cluster.elastic import check_divides
 from cluster.groups import Groups
 from cluster.heartbeat import Heartbeat
 from cluster.options import LaunchOptions
 from cluster.relay import RelayLog, RelayProgress, RelayReader, start_relay
-from cluster.service_discovery import ServiceDiscovery
+from cluster.service_discovery import ReachableTargets, ServiceDiscovery
 from cluster.session import metrics_addresses, ray_session
 from cluster.workers import Workers
 from trainer.hooks import Hooks
@@ -48,7 +49,7 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
         check_divides(workers, spec.config.training.global_batch_size)
         progress = stack.enter_context(TerminalProgress())
         discovery = ServiceDiscovery(
-            Path(spec.out).name, options.discovery_host, options.discovery_port, metrics_addresses
+            spec.out, options.discovery_host, options.discovery_port, metrics_addresses
         )
         stack.enter_context(discovery)
         if spec.config.metrics.enabled:
@@ -58,7 +59,7 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
         handlers: dict[str, Callable[..., None]] = {
             "update": progress.update,
             "message": progress.message,
-            "serving": discovery.set_target,
+            "serving": ReachableTargets(discovery, progress, ray.util.get_node_ip_address()).set,
             "world_size": discovery.keep_ranks_below,
         }
         stack.enter_context(RelayReader(relay, handlers))
@@ -92,13 +93,14 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     from trainer.train import run_worker  # torchrec is imported in workers only
 
     relay, rank = payload["relay"], int(os.environ["RANK"])
+    here = ray.util.get_node_ip_address()
     if rank == 0:
         relay.put.remote("world_size", int(os.environ["WORLD_SIZE"]))
         logging.getLogger("trainer").addHandler(RelayLog(relay))
     heartbeat = Heartbeat(relay, payload["group"], rank, payload["step_timeout_seconds"])
     heartbeat.start()
     hooks = Hooks(
-        on_serving=lambda rank, address: relay.put.remote("serving", rank, address),
+        on_serving=lambda rank, address: relay.put.remote("serving", rank, address, here),
         on_step=heartbeat.on_step,
         stop_requested=heartbeat.stop_requested,
     )

@@ -15,7 +15,9 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
+
+from cluster.ray_private import draining_nodes, torch_backend
+from trainer.ranks import choose_interface
 
 TOLD = threading.Event()
 """In a worker: set once it got SIGTERM."""
@@ -30,11 +32,20 @@ def listen() -> None:
     signal.signal(signal.SIGTERM, handle)
 
 
-class ListeningBackend(_TorchBackend):
+def choose_own_interface() -> None:
+    """In a worker: have gloo use the interface by which Ray reaches this node."""
+    choose_interface(ray.util.get_node_ip_address())
+
+
+TorchBackend: Any = torch_backend()
+
+
+class ListeningBackend(TorchBackend):  # type: ignore[misc]
     """Ray Train's process group, made by workers that listen to SIGTERM."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(listen)  # training has a thread of its own, and signals do not
+        worker_group.execute(choose_own_interface)
         super().on_start(worker_group, backend_config)
 
 
@@ -42,10 +53,10 @@ class ListeningTorchConfig(TorchConfig):
     """Torch's configuration with `ListeningBackend`."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[ListeningBackend]:
         return ListeningBackend
 
 
 def leaving(nodes: Collection[str]) -> bool:
     """Whether one of these nodes (Ray's ids) is draining."""
-    return not set(nodes).isdisjoint(ray._private.state.state.get_draining_nodes())
+    return not set(nodes).isdisjoint(draining_nodes())

@@ -14,8 +14,11 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from trainer.address import EVERY_ADDRESS, is_loopback, reachable_address, with_port
+from trainer.config import LAST_PORT
 from trainer.mistake import Mistake
-from trainer.small_http import Page, SmallServer
+from trainer.progress import Progress
+from trainer.small_http import Page, PortTakenError, SmallServer
 
 DEFAULT_PORT = 9480
 PORTS_TRIED = 20
@@ -25,7 +28,8 @@ class ServiceDiscovery:
     """Serves GET /targets and /ray. A context manager; `url` is known once it is made.
 
     Args:
-        run: label of every target, usually the RUN folder's name.
+        run: label of every target: the RUN folder's whole path, or its URI. Runs of one name in
+            other folders are others.
         host: address listened on.
         port: first port tried; the next free one of PORTS_TRIED is taken. 0: any free port.
         ray_nodes: gives the address of each Ray node's own metrics.
@@ -43,7 +47,8 @@ class ServiceDiscovery:
         self._targets: dict[int, str] = {}
         self._lock = threading.Lock()
         self._http = self._listen(host, port)
-        self.url = f"http://{host}:{self._http.port}/targets"
+        reached_at = reachable_address() if host in EVERY_ADDRESS else host
+        self.url = f"http://{with_port(reached_at, self._http.port)}/targets"
 
     def set_target(self, rank: int, address: str) -> None:
         """Rank `rank` serves its metrics at `address` ("host:port") from now on."""
@@ -86,13 +91,40 @@ class ServiceDiscovery:
             "/targets": Page("application/json", self.render),
             "/ray": Page("application/json", self.render_ray),
         }
-        ports = range(port, port + PORTS_TRIED if port else 1)
+        ports = range(port, min(port + PORTS_TRIED, LAST_PORT + 1) if port else 1)
+        flags = "--discovery-host, --discovery-port"
         for tried in ports:
             try:
-                return SmallServer(host, tried, pages, "tandem-discovery")
-            except OSError:  # taken, by another run
+                return SmallServer(host, tried, pages, "tandem-discovery", flags)
+            except PortTakenError:  # by another run
                 continue
         raise Mistake(
-            f"no free port for service discovery on {host} in {ports[0]}..{ports[-1]}; "
-            "end a run that is no longer needed"
+            f"--discovery-port {port}: all of {ports[0]}..{ports[-1]} are taken on {host}; choose "
+            "another, or end a run that is no longer needed"
         )
+
+
+class ReachableTargets:
+    """Lists what ranks serve, apart from what only another machine than this one reaches.
+
+    Args:
+        here: the address of this machine in the cluster.
+    """
+
+    def __init__(self, discovery: ServiceDiscovery, progress: Progress, here: str) -> None:
+        self._discovery = discovery
+        self._progress = progress
+        self._here = here
+        self._said = False
+
+    def set(self, rank: int, address: str, machine: str) -> None:
+        """Rank `rank`, on `machine`, serves its metrics at `address`."""
+        host = address.rpartition(":")[0].strip("[]")
+        if machine == self._here or not is_loopback(host):
+            self._discovery.set_target(rank, address)
+        elif not self._said:
+            self._said = True
+            self._progress.message(
+                f"metrics of ranks on other machines are not listed: on {machine} they are served "
+                f"at {host}, for that machine alone; --metrics.host 0.0.0.0 lets Prometheus in"
+            )

@@ -7,7 +7,7 @@ fall behind. The end is a table (trials.txt, trials.json), a plot (trials.svg) a
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,15 +22,18 @@ from cluster.session import ray_session
 from cluster.trials_plot import draw_trials
 from trainer.arguments import parse_preset
 from trainer.config import Config, LossName
+from trainer.flags import MOST, check_given, check_ranges
 from trainer.hooks import Hooks
 from trainer.mistake import Mistake
 from trainer.progress import Progress, SilentProgress, TerminalProgress
 from trainer.run import RunSpec, absolute, open_run
+from trainer.screen import say
 
 TEMPERATURE_RANGE = (0.03, 0.3)
 SPREAD = 5.0
 """Learning rates are searched between the preset's divided and multiplied by this."""
 GRACE_EVALUATIONS = 2
+MOST_TRIALS = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,8 @@ class TuneArguments:
     """Seeds the search."""
 
     def __post_init__(self) -> None:
-        for name in ("trials", "at_once"):
-            if getattr(self, name) < 1:
-                raise Mistake(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+        check_given(self, ("data", "out", "address"))
+        check_ranges(self, trials=(1, MOST_TRIALS), at_once=(1, MOST_TRIALS), seed=(0, MOST))
         if self.trials < len(self.losses):
             raise Mistake(
                 f"--trials {self.trials}: {len(self.losses)} losses take turns, so at least "
@@ -66,7 +68,7 @@ class TuneArguments:
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished or stopped trial."""
+    """One trial: finished, stopped early, or failed."""
 
     number: int
     settings: dict[str, Any]
@@ -179,8 +181,18 @@ def search(spec: RunSpec, arguments: TuneArguments, progress: Progress) -> list[
             callbacks=[_Narrator(progress, arguments.trials)],
         ),
     )
-    trials = [_trial(number, result, epochs) for number, result in enumerate(tuner.fit())]
-    return sorted(trials, key=lambda trial: -math.inf if math.isnan(trial.best) else -trial.best)
+    return best_first(
+        [trial_of(number, result, epochs, every) for number, result in enumerate(tuner.fit())]
+    )
+
+
+def best_first(trials: Iterable[Trial]) -> list[Trial]:
+    """By their best value; those that failed come last, whatever they reached before."""
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        return trial.status == "failed", math.inf if math.isnan(trial.best) else -trial.best
+
+    return sorted(trials, key=rank)
 
 
 class _Narrator(tune.Callback):
@@ -205,18 +217,23 @@ class _Narrator(tune.Callback):
         self._progress.update("tuning", self._done, self._trials, best=self._best)
 
 
-def _trial(number: int, result: Any, epochs: int) -> Trial:
+def trial_of(number: int, result: Any, epochs: int, every: int) -> Trial:
+    """What became of a trial of so many epochs, evaluated after each `every` of them."""
     frame = result.metrics_dataframe
     curve = () if frame is None else tuple(float(value) for value in frame["metric"])
     reached = 0 if frame is None else int(frame["training_iteration"].max())
+    last_evaluated = epochs // every * every
     status: Literal["finished", "stopped early", "failed"]
-    status = "failed" if result.error else "finished" if reached >= epochs else "stopped early"
+    status = (
+        "failed" if result.error else "finished" if reached >= last_evaluated else "stopped early"
+    )
     settings = dict(result.config["settings"])
-    return Trial(number, settings, max(curve, default=math.nan), reached, curve, status)
+    best = max(filter(math.isfinite, curve), default=math.nan)
+    return Trial(number, settings, best, reached, curve, status)
 
 
 def write_results(trials: Sequence[Trial], spec: RunSpec, out: Path) -> None:
-    """trials.txt, trials.json, trials.svg and best.json."""
+    """Of trials, best first: trials.txt, trials.json, trials.svg and best.json."""
     metric = spec.config.evaluation.metric
     records = [
         {**trial.__dict__, "best": None if math.isnan(trial.best) else trial.best}
@@ -261,7 +278,7 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     if "://" in parsed.out:
         raise Mistake(f"--out {parsed.out}: a search needs a folder that every node sees")
     out = Path(parsed.out)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Mistake(f"{out} exists already; choose another --out")
     config = parsed.config
     spec = RunSpec(preset, config, absolute(parsed.data), str(out.resolve()))
@@ -272,9 +289,12 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
         TerminalProgress() as progress,
     ):
         trials = search(spec, parsed, progress)
-    if all(trial.status == "failed" for trial in trials):
-        raise Mistake(f"every trial failed; their logs are in {out}/ray")
+    if trials[0].status == "failed" or math.isnan(trials[0].best):
+        raise Mistake(
+            f"no trial came to an evaluation without failing; their logs are in {out}/ray"
+        )
     write_results(trials, spec, out)
-    print(table(trials, config.evaluation.metric))
-    print(f"the best as a preset: tandem train {out}/best.json --data {parsed.data} --out RUN")
+    for line in table(trials, config.evaluation.metric).splitlines():
+        say(line)
+    say(f"the best as a preset: tandem train {out}/best.json --data {parsed.data} --out RUN")
     return 0

@@ -14,6 +14,7 @@ from trainer.build import build_model
 from trainer.config import Config
 from trainer.data.schema import Dataset
 from trainer.inputs import build_inputs
+from trainer.mistake import Mistake
 from trainer.plan import GIB, as_bytes, make_plan, parse_bytes
 from trainer.presets import find_preset
 from trainer.ranks import Ranks
@@ -60,8 +61,11 @@ def test_memory_is_written_as_people_do() -> None:
     assert parse_bytes("1.5 GiB") == 3 * GIB // 2
     with pytest.raises(ValueError, match="'80' is 80 bytes, no GPU's memory: write 80GB"):
         parse_bytes("80")
-    with pytest.raises(ValueError, match="'eighty' is no amount of memory"):
-        parse_bytes("eighty")
+    for wrong in ("eighty", "1.2.3GB", "-80GB", "nan", "1e400GB", "9" * 400 + "GB", "", "80 XB"):
+        with pytest.raises(Mistake, match="is no amount of memory"):
+            parse_bytes(wrong)
+    with pytest.raises(Mistake, match="more than any GPU's memory"):
+        parse_bytes("9" * 18 + "GB")
     assert as_bytes(300) == "0.293 KiB"
     assert as_bytes(2.5 * 1024**2) == "2.5 MiB"
     assert as_bytes(80 * GIB) == "80.0 GiB"

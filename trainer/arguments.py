@@ -10,9 +10,12 @@ from typing import Annotated, TypeVar
 import tyro
 
 from trainer.config import Config
+from trainer.flags import check_given, check_ranges
 from trainer.mistake import Mistake
 from trainer.presets import PRESETS, find_preset
 from trainer.run import RunSpec, absolute
+
+MOST_GPUS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class TrainArguments:
 
 @dataclass(frozen=True)
 class PlanArguments:
-    """Plan a run on a cluster that is not there; every field of the preset's config can be set."""
+    """Plan a run on a cluster that is not there; every field of the preset's config can be set.
+    Exit status 3: it does not fit."""
 
     data: str
     """Folder of a prepared dataset: its numbers of users, items and attributes."""
@@ -46,6 +50,10 @@ class PlanArguments:
     """GPUs of one machine."""
     json: bool = False
     """Print the plan as JSON."""
+
+    def __post_init__(self) -> None:
+        check_given(self, ("data",))
+        check_ranges(self, gpus=(1, MOST_GPUS), gpus_a_node=(1, MOST_GPUS))
 
 
 Parsed = TypeVar("Parsed")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from trainer.config import Config, LossConfig
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
 from trainer.inputs import Inputs, build_inputs
+from trainer.machine import usable_memory_bytes
 from trainer.mistake import Mistake, mistakes
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
@@ -80,13 +80,12 @@ def build_layout(ranks: Ranks) -> Layout:
     """The machines of this process group, as TorchRec's planner wants them."""
     on_gpu = ranks.device.type == "cuda"
     device_bytes = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else None
-    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Layout(
         world_size=ranks.world_size,
         local_world_size=ranks.local_world_size,
         device_type=ranks.device.type,
         device_bytes=device_bytes,
-        host_bytes=host_bytes // ranks.local_world_size,
+        host_bytes=usable_memory_bytes() // ranks.local_world_size,
     )
 
 
@@ -154,6 +153,7 @@ def build_loader(
     inputs: Inputs,
     ranks: Ranks,
     position: dict[str, Any] | None,
+    on_opening: Callable[[int, int], None] = lambda done, total: None,
 ) -> Loader:
     """The training loader of this rank, from `position` on. No collective."""
     negatives = config.negatives
@@ -177,4 +177,5 @@ def build_loader(
         neighbours=inputs.neighbours,
         skip_corrupt=config.data.skip_corrupt,
         pin_memory=ranks.device.type == "cuda",
+        on_opening=on_opening,
     )

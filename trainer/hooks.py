@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+RunPhase = Literal["starting", "restoring", "training", "evaluating", "saving"]
+"""What a run can be at. starting: from the first line of a worker to its first step, restoring
+aside. restoring: a checkpoint is verified and read. saving: training waits for a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -11,6 +15,10 @@ class Hooks:
 
     on_serving: Callable[[int, str], None] = lambda rank, address: None
     """Told this rank's number and the address ("host:port") of its metrics endpoint."""
+    on_phase: Callable[[RunPhase, int, int | None], None] = lambda phase, done, total: None
+    """Told what the rank is at, and how far: `done` of `total` (None: not known) units of the
+    phase. Each call is a sign that the work goes forward, also where `done` is as before. Units:
+    training, steps; evaluating, queries; restoring and saving, bytes; starting, parts of it."""
     on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None
     """Told the facts of each checkpoint begun."""
     on_evaluation: Callable[[dict[str, float]], None] = lambda values: None

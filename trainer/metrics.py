@@ -8,7 +8,6 @@ Rank, run and host are labels that service discovery adds to a target (cluster/s
 so no series here carries them; the labels below are few and bounded.
 """
 
-import socket
 import threading
 import time
 from collections import deque
@@ -26,7 +25,9 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from trainer.small_http import Page, SmallServer
+from trainer.address import EVERY_ADDRESS, reachable_address, with_port
+from trainer.mistake import Mistake
+from trainer.small_http import Page, PortTakenError, SmallServer
 
 # From 1 ms to 100 s: a step of any model on any device falls inside.
 SECONDS_BUCKETS = (
@@ -34,6 +35,8 @@ SECONDS_BUCKETS = (
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
 )
 LONGEST_LINGER_SECONDS = 20.0
+PORT_PATIENCE_SECONDS = 10.0
+"""A worker that is started anew waits so long for its predecessor to let go of the port."""
 AnyMetric = TypeVar("AnyMetric", Counter, Gauge, Histogram)
 
 
@@ -250,17 +253,46 @@ class RankMetrics:
         self.publish_steps()
         return generate_latest(self.registry)
 
-    def serve(self, host: str = "127.0.0.1", port: int = 0) -> str:
+    def serve(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        advertise: str | None = None,
+        towards: str | None = None,
+    ) -> str:
         """Serve /metrics from a thread of its own; returns "host:port" as scrapers reach it.
 
-        Where `host` is every address (0.0.0.0), scrapers on other machines are told this one's.
+        Args:
+            host: address listened on.
+            port: 0 takes any free one.
+            advertise: address that scrapers are told; None: `host`, or where that is every
+                address, this machine's.
+            towards: a machine that this one reaches by the network that counts.
+
+        Raises:
+            Mistake: where host or port cannot be listened on.
         """
         assert self._server is None, "already serving"
+        self._server = self._listen(host, port)
+        public = reachable_address(towards) if host in EVERY_ADDRESS else host
+        return with_port(advertise or public, self._server.port)
+
+    def _listen(self, host: str, port: int) -> SmallServer:
         page = Page(CONTENT_TYPE_LATEST, self.render)
         pages = {"/": page, "/metrics": page}
-        self._server = SmallServer(host, port, pages, "tandem-metrics")
-        public = socket.gethostbyname(socket.gethostname()) if host == "0.0.0.0" else host
-        return f"{public}:{self._server.port}"
+        deadline = time.monotonic() + PORT_PATIENCE_SECONDS
+        while True:
+            try:
+                return SmallServer(
+                    host, port, pages, "tandem-metrics", "--metrics.host, --metrics.port"
+                )
+            except PortTakenError as error:
+                if time.monotonic() > deadline:
+                    raise Mistake(
+                        f"--metrics.port {port} is taken on this machine: choose another, or 0 "
+                        "for any free one"
+                    ) from error
+                time.sleep(0.2)
 
     def linger(self) -> None:
         """Where someone scrapes regularly, wait until the values as they are now are read, too.

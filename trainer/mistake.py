@@ -15,6 +15,10 @@ class Mistake(ValueError):
     """The user's mistake. One line: the value, the limit, the remedy."""
 
 
+class UsageError(Mistake):
+    """The command line itself is wrong."""
+
+
 @contextmanager
 def mistakes() -> Iterator[None]:
     """What losses and embeddings refuse is the user's mistake: they know ValueError alone."""

@@ -11,8 +11,6 @@ import re
 from dataclasses import asdict, dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table as RichTable
 from torch import Tensor
 from torchrec.distributed.planner.types import PlannerError
 
@@ -27,12 +25,16 @@ from trainer.data.schema import Dataset
 from trainer.inputs import Inputs, build_inputs
 from trainer.mistake import Mistake
 from trainer.model import TwoTower
+from trainer.screen import Sheet, say
 
 GIB = 1024**3
 LOSS_WORKSPACE_BYTES = 160 * 1024**2
 ROWS_TRIED = 256
 UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024, "MIB": 1024**2, "GIB": GIB}
 SMALLEST_DEVICE = 2**20
+LARGEST_DEVICE = 2**50
+DOES_NOT_FIT = 3
+"""Exit status of a plan that does not fit."""
 STATE_BYTES_A_ROW = {"rowwise_adagrad": (0, 4), "adagrad": (4, 0), "adam": (8, 0), "sgd": (0, 0)}
 """Optimizer state of a row: bytes for each column, and bytes beside."""
 
@@ -222,43 +224,42 @@ def advise(config: Config, inputs: Inputs, gpus: int, estimate: Estimate) -> tup
 
 def parse_bytes(text: str) -> int:
     """ "80GB", "80 GiB" or a plain number of bytes. Raises Mistake for anything else."""
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", text)
+    found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS:
         raise Mistake(f"{text!r} is no amount of memory: write 80GB, 80GiB or bytes")
     size = int(float(found[1]) * UNITS[found[2].upper()])
+    if size > LARGEST_DEVICE:
+        raise Mistake(f"{text!r} is {size:,} bytes, more than any GPU's memory: write 80GB")
     if size < SMALLEST_DEVICE:
         raise Mistake(f"{text!r} is {size} bytes, no GPU's memory: write {found[1]}GB")
     return size
 
 
-def show(plan: Plan, console: Console) -> None:
+def show(plan: Plan) -> None:
     """Print the plan as tables."""
     estimate = plan.estimate
     if plan.tables is not None:
-        shards = RichTable(title=f"tables on {plan.gpus} GPUs", title_justify="left")
-        for column in ("table", "sharding", "kernel", "most rows on a GPU"):
-            shards.add_column(column)
+        headings = ("table", "sharding", "kernel", "most rows on a GPU")
+        shards = Sheet(*headings, numbers=headings[-1:], title=f"tables on {plan.gpus} GPUs")
         for name, facts in plan.tables.items():
             most = max(rows for _, rows in facts["rows_by_rank"])  # type: ignore[attr-defined]
             kind, kernel = str(facts["sharding_type"]), str(facts["compute_kernel"])
-            shards.add_row(name, kind, kernel, f"{most:,}")
-        console.print(shards)
+            shards.add(name, kind, kernel, f"{most:,}")
+        shards.print()
     given = estimate.limit / (1 - STORAGE_RESERVED)
     rows = f"{plan.local_batch_size:,} rows a step on each of {plan.gpus} GPUs"
-    budget = RichTable(title=rows, title_justify="left")
-    budget.add_column("on the fullest GPU")
-    budget.add_column("bytes", justify="right")
+    budget = Sheet("on the fullest GPU", "memory", numbers=("memory",), title=rows)
     for name in ("weights", "optimizer_state", "towers", "activations", "total"):
-        budget.add_row(name.replace("_", " "), as_bytes(getattr(estimate, name)))
-    budget.add_row(f"limit: 90 % of {as_bytes(given)}", as_bytes(estimate.limit))
-    budget.add_section()
+        budget.add(name.replace("_", " "), as_bytes(getattr(estimate, name)))
+    limit = f"limit: 90 % of {as_bytes(given)}"
+    budget.add(limit, as_bytes(estimate.limit), ends_section=True)
     for name in ("sent_ids", "sent_embeddings", "sent_candidates", "sent_tower_gradients"):
         label = f"sent in a step: {name[5:].replace('_', ' ')}"
-        budget.add_row(label, as_bytes(getattr(estimate, name)))
-    console.print(budget)
-    console.print("it fits" if estimate.fits else "[bold red]it does not fit[/]; what helps:")
+        budget.add(label, as_bytes(getattr(estimate, name)))
+    budget.print()
+    say("it fits" if estimate.fits else "it does not fit; what helps:")
     for line in plan.advice:
-        console.print(f"  {line}")
+        say(f"  {line}")
 
 
 def as_bytes(size: float) -> str:
@@ -269,8 +270,8 @@ def as_bytes(size: float) -> str:
     return f"{size / GIB:,.1f} GiB"
 
 
-def plan(arguments: PlanArguments) -> None:
-    """Plan and print."""
+def plan(arguments: PlanArguments) -> int:
+    """Plan and print; returns the exit status."""
     made = make_plan(
         arguments.config,
         Dataset.load(arguments.data),
@@ -281,4 +282,5 @@ def plan(arguments: PlanArguments) -> None:
     if arguments.json:
         print(made.to_json())
     else:
-        show(made, Console())
+        show(made)
+    return 0 if made.estimate.fits else DOES_NOT_FIT

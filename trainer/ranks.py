@@ -16,6 +16,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from trainer.address import interface_of, reachable_address
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -26,6 +28,8 @@ class Ranks:
     local_rank: int
     local_world_size: int
     device: torch.device
+    rendezvous: str | None = None
+    """The machine where the ranks meet; None: this one."""
 
     @property
     def is_first(self) -> bool:
@@ -44,7 +48,18 @@ class Ranks:
             local_rank=local_rank,
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size))),
             device=torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"),
+            rendezvous=os.environ.get("MASTER_ADDR"),
         )
+
+
+def choose_interface(address: str) -> None:
+    """Have gloo meet the other machines by the interface of `address`, unless the user chose one.
+
+    By itself it takes the address of the host's own name, which Debian says is 127.0.1.1.
+    """
+    name = interface_of(address)
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 @contextmanager
@@ -59,6 +74,8 @@ def process_group(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
     ranks = Ranks.from_environment()
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
+    if ranks.world_size > ranks.local_world_size:
+        choose_interface(reachable_address(ranks.rendezvous))
     if dist.is_initialized():
         yield ranks
         return

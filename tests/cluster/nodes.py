@@ -35,7 +35,6 @@ class Node:
         if space is not None:
             self.space = space
             command = ["ip", "netns", "exec", space, *command]
-            environment["GLOO_SOCKET_IFNAME"] = "eth0"  # the host's name means another one
         self._command = [*command, "--object-store-memory=80000000"]
         self._environment = environment
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the node is

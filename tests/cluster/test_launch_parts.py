@@ -19,10 +19,10 @@ from ray.train import ControllerError, WorkerGroupError
 from cluster.elastic import GroupWatch, check_divides, choose, wait_for_room
 from cluster.failures import RunFailedError, first_cause
 from cluster.heartbeat import CONDEMNED_STATUS, SILENT_SECONDS, Answer, Heartbeat, Pulses
+from cluster.options import LaunchOptions
 from cluster.relay import RelayLog, RelayProgress
-from cluster.service_discovery import ServiceDiscovery
+from cluster.service_discovery import ReachableTargets, ServiceDiscovery
 from cluster.session import held_errors, join_message, ray_session
-from cluster.submit import refusal_message
 from cluster.usage import UsageError
 from cluster.workers import Resources, Workers
 from trainer.mistake import Mistake
@@ -261,6 +261,65 @@ class TestServiceDiscovery:
             assert self.read(second.url) == []
 
 
+class TestTargets:
+    def listed(self, discovery: ServiceDiscovery) -> list[str]:
+        return [target for group in json.loads(discovery.render()) for target in group["targets"]]
+
+    def test_runs_of_one_name_are_told_apart(self) -> None:
+        with ServiceDiscovery("/a/run", port=0) as one, ServiceDiscovery("/b/run", port=0) as two:
+            for discovery in (one, two):
+                discovery.set_target(0, "h:1")
+            assert json.loads(one.render())[0]["labels"] != json.loads(two.render())[0]["labels"]
+
+    def test_what_only_another_machine_reaches_is_not_listed_and_said_once(self) -> None:
+        said: list[str] = []
+        progress = Mock(message=said.append)
+        with ServiceDiscovery("run", port=0) as discovery:
+            targets = ReachableTargets(discovery, progress, here="10.0.0.1")
+            targets.set(0, "127.0.0.1:4000", "10.0.0.1")
+            targets.set(1, "127.0.0.1:4000", "10.0.0.2")
+            targets.set(2, "10.0.0.2:4001", "10.0.0.2")
+            targets.set(3, "[::1]:4001", "10.0.0.3")
+            assert self.listed(discovery) == ["127.0.0.1:4000", "10.0.0.2:4001"]
+        assert len(said) == 1
+        assert "on 10.0.0.2 they are served at 127.0.0.1" in said[0]
+        assert "--metrics.host 0.0.0.0" in said[0]
+
+    def test_every_address_is_told_as_one_that_reaches_it(self) -> None:
+        with ServiceDiscovery("run", host="0.0.0.0", port=0) as discovery:
+            assert "0.0.0.0" not in discovery.url
+            with urllib.request.urlopen(discovery.url, timeout=5) as answer:
+                assert answer.read() == b"[]"
+
+    @pytest.mark.parametrize("host", ["192.0.2.77", "no such host", "x" * 300, "300.1.1.1"])
+    def test_a_host_that_is_not_this_machines_is_one_line(self, host: str) -> None:
+        with pytest.raises(Mistake, match="--discovery-host") as raised:
+            ServiceDiscovery("run", host=host, port=0)
+        assert host in str(raised.value) and "\n" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"discovery_port": 99_999},
+            {"discovery_port": -1},
+            {"discovery_host": ""},
+            {"step_timeout_seconds": float("nan")},
+            {"patience_seconds": float("inf")},
+            {"resize_seconds": 0.0},
+            {"max_failures": -1},
+        ],
+    )
+    def test_options_out_of_range_are_refused(self, options: dict[str, Any]) -> None:
+        with pytest.raises(Mistake, match="--"):
+            LaunchOptions(**options)
+
+    def test_the_last_ports_are_not_overrun(self) -> None:
+        with ServiceDiscovery("a", port=65_535) as first:
+            assert first.url.endswith(":65535/targets")
+            with pytest.raises(Mistake, match=r"--discovery-port 65535: all of 65535\.\.65535"):
+                ServiceDiscovery("b", port=65_535)
+
+
 class FakeRelay:
     """Stands for the actor's handle: records what would be sent."""
 
@@ -367,14 +426,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
     with (
-        pytest.raises(RuntimeError, match="Ray did not start on this machine within its 30 s"),
+        pytest.raises(Mistake, match="Ray did not start on this machine within its 30 s"),
         ray_session(None),
     ):
         pass
-
-
-def test_a_head_without_its_agent_is_explained() -> None:
-    agent = RuntimeError("Request failed with status code 500: No available agent to submit job")
-    assert "--dashboard-agent-listen-port=0" in refusal_message("http://h:8265", agent)
-    other = refusal_message("http://h:8265", RuntimeError("no space left"))
-    assert other == "the cluster at http://h:8265 refused the job: no space left"

@@ -3,7 +3,9 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas
 import pytest
 
 from cluster.tune import (
@@ -12,9 +14,11 @@ from cluster.tune import (
     Trial,
     TuneArguments,
     apply_settings,
+    best_first,
     draw_settings,
     main,
     table,
+    trial_of,
     write_results,
 )
 from tests.datasets import make_dataset
@@ -46,13 +50,52 @@ def test_the_best_trial_becomes_a_preset_file(tmp_path: Path) -> None:
     spec = RunSpec("gowalla", find_preset("gowalla"), "data", str(tmp_path))
     good = Trial(4, SETTINGS, 0.25, 2, (0.1, 0.25), "finished")
     broken = Trial(1, SETTINGS, math.nan, 0, (), "failed")
-    write_results([good, broken], spec, tmp_path)
+    write_results(best_first([broken, good]), spec, tmp_path)
     best = find_preset(str(tmp_path / "best.json"))
     assert best.loss.temperature == 0.2
     assert best.training == spec.config.training
     records = json.loads((tmp_path / "trials.json").read_text())["trials"]
     assert [record["best"] for record in records] == [0.25, None]
     assert "trial 4: 0.2500" in (tmp_path / "trials.svg").read_text()
+
+
+def test_a_trial_that_diverged_is_never_the_best() -> None:
+    def trial(number: int, curve: tuple[float, ...], status: str = "finished") -> Trial:
+        best = max((value for value in curve if math.isfinite(value)), default=math.nan)
+        return Trial(number, SETTINGS, best, len(curve), curve, status)  # type: ignore[arg-type]
+
+    before_its_first = trial(0, (), "failed")
+    after_a_good_one = trial(1, (0.6,), "failed")
+    without_a_value = trial(2, (math.nan,))
+    stopped, finished = trial(3, (0.3,), "stopped early"), trial(4, (0.1, 0.5))
+    mixed = [before_its_first, stopped, after_a_good_one, without_a_value, finished]
+    for order in (mixed, mixed[::-1]):
+        assert [one.number for one in best_first(order)] == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "epochs", "every", "failed", "best", "status"),
+    [
+        ([0.1, 0.4, 0.3], 3, 1, False, 0.4, "finished"),
+        ([0.1, 0.4], 5, 2, False, 0.4, "finished"),  # epochs 2 and 4: a fifth is not evaluated
+        ([0.1], 5, 2, False, 0.1, "stopped early"),
+        ([math.nan, 0.2, math.inf], 3, 1, True, 0.2, "failed"),
+        ([], 3, 1, True, math.nan, "failed"),
+    ],
+)
+def test_what_a_trial_came_to(
+    values: list[float], epochs: int, every: int, failed: bool, best: float, status: str
+) -> None:
+    reported = [(value, (place + 1) * every) for place, value in enumerate(values)]
+    frame = pandas.DataFrame(reported, columns=["metric", "training_iteration"])
+    result = SimpleNamespace(
+        metrics_dataframe=frame if values else None,
+        error=RuntimeError("diverged") if failed else None,
+        config={"settings": SETTINGS},
+    )
+    trial = trial_of(0, result, epochs, every)
+    assert trial.best == best or (math.isnan(trial.best) and math.isnan(best))
+    assert trial.status == status
 
 
 def test_a_preset_file_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ class TestErrors:
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(name, fails)
-                with pytest.raises(Mistake, match="memory does not suffice.*--memory-limit"):
+                with pytest.raises(Mistake, match=r"memory does not suffice.*--memory-limit"):
                     make(source, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

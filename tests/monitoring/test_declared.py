@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.monitoring.conftest import ROOT
-from trainer.live.grafana import dashboard_json
+from trainer.live.grafana import DATASOURCE, dashboard_json
 from trainer.live.panels import DASHBOARDS
 from trainer.metrics import METRICS
 
@@ -91,9 +91,21 @@ def test_dashboards_have_the_shape_grafana_reads(path: Path) -> None:
         check_place(panel["gridPos"], taken)
         if panel["type"] != "row":
             check_panel(panel)
-    for variable in dashboard["templating"]["list"]:
+    datasource, *variables = dashboard["templating"]["list"]
+    assert datasource["type"] == "datasource" and datasource["query"] == "prometheus"
+    assert datasource["name"] == "datasource" and not datasource["multi"]
+    for variable in variables:
         assert variable["type"] == "query" and variable["multi"] and variable["includeAll"]
-    assert {"run", "rank"} == {variable["name"] for variable in dashboard["templating"]["list"]}
+        assert variable["datasource"] == DATASOURCE
+    assert {"run", "rank"} == {variable["name"] for variable in variables}
+
+
+def test_no_dashboard_names_a_data_source_of_one_grafana() -> None:
+    """They were found empty in every Grafana but ours."""
+    for file in (GRAFANA / "dashboards").glob("*.json"):
+        source = re.compile(r'"datasource": {\s*"type": "prometheus",\s*"uid": "([^"]*)"')
+        uids = set(source.findall(file.read_text()))
+        assert uids == {"${datasource}"}
 
 
 def check_place(place: dict[str, int], taken: set[tuple[int, int]]) -> None:
@@ -107,7 +119,7 @@ def check_place(place: dict[str, int], taken: set[tuple[int, int]]) -> None:
 def check_panel(panel: dict[str, Any]) -> None:
     assert panel["type"] in ("timeseries", "stat")
     assert panel["title"] and panel["description"].endswith(".")
-    assert panel["datasource"] == {"type": "prometheus", "uid": "tandem-prometheus"}
+    assert panel["datasource"] == DATASOURCE
     assert panel["fieldConfig"]["defaults"]["unit"]
     assert [target["refId"] for target in panel["targets"]] == ["A", "B"][: len(panel["targets"])]
     assert all(target["expr"] and target["legendFormat"] for target in panel["targets"])

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.dataset as pads
 import torch
 
@@ -21,8 +20,10 @@ from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
 from trainer.data.storage import filesystem_of, open_parquet
 from trainer.data.synth import SynthArguments, synth
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import SilentProgress
+from trainer.screen import say
 
 TARGET_RATIO = 0.5
 ROW_GROUP_ROWS = 32_768
@@ -102,7 +103,7 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
         "columns": columns,
         "feature_keys": [*loader.query_keys, *loader.candidate_keys],
         "local_batch_size": arguments.local_batch_size,
-        "threads": pa.cpu_count(),
+        "threads": usable_cpus(),
         "rows_per_second": {name: rows / value for name, value in seconds.items()},
         "processor_seconds": {name: median(values) for name, values in processor.items()},
         "bare": bare,
@@ -160,8 +161,8 @@ def main(arguments: DataBenchArguments) -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    print(f"{result['rows']:,} rows, keys {', '.join(result['feature_keys'])}")
+    say(f"{result['rows']:,} rows, keys {', '.join(result['feature_keys'])}")
     for name, rate in result["rows_per_second"].items():
         cost = result["processor_seconds"][name] / result["rows"] * 1e9
-        print(f"{name:14}{rate:>12,.0f} rows/s  {cost:>6,.0f} ns of processor a row")
-    print(f"ratio loader over {result['bare']}: {result['ratio']:.2f}  (target {TARGET_RATIO})")
+        say(f"{name:14}{rate:>12,.0f} rows/s  {cost:>6,.0f} ns of processor a row")
+    say(f"ratio loader over {result['bare']}: {result['ratio']:.2f}  (target {TARGET_RATIO})")

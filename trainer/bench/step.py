@@ -9,15 +9,13 @@ data` measures the loader.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from trainer.bench.workers import Group, Workload
+from trainer.machine import usable_cpus
+from trainer.screen import Sheet
 
 GIB = 1024**3
 SCALES = (0.1, 0.3, 1.0)
@@ -81,7 +79,7 @@ def scale(arguments: StepBenchArguments) -> dict[str, Any]:
 
 def compare(arguments: StepBenchArguments) -> dict[str, Any]:
     """Tandem (one process of two threads, and two ranks) beside a plain PyTorch loop."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     work = workload(arguments, 2_000_000)
     groups = {
         "tandem": Group(1, work, threads=cores),
@@ -131,13 +129,11 @@ def main(arguments: StepBenchArguments) -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    table = Table(title="a training step")
-    table.add_column("what")
-    table.add_column("value", justify="right")
+    sheet = Sheet("what", "value", numbers=("value",), title="a training step")
     for name, value in result.items():
         for part, number in (value if isinstance(value, dict) else {"": value}).items():
-            table.add_row(f"{name} {part}".strip(), _text(name, number))
-    Console().print(table)
+            sheet.add(f"{name} {part}".strip(), _text(name, number))
+    sheet.print()
 
 
 def _text(name: str, value: Any) -> str:

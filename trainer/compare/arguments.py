@@ -9,7 +9,13 @@ import tyro
 
 from trainer.compare.cases import MOST_TUNING_TRIALS, Section
 from trainer.config import LossName
+from trainer.flags import check_given, check_ranges
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
+
+MOST_SEEDS = 1000
+MOST_EPOCHS = 100_000
+MOST_UNIFORM = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,14 @@ class CompareArguments:
     """Trainings side by side."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tuning_trials <= MOST_TUNING_TRIALS:
-            raise Mistake(
-                f"tuning_trials is {self.tuning_trials}; each loss has 1 to {MOST_TUNING_TRIALS} "
-                "settings to try"
-            )
-        if min(self.seeds, self.epochs, self.workers, self.uniform) < 1 or not self.losses:
-            raise Mistake("seeds, epochs, workers, uniform and losses need at least 1 each")
+        check_given(self, ("out",), ("data",))
+        if not self.losses:
+            raise Mistake("--losses is empty: give at least one")
+        check_ranges(
+            self,
+            seeds=(1, MOST_SEEDS),
+            tuning_trials=(1, MOST_TUNING_TRIALS),
+            epochs=(1, MOST_EPOCHS),
+            uniform=(1, MOST_UNIFORM),
+            workers=(1, max(usable_cpus(), 2)),
+        )

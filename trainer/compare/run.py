@@ -6,7 +6,6 @@ cases (cases.py) -> tuning trials on validation -> best setting -> trials over s
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from trainer.compare.results import CaseResult, Comparison, print_tables
 from trainer.compare.trials import Trial, check_dataset, run_trials
 from trainer.config import Config
 from trainer.data.schema import Dataset
+from trainer.machine import usable_cpus
 from trainer.presets import find_preset
 from trainer.progress import Progress, TerminalProgress
 from trainer.run_files import write_json
@@ -119,7 +119,7 @@ def measure(
 def base_config(arguments: CompareArguments) -> Config:
     """The preset under the comparison's negatives and length."""
     preset = find_preset(arguments.preset)
-    threads = max(1, len(os.sched_getaffinity(0)) // arguments.workers)
+    threads = max(1, usable_cpus() // arguments.workers)
     return replace(
         preset,
         negatives=uniform_negatives(arguments.uniform),

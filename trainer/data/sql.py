@@ -9,9 +9,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,16 @@ from trainer.mistake import Mistake
 LEAST_MEMORY = 64_000_000
 MOST_MEMORY = 1 << 60
 MOST_THREADS = 1024
-SHARED_MEMORY = "2GB"
-"""Of a connection that other processes of the machine have their like of."""
 MORE_MEMORY = "raise --memory-limit, or lower --threads"
 INTERRUPTED = "Query interrupted"
 FULL_DISK = re.compile("no space left|quota exceeded|max_temp_directory_size|file too large", re.I)
 
 Option = str | int | Sequence[str]
 """A value of an option of read_csv."""
+
+
+class DatabaseError(RuntimeError):
+    """What DuckDB could not do, in one line."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,6 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
 
 
 @contextmanager
-def in_memory(threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection of one of several processes: little memory, spilling to a temporary folder."""
-    remedy = "free some memory, or start fewer workers"
-    with (
-        tempfile.TemporaryDirectory(prefix="tandem-") as spill,
-        faults("reading the dataset", remedy),
-        closing(connect(Resources(SHARED_MEMORY, threads, spill))) as connection,
-    ):
-        yield connection
-
-
-@contextmanager
 def faults(doing: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
     """Have DuckDB's errors be this project's: Ctrl-C, the user's mistake, or one line.
 
@@ -96,7 +85,7 @@ def faults(doing: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
             raise Mistake(
                 f"{doing}: memory does not suffice ({first_line(error)}): {remedy}"
             ) from error
-        raise RuntimeError(f"{doing}: {first_line(error)}") from error
+        raise DatabaseError(f"{doing}: {first_line(error)}") from error
     except RuntimeError as error:
         if str(error) == INTERRUPTED:
             raise KeyboardInterrupt from None

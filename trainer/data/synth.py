@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,8 +29,10 @@ from trainer.data.schema import MAX_HISTORY_LENGTH, Dataset
 from trainer.data.sql import MOST_THREADS
 from trainer.data.summary import print_summary
 from trainer.filesystems import check_text
+from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import Progress, TerminalProgress
+from trainer.screen import say
 from trainer.whole_folder import whole_folder
 
 ROWS_PER_PART = 1 << 20
@@ -154,11 +155,11 @@ def _print(arguments: SynthArguments, rows: int, best: BestPossible, seconds: fl
     out = arguments.out
     if not arguments.raw:
         print_summary(Dataset.load(out), seconds)
-    print(f"{out}: {rows:,} interactions in {seconds:.1f} s, {rows / seconds:,.0f} a second")
+    say(f"{out}: {rows:,} interactions in {seconds:.1f} s, {rows / seconds:,.0f} a second")
     if best.users:
         summary = best.summary()
         possible = ", ".join(f"recall@{k} {summary[f'recall@{k}']:.4f}" for k in CUTOFFS)
-        print(f"best possible on test ({best.users:,} users): {possible}")
+        say(f"best possible on test ({best.users:,} users): {possible}")
 
 
 def _build(arguments: SynthArguments, folder: Path, progress: Progress) -> tuple[int, BestPossible]:
@@ -182,7 +183,7 @@ def _build(arguments: SynthArguments, folder: Path, progress: Progress) -> tuple
         truth = {name: best_possible(model, part, split, asked) for name, split in HELD_OUT.items()}
         return len(part.item_M), tables, truth
 
-    threads = arguments.threads or os.cpu_count() or 1
+    threads = arguments.threads or usable_cpus()
     with ThreadPoolExecutor(threads) as pool:
         first_users = range(0, arguments.users, arguments.users_per_part)
         for part_rows, tables, truth in pool.map(make, first_users):

@@ -15,7 +15,8 @@ from trainer.live.panels.panel import Dashboard, Panel, Unit
 
 SCHEMA_VERSION = 39
 COLUMNS = 24
-DATASOURCE = {"type": "prometheus", "uid": "tandem-prometheus"}
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+"""The one chosen above the dashboard: every Grafana has its own."""
 UNITS: dict[Unit, str] = {
     "": "short",
     "s": "s",
@@ -48,6 +49,7 @@ def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
         "links": [_link(other) for other in DASHBOARDS if other is not dashboard],
         "templating": {
             "list": [
+                _datasource(),
                 _variable("run", "Run", "label_values(tandem_step, run)"),
                 _variable("rank", "Rank", 'label_values(tandem_step{run=~"$run"}, rank)'),
             ]
@@ -146,6 +148,19 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
             }
             for index, query in enumerate(panel.queries)
         ],
+    }
+
+
+def _datasource() -> dict[str, Any]:
+    """A choice among the Prometheus servers that this Grafana knows, its default at first."""
+    return {
+        "name": "datasource",
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+        "refresh": 1,  # when the dashboard is loaded
+        "multi": False,
+        "includeAll": False,
     }
 
 

@@ -10,6 +10,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from trainer.mistake import Mistake
+
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus"
 START_SECONDS = 20.0
 HOW_TO_INSTALL = (
@@ -88,7 +90,7 @@ class Prometheus:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         lines = log.read_text().strip().splitlines()
-        raise RuntimeError(
+        raise Mistake(
             f"prometheus did not start within {START_SECONDS:g} s on {self.url}; its last line: "
             f"{lines[-1] if lines else '(none)'}; choose another --prometheus-port if it is taken"
         )

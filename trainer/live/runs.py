@@ -2,61 +2,57 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from pathlib import Path
 from typing import Any
 
+from trainer.line_file import read_records
+from trainer.live.growing import Columns, GrowingColumns, finite
+from trainer.mistake import Mistake
 from trainer.run import RunFolder
-from trainer.run_files import COMMIT_FILE, committed
+from trainer.run_files import COMMIT_FILE, committed, read_json
+from trainer.run_state import read_state
 from trainer.storage import StoragePath, modified_at, storage_path
 
 MOST_POINTS = 600
-SILENT_SECONDS = 60.0
-Columns = dict[str, list[Any]]
+CONFIG_FILE = "config.json"
 
 
 def read_run(path: str | StoragePath) -> dict[str, Any]:
-    """Everything the pages draw, as plain JSON-able data; NaN and infinities become None.
+    """Everything the pages draw of a run, once; `RunReader` is for pages that are drawn again."""
+    return RunReader(path).read()
+
+
+class RunReader:
+    """Reads a run's folder again and again, each time what is new in its files of lines.
 
     Raises:
-        Mistake: where `path` is no run.
+        Mistake: where `path` is no run, or a file of it cannot be read.
     """
-    folder = RunFolder(path)
-    facts = folder.read_config()
-    root = storage_path(path)
-    metrics = read_lines(folder.metrics_file)
-    validation = read_lines(root / "validation.jsonl")
-    starts = read_lines(root / "starts.jsonl")
-    return {
-        "name": root.resolve().name if isinstance(root, Path) else root.name,
-        "preset": facts["preset"],
-        "data": facts["data"],
-        "config": facts["config"],
-        "versions": facts["versions"],
-        "starts": starts or [{"step": 0, "world_size": facts["world_size"], "time": None}],
-        "metrics": thinned(as_columns(metrics)),
-        "validation": as_columns(validation),
-        "summary": _read_json(root / "summary.json"),
-        "evaluation": _read_json(root / "evaluation.json"),
-        "now": _now(folder, facts, metrics),
-    }
 
+    def __init__(self, path: str | StoragePath) -> None:
+        self._folder, self._root = RunFolder(path), storage_path(path)
+        self._metrics = GrowingColumns(self._folder.metrics_file)
+        self._validation = GrowingColumns(self._root / "validation.jsonl")
 
-def read_lines(path: StoragePath) -> list[dict[str, Any]]:
-    """Lines of a JSONL file, without one that is being written; empty where there is none."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def as_columns(records: list[dict[str, Any]]) -> Columns:
-    """{key: values in order}; None where a record lacks the key or the value is not finite."""
-    keys = dict.fromkeys(key for record in records for key in record)
-    columns = {key: [_finite(record.get(key)) for record in records] for key in keys}
-    return columns if "step" in columns else {**columns, "step": []}
+    def read(self) -> dict[str, Any]:
+        """Everything the pages draw, as plain JSON-able data; NaN and infinities become None."""
+        facts, root = self._folder.read_config(), self._root
+        starts = read_records(root / "starts.jsonl")
+        metrics = self._metrics.read()
+        return {
+            "name": root.resolve().name if isinstance(root, Path) else root.name,
+            "preset": facts.preset,
+            "data": facts.data,
+            "config": facts.config.to_json(),
+            "versions": facts.versions,
+            "starts": starts or [{"step": 0, "world_size": facts.world_size, "time": None}],
+            "metrics": thinned(metrics),
+            "validation": self._validation.read(),
+            "summary": _read_json(root / "summary.json"),
+            "evaluation": _read_evaluation(root / "evaluation.json"),
+            "now": _now(self._folder, self._metrics.newest),
+        }
 
 
 def thinned(columns: Columns) -> Columns:
@@ -67,34 +63,54 @@ def thinned(columns: Columns) -> Columns:
     return {key: [values[index] for index in kept] for key, values in columns.items()}
 
 
-def _now(folder: RunFolder, facts: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def _now(folder: RunFolder, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """The big numbers of the live page."""
     now = time.time()
     last = metrics[-1] if metrics else {}
-    total = last.get("total_steps")
-    step = last.get("step", 0)
-    silent = now - last.get("time", modified_at(folder.path / "config.json"))
-    if (folder.path / "summary.json").exists():
-        state = "finished"
-    else:
-        state = "running" if silent < SILENT_SECONDS else "stopped"
-    left = (total - step) * last["step_seconds"] if total and state == "running" else None
+    run = read_state(folder.path)
+    signs = [_number(last.get("time")), run.owner.renewed if run.owner else None]
+    known = [each for each in signs if each is not None]
+    silent = now - max(known or [modified_at(folder.path / CONFIG_FILE)])
+    pace, left = _number(last.get("step_seconds")), None
+    if run.state == "running" and run.total_steps is not None and pace is not None:
+        left = (run.total_steps - run.step) * pace
     newest = committed(folder.checkpoints)[-1:]
     return {
-        "step": step,
-        "total_steps": total,
+        "step": run.step,
+        "total_steps": run.total_steps,
         "seconds_left": left,
-        "loss": _finite(last.get("loss")),
+        "loss": finite(last.get("loss")),
         "examples_per_second": last.get("examples_per_second"),
         "checkpoint_age_seconds": now - modified_at(newest[0] / COMMIT_FILE) if newest else None,
         "silent_seconds": silent,
-        "state": state,
+        "state": run.state,
+        "phase": run.owner.phase if run.owner else None,
+        "phase_done": run.owner.done if run.owner else None,
+        "phase_total": run.owner.total if run.owner else None,
     }
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) else None
 
 
 def _read_json(path: StoragePath) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
+
+
+def _read_evaluation(path: StoragePath) -> Any:
+    """evaluation.json: measures by name, by split."""
+    found = _read_json(path)
+    splits = {} if found is None else found
+    if not isinstance(splits, dict) or not all(
+        _are_measures(values) and _are_measures(values.get("popularity", {}))
+        for values in splits.values()
+    ):
+        raise Mistake(f"{path} holds no evaluations: move it away")
+    return found
+
+
+def _are_measures(values: Any) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(value, int | float) for name, value in values.items() if "@" in name
+    )

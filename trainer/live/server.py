@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+from trainer.address import EVERY_ADDRESS, reachable_address, with_port
 from trainer.live.page import asset, page, panel_rows
-from trainer.live.runs import read_run
+from trainer.live.runs import RunReader
 from trainer.mistake import Mistake
-from trainer.small_http import Page, SmallServer
+from trainer.small_http import Page, PortTakenError, SmallServer
 from trainer.storage import StoragePath
 
 BODY = """<header><h1 id="run">Run</h1><div class="state" id="state"></div></header>
@@ -27,23 +28,22 @@ class LivePage:
     """Serves the live page of one run until `close`."""
 
     def __init__(self, run: StoragePath, host: str, port: int) -> None:
-        self._run = run
+        self._run = RunReader(run)
         html = live_html().encode()
         pages = {
             "/": Page("text/html; charset=utf-8", lambda: html),
             "/data.json": Page("application/json", self._data),
         }
         try:
-            self._server = SmallServer(host, port, pages, "tandem-live")
-        except OSError as error:
-            raise Mistake(
-                f"--port {port}: cannot listen on {host} ({error.strerror}); choose another --port"
-            ) from error
-        self.url = f"http://{host}:{self._server.port}/"
+            self._server = SmallServer(host, port, pages, "tandem-live", "--host, --port")
+        except PortTakenError as error:
+            raise Mistake(f"--port {port} is taken on {host}: choose another --port") from error
+        shown = reachable_address() if host in EVERY_ADDRESS else host
+        self.url = f"http://{with_port(shown, self._server.port)}/"
 
     def close(self) -> None:
         self._server.close()
 
     def _data(self) -> bytes:
-        data = {"runs": [read_run(self._run)], "rows": panel_rows()}
+        data = {"runs": [self._run.read()], "rows": panel_rows()}
         return json.dumps(data, allow_nan=False).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -11,7 +12,12 @@ import tyro
 from trainer.live.page import as_script_data, asset, page, panel_rows
 from trainer.live.runs import read_run
 from trainer.mistake import Mistake
-from trainer.storage import StoragePath, storage_path
+from trainer.screen import say
+from trainer.storage import StoragePath, storage_path, write_whole
+
+TITLE = "Tandem report: "
+PAGE_HEAD_BYTES = 4096
+"""The page's title is within them."""
 
 
 @dataclass(frozen=True)
@@ -26,25 +32,45 @@ class ReportArguments:
     def __post_init__(self) -> None:
         if not self.runs:
             raise Mistake("which run? tandem report RUN [RUN ...]")
+        if "" in self.runs or self.out == "":
+            raise Mistake(f"{'--out' if self.out == '' else 'RUN'} is empty")
 
 
 def report(arguments: ReportArguments) -> StoragePath:
     """Write the page and say where it is; returns its path.
 
     Raises:
-        Mistake: where one of the folders is no run.
+        Mistake: where one of the folders is no run, or the page's place is taken.
     """
+    out = _free_place(arguments)
     runs = [read_run(path) for path in arguments.runs]
     from trainer.report.norms import norms_by_popularity  # torch: after the mistakes are told
 
     _name_apart(runs, arguments.runs)
     for run, path in zip(runs, arguments.runs, strict=True):
         run["norms"] = norms_by_popularity(storage_path(path), storage_path(run["data"]))
-    first = storage_path(arguments.runs[0])
-    out = storage_path(arguments.out) if arguments.out else first / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(report_html(runs))
-    print(out)
+    write_whole(out, report_html(runs))
+    say(out)
+    return out
+
+
+def _free_place(arguments: ReportArguments) -> StoragePath:
+    """Where the page goes. Raises Mistake where something else than a report is already."""
+    if arguments.out is None:
+        out = storage_path(arguments.runs[0]) / "report.html"
+    else:
+        out = storage_path(arguments.out)
+    if not out.exists():
+        above = [each for each in out.parents if each.exists()] if isinstance(out, Path) else []
+        if above and not above[0].is_dir():
+            raise Mistake(f"{out} cannot be written: {above[0]} is no folder")
+        return out
+    if not out.is_file():
+        raise Mistake(f"{out} is no file: name one to write, such as {out}/report.html")
+    with out.open("rb") as stream:
+        if TITLE.encode() not in stream.read(PAGE_HEAD_BYTES):
+            raise Mistake(f"{out} is there already and is no report: choose another --out")
     return out
 
 
@@ -63,7 +89,7 @@ def report_html(runs: list[dict[str, Any]]) -> str:
         asset("panels.js"),
         asset("report.js"),
     ]
-    return page(f"Tandem report: {title}", body, scripts)
+    return page(f"{TITLE}{title}", body, scripts)
 
 
 def _name_apart(runs: list[dict[str, Any]], paths: tuple[str, ...]) -> None:

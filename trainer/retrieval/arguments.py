@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from trainer.flags import MOST, check_given, check_range, check_ranges
 from trainer.mistake import Mistake
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
@@ -20,8 +21,8 @@ class EvaluateArguments:
     """Folder of a trained run."""
     split: Literal["validation", "test"] = "validation"
     """test is for the final figures; every choice is made on validation."""
-    k: tuple[int, ...] = (10, 20, 50)
-    """Cut-offs of the lists."""
+    k: tuple[int, ...] | None = None
+    """Cut-offs of the lists. Left out: 10 20 50, as far as there are items."""
     users: int | None = None
     """Evaluate a random sample of this many users, with confidence intervals. Left out: all."""
     groups: int = 5
@@ -34,8 +35,14 @@ class EvaluateArguments:
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        if self.groups < 0 or self.groups > 255:
-            raise Mistake(f"groups is {self.groups}; it must be from 0 to 255")
+        check_given(self, ("data",), ("run",))
+        if self.k == ():
+            raise Mistake("--k is empty: give at least one cut-off, or leave it out")
+        for k in self.k or ():
+            check_range("--k", k, 1)
+        if self.users is not None:
+            check_range("--users", self.users, 2, what="a sample; leave it out for all")
+        check_ranges(self, groups=(0, 255), seed=(0, MOST))
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ class RecommendArguments:
     """Raw id of a user, as in the source."""
     items: str | None = None
     """Raw ids of liked items, oldest first, separated by commas: for somebody not seen in
-    training. Needs a model that reads histories."""
+    training. An id that holds a comma is quoted, as in '"Doe, Jane",i5'. Needs a model that reads
+    histories."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items recommended."""
     data: str | None = None
@@ -57,7 +65,8 @@ class RecommendArguments:
     def __post_init__(self) -> None:
         if (self.user is None) == (self.items is None):
             raise Mistake("give either --user ID or --items ID,ID,...")
-        _check_k(self.k)
+        check_given(self, ("user", "items", "data"), ("run",))
+        check_range("-k", self.k, 1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,8 @@ class SimilarArguments:
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        _check_k(self.k)
+        check_given(self, ("item", "data"), ("run",))
+        check_range("-k", self.k, 1)
 
 
 @dataclass(frozen=True)
@@ -100,12 +110,7 @@ class ExportArguments:
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        if self.index_k < 1:
-            raise Mistake(f"index-k is {self.index_k}; it must be at least 1")
+        check_given(self, ("data",), ("run", "out"))
+        check_ranges(self, index_k=(1, MOST), encoder_limit=(0, MOST))
         if self.index is not None and not self.users:
             raise Mistake("--index compares with exact search by users: leave out --no-users")
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise Mistake(f"k is {k}; it must be at least 1")

@@ -6,7 +6,7 @@ Tensor shapes: I items of the rank, D embedding width, q queries of the rank.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -95,8 +95,12 @@ class Encoder:
             longest = min(ROWS_AT_ONCE, -(-self.num_items // self.ranks.world_size))
             yield row_n, self.candidates(padded[:longest])[: len(row_n)]
 
-    def items(self) -> ItemRows:
-        """This rank's range of the catalog, encoded. Collective. Memory: 4 * I * D bytes."""
+    def items(self, on_block: Callable[[], None] = lambda: None) -> ItemRows:
+        """This rank's range of the catalog, encoded. Collective. Memory: 4 * I * D bytes.
+
+        Args:
+            on_block: called after each block of items.
+        """
         embedding_ID, filled = None, 0
         first, stop = rank_range(self.num_items, self.ranks)
         for _, block_nD in self.item_blocks():
@@ -104,6 +108,7 @@ class Encoder:
                 embedding_ID = block_nD.new_empty((stop - first, block_nD.size(1)))
             embedding_ID[filled : filled + len(block_nD)] = block_nD
             filled += len(block_nD)
+            on_block()
         assert embedding_ID is not None and filled == stop - first
         return ItemRows(embedding_ID, first)
 

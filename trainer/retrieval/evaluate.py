@@ -11,17 +11,16 @@ Tensor shapes: Q queries of a block, q of them the rank's own, K = the largest k
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from trainer.data.schema import Dataset
-from trainer.mistake import Mistake
 from trainer.model import TwoTower
-from trainer.progress import Progress, SilentProgress
 from trainer.ranks import Ranks
+from trainer.retrieval.cut_offs import DEFAULT, check_queries, cut_offs
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.keys import decode_keys
@@ -57,13 +56,18 @@ def evaluate_model(
     dataset: Dataset,
     split: str,
     ranks: Ranks,
-    ks: Sequence[int] = (10, 20, 50),
+    ks: Sequence[int] = DEFAULT,
     users: int | None = None,
     history_length: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Values by name for the model in training. Collective; the same on every rank."""
+    """Values by name for the model in training. Collective; the same on every rank.
+
+    Args:
+        on_progress: told how many queries of how many are through, block by block.
+    """
     encoder = Encoder(model, dataset, ranks, history_length)
-    return evaluate_split(encoder, dataset, split, ks, users).values
+    return evaluate_split(encoder, dataset, split, ks, users, on_progress=on_progress).values
 
 
 def evaluate_split(
@@ -76,7 +80,7 @@ def evaluate_split(
     num_groups: int = 0,
     baseline: bool = False,
     how: Filter | None = None,
-    progress: Progress | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Evaluate a split on all ranks. Collective; every rank returns the same.
 
@@ -84,12 +88,14 @@ def evaluate_split(
         users: evaluate a random sample of this many users; None: all.
         num_groups: popularity groups reported; 0: none.
         baseline: evaluate the popularity ranking too.
+        on_progress: told how many queries of how many are through, block by block.
     """
-    _check(dataset, split, ks, users)
+    check_queries(dataset, split, users)
+    ks = cut_offs(ks, dataset)
     started = time.perf_counter()
     population = dataset.splits[split].queries
     rows = sample_rows(population, users, seed)
-    items = encoder.items()  # collective
+    items = encoder.items(on_block=lambda: on_progress(0, len(rows)))  # collective
     device = encoder.ranks.device
     how = how or Filter.best_for(device)
     count_I = torch.from_numpy(encoder.store.item_count_I).to(device)
@@ -97,7 +103,7 @@ def evaluate_split(
     ours = Tally(dataset, ks, device, group_I, num_groups)
     popular = Tally(dataset, ks, device, None, 0) if baseline else None
     by_popularity = PopularityRanking(count_I) if baseline else None
-    progress, done = progress or SilentProgress(), 0
+    done = 0
     for block in read_queries(dataset, split, rows, QUERIES_AT_ONCE[device.type]):
         own = own_share(block, encoder.ranks)
         query_qD = encoder.queries(own.user_Q, own.history, own.disliked)  # collective
@@ -108,7 +114,7 @@ def evaluate_split(
         if popular is not None and by_popularity is not None:
             popular.add(by_popularity.topk(own.seen.to(device), max(ks)), own)
         done += len(block)
-        progress.update("evaluating", done, len(rows))
+        on_progress(done, len(rows))
     values = ours.values()  # collective
     return Evaluation(
         values=values,
@@ -182,18 +188,3 @@ def own_share(block: QueryBlock, ranks: Ranks) -> QueryBlock:
     each = -(-len(block) // ranks.world_size)
     padded = block.padded(each * ranks.world_size)
     return padded.slice(ranks.rank * each, (ranks.rank + 1) * each)
-
-
-def _check(dataset: Dataset, split: str, ks: Sequence[int], users: int | None) -> None:
-    if dataset.splits[split].queries == 0:
-        raise Mistake(
-            f"the {split} split of {dataset.path} has no user with a positive interaction; "
-            "prepare the dataset with a larger held-out part"
-        )
-    if not ks or min(ks) < 1 or max(ks) > dataset.num_items:
-        raise Mistake(
-            f"k is {', '.join(map(str, ks)) or 'empty'}; cut-offs are at least 1 and at most "
-            f"{dataset.num_items}, the number of items"
-        )
-    if users is not None and users < 2:
-        raise Mistake(f"users is {users}; a sample has at least 2, or leave the flag out for all")

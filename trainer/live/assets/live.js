@@ -46,7 +46,9 @@ function draw(data) {
 async function refresh() {
   try {
     const answer = await fetch("data.json");
-    draw(await answer.json());
+    const data = await answer.json();
+    if (answer.ok) draw(data);
+    else document.getElementById("state").textContent = data.error;
     document.body.dataset.drawn = "yes";
   } catch (error) {
     document.getElementById("state").textContent = "tandem dashboard has ended";
