@@ -7,16 +7,16 @@ a worker that gets one asks for the same, where Ray would end it on the spot. Al
 a step, write a checkpoint and return; what is left of the cluster goes on from there.
 """
 
+import os
 import signal
 import threading
-from collections.abc import Collection
 from types import FrameType
 from typing import Any
 
 import ray
 from ray.train.torch import TorchConfig
 
-from cluster.ray_private import draining_nodes, torch_backend
+from cluster.ray_private import torch_backend
 from trainer.ranks import choose_interface
 
 TOLD = threading.Event()
@@ -37,6 +37,11 @@ def choose_own_interface() -> None:
     choose_interface(ray.util.get_node_ip_address())
 
 
+def hide_gpus() -> None:
+    """In a worker that has no GPU of its own: Ray leaves the node's in sight."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 TorchBackend: Any = torch_backend()
 
 
@@ -46,6 +51,8 @@ class ListeningBackend(TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(listen)  # training has a thread of its own, and signals do not
         worker_group.execute(choose_own_interface)
+        if backend_config.backend == "gloo":
+            worker_group.execute(hide_gpus)
         super().on_start(worker_group, backend_config)
 
 
@@ -55,8 +62,3 @@ class ListeningTorchConfig(TorchConfig):
     @property
     def backend_cls(self) -> type[ListeningBackend]:
         return ListeningBackend
-
-
-def leaving(nodes: Collection[str]) -> bool:
-    """Whether one of these nodes (Ray's ids) is draining."""
-    return not set(nodes).isdisjoint(draining_nodes())

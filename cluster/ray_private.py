@@ -50,6 +50,11 @@ def draining_nodes() -> set[str]:
     return set(ray._private.state.state.get_draining_nodes())
 
 
+def free_by_node() -> list[dict[str, float]]:
+    """What each living node has to spare, by resource. In a process of the cluster as well."""
+    return list(ray._private.state.available_resources_per_node().values())
+
+
 def torch_backend() -> Any:
     """The class that makes Ray Train's torch process groups."""
     from ray.train.torch.config import _TorchBackend

@@ -23,6 +23,7 @@ from cluster.submitted import Submitted, remember, remembered, run_of
 from cluster.usage import parse
 from trainer.mistake import Mistake
 from trainer.run_state import read_state
+from trainer.screen import say
 
 LOOK_SECONDS = 1.0
 EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
@@ -99,9 +100,9 @@ def submit(arguments: Sequence[str]) -> int:
     except RuntimeError as error:
         raise Mistake(refusal_message(cluster.address, error)) from error
     remember(Submitted(job, cluster.address, tuple(command), run_of(command)))
-    print(f"job {job} on {cluster.address}", flush=True)
+    say(f"job {job} on {cluster.address}")
     if parsed.detach:
-        print(f"next: tandem logs {job} --follow --address {cluster.address}")
+        say(f"next: tandem logs {job} --follow --address {cluster.address}")
         return 0
     return follow(cluster, job)
 
@@ -111,7 +112,7 @@ def status(arguments: Sequence[str]) -> int:
     parsed = parse(StatusArguments, "tandem status", arguments)
     if parsed.job is not None and ("/" in parsed.job or Path(parsed.job).is_dir()):
         state = read_state(parsed.job)
-        print(state.describe())
+        say(state.describe())
         return 1 if state.state == "stopped" else 0
     cluster = connect(parsed.address)
     known = {job.submission_id: job for job in cluster.client.list_jobs()}
@@ -122,32 +123,32 @@ def status(arguments: Sequence[str]) -> int:
                 print_lost(job)
                 return EXIT_STATUS[JobStatus.FAILED]
         details = find_job(cluster.client, parsed.job)
-        print(f"{parsed.job}  {details.status.value}  {first_line(details.message)}")
+        say(f"{parsed.job}  {details.status.value}  {first_line(details.message)}")
         return EXIT_STATUS.get(details.status, 0)
     ours = [job for job in known.values() if "tandem" in (job.metadata or {})]
     for job in sorted(ours, key=lambda job: job.start_time or 0):
-        print(f"{job.submission_id}  {job.status.value:10}  tandem {job.metadata['tandem']}")
+        say(f"{job.submission_id}  {job.status.value:10}  tandem {job.metadata['tandem']}")
     for job in lost:
         print_lost(job)
     if not ours and not lost:
-        print(f"no job of Tandem's on {cluster.address}")
+        say(f"no job of Tandem's on {cluster.address}")
     return 0
 
 
 def print_lost(job: Submitted) -> None:
     """A job that its cluster has forgotten: what its run says, and how to go on with it."""
-    print(f"{job.job}  {'LOST':10}  tandem {shlex.join(job.command)}")
-    print("    its cluster was restarted since and has forgotten it")
+    say(f"{job.job}  {'LOST':10}  tandem {shlex.join(job.command)}")
+    say("    its cluster was restarted since and has forgotten it")
     if job.run is None:
         return
     try:
         state = read_state(job.run)
     except (ValueError, OSError) as error:
-        print(f"    its run cannot be read from here: {error}")
+        say(f"    its run cannot be read from here: {error}")
         return
-    print(f"    {state.describe()}")
+    say(f"    {state.describe()}")
     if state.state == "stopped":
-        print(f"    go on: tandem submit --address {job.address} -- resume {job.run}")
+        say(f"    go on: tandem submit --address {job.address} -- resume {job.run}")
 
 
 def logs(arguments: Sequence[str]) -> int:
@@ -168,7 +169,7 @@ def stop(arguments: Sequence[str]) -> int:
     details = find_job(cluster.client, parsed.job)
     if not cluster.client.stop_job(parsed.job):
         raise Mistake(f"job {parsed.job} is {details.status.value} already")
-    print(f"stopping {parsed.job}: {what_stopping_takes(details)}", flush=True)
+    say(f"stopping {parsed.job}: {what_stopping_takes(details)}")
     if parsed.detach:
         return 0
     try:
@@ -176,9 +177,12 @@ def stop(arguments: Sequence[str]) -> int:
             time.sleep(LOOK_SECONDS)
             details = find_job(cluster.client, parsed.job)
     except KeyboardInterrupt:
-        print(f"\n{parsed.job} goes on ending; look with: {told_of(cluster, 'status', parsed.job)}")
+        say()
+        say(f"{parsed.job} goes on ending; look with: {told_of(cluster, 'status', parsed.job)}")
         return 130
-    print(f"{parsed.job} is {details.status.value}{saved_by(details)}")
+    say(f"{parsed.job} is {details.status.value}")
+    for line in saved_by(details):
+        say(line)
     return 0
 
 
@@ -189,15 +193,15 @@ def what_stopping_takes(details: JobDetails) -> str:
     return f"a run writes a checkpoint first; what is not over in {seconds} seconds is killed"
 
 
-def saved_by(details: JobDetails) -> str:
-    """What the run of a job that ended has saved, as far as it can be read from here."""
+def saved_by(details: JobDetails) -> list[str]:
+    """A line on what the run of a job that ended has saved; none where it trained no run."""
     run = run_of(shlex.split((details.metadata or {}).get("tandem", "")))
     if run is None:
-        return ""
+        return []
     try:
-        return f"\n{read_state(run).describe()}"
+        return [read_state(run).describe()]
     except (ValueError, OSError) as error:
-        return f"; its run cannot be read from here: {error}"
+        return [f"its run cannot be read from here: {error}"]
 
 
 def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -236,12 +240,13 @@ def follow(cluster: JobCluster, job: str) -> int:
     try:
         asyncio.run(tail())
     except KeyboardInterrupt:
-        print(f"\njob {job} goes on; end it with: {told_of(cluster, 'stop', job)}")
+        say()
+        say(f"job {job} goes on; end it with: {told_of(cluster, 'stop', job)}")
         return 130
     details = find_job(cluster.client, job)
     if details.status not in EXIT_STATUS:
-        print(f"the connection ended while job {job} is {details.status.value}")
+        say(f"the connection ended while job {job} is {details.status.value}")
         return 1
     if details.status is not JobStatus.SUCCEEDED:
-        print(f"job {job} {details.status.value}: {first_line(details.message)}")
+        say(f"job {job} {details.status.value}: {first_line(details.message)}")
     return EXIT_STATUS[details.status]

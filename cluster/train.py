@@ -112,5 +112,8 @@ def precheck(spec: RunSpec, options: LaunchOptions) -> None:
 
     Workers check again, where it counts.
     """
-    if existing_address(options.address) is None or Path(spec.data).exists():
+    here = existing_address(options.address) is None
+    if here and options.workers is not None:
+        options.workers.check_fits_here()
+    if here or Path(spec.data).exists():
         open_run(spec)

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from trainer import train
 from trainer.data import sql
 from trainer.ending import guarded
 from trainer.finite import NonFiniteError
-from trainer.mistake import Mistake, UsageError
+from trainer.mistake import Mistake, MistakeOfAll, UsageError
 from trainer.screen import say
 from trainer.stopping import Terminated
 
@@ -121,8 +122,34 @@ def test_what_tandem_says_itself_stands_alone(capsys: pytest.CaptureFixture[str]
 
 def test_ends_by_signals(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(raising(KeyboardInterrupt()), DOING, verbose=False) == 130
-    assert guarded(raising(Terminated("ended by SIGTERM")), DOING, verbose=False) == 143
+    assert guarded(raising(Terminated("ended by SIGTERM", 143)), DOING, verbose=False) == 143
     assert capsys.readouterr().err == "stopped\nended by SIGTERM\n"
+
+
+def test_what_all_ranks_raise_is_told_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun's processes share a terminal."""
+    said = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        for error in (MistakeOfAll("no data"), Terminated("ended", 143), Mistake(f"own of {rank}")):
+            guarded(raising(error), DOING, verbose=False)
+        said += capsys.readouterr().err.splitlines()
+    assert said == ["error: no data", "ended", *(f"error: own of {rank}" for rank in range(3))]
+
+
+def test_wrong_flags_are_told_by_the_first_rank(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, tells in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        for wrong in (["demo", "--data", "d", "--out", "o", "--slit", "x"], ["dmo"]):
+            with pytest.raises((SystemExit, Mistake)) as raised:
+                train.main(wrong)
+            told = capsys.readouterr()
+            shown = bool(told.err) or not isinstance(raised.value, SystemExit | MistakeOfAll)
+            assert shown is tells
 
 
 def test_errors_of_libraries_that_are_not_imported_here(

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from trainer.mistake import Mistake
+from trainer.mistake import Mistake, MistakeOfAll, ToldByFirst
 
 T = TypeVar("T")
 
 
-class ElsewhereError(RuntimeError):
+class ElsewhereError(RuntimeError, ToldByFirst):
     """Another rank failed, by a fault that is not the user's."""
 
 
@@ -53,7 +53,7 @@ def together(action: Callable[[], T]) -> T:
         if failure.is_mistake:
             everywhere = all(other == failure for other in failures)
             where = "" if everywhere else f"rank {rank} on {failure.host}: "
-            raise Mistake(f"{where}{failure.text}")
+            raise MistakeOfAll(f"{where}{failure.text}")
         if error is not None:
             raise error
         raise ElsewhereError(f"rank {rank} on {failure.host}: {failure.text}")
@@ -72,7 +72,7 @@ def first_decides(action: Callable[[], T]) -> T:
     if failure is None:
         return result  # type: ignore[return-value]
     if failure.is_mistake:
-        raise Mistake(failure.text)
+        raise MistakeOfAll(failure.text)
     raise error or ElsewhereError(f"rank 0 on {failure.host}: {failure.text}")
 
 
@@ -94,7 +94,7 @@ def check_agreement(facts: dict[str, Any]) -> None:
     for rank, other in enumerate(everyone):
         for name, value in everyone[0].items():
             if other[name] != value:
-                raise Mistake(
+                raise MistakeOfAll(
                     f"the workers do not agree on {name}: rank 0 has {json.dumps(value)}, "
                     f"rank {rank} has {json.dumps(other[name])}; give every node the same data, "
                     "code and packages, then start again"

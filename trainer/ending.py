@@ -14,9 +14,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.mistake import Mistake, UsageError
+from trainer.mistake import Mistake, ToldByFirst, UsageError
 from trainer.screen import say, shown
-from trainer.stopping import TERMINATED_STATUS, Terminated
+from trainer.stopping import Terminated
 
 FAILED = 1
 USAGE = 2
@@ -75,15 +75,22 @@ def _run(command: Callable[[], int], doing: str, verbose: bool) -> int:
         say("stopped", file=sys.stderr)
         return STOPPED
     except Terminated as stop:
-        say(stop, file=sys.stderr)
-        return TERMINATED_STATUS
+        if is_first_rank():
+            say(stop, file=sys.stderr)
+        return stop.status
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             raise
-        if verbose:
-            sys.stderr.write(shown(traceback.format_exc(), keep="\n"))
-        say(f"error: {error_line(error, doing)}", file=sys.stderr)
+        if is_first_rank() or not isinstance(error, ToldByFirst):
+            if verbose:
+                sys.stderr.write(shown(traceback.format_exc(), keep="\n"))
+            say(f"error: {error_line(error, doing)}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILED
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for its run: torchrun's others would say the same."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def error_line(error: BaseException, doing: str) -> str:

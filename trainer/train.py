@@ -7,13 +7,15 @@ Ray Train calls the very same function (cluster/launch.py).
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import asdict, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,20 +29,21 @@ from trainer.checkpoint_facts import DataPosition, Facts
 from trainer.checkpoint_read import load, newest_sound
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
-from trainer.ending import guarded
+from trainer.ending import guarded, is_first_rank
 from trainer.finite import FiniteWatch, NonFiniteError, check_tables
 from trainer.fitting import fitted
 from trainer.hooks import Hooks
 from trainer.loop import Place, TrainingLoop
 from trainer.machine import usable_cpus
 from trainer.metrics import RankMetrics
+from trainer.mistake import Mistake, MistakeOfAll
 from trainer.optimizer import Schedule, build_optimizer
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
 from trainer.recorder import Recorder
 from trainer.run import PACKAGES, RunFolder, RunSpec
 from trainer.run_phases import RunPhases
-from trainer.stopping import TERMINATED_STATUS, terminations
+from trainer.stopping import terminations
 from trainer.typed import read_as
 from trainer.validation import Validation
 from trainer.vitals import Vitals
@@ -342,11 +345,26 @@ class Run:
 
 def main(arguments: list[str]) -> int:
     """The command line under torchrun; exit status: see trainer/ending.py."""
-    preset, parsed = parse_preset(arguments, "torchrun -m trainer.train", TrainArguments)
-    with terminations() as terminated:
-        hooks = Hooks(stop_requested=terminated.is_set)
+    preset, parsed = parse(arguments)
+    with terminations() as told:
+        hooks = Hooks(stop_requested=told.is_set)
         summary = run_worker(parsed.run_spec(preset), hooks=hooks)
-    return TERMINATED_STATUS if summary["stopped_on_request"] else 0
+    if summary["stopped_on_request"]:
+        steps = f"{summary['steps']:,}"
+        raise told.ended(f" after step {steps}, with a checkpoint; go on with --resume")
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[str, TrainArguments]:
+    """Preset and flags. What is wrong with them is told by rank 0 alone."""
+    program = "torchrun -m trainer.train"
+    if is_first_rank():
+        return parse_preset(arguments, program, TrainArguments)
+    try:
+        with Path(os.devnull).open("w") as nobody, redirect_stdout(nobody), redirect_stderr(nobody):
+            return parse_preset(arguments, program, TrainArguments)
+    except Mistake as mistake:
+        raise MistakeOfAll(str(mistake)) from mistake
 
 
 if __name__ == "__main__":
