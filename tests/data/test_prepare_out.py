@@ -37,6 +37,11 @@ def synthesise(out: Path | str, **arguments: Any) -> None:
     synth(SynthArguments(str(out), **{**SMALL, **arguments}), SilentProgress(), show=False)
 
 
+def words(told: str) -> str:
+    """A message of the parser's, without its box."""
+    return " ".join(told.replace("│", " ").split())
+
+
 def tree(folder: Path) -> dict[str, int]:
     return {str(each): each.lstat().st_ino for each in folder.rglob("*")}
 
@@ -197,7 +202,7 @@ class TestErrors:
                 r"^doing: memory does not suffice \(could not allocate\): raise --memory-limit",
             ),
             (duckdb.BinderException("Binder Error: no x\n\nLINE 1"), RuntimeError, "^doing: no x$"),
-            (RuntimeError("Query interrupted"), KeyboardInterrupt, ""),
+            (RuntimeError("Query interrupted"), KeyboardInterrupt, "^$"),
             (RuntimeError("other"), RuntimeError, "^other$"),
         ],
     )
@@ -243,9 +248,9 @@ class TestErrors:
     def test_absurd_flags(
         self, source: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
     ) -> None:
-        assert main(["prepare", str(source), str(source.parent / "out"), *flags]) == 1
-        told = capsys.readouterr().err
-        assert told.startswith("error: ") and told.count("\n") == 1 and message in told
+        with pytest.raises(SystemExit) as end:
+            main(["prepare", str(source), str(source.parent / "out"), *flags])
+        assert end.value.code == 2 and message in words(capsys.readouterr().err)
         assert not (source.parent / "out").exists()
 
     @pytest.mark.parametrize("place", [0, 1])
@@ -254,8 +259,9 @@ class TestErrors:
     ) -> None:
         paths = [str(source), str(source.parent / "out")]
         paths[place] = ""
-        assert main(["prepare", *paths]) == 1
-        assert f"{('SOURCE', 'OUT')[place]} is empty" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main(["prepare", *paths])
+        assert f"{('SOURCE', 'OUT')[place]} is empty" in words(capsys.readouterr().err)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from trainer.mistake import Mistake
 LEAST_MEMORY = 64_000_000
 MOST_MEMORY = 1 << 60
 MOST_THREADS = 1024
+OPEN: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+"""Connections that may be at work; closed ones too, until they are forgotten."""
 MORE_MEMORY = "raise --memory-limit, or lower --threads"
 INTERRUPTED = "Query interrupted"
 FULL_DISK = re.compile("no space left|quota exceeded|max_temp_directory_size|file too large", re.I)
@@ -64,6 +67,7 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
         connection = duckdb.connect(database)
         for setting, value in settings.items():
             connection.execute(f"SET {setting} = {literal(value)}")
+    OPEN.add(connection)
     return connection
 
 
@@ -75,6 +79,8 @@ def faults(doing: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
     """
     try:
         yield
+    except duckdb.InterruptException:
+        raise KeyboardInterrupt from None
     except duckdb.Error as error:
         if FULL_DISK.search(str(error)):
             raise Mistake(
