@@ -186,7 +186,16 @@ class TestErrors:
             (
                 duckdb.IOException('IO Error: Could not write file "x": No space left on device'),
                 Mistake,
-                r"^doing: the disk is full \(Could not write .*make room, .*--scratch$",
+                r"^doing: the disk is full \(Could not write .*make room .*--scratch$",
+            ),
+            (
+                duckdb.IOException(
+                    "IO Error: Async write failed for range [offset=0, size=2]: "
+                    '{"exception_type":"IO","exception_message":"Could not write file '
+                    '\\"/x y\\": No space left on device","errno":"28"}'
+                ),
+                Mistake,
+                r'the disk is full \(Could not write file "/x y": No space left on device\)',
             ),
             (
                 duckdb.OutOfMemoryException(

@@ -7,6 +7,7 @@ no path but through `parquet`, `csv` and `target`.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 import weakref
@@ -84,8 +85,8 @@ def faults(doing: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
     except duckdb.Error as error:
         if FULL_DISK.search(str(error)):
             raise Mistake(
-                f"{doing}: the disk is full ({first_line(error)}): make room, or name a larger "
-                "disk for temporary files with --scratch"
+                f"{doing}: the disk is full ({first_line(error)}): make room there, or name "
+                "another OUT, or another folder for temporary files with --scratch"
             ) from error
         if isinstance(error, duckdb.OutOfMemoryException):
             raise Mistake(
@@ -101,6 +102,8 @@ def faults(doing: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, without what DuckDB calls its kind."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    wrapped = re.search(r'"exception_message":("(?:[^"\\]|\\.)*")', line)  # of DuckDB's own thread
+    line = line if wrapped is None else str(json.loads(wrapped[1]))
     return re.sub(r"^[A-Z][A-Za-z ]{0,40} Error: ", "", line)
 
 
