@@ -6,10 +6,16 @@ command, and the RUN it writes. RUN itself says how far it came.
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from trainer.screen import say
+from trainer.storage import write_whole
+from trainer.typed import read_as
 
 MOST_JOBS = 1000
 
@@ -33,22 +39,32 @@ def jobs_file() -> Path:
 
 
 def remember(job: Submitted) -> None:
-    """Note a job; the oldest are forgotten."""
+    """Note a job; the oldest are forgotten. Where that cannot be done it is said: the job runs."""
     file = jobs_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = file.read_text().splitlines() if file.exists() else []
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    kept = [*lines[-MOST_JOBS + 1 :], json.dumps(asdict(job))]
-    partial.write_text("".join(f"{line}\n" for line in kept))
-    partial.rename(file)
+    kept = [*_noted(file)[-MOST_JOBS + 1 :], job]
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, "".join(f"{json.dumps(asdict(each))}\n" for each in kept))
+    except OSError as error:
+        say(f"job {job.job} is not noted in {file} ({error.strerror})", file=sys.stderr)
 
 
 def remembered(address: str) -> list[Submitted]:
     """Jobs submitted to `address` from here, oldest first."""
-    file = jobs_file()
-    lines = file.read_text().splitlines() if file.exists() else []
-    jobs = [Submitted(**json.loads(line)) for line in lines]
-    return [job for job in jobs if job.address == address.rstrip("/")]
+    return [job for job in _noted(jobs_file()) if job.address == address.rstrip("/")]
+
+
+def _noted(file: Path) -> list[Submitted]:
+    """Jobs in a file of them; lines that a crash has torn, or of another form, are passed over."""
+    try:
+        lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    except OSError:  # somebody else's
+        return []
+    jobs = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):  # no JSON, or not of a job
+            jobs.append(read_as(Submitted, json.loads(line), "job"))
+    return jobs
 
 
 def run_of(command: Sequence[str]) -> str | None:

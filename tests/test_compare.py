@@ -1,5 +1,6 @@
 """`tandem compare`: equal budgets, noise in train alone, and a page that stands on its own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.datasets import make_dataset
+from trainer.compare import noise
 from trainer.compare.arguments import CompareArguments
 from trainer.compare.cases import (
     MOST_TUNING_TRIALS,
@@ -15,13 +17,15 @@ from trainer.compare.cases import (
     candidate_settings,
     make_cases,
 )
+from trainer.compare.folder import own_folder
 from trainer.compare.noise import noisy_dataset
 from trainer.compare.page import write_page
 from trainer.compare.results import CaseResult, Comparison
-from trainer.compare.run import base_config
+from trainer.compare.run import _data_of, base_config, with_fitting_batch
 from trainer.compare.trials import Trial, run_trial, run_trials
 from trainer.config import LossName
 from trainer.data.schema import Dataset
+from trainer.mistake import Mistake
 from trainer.progress import SilentProgress
 
 LOSSES: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
@@ -44,6 +48,7 @@ def test_every_loss_has_as_many_settings_and_each_builds_a_config() -> None:
 
 def test_noise_is_in_train_alone(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", users=40, items=30, rows=800)
+    (tmp_path / "noisy").mkdir()
     noisy = noisy_dataset(dataset, tmp_path / "noisy", added=0.5, removed=0.25, seed=3)
     rows = dataset.splits["train"].rows
     assert noisy.splits["train"].rows == pytest.approx(1.25 * rows, abs=0.06 * rows)
@@ -56,11 +61,76 @@ def test_noise_is_in_train_alone(tmp_path: Path) -> None:
     assert Dataset.load(noisy.path, verify="digest") == noisy
 
 
+@pytest.mark.parametrize("name", ["absolute", "../mine", "train/../../mine", "..", ""])
+def test_no_file_outside_the_dataset_is_copied_or_removed(name: str, tmp_path: Path) -> None:
+    """Names of dataset.json were unlinked where they stood, and written to."""
+    dataset = make_dataset(tmp_path / "data", users=40, items=30, rows=800)
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    record = next(iter(dataset.files.values()))
+    named = str(mine) if name == "absolute" else name
+    before = {each: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+    (tmp_path / "noisy").mkdir()
+    foreign = replace(dataset, files={**dataset.files, named: record})
+    with pytest.raises(Mistake, match=r"dataset\.json names the file"):
+        noisy_dataset(foreign, tmp_path / "noisy", added=0.5, removed=0.25, seed=3)
+    train = replace(dataset.splits["train"], files=(*dataset.splits["train"].files, str(mine)))
+    with pytest.raises((Mistake, OSError, ValueError)):
+        noisy_dataset(
+            replace(dataset, splits={**dataset.splits, "train": train}),
+            tmp_path / "noisy", added=0.5, removed=0.25, seed=3,
+        )  # fmt: skip
+    assert all(each.read_bytes() == text for each, text in before.items())
+
+
+def test_noise_is_not_made_by_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that was cut off held the clean rows, and was taken for the noisy ones."""
+    dataset = make_dataset(tmp_path / "data", users=40, items=30, rows=800)
+    case = make_cases(("bpr",), ("noise",), has_feedback=True, uniform=16)[-1]
+    monkeypatch.setattr(noise, "_recount", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        _data_of(case, dataset, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*"))
+    monkeypatch.undo()
+    made = Dataset.load(_data_of(case, dataset, tmp_path / "out"), verify="digest")
+    assert made.digest != dataset.digest
+    assert _data_of(case, dataset, tmp_path / "out") == made.path
+
+
+def test_a_comparison_works_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", users=40, items=30, rows=800)
+    out = tmp_path / "out"
+    arguments = CompareArguments(dataset.path, str(out), epochs=3)
+    with own_folder(arguments, dataset) as folder:
+        assert folder == out
+        refused(arguments, dataset, "another comparison works in")
+    with own_folder(replace(arguments, workers=1), dataset):
+        pass
+    refused(replace(arguments, epochs=4), dataset, r"other flags \(epochs: was 3, now 4\)")
+    refused(arguments, replace(dataset, digest="0" * 64), r"other flags \(dataset: was")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.json").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for taken in ("mine", "file"):
+        refused(replace(arguments, out=str(tmp_path / taken)), dataset, "holds no comparison")
+    (out / "comparison.json").write_text("{")
+    refused(arguments, dataset, r"comparison\.json is no JSON")
+    refused(replace(arguments, out="s3://bucket/out"), dataset, "needs a folder")
+
+
+def refused(arguments: CompareArguments, dataset: Dataset, words: str) -> None:
+    with pytest.raises(Mistake, match=words), own_folder(arguments, dataset):
+        pass
+
+
 def test_a_trial_trains_evaluates_and_is_not_run_again(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", users=40, items=30, rows=600)
     arguments = CompareArguments(dataset.path, str(tmp_path), epochs=1, uniform=16)
     case = make_cases(("bpr",), (), has_feedback=True, uniform=16)[0]
-    config = apply(base_config(arguments), case, candidate_settings("bpr", 1)[0], seed=1)
+    base = with_fitting_batch(base_config(arguments), dataset.splits["train"].positives)
+    assert base.training.global_batch_size == dataset.splits["train"].positives // 2
+    assert with_fitting_batch(base, 10**6) == base
+    config = apply(base, case, candidate_settings("bpr", 1)[0], seed=1)
     trial = Trial("bpr-seed1", config, dataset.path, "test")
     result = run_trial(trial, str(tmp_path))
     assert 0 <= result["values"]["recall@20"] <= 1

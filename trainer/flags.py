@@ -13,7 +13,8 @@ def check_range(flag: str, value: int, least: int, most: int = MOST, what: str =
     """Raise Mistake for a number out of its range; `what` says more of the limit."""
     if least <= value <= most:
         return
-    limit = f"at least {least:,}" if most == MOST else f"from {least:,} to {most:,}"
+    endless = most == MOST and value < least
+    limit = f"at least {least:,}" if endless else f"from {least:,} to {most:,}"
     raise Mistake(f"{flag} {value}: must be {limit}{f', {what}' if what else ''}")
 
 

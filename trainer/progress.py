@@ -30,6 +30,7 @@ LOUD_LOGGERS = (
     "ray",
     "ray.train",
     "ray.data",
+    "torch.fx",
     "torch.distributed",
     "torch.distributed.checkpoint",
     "torch.distributed.elastic",

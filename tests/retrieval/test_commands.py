@@ -23,6 +23,7 @@ from trainer.progress import SilentProgress
 from trainer.ranks import Ranks, process_group
 from trainer.restore import load_run
 from trainer.retrieval import evaluate_run
+from trainer.retrieval import export as export_module
 from trainer.retrieval.arguments import (
     EvaluateArguments,
     ExportArguments,
@@ -39,6 +40,7 @@ from trainer.retrieval.names import find_rows
 from trainer.retrieval.recommend import recommend, similar
 from trainer.run import RunSpec
 from trainer.train import run_worker
+from trainer.whole_folder import whole_folder
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -108,7 +110,7 @@ def test_what_can_be_known_before_the_work_is_told_before_it(
     with pytest.raises(Mistake, match=r"k is 10, 41; .* at most 40"):
         evaluate(EvaluateArguments(run, k=(10, 41)))
     with pytest.raises(Mistake, match=r"k is .*at most 40"):
-        evaluate(EvaluateArguments(run, k=(1 << 70,)))
+        evaluate(EvaluateArguments(run, k=(1 << 62,)))
     copy.mkdir()
     shutil.copy(folder / "run/config.json", copy)
     for damaged in ("", "{", "[]", "3", "[" * 100_000, "\xff"):
@@ -266,6 +268,30 @@ def shape_of(text: str, sizes: dict[str, int]) -> tuple[int, ...]:
     return tuple(sizes.get(part) or int(part) for part in parts)
 
 
+def test_export_is_whole_or_not_at_all_and_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two exports to one OUT mixed their files; OUT.partial was deleted, whosever it was."""
+    arguments = ExportArguments(str(folder / "run"), str(tmp_path / "out"))
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(export_module, "on_workers", must_not_start)
+        with whole_folder(arguments.out), pytest.raises(Mistake, match="by another command"):
+            export(arguments)
+        (tmp_path / "out").rmdir()
+        with pytest.raises(Mistake, match="is a URI: export to a folder"):
+            export(replace(arguments, out="s3://bucket/out"))
+    with monkeypatch.context() as patched:
+        patched.setattr(export_module, "write_users", must_not_start)
+        with pytest.raises(AssertionError, match="were started"):
+            export(arguments)
+    assert sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")) == [
+        "out.partial",
+        "out.partial/mine",
+    ]
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_index_finds_what_exact_search_finds(kind: str, tmp_path: Path, exported: Path) -> None:
     index = build_index(kind, exported / "items", 40, 12)  # type: ignore[arg-type]
@@ -302,7 +328,7 @@ def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) ->
         RecommendArguments(run)
     with pytest.raises(ValueError, match="-k 0: must be at least 1"):
         SimilarArguments(run, item="i1", k=0)
-    with pytest.raises(ValueError, match="exists already: remove it, or name another folder"):
+    with pytest.raises(ValueError, match="exists already: remove it, or name another"):
         export(ExportArguments(run, str(exported)))
     with pytest.raises(ValueError, match=r"s3://b/x is a URI: export to a folder"):
         export(ExportArguments(run, "s3://b/x"))

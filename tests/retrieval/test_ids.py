@@ -81,6 +81,11 @@ def test_lists_of_ids_are_read_as_csv() -> None:
     ("kind", "arguments", "words"),
     [
         (RecommendArguments, {"user": "1", "k": 0}, "-k 0: must be at least 1"),
+        (
+            RecommendArguments,
+            {"user": "1", "k": 1 << 70},
+            "-k 1180591620717411303424: must be from",
+        ),
         (SimilarArguments, {"item": "1", "k": -1}, "-k -1: must be at least 1"),
         (SimilarArguments, {"item": "", "k": 1}, "--item is empty"),
         (RecommendArguments, {"user": ""}, "--user is empty"),

@@ -9,6 +9,7 @@ from typing import Literal
 
 from trainer.compare.plots import Point, bars, lines, scatter
 from trainer.compare.results import TITLES, Comparison, Row, tables
+from trainer.storage import write_whole
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -30,10 +31,11 @@ def write_page(comparison: Comparison, path: Path) -> None:
         if name in drawings:
             parts.append(f"<figure>{drawings[name]}</figure>")
     page = "\n".join(parts)
-    path.write_text(
+    write_whole(
+        path,
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>tandem compare</title>'
-        f"<style>{STYLE}</style></head><body>{page}</body></html>\n"
+        f"<style>{STYLE}</style></head><body>{page}</body></html>\n",
     )
 
 

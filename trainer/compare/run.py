@@ -19,6 +19,7 @@ from trainer.compare.cases import (
     make_cases,
     uniform_negatives,
 )
+from trainer.compare.folder import own_folder
 from trainer.compare.noise import noisy_dataset
 from trainer.compare.page import write_page
 from trainer.compare.results import CaseResult, Comparison, print_tables
@@ -29,6 +30,8 @@ from trainer.machine import usable_cpus
 from trainer.presets import find_preset
 from trainer.progress import Progress, TerminalProgress
 from trainer.run_files import write_json
+from trainer.screen import say
+from trainer.whole_folder import whole_folder
 
 TUNED_BY = "ndcg@20"
 
@@ -37,20 +40,20 @@ def compare(arguments: CompareArguments, progress: Progress | None = None) -> Co
     """Run the whole comparison; prints the tables and writes OUT/results.json and report.html."""
     dataset = Dataset.load(arguments.data)
     check_dataset(dataset)
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    base = base_config(arguments)
+    base = with_fitting_batch(base_config(arguments), dataset.splits["train"].positives)
     cases = make_cases(
         arguments.losses, arguments.sections, dataset.has_feedback, arguments.uniform
     )
-    progress = progress or TerminalProgress()
-    settings = tune(arguments, base, cases, folder, progress)
-    results = measure(arguments, base, cases, settings, dataset, progress)
-    progress.close()
-    comparison = Comparison(_facts(arguments, dataset, base), results)
-    write_json(folder / "results.json", comparison.to_json())
-    write_page(comparison, folder / "report.html")
+    with own_folder(arguments, dataset) as folder:
+        progress = progress or TerminalProgress()
+        settings = tune(arguments, base, cases, folder, progress)
+        results = measure(arguments, base, cases, settings, dataset, progress)
+        progress.close()
+        comparison = Comparison(_facts(arguments, dataset, base), results)
+        write_json(folder / "results.json", comparison.to_json())
+        write_page(comparison, folder / "report.html")
     print_tables(comparison)
+    say(f"the same with plots: {folder / 'report.html'}")
     return comparison
 
 
@@ -129,6 +132,12 @@ def base_config(arguments: CompareArguments) -> Config:
     )
 
 
+def with_fitting_batch(config: Config, rows: int) -> Config:
+    """The same with a batch of at most half the train rows, of which noise may take some away."""
+    batch = min(config.training.global_batch_size, max(rows // 2, 1))
+    return replace(config, training=replace(config.training, global_batch_size=batch))
+
+
 def describe(setting: Setting) -> str:
     """A setting in words, for the tables."""
     parameters, factor = setting
@@ -142,7 +151,8 @@ def _data_of(case: Case, dataset: Dataset, folder: Path) -> str:
     name = f"added{case.random_positives:g}-removed{case.removed_positives:g}"
     path = folder / "data" / name
     if not (path / "dataset.json").is_file():
-        noisy_dataset(dataset, path, case.random_positives, case.removed_positives, seed=0)
+        with whole_folder(path) as made:
+            noisy_dataset(dataset, made, case.random_positives, case.removed_positives, seed=0)
     return str(path)
 
 

@@ -8,10 +8,10 @@ that stopped goes on where it was.
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,11 +26,15 @@ from trainer.restore import load_run
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
 from trainer.run import RunSpec
-from trainer.run_files import write_json
+from trainer.run_files import read_json, write_json
 from trainer.train import run_worker
 
 POPULARITY_GROUPS = 5
 CUT_OFF = 20
+
+
+class TrainingEndedError(RuntimeError):
+    """A training's process is gone."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +56,27 @@ def run_trials(
     results = {trial.name: found for trial in trials for found in _finished(folder, trial)}
     waiting = [trial for trial in trials if trial.name not in results]
     context = get_context("spawn")  # forked processes would share torch's threads
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
         futures = {pool.submit(run_trial, trial, str(folder)): trial.name for trial in waiting}
         for future in as_completed(futures):
             results[futures[future]] = future.result()
             progress.update("comparing", len(results), len(trials))
+    except BrokenProcessPool as error:
+        raise TrainingEndedError(
+            "the process of a training was ended: the memory does not suffice, most likely; "
+            "--workers 1 takes less, and what is finished is kept"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, none is begun any more
     return results
 
 
 def _finished(folder: Path, trial: Trial) -> Iterator[dict[str, Any]]:
     file = folder / trial.name / "result.json"
-    if file.is_file():
-        record = json.loads(file.read_text())
-        if record["digest"] == trial.config.digest:
-            yield record
+    record = read_json(file) if file.exists() else None
+    if isinstance(record, dict) and record.get("digest") == trial.config.digest:
+        yield record
 
 
 def run_trial(trial: Trial, folder: str) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import difflib
 import json
 import math
 import re
+import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from trainer.mistake import Mistake
 LEAST_MEMORY = 64_000_000
 MOST_MEMORY = 1 << 60
 MOST_THREADS = 1024
+SHARED_MEMORY = "2GB"
+"""Of a connection that other processes of the machine have their like of."""
 OPEN: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
 """Connections that may be at work; closed ones too, until they are forgotten."""
 MORE_MEMORY = "raise --memory-limit, or lower --threads"
@@ -70,6 +73,18 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
             connection.execute(f"SET {setting} = {literal(value)}")
     OPEN.add(connection)
     return connection
+
+
+@contextmanager
+def in_memory(threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection of one of several processes: little memory, spilling to a temporary folder."""
+    remedy = "free some memory, or start fewer workers"
+    with (
+        tempfile.TemporaryDirectory(prefix="tandem-") as spill,
+        faults("reading the dataset", remedy),
+        closing(connect(Resources(SHARED_MEMORY, threads, spill))) as connection,
+    ):
+        yield connection
 
 
 @contextmanager

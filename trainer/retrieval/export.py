@@ -14,7 +14,7 @@ OUT appears whole or not at all (whole_folder.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.agreement import gather_objects, together
+from trainer.agreement import gather_objects
 from trainer.data.schema import Dataset
 from trainer.data.storage import open_parquet
 from trainer.filesystems import is_uri
@@ -52,7 +52,7 @@ from trainer.retrieval.programs import (
     save_program,
     table_bytes,
 )
-from trainer.retrieval.workers import on_workers
+from trainer.retrieval.workers import is_first_process, on_workers
 from trainer.retrieval.writing import written
 from trainer.run_files import write_json
 from trainer.screen import say
@@ -62,11 +62,24 @@ QUERIES_OF_RECALL = 1000
 
 
 def export(arguments: ExportArguments) -> dict[str, Any]:
-    """Write OUT and print what is in it; returns the contents of export.json."""
-    facts: dict[str, Any] = on_workers(export_on_rank, arguments, arguments.workers)
+    """Write OUT and print what is in it; returns the contents of export.json.
+
+    OUT is held by the process that starts the ranks, which may be killed: what they wrote goes.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(_new_folder(arguments.out)) if is_first_process() else None
+        facts: dict[str, Any] = on_workers(export_on_rank, (arguments, folder), arguments.workers)
+        if folder is not None:
+            write_json(folder / "export.json", facts)
+    if is_first_process():
+        _tell(facts, arguments.out)
+    return facts
+
+
+def _tell(facts: dict[str, Any], out: str) -> None:
     say(
         f"exported {facts['items']:,} items and {facts['users']:,} users, "
-        f"{facts['width']} wide, to {arguments.out}"
+        f"{facts['width']} wide, to {out}"
     )
     say(f"programs: {', '.join(facts['programs'])}")
     if "index" in facts:
@@ -75,33 +88,27 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
             f"index {found['kind']}: recall@{found['k']} against exact search "
             f"{found['recall']:.4f} over {found['queries']:,} users"
         )
-    return facts
 
 
-def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
-    """Collective; the facts are whole on rank 0 alone."""
-    with ExitStack() as stack:
-        here = together(lambda: _new_folder(arguments.out, stack, ranks))  # collective
-        folder = Path(next(each for each in gather_objects(here) if each))  # collective
-        facts = _export_to(folder, arguments, ranks)  # collective
-    dist.barrier()  # collective: OUT is in place when any rank returns
-    return facts
-
-
-def _new_folder(out: str, stack: ExitStack, ranks: Ranks) -> str | None:
-    """Rank 0 makes the folder that becomes OUT; the others learn its name."""
-    if not ranks.is_first:
-        return None
+@contextmanager
+def _new_folder(out: str) -> Iterator[Path]:
+    """The folder that becomes OUT."""
     if is_uri(out):
         raise Mistake(f"{out} is a URI: export to a folder, and copy it from there")
-    folder = stack.enter_context(whole_folder(out))
-    for name in ("items", "users"):
-        (folder / name).mkdir()
-    return str(folder)
+    with whole_folder(out) as folder:
+        for name in ("items", "users"):
+            (folder / name).mkdir()
+        yield folder
 
 
-def _export_to(folder: Path, arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
-    """Write all files into a folder that every rank sees. Collective."""
+def export_on_rank(given: tuple[ExportArguments, Path | None], ranks: Ranks) -> dict[str, Any]:
+    """Write everything but export.json, whose contents are whole on rank 0 alone. Collective.
+
+    Args:
+        given: rank 0's folder counts, which every rank sees.
+    """
+    arguments, folder = given[0], gather_objects(given[1])[0]  # collective
+    assert folder is not None
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
     encoder = Encoder.of_run(trained, ranks)
     width = write_items(encoder, trained.dataset, folder / "items")  # collective
@@ -123,10 +130,8 @@ def _export_to(folder: Path, arguments: ExportArguments, ranks: Ranks) -> dict[s
         "mean_keys": sorted(inputs.mean_keys),
         "programs": {name: program_facts(name, inputs, width) for name in programs},
     }
-    if ranks.is_first:
-        if arguments.index is not None:
-            facts["index"] = _write_index(arguments, folder, facts)
-        write_json(folder / "export.json", facts)
+    if ranks.is_first and arguments.index is not None:
+        facts["index"] = _write_index(arguments, folder, facts)
     return facts
 
 
