@@ -69,8 +69,8 @@ def prepare_on_node(plan: PartitionPlan, part: int, resources: Resources) -> Par
     """What a Ray task does: one partition, if its node sees the staged rows."""
     if not Path(plan.staging).exists():
         raise Mistake(
-            f"{plan.out} is not there on node {socket.gethostname()}: with --engine ray, OUT must "
-            "lie on a file system that all nodes share"
+            f"{Path(plan.out).parent.parent} is not there on node {socket.gethostname()}: with "
+            "--engine ray, OUT must lie on a file system that all nodes share"
         )
     return prepare_partition(plan, part, resources)
 

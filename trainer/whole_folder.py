@@ -229,6 +229,8 @@ def _sent(uri: str, scratch: Path | None) -> Iterator[Path]:
     with reached(uri):
         if filesystem.exists(inner):
             raise Mistake(f"{uri} exists already: remove it, or name another folder")
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="tandem-", dir=scratch) as temporary:
         folder = Path(temporary) / NEW
         folder.mkdir()

@@ -330,6 +330,8 @@ def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) ->
         SimilarArguments(run, item="i1", k=0)
     with pytest.raises(ValueError, match="exists already: remove it, or name another"):
         export(ExportArguments(run, str(exported)))
+    with pytest.raises(ValueError, match=r"s3://b/x is a URI: export to a folder"):
+        export(ExportArguments(run, "s3://b/x"))
     with pytest.raises(ValueError, match=r"is no run: it has no config.json"):
         evaluate(EvaluateArguments(str(folder / "data")))
     with pytest.raises(ValueError, match="--workers 0"):

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Required, TypeVar
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from annotated_types import Ge, Le, Lt
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
-from typing_extensions import TypedDict
 
 from trainer.data.schema import (
     RESERVED,
@@ -28,58 +24,57 @@ from trainer.data.schema import (
 )
 from trainer.data.storage import open_parquet
 from trainer.mistake import Mistake
+from trainer.typed import Range, read_as
 
-T = TypeVar("T")
-Integer = Annotated[int, Ge(-(2**63)), Le(2**63 - 1)]
-Share = Annotated[float, Ge(0), Lt(1)]
-SHOWN = 60
+Integer = Annotated[int, Range(least=-(2**63), most=2**63 - 1)]
+Share = Annotated[float, Range(least=0, below=1)]
+MOST_BYTES = 256 << 20
 AGAIN = "prepare the dataset again"
 TABLES = ("items.parquet", "users.parquet", "attributes.parquet")
 QUERIES = ("queries/validation.parquet", "queries/test.parquet")
-LIST_COLUMNS = ("history", "disliked", "targets", "disliked_targets", "seen")
 
 
-class ThresholdFacts(TypedDict):
+@dataclass(frozen=True)
+class ThresholdFacts:
     """What `source.thresholds` holds."""
 
     positive: float
     dislike: float | None
 
 
-class SourceFacts(TypedDict, total=False):
+@dataclass(frozen=True)
+class SourceFacts:
     """What is read of `source`."""
 
-    format: Required[str]
-    columns: dict[str, str | None]
-    rows: Count
-    timestamp_unit: str | None
-    in_order: bool
-    thresholds: ThresholdFacts | None
-    duplicates: Literal["first", "last"]
-    title_column: str | None
-    attributes_left_out: dict[Literal["user", "item"], dict[str, str]]
+    format: str
+    columns: dict[str, str | None] = field(default_factory=dict)
+    rows: Count = 0
+    timestamp_unit: str | None = None
+    in_order: bool = False
+    thresholds: ThresholdFacts | None = None
+    duplicates: Literal["first", "last"] = "first"
+    title_column: str | None = None
+    attributes_left_out: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-class RuleFacts(TypedDict, total=False):
+@dataclass(frozen=True)
+class RuleFacts:
     """What is read of `split_rule`."""
 
-    rule: Required[str]
-    test_share: Share
-    validation_share: Share
-    seed: Integer
-    validation_from: Integer
-    test_from: Integer
-    given: list[str]
-    validation: Literal["random", "last"]
+    rule: str
+    test_share: Share | None = None
+    validation_share: Share | None = None
+    seed: Integer = 0
+    validation_from: Integer = 0
+    test_from: Integer = 0
+    given: list[str] = field(default_factory=list)
+    validation: Literal["random", "last"] = "random"
 
 
 def dataset_of(root: str, text: str | bytes) -> Dataset:
     """The dataset that a dataset.json describes; raises Mistake on what none of ours says."""
     where = f"{root}/dataset.json"
-    try:
-        contents = from_json(text, allow_inf_nan=False)
-    except ValueError as error:
-        raise Mistake(f"{where} cannot be read ({error}): {AGAIN}") from error
+    contents = _json(where, text)
     version = contents.get("schema_version") if isinstance(contents, dict) else None
     if version is None:
         raise Mistake(f"{where} cannot be read (it has no schema_version): {AGAIN}")
@@ -91,10 +86,15 @@ def dataset_of(root: str, text: str | bytes) -> Dataset:
     attributes = contents.pop("attributes", None)
     if not isinstance(attributes, dict):
         raise Mistake(f"{where}: attributes is {attributes!r:.60}, no object: {AGAIN}")
-    contents |= {"path": root, **{f"{side}_attributes": each for side, each in attributes.items()}}
-    dataset = _typed(where, Dataset, contents, extra="forbid")
-    _typed(where, RuleFacts, dataset.split_rule, "split_rule")
-    _typed(where, SourceFacts, dataset.source, "source")
+    contents |= {f"{side}_attributes": each for side, each in attributes.items()}
+    try:
+        dataset = read_as(Dataset, {**contents, "path": root})
+        for kind, entry in ((RuleFacts, "split_rule"), (SourceFacts, "source")):
+            known = {each.name for each in fields(kind)}
+            held = getattr(dataset, entry)
+            read_as(kind, {key: held[key] for key in held if key in known}, entry)
+    except Mistake as mistake:
+        raise Mistake(f"{where}: {mistake}: {AGAIN}") from None
     for problem in (_names, _counts, _attributes):
         found = problem(dataset)
         if found:
@@ -102,29 +102,14 @@ def dataset_of(root: str, text: str | bytes) -> Dataset:
     return dataset
 
 
-def _typed(
-    where: str,
-    kind: type[T],
-    contents: dict[str, Any],
-    entry: str = "",
-    extra: Literal["ignore", "forbid"] = "ignore",
-) -> T:
-    """Contents as their type, no entry converted; a Mistake names the entry and its value."""
+def _json(where: str, text: str | bytes) -> Any:
+    def no_number(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
     try:
-        written = json.dumps(contents, allow_nan=False)
-        return _reader(kind).validate_json(written, strict=True, extra=extra)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(each) for each in (*([entry] if entry else []), *first["loc"]))
-        value = "" if first["type"] == "missing" else f" is {first['input']!r:.{SHOWN}}"
-        raise Mistake(f"{where}: {name}{value}: {first['msg'].lower()}: {AGAIN}") from error
+        return json.loads(text, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise Mistake(f"{where} cannot be read ({error}): {AGAIN}") from error
-
-
-@cache
-def _reader(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _names(dataset: Dataset) -> str | None:

@@ -14,6 +14,7 @@ import duckdb
 
 from trainer.data import sql
 from trainer.data.checks import IdColumn
+from trainer.data.description import check_columns
 from trainer.data.prepare_arguments import PrepareArguments
 from trainer.data.schema import DERIVED, SPLITS, Attribute, Dataset
 from trainer.data.sources import Source
@@ -182,8 +183,6 @@ def _check_rows(
     connection: duckdb.DuckDBPyConnection, parent: Dataset, columns: tuple[str, ...]
 ) -> None:
     """Raise Mistake where the parent's interactions are not what its dataset.json says."""
-    from trainer.data.description import check_columns  # pydantic: half a second
-
     kinds = dict.fromkeys(columns, "integer")
     limits = {"user": parent.num_users, "item": parent.num_items}
     for path in (path for split in SPLITS for path in parent.split_files(split)):

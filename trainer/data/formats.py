@@ -180,37 +180,16 @@ def _movielens(
         raise Mistake(
             f"{path} has {len(ratings) or 'no'} ratings.dat: the movielens format needs one"
         )
-    by_name = {Path(each).name: each for each in beside(ratings[0])}
-
-    def relation(file_name: str, nulls: bool) -> str:
-        options: dict[str, sql.Option] = {
-            "delim": "::",
-            "quote": "",
-            "escape": "",
-            "header": False,
-            "encoding": "latin-1",
-        }
-        if nulls:
-            options |= nulls_told("::")
-        return sql.csv(connection, [by_name[file_name]], DAT_COLUMNS[file_name], options)
+    there = {Path(each).name: each for each in beside(ratings[0])}
 
     def select(nulls: bool) -> str:
         return (
             "SELECT user_id AS raw_user, item_id AS raw_item, rating, timestamp, "
-            f"NULL::TINYINT AS given FROM {relation('ratings.dat', nulls)}"
+            f"NULL::TINYINT AS given FROM {_dat(connection, ratings[0], nulls)}"
         )
 
-    def side(file_name: str, kinds: dict[str, Kind]) -> SideTable | None:
-        if file_name not in by_name:
-            return None
-        id_column = DAT_COLUMNS[file_name][0]
-        return SideTable(
-            side_select(id_column, {each: each for each in kinds}, relation(file_name, False)),
-            side_select(id_column, {}, relation(file_name, True)),
-            id_column,
-            kinds,
-            by_name[file_name],
-        )
+    def side(name: str, kinds: dict[str, Kind]) -> SideTable | None:
+        return _dat_side(connection, there[name], kinds) if name in there else None
 
     source = Source(
         format="movielens",
@@ -229,6 +208,33 @@ def _movielens(
         users=side("users.dat", dict.fromkeys(DAT_COLUMNS["users.dat"][1:], Kind("text"))),
     )
     return source, [each for each in files if Path(each).name in DAT_COLUMNS]
+
+
+def _dat(connection: duckdb.DuckDBPyConnection, file: str, nulls: bool) -> str:
+    """SQL after FROM that reads a MovieLens file."""
+    options: dict[str, sql.Option] = {
+        "delim": "::",
+        "quote": "",
+        "escape": "",
+        "header": False,
+        "encoding": "latin-1",
+    }
+    if nulls:
+        options |= nulls_told("::")
+    return sql.csv(connection, [file], DAT_COLUMNS[Path(file).name], options)
+
+
+def _dat_side(
+    connection: duckdb.DuckDBPyConnection, file: str, kinds: dict[str, Kind]
+) -> SideTable:
+    id_column = DAT_COLUMNS[Path(file).name][0]
+    return SideTable(
+        side_select(id_column, {each: each for each in kinds}, _dat(connection, file, False)),
+        side_select(id_column, {}, _dat(connection, file, True)),
+        id_column,
+        kinds,
+        file,
+    )
 
 
 def _table(

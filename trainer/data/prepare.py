@@ -31,7 +31,9 @@ from trainer.data.prepare_arguments import PrepareArguments
 from trainer.data.prepare_steps import Build, Engine
 from trainer.data.schema import Dataset
 from trainer.data.summary import print_summary
+from trainer.data.watch import interruptible
 from trainer.filesystems import is_uri, local_path
+from trainer.mistake import Mistake
 from trainer.progress import Progress, TerminalProgress
 from trainer.whole_folder import clear_leftovers, whole_folder
 
@@ -60,12 +62,15 @@ def prepare(
     parent = None if arguments.extend is None else _parent(arguments.extend)
     replaces = None
     if parent is not None and _is_same(arguments.out, parent.path):
+        if is_uri(arguments.out):
+            raise Mistake(f"{arguments.out} cannot be replaced in place: name another OUT")
         check_alone(parent)
         replaces = partial(replaced_files, parent)
     scratch = None if arguments.scratch is None else Path(arguments.scratch)
     shown = progress or TerminalProgress()
     try:
         with (
+            interruptible(),
             sql.faults(f"preparing {arguments.source}"),
             whole_folder(arguments.out, replaces, scratch) as folder,
             _scratch_folder(scratch, folder) as spill,
@@ -79,8 +84,8 @@ def prepare(
 
 def _parent(path: str) -> Dataset:
     """The dataset that is extended."""
-    if not is_uri(path):
-        clear_leftovers(local_path(path).resolve())  # it may stand aside, of a run that was killed
+    if not is_uri(path) and not local_path(path).exists():
+        clear_leftovers(local_path(path).resolve())  # it stands aside, of a run that was killed
     return Dataset.load(path)
 
 

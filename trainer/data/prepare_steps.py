@@ -24,12 +24,7 @@ from trainer.data.extend import (
     stage_parent,
 )
 from trainer.data.formats import SideFiles, read_source
-from trainer.data.partition import (
-    SPLIT_NAMES,
-    PartitionCounts,
-    PartitionPlan,
-    total,
-)
+from trainer.data.partition import SPLIT_NAMES, PartitionCounts, PartitionPlan, total
 from trainer.data.prepare_arguments import DEFAULT_HISTORY_LENGTH, PrepareArguments
 from trainer.data.schema import SPLITS, Dataset
 from trainer.data.sources import Source, in_order, title_column

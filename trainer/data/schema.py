@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import fsspec
-from annotated_types import Ge, Le, MinLen
 
 from trainer.filesystems import filesystem_of, reached, readable
 from trainer.mistake import Mistake
+from trainer.typed import Range
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")
@@ -31,18 +31,18 @@ RESERVED = ("item", "user", "raw_id", "title", "count", "count_with_validation")
 DERIVED = ".derived"
 """Folder of a dataset for what is made of it again where it is missing."""
 AttributeKind = Literal["single", "multi"]
-Count = Annotated[int, Ge(0), Le(2**62)]
+Count = Annotated[int, Range(least=0, most=2**62)]
 
 
 @dataclass(frozen=True)
 class Attribute:
     """One categorical attribute of users or items; ids are rows 0..num_values-1 of its table."""
 
-    name: Annotated[str, MinLen(1)]
+    name: Annotated[str, Range(least=1)]
     """Column in items.parquet or users.parquet."""
     kind: AttributeKind
     """single: an int64 column; multi: a list<int64> column."""
-    num_values: Annotated[int, Ge(1), Le(2**31)]
+    num_values: Annotated[int, Range(least=1, most=2**31)]
     """Rows of the vocabulary, row 0 (missing or unknown) included."""
     boundaries: tuple[float, ...] = ()
     """Where numbers are dealt into buckets: the lower bounds of rows 2, 3, ...; else empty."""
@@ -81,12 +81,12 @@ class Dataset:
     path: str
     """Folder, a local path or a URI that fsspec opens; not stored in dataset.json."""
     schema_version: int
-    num_users: Annotated[int, Ge(1), Le(2**62)]
-    num_items: Annotated[int, Ge(1), Le(2**62)]
+    num_users: Annotated[int, Range(least=1, most=2**62)]
+    num_items: Annotated[int, Range(least=1, most=2**62)]
     splits: dict[str, Split]
     split_rule: dict[str, Any]
     """The rule's name under "rule", and its parameters."""
-    history_length: Annotated[int, Ge(0), Le(MAX_HISTORY_LENGTH)]
+    history_length: Annotated[int, Range(least=0, most=MAX_HISTORY_LENGTH)]
     has_timestamps: bool
     has_feedback: bool
     """True where the source had ratings: the files then have the `disliked` columns."""
@@ -111,18 +111,20 @@ class Dataset:
         `verify="size"` (cheap) compares the files' sizes with the recorded ones, "digest" reads
         every file and compares its SHA-256.
         """
-        from trainer.data.description import check_tables, dataset_of  # pydantic: half a second
+        from trainer.data.description import MOST_BYTES, check_tables, dataset_of  # needs this file
 
         root = str(path).rstrip("/") or "/"
         filesystem, folder = filesystem_of(root)
-        with reached(root):
-            if not filesystem.isfile(f"{folder}/dataset.json"):
+        described = f"{folder}/dataset.json"
+        with reached(root), readable(f"{root}/dataset.json"):
+            if not filesystem.isfile(described):
                 raise Mistake(
                     f"{root} is no prepared dataset: it has no dataset.json. "
                     f"Make one with `tandem prepare SOURCE {root}`."
                 )
-            with readable(f"{root}/dataset.json"):
-                text = filesystem.cat_file(f"{folder}/dataset.json")
+            if filesystem.size(described) > MOST_BYTES:
+                raise Mistake(f"{root}/dataset.json has more than {MOST_BYTES:,} bytes")
+            text = filesystem.cat_file(described)
         dataset = dataset_of(root, text)
         if verify != "none":
             dataset.check_files(full=verify == "digest")

@@ -7,9 +7,11 @@ no path but through `parquet`, `csv` and `target`.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -26,12 +28,18 @@ MOST_MEMORY = 1 << 60
 MOST_THREADS = 1024
 SHARED_MEMORY = "2GB"
 """Of a connection that other processes of the machine have their like of."""
+OPEN: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+"""Connections that may be at work; closed ones too, until they are forgotten."""
 MORE_MEMORY = "raise --memory-limit, or lower --threads"
 INTERRUPTED = "Query interrupted"
 FULL_DISK = re.compile("no space left|quota exceeded|max_temp_directory_size|file too large", re.I)
 
 Option = str | int | Sequence[str]
 """A value of an option of read_csv."""
+
+
+class DatabaseError(RuntimeError):
+    """What DuckDB could not do, in one line."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
         connection = duckdb.connect(database)
         for setting, value in settings.items():
             connection.execute(f"SET {setting} = {literal(value)}")
+    OPEN.add(connection)
     return connection
 
 
@@ -86,17 +95,19 @@ def faults(doing: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
     """
     try:
         yield
+    except duckdb.InterruptException:
+        raise KeyboardInterrupt from None
     except duckdb.Error as error:
         if FULL_DISK.search(str(error)):
             raise Mistake(
-                f"{doing}: the disk is full ({first_line(error)}): make room, or name a larger "
-                "disk for temporary files with --scratch"
+                f"{doing}: the disk is full ({first_line(error)}): make room there, or name "
+                "another OUT, or another folder for temporary files with --scratch"
             ) from error
         if isinstance(error, duckdb.OutOfMemoryException):
             raise Mistake(
                 f"{doing}: memory does not suffice ({first_line(error)}): {remedy}"
             ) from error
-        raise RuntimeError(f"{doing}: {first_line(error)}") from error
+        raise DatabaseError(f"{doing}: {first_line(error)}") from error
     except RuntimeError as error:
         if str(error) == INTERRUPTED:
             raise KeyboardInterrupt from None
@@ -106,6 +117,8 @@ def faults(doing: str, remedy: str = MORE_MEMORY) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, without what DuckDB calls its kind."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    wrapped = re.search(r'"exception_message":("(?:[^"\\]|\\.)*")', line)  # of DuckDB's own thread
+    line = line if wrapped is None else str(json.loads(wrapped[1]))
     return re.sub(r"^[A-Z][A-Za-z ]{0,40} Error: ", "", line)
 
 

@@ -232,10 +232,9 @@ def readable(label: str, format: str) -> Iterator[None]:
     try:
         with sql.faults(f"reading {label}"):
             yield
-    except RuntimeError as error:
+    except sql.DatabaseError as error:
         cause = error.__cause__
-        if not isinstance(cause, duckdb.Error):
-            raise
+        assert isinstance(cause, duckdb.Error)
         told = _told_of_line(str(cause))
         raise Mistake(told or f"{label} cannot be read as {format}: {sql.first_line(cause)}") from (
             cause
