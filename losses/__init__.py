@@ -4,7 +4,7 @@ from losses.build import build_loss
 from losses.formulas import Correction, LossName
 from losses.frequency import StreamingFrequency, log_q_from_counts, log_q_mixture, log_q_uniform
 from losses.gather import gather_with_gradient, gather_without_gradient
-from losses.inputs import Candidates, Rows
+from losses.inputs import Candidates, Positives, Rows
 from losses.module import Precision, RetrievalLoss
 from losses.queue import CandidateQueue
 from losses.walk import Backend
@@ -15,6 +15,7 @@ __all__ = [
     "Candidates",
     "Correction",
     "LossName",
+    "Positives",
     "Precision",
     "RetrievalLoss",
     "Rows",

@@ -41,7 +41,8 @@ def build_loss(
     alpha: ssm_ntr only, the weight of its NTR half, which is over disliked rows; None is 1.
     correction: which scores log Q is subtracted from; None is the loss's own (softmax family: all,
         improved_logq: negatives, ccl, ova and bpr: none).
-    mask_same_user: columns that the row's user has as positives in the batch leave the row.
+    mask_same_user: columns whose item the row's user has as a positive in the batch leave the row,
+        whoever's columns they are.
     mask_history: columns among the row's history leave the row.
     several_positives: bsl only, the mean of exp(s+) over the user's positives of the batch replaces
         s+.

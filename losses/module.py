@@ -7,6 +7,7 @@ Shapes: B rows, C columns.
 """
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +90,11 @@ class RowTerms:
     ) -> Tensor:
         """Their sum."""
         return self.losses(reduction_R, negatives_R, inputs, part).sum()
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs its kernels on the CPU, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class RetrievalLoss(nn.Module):
@@ -244,17 +250,22 @@ class RetrievalLoss(nn.Module):
         return value, reduction_B.detach(), negatives_B
 
     def _takes_kernel(self, problem: Problem) -> bool:
-        simple = all(rule.one_value for rule in problem.rules)
-        width = problem.query_BD.shape[1]
-        if self.backend == "auto":
-            float32 = problem.query_BD.dtype == torch.float32
-            return problem.query_BD.is_cuda and float32 and simple and width <= LARGEST_KERNEL_WIDTH
-        if self.backend == "triton" and not (simple and width <= LARGEST_KERNEL_WIDTH):
-            raise ValueError(
-                f"backend is 'triton' with width {width} and history mask {self.mask_history}; the "
-                f"kernel takes widths up to {LARGEST_KERNEL_WIDTH} and no history mask, use 'auto'"
-            )
-        return self.backend == "triton"
+        """Whether the Triton kernel walks this problem. Raises ValueError where it was asked for
+        and cannot."""
+        query_BD = problem.query_BD
+        width, device = query_BD.shape[1], query_BD.device.type
+        reasons = [
+            (device == "cpu" and not _interpreted(), "the tensors are on a CPU"),
+            (query_BD.dtype != torch.float32, f"embeddings are {query_BD.dtype}"),
+            (width > LARGEST_KERNEL_WIDTH, f"width {width} is over {LARGEST_KERNEL_WIDTH}"),
+            (len(problem.rules) > 2, "mask_same_user and mask_history are both on"),
+        ]
+        why_not = [reason for holds, reason in reasons if holds]
+        if self.backend == "triton" and why_not:
+            raise ValueError(f"backend is 'triton' but {' and '.join(why_not)}; use 'auto'")
+        return self.backend == "triton" or (
+            self.backend == "auto" and device == "cuda" and not why_not
+        )
 
     def _negative_factor(self, positive_scale: Tensor, negative_scale: Tensor) -> Tensor:
         """0-d factor of the negatives' part: w of bsl, ccl and ova; bsl's own is t2 / t1."""

@@ -12,13 +12,13 @@ import math
 import torch
 from torch import Tensor
 
-from losses.hits import MaskRule, SortedColumns
+from losses.hits import MaskRule, RowValues, SortedColumns
 
 
 def matching_pairs(key_C: Tensor, value_B: Tensor) -> tuple[Tensor, Tensor]:
     """(row_P, column_P) of all pairs with key_C[column] == value_B[row], values below 0 aside."""
     width = max(1, key_C.shape[0])
-    found = SortedColumns(MaskRule.one_value_a_row(key_C, value_B), width).find(
+    found = SortedColumns(MaskRule(key_C, RowValues.one_a_row(value_B)), width).find(
         slice(0, value_B.shape[0])
     )
     place_P = found.places(0) if found.total_N else key_C.new_zeros(0)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.formulas import Correction
-from losses.hits import MaskRule
+from losses.hits import MaskRule, RowValues
 from losses.inputs import Candidates, Rows
 from losses.pairs import log_add_exp, log_sum_exp_by_row, matching_pairs, sum_by_row
 from losses.problem import Element
@@ -77,21 +77,27 @@ def shown_to_all(candidates: Candidates) -> Tensor:
 def mask_rules(
     rows: Rows, candidates: Candidates, same_user: bool, history: bool
 ) -> list[MaskRule]:
-    """Accidental hits always; columns of the row's user and of its history on request."""
+    """Accidental hits always; on request columns whose item is another positive of the row's user
+    in the batch, whoever's column it is, or is in the row's history."""
     shown_C = shown_to_all(candidates)
     id_C = torch.where(shown_C, candidates.id_C, -1)
-    rules = [MaskRule.one_value_a_row(id_C, rows.positive_id_B)]
+    rules = [MaskRule(id_C, RowValues.one_a_row(rows.positive_id_B))]
     if same_user:
-        user_C = torch.where(shown_C, candidates.user_C, -1)
-        rules.append(MaskRule.one_value_a_row(user_C, rows.user_B))
+        user_P = torch.where(shown_C, candidates.user_C, -1)
+        id_P = id_C
+        if candidates.positives is not None:
+            user_P = torch.cat([user_P, candidates.positives.user_P])
+            id_P = torch.cat([id_P, candidates.positives.id_P])
+        liked = RowValues.of_groups(user_P, id_P, rows.user_B, spared_B=rows.positive_id_B)
+        rules.append(MaskRule(id_C, liked))
     if history:
         if rows.history_values is None or rows.history_offsets is None:
             raise ValueError(
                 "mask_history is on but rows carry no history; pass history_values and "
                 "history_offsets, or turn it off"
             )
-        offsets = rows.history_offsets
-        rules.append(MaskRule.many_values_a_row(id_C, rows.history_values, offsets))
+        known = RowValues.lists(rows.history_values, rows.history_offsets)
+        rules.append(MaskRule(id_C, known))
     return rules
 
 

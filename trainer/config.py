@@ -195,7 +195,7 @@ class LossConfig:
     learn_temperature: bool = False
     """Train the temperature with the towers, from `temperature` on."""
     mask_same_user: bool = False
-    """Leave out columns that the same user has as positives in the global batch."""
+    """Leave out columns whose item is another positive of the row's user in the global batch."""
     mask_history: bool = False
     """Leave out columns that are in the row's own history."""
     embedding_penalty: float = 0.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses import Candidates, Rows, build_loss
+from losses import Candidates, Positives, Rows, build_loss
 
 
 def problem(
@@ -187,3 +187,23 @@ def test_several_positives_of_a_user() -> None:
         "bsl", rows, candidates, temperature=1.0, several_positives=True, mask_same_user=True
     )
     assert value == pytest.approx(0.4 - math.log((math.exp(0.6) + math.exp(0.2)) / 2))
+
+
+def test_a_users_positive_is_no_negative_of_his_whoevers_column_it_is() -> None:
+    # Rows (user 7, item 0), (user 7, item 1), (user 8, item 1). Columns: item 1 of user 8, item 1
+    # sampled, item 0 of user 7, item 5. Row 0 keeps item 5 alone: item 1 is user 7's too, whoever
+    # has the column. Row 2 keeps items 0 and 5: log 3 and log 2 make log 5.
+    scores = [[math.log(4), math.log(9), math.log(3), math.log(2)]] * 3
+    rows, candidates = problem([0.0, 0.0, 0.0], scores)
+    rows = replace(rows, user_B=torch.tensor([7, 7, 8]), positive_id_B=torch.tensor([0, 1, 1]))
+    ids, users = torch.tensor([1, 1, 0, 5]), torch.tensor([8, -1, 7, -1])
+    candidates = replace(candidates, id_C=ids, user_C=users, positives=PAIRS)
+    for backend in ("blocked", "auto"):
+        value = value_of(
+            "sl", rows, candidates, temperature=1.0, mask_same_user=True, backend=backend
+        )
+        assert value == pytest.approx(2 * math.log(2) + math.log(5))
+
+
+PAIRS = Positives(user_P=torch.tensor([7, -1]), id_P=torch.tensor([1, 5]))
+"""A positive of user 7 that is no column, and one of nobody."""
