@@ -143,6 +143,14 @@ class RetrievalLoss(nn.Module):
         )
         """log(1 / temperature) of the positive and, if it has its own, of the negatives."""
 
+    @property
+    def log_q_per(self) -> Literal["draw", "step"]:
+        """What log Q has to be of: one draw, or the expected number of columns of a step, which
+        makes the negatives' log-sum-exp that of the whole catalog. Between scores that are all
+        corrected the constant cancels; improved_logq counts its negatives itself."""
+        uncorrected = self.correction == "negatives" and self.name != "improved_logq"
+        return "step" if uncorrected else "draw"
+
     def forward(self, rows: Rows, candidates: Candidates) -> tuple[Tensor, dict[str, Tensor]]:
         """(weighted sum over rows, statistics where `watched`).
 

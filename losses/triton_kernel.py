@@ -1,8 +1,8 @@
 """The reduction over negatives as Triton kernels for CUDA: forward, and recomputing backward.
 
 Log Q bias and id masks are applied inside the tile, in registers; no score is ever written to
-memory. Each row has an id of its own that it must not meet and, on request, a list of them. Operands
-may be float32 or bfloat16, accumulation is float32. Imported only where it is used: Triton is no
+memory. Each row has an id that it must not meet and, on request, a list of them. Operands may be
+float32 or bfloat16, accumulation is float32. Imported only where it is used: Triton is no
 dependency of CPU users.
 
 Shapes: B rows, C columns, D width; tiles of R rows and W columns; S parts of the walked axis.

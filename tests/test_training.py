@@ -203,7 +203,10 @@ def test_a_batch_that_does_not_divide_is_refused(data: str, tmp_path: Path) -> N
 def test_resuming_on_extended_data_grows_the_tables(data: str, tmp_path: Path) -> None:
     """Rows of known ids stay as trained; new ones and the row for unknown ids start afresh."""
     out = tmp_path / "run"
-    config = small_config(model={"user_attributes": False, "item_attributes": False})
+    config = small_config(
+        model={"user_attributes": False, "item_attributes": False},
+        negatives={"log_q": "streaming"},  # whose buckets were made for the items of then
+    )
     train(RunSpec("ml-100k", config, data, str(out)), 2)
     extended = make_dataset(tmp_path / "extended", users=90, items=75, rows=1500)
     parent = Dataset.load(data).digest

@@ -18,7 +18,7 @@ from trainer.mistake import Mistake
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 HistoryPooling = Literal["mean", "attention", "places"]
-LogQ = Literal["none", "counts", "streaming", "counts_clipped"]
+LogQ = Literal["none", "counts", "streaming"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -259,8 +259,7 @@ class NegativesConfig:
     """Steps before the queue is used: early embeddings move too fast to be kept."""
     log_q: LogQ = "counts"
     """Correction for how often an item is drawn. counts: exact, from train. streaming: estimated
-    on the fly (Yi et al. 2019). none: no correction. counts_clipped: to compare with, never below
-    log(1e-6) as in TFRS, which is wrong for an item in fewer than a millionth of the rows."""
+    from the positives seen so far, repeats counted (after Yi et al. 2019). none: no correction."""
 
     def __post_init__(self) -> None:
         for name in ("uniform", "popularity", "queue", "queue_warmup_steps"):
@@ -411,6 +410,11 @@ class Config:
             not self.loss.ring or self.negatives.queue == 0,
             f"loss.ring with negatives.queue={self.negatives.queue}: the queue holds every rank's "
             "candidates, which the ring never gathers; set one of them only",
+        )
+        require(
+            self.loss.name != "improved_logq" or self.negatives.log_q != "none",
+            "loss.name=improved_logq with negatives.log_q=none: the loss is a correction by log Q; "
+            "set negatives.log_q to counts or streaming, or take ssm",
         )
         require(
             not self.loss.mask_history or self.model.use_history,

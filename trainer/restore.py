@@ -49,6 +49,7 @@ def load_run(path: str | StoragePath, ranks: Ranks, data: str | None = None) -> 
         )
     checkpoint, checkpoint_facts = found
     sharded = build_model(config, dataset, ranks, checkpoint_facts["known_rows"])  # collective
+    sharded.module.head.task.correction.restore_buckets(checkpoint_facts["streaming_buckets"])
     state = {"model": sharded.state_dict()}
     load(checkpoint, state)  # collective
     sharded.load_state_dict(state["model"])

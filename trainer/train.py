@@ -217,6 +217,7 @@ class Run:
             "dataset_digest": self.dataset.digest,
             "validation": self.validation.state,
             "plan": describe(self.model.plan),
+            "streaming_buckets": self.model.module.head.task.correction.num_buckets,
             "known_rows": {table.name: table.known_rows for table in self.inputs.tables},
             "config": self.config.to_json(),
         }
@@ -238,6 +239,7 @@ class Run:
         if found is None:
             return Place()
         path, facts = found
+        self.model.module.head.task.correction.restore_buckets(facts["streaming_buckets"])
         state = self._state()
         load(path, state)  # collective
         self.model.load_state_dict(state["model"])
