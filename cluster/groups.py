@@ -17,6 +17,7 @@ from cluster.preemption import ListeningTorchConfig, leaving
 from cluster.workers import Workers
 from trainer.mistake import Mistake
 from trainer.progress import Progress
+from trainer.ranks import collective_backend
 from trainer.stopping import Terminated
 
 RETRY_WAIT_SECONDS = 2.0
@@ -88,7 +89,7 @@ class Groups:
             self.worker,
             train_loop_config={**self.payload, "relay": self.relay, "group": self._started},
             torch_config=ListeningTorchConfig(
-                backend="nccl" if self.on_gpu else "gloo",
+                backend=collective_backend(self.on_gpu),
                 # Longer than ours, which knows the culprit.
                 timeout_s=round(self.step_timeout_seconds) + COLLECTIVE_SLACK_SECONDS,
             ),

@@ -47,14 +47,17 @@ def build_loss(
     several_positives: bsl only, the mean of exp(s+) over the user's positives of the batch replaces
         s+.
     precision: bf16 rounds the operands of the GEMMs; accumulation and reduction stay in float32.
-        Plain torch on a CPU rounds those of the gradients' GEMMs only; the compiled kernel needs a
-        CPU with products of bf16 (AVX512_BF16) and stays in fp32 elsewhere.
+        Plain torch on a CPU rounds those of the gradients' GEMMs only, and each block's product;
+        the compiled kernel needs a CPU with products of bf16 (AVX512_BF16) and stays in fp32
+        elsewhere.
     learn_temperature: the temperatures become parameters, kept above 0.01.
     ring: the candidates given are this rank's own and visit the others one rank at a time;
         columns that one user alone sees count in this rank's rows.
     backend: auto takes the fastest there is: on CUDA the Triton kernel where it has the masks asked
         for, on CPUs the compiled kernel (softmax family, float32, temperatures from about 0.03 on)
-        where there is a gcc. blocked: plain torch. compiled, triton: an error where there is none.
+        where there is a gcc. blocked: plain torch. compiled, triton: an error where there is no
+        such kernel for the loss, the tensors or the machine; compiled still leaves values without
+        gradients and scores that spread too far (temperatures below 0.03) to plain torch.
     block_columns, stripe_mebibytes: sizes of the walk; the buffer of a stripe is what memory it
         needs.
     """
@@ -88,6 +91,11 @@ def build_loss(
     if several_positives and not mask_same_user:
         raise ValueError(
             "several_positives needs mask_same_user: a user's positives cannot be negatives too"
+        )
+    if backend == "compiled" and form.element != "exp":
+        raise ValueError(
+            f"backend is 'compiled' but loss {name} sums no exponentials, which is all that the "
+            "kernel does; use 'auto' or 'blocked'"
         )
     if ring and several_positives:
         raise ValueError("several_positives needs all candidates at once; turn ring off for it")

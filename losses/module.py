@@ -73,17 +73,18 @@ class RowTerms:
             combine = log_add_exp if self.form.element == "exp" else torch.add
             reduction_R = combine(reduction_R, inputs[2])
             negatives_R = negatives_R + self.restricted_count_B[part]
+        weight_R = self.weight_B[part]
+        counts_R = weight_R != 0  # padding rows may hold anything, infinities and NaN too
+        log_q_R = self.rows.positive_logq_B[part].to(inputs[0].dtype)
         row = RowValues(
             positive_R=inputs[0],
             reduction_R=reduction_R,
             negatives_R=negatives_R,
             negative_factor_R=inputs[1],
-            positive_logq_R=self.rows.positive_logq_B[part].to(inputs[0].dtype),
+            positive_logq_R=torch.where(counts_R, log_q_R, 0.0),
             disliked_R=self.rows.feedback_B[part] < 0,
         )
-        weight_R = self.weight_B[part]
-        # Not a plain product: padding rows may hold anything, infinities too.
-        return torch.where(weight_R != 0, row_losses(self.formula, row), 0.0) * weight_R
+        return torch.where(counts_R, row_losses(self.formula, row), 0.0) * weight_R
 
     def __call__(
         self, reduction_R: Tensor, negatives_R: Tensor, inputs: tuple[Tensor, ...], part: slice

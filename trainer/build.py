@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from embeddings.optimizer import fuse_table_optimizer
+from embeddings.optimizer import fuse_table_optimizer, sharder_arguments
 from embeddings.sharding import Layout, shard
 from losses import CandidateQueue, RetrievalLoss, build_loss
 from trainer.config import Config, LossConfig, NegativesConfig
@@ -64,6 +64,7 @@ def build_model(
             config.training.seed,
             config.model.sharding,
             config.model.placement,
+            sharder_arguments(config.optimizer.tables, config.optimizer.table_weight_decay),
         )
     if config.model.spectral_start and known_rows is None:
         start_at_spectrum(  # collective

@@ -286,11 +286,12 @@ class OptimizerConfig:
     table_learning_rate: float = 0.05
     """Peak learning rate of the tables."""
     table_weight_decay: float = 0.0
-    """L2 on the rows a step touches, on GPUs; on CPUs see loss.embedding_penalty."""
+    """On GPUs, of the rows a step touches: L2 with rowwise_adagrad, decoupled with adam. sgd,
+    adagrad and CPUs have none: see loss.embedding_penalty."""
     tower_learning_rate: float = 1e-3
     """Peak learning rate of the towers (AdamW)."""
     tower_weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """AdamW's decoupled weight decay of matrices; biases, gates and temperatures have none."""
     tower_averaging: float = 0.0
     """Decay a step of the towers' moving average, which evaluation and export then use; 0: none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
