@@ -7,6 +7,9 @@ from losses.module import LARGEST_INVERSE_TEMPERATURE, Precision, RetrievalLoss
 from losses.sizes import Blocking
 from losses.walk import Backend
 
+BSL_WEIGHT = 1.2
+"""BSL's factor of the negatives' log-sum-exp where no setting tells the sides apart."""
+
 
 def build_loss(
     name: LossName,
@@ -33,14 +36,16 @@ def build_loss(
     name: see `losses.formulas.LossName` for which to use when.
     temperature: scores are divided by it; None is the loss's default (0.1, and 1 for ccl).
     negative_temperature: bsl only, that of the negatives; None is `temperature`.
-    negative_weight: bsl: the factor of the LSE (None: t_negative / t_positive, the paper's form;
-        the authors' code is one temperature and their exponent here). ccl, ova: w in `w/N sum_j`,
-        None a plain sum.
+    negative_weight: bsl: the factor of the LSE. The authors' code is one temperature and their
+        exponent here; the paper's form is t_negative / t_positive, which None means where
+        negative_temperature is given. With neither given it is BSL_WEIGHT, for at one temperature
+        and a factor of 1 bsl is sl. ccl, ova: w in `w/N sum_j`, None a plain sum.
     margin: ccl only, m in `relu(s_j - m)`; None is 0.9.
     disliked_weight: ntr only, the weight of disliked rows; None is 1.
     alpha: ssm_ntr only, the weight of its NTR half, which is over disliked rows; None is 1.
     correction: which scores log Q is subtracted from; None is the loss's own (softmax family: all,
-        improved_logq: negatives, ccl, ova and bpr: none).
+        improved_logq: negatives, ccl, ova and bpr: none). See `formulas.softmax_row` for what
+        "all" and "negatives" converge to.
     mask_same_user: columns whose item the row's user has as a positive in the batch leave the row,
         whoever's columns they are.
     mask_history: columns among the row's history leave the row.
@@ -108,6 +113,8 @@ def build_loss(
             f"block_columns is {block_columns}, stripe_mebibytes {stripe_mebibytes}; "
             "both must be at least 1"
         )
+    if name == "bsl" and negative_weight is None and negative_temperature is None:
+        negative_weight = BSL_WEIGHT
     return RetrievalLoss(
         name,
         temperature=form.temperature if temperature is None else temperature,

@@ -173,6 +173,38 @@ def test_streaming_agrees_with_what_is_drawn(
     assert drawn.fifths == pytest.approx([1.0] * FIFTHS, abs=0.1)
 
 
+class Everything(nn.Module):
+    """In the loss's place: the plain sum of all columns, so that each has a gradient of one."""
+
+    mask_same_user = watched = False
+
+    def forward(self, rows: Rows, candidates: Candidates) -> tuple[Tensor, dict[str, Tensor]]:
+        self.columns = candidates
+        return candidates.embedding_CD.sum(), {}
+
+
+def test_live_columns_stand_for_the_queues(data: Dataset, ranks: Ranks) -> None:
+    """With (n + K) / n of their gradient; a dislike, which is not queued, with its own."""
+    config = config_of("ssm_ntr", {"queue": 100})
+    loader = build_loader(config, data, build_inputs(config.model, data), ranks, None)
+    task = build_task(config, data)
+    task.loss = Everything()
+    batches = iter(loader)
+    for queued in (0, None):
+        batch = next(batches)
+        candidate_SO = torch.zeros(len(batch.item_S), WIDTH, requires_grad=True)
+        value, _ = task(torch.zeros(len(batch.user_B), WIDTH), candidate_SO, batch)
+        value.backward()
+        live = int((batch.feedback_B > 0).sum())
+        if queued is None:
+            queued = int((task.loss.columns.id_C[64:] >= 0).sum())
+            assert queued > 30
+        gradient_S = candidate_SO.grad[:, 0]
+        expected = torch.where(batch.feedback_B > 0, (live + queued) / live, 1.0)
+        torch.testing.assert_close(gradient_S, expected)
+    batches.close()
+
+
 def test_the_expected_number_of_columns(data: Dataset, ranks: Ranks) -> None:
     """Where the positive is not corrected, sums of 1 / Q are 1 a step, not C: LSE is the
     catalog's."""

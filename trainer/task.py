@@ -106,6 +106,7 @@ class RetrievalTask(nn.Module):
         candidates = columns
         if self.queue is not None:
             surplus_C = self.correction.surplus(gathered.count_C, draws, live)
+            surplus_C = surplus_C.masked_fill(gathered.is_disliked_C, 1.0)  # never queued
             columns = replace(columns, embedding_CD=stand_in(gathered.embedding_CO, surplus_C))
             log_q_K = self.correction(self.queue.ids(), self.queue.count_K, draws)
             candidates = Candidates.concatenate([columns, self.queue.columns(log_q_K)])

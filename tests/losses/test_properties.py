@@ -4,13 +4,24 @@ import copy
 import math
 import pickle
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
-from losses import Candidates, LossName, Rows, build_loss, pairs, scores
+from losses import (
+    Backend,
+    Candidates,
+    Correction,
+    LossName,
+    Precision,
+    Rows,
+    build_loss,
+    pairs,
+    scores,
+)
 from tests.losses.cases import cast, leaves, make_case, reference, streamed
+from trainer.config import LossConfig
 
 NAMES = get_args(LossName)
 
@@ -244,13 +255,17 @@ def test_bad_settings(name: Any, settings: dict[str, Any], message: str) -> None
     ("dtype", "settings", "message"),
     [
         (torch.float64, {"backend": "compiled"}, "embeddings are torch.float64; use 'auto'"),
-        (torch.float32, {"backend": "triton"}, "the tensors are on a CPU; use 'auto'"),
+        (
+            torch.float32,
+            {"backend": "triton", "mask_same_user": True, "mask_history": True},
+            "on a CPU and width 257 is over 256 and mask_same_user and mask_history are both on",
+        ),
     ],
 )
 def test_a_backend_that_cannot_is_no_other(
     dtype: torch.dtype, settings: dict[str, Any], message: str
 ) -> None:
-    rows, candidates = make_case(dtype=dtype)
+    rows, candidates = make_case(dtype=dtype, width=257)
     with pytest.raises(ValueError, match=message):
         build_loss("ssm", **settings)(rows, candidates)
 
@@ -284,6 +299,14 @@ def test_many_pairs_of_one_user_are_walked_in_parts(
     assert value.item() == pytest.approx(expected_value.item())
     for gradient, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, wanted)
+
+
+def test_the_configuration_offers_what_there_is() -> None:
+    hints = {field: get_args(kind) for field, kind in get_type_hints(LossConfig).items()}
+    assert hints["name"] == NAMES
+    assert hints["backend"] == get_args(Backend)
+    assert hints["precision"] == get_args(Precision)
+    assert get_args(hints["correction"][0]) == get_args(Correction)
 
 
 def test_queries_and_positives_must_agree() -> None:
