@@ -18,6 +18,7 @@ from cluster.relay import Look, RelayLink
 from cluster.workers import Workers
 from trainer.mistake import Mistake
 from trainer.progress import Progress
+from trainer.ranks import collective_backend
 from trainer.stopping import Told
 
 RETRY_WAIT_SECONDS = 2.0
@@ -117,7 +118,7 @@ class Groups:
             self.worker,
             train_loop_config={**self.payload, "relay": self.link.relay, "group": self._started},
             torch_config=ListeningTorchConfig(
-                backend="nccl" if self._on_gpu else "gloo",
+                backend=collective_backend(self._on_gpu),
                 # Longer than ours, which knows the culprit.
                 timeout_s=round(LONGEST_PATIENCE * self.step_timeout_seconds)
                 + COLLECTIVE_SLACK_SECONDS,

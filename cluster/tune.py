@@ -64,6 +64,8 @@ class TuneArguments:
                 f"--trials {self.trials}: {len(self.losses)} losses take turns, so at least "
                 f"{len(self.losses)}"
             )
+        for settings in draw_settings(self.config, self.losses, len(self.losses), self.seed):
+            apply_settings(self.config, settings)  # refuses a loss that cannot have these negatives
 
 
 @dataclass(frozen=True)

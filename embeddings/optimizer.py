@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.optim import Adagrad, Adam, RowWiseAdagrad
@@ -27,12 +28,18 @@ def fuse_table_optimizer(
         tables: the unsharded EmbeddingBagCollection (on meta).
         learning_rate: may be changed later, each step, through the sharded model's
             `fused_optimizer.param_groups`.
-        weight_decay: L2 on the rows that a step touches, never on the whole table.
+        weight_decay: of the rows that a step touches, never of the whole table: L2 with
+            rowwise_adagrad (if the sharder is given `sharder_arguments`), decoupled with adam.
         device_type: "cpu" or "cuda"; FBGEMM has Adam on CUDA alone.
 
     Raises:
-        ValueError: for Adam, or weight decay, on a CPU.
+        ValueError: for Adam, or weight decay, on a CPU; for weight decay with sgd or adagrad.
     """
+    if weight_decay and name in ("sgd", "adagrad"):
+        raise ValueError(
+            f"optimizer.table_weight_decay={weight_decay}: FBGEMM's {name} leaves weight decay out "
+            "without a word; use loss.embedding_penalty, or optimizer.tables 'rowwise_adagrad'"
+        )
     if weight_decay and device_type == "cpu":
         raise ValueError(
             f"optimizer.table_weight_decay={weight_decay}: FBGEMM's CPU kernels leave weight decay "
@@ -55,3 +62,13 @@ def fuse_table_optimizer(
         case "sgd":
             optimizer_class = SGD
     _apply_optimizer_in_backward(optimizer_class, tables.parameters(), arguments)
+
+
+def sharder_arguments(name: TableOptimizer, weight_decay: float) -> dict[str, Any]:
+    """What the tables' sharder must hand to FBGEMM beside the fused optimizer's own arguments.
+
+    RowWiseAdagrad's weight decay acts in a mode that TorchRec never sets.
+    """
+    if name == "rowwise_adagrad" and weight_decay:
+        return {"weight_decay_mode": WeightDecayMode.L2}
+    return {}

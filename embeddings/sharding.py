@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -61,8 +61,9 @@ class Layout:
     """Host memory for one rank in bytes; None takes TorchRec's assumption."""
 
 
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    return [cast(ModuleSharder[nn.Module], RowWiseEmbeddingBagSharder())]
+def sharders(fused: dict[str, Any] | None = None) -> list[ModuleSharder[nn.Module]]:
+    """`fused`: further arguments of FBGEMM's kernels (`optimizer.sharder_arguments`)."""
+    return [cast(ModuleSharder[nn.Module], RowWiseEmbeddingBagSharder(fused_params=fused))]
 
 
 def make_planner(
@@ -119,6 +120,7 @@ def shard(
     seed: int,
     sharding: Sharding = "row_wise",
     placement: Placement = "device",
+    fused: dict[str, Any] | None = None,
 ) -> DistributedModelParallel:
     """Deal the model's tables to the ranks and put the rest under data parallelism.
 
@@ -129,13 +131,13 @@ def shard(
     planner = make_planner(tables, layout, local_batch_size, sharding, placement)
     process_group = dist.group.WORLD
     assert process_group is not None
-    plan = planner.collective_plan(model, sharders(), process_group)  # collective: broadcast
+    plan = planner.collective_plan(model, sharders(fused), process_group)  # collective: broadcast
     sharded = DistributedModelParallel(
         module=model,
         env=ShardingEnv.from_process_group(process_group),
         device=device,
         plan=plan,
-        sharders=sharders(),
+        sharders=sharders(fused),
     )
     initialise(sharded, tables, seed)
     return sharded

@@ -4,9 +4,9 @@ from losses.build import build_loss
 from losses.formulas import Correction, LossName
 from losses.frequency import StreamingFrequency, log_q_from_counts, log_q_mixture, log_q_uniform
 from losses.gather import gather_with_gradient, gather_without_gradient
-from losses.inputs import Candidates, Rows
+from losses.inputs import Candidates, Positives, Rows
 from losses.module import Precision, RetrievalLoss
-from losses.queue import CandidateQueue
+from losses.queue import CandidateQueue, stand_in
 from losses.walk import Backend
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Candidates",
     "Correction",
     "LossName",
+    "Positives",
     "Precision",
     "RetrievalLoss",
     "Rows",
@@ -25,4 +26,5 @@ __all__ = [
     "log_q_from_counts",
     "log_q_mixture",
     "log_q_uniform",
+    "stand_in",
 ]

@@ -136,7 +136,7 @@ class _Stripe:
                 self.gradient_RD.addmm_(kept_RW, walk.weighted_CD[first:last])
             else:
                 kept_RW.copy_(score_RW)
-                self.gradient_RD.add_(torch.mm(kept_RW, walk.weighted_CD[first:last]))
+                self.gradient_RD.add_(bf16_product(kept_RW, walk.weighted_CD[first:last]))
         self.hits_R += hits.count_R
 
     def _apply_element(self, score_RW: Tensor, first: int, last: int) -> None:
@@ -202,4 +202,12 @@ class _Stripe:
             if self.scores is self.kept:
                 walk.transposed_block(index).addmm_(weighted_RD.t(), kept_RW)
             else:
-                walk.transposed_block(index).add_(torch.mm(weighted_RD.t(), kept_RW))
+                walk.transposed_block(index).add_(bf16_product(weighted_RD.t(), kept_RW))
+
+
+def bf16_product(first: Tensor, second: Tensor) -> Tensor:
+    """Product of bf16 matrices, to be added in float32: in float32 on CUDA. A CPU's GEMM rounds it
+    to bf16, each block's once."""
+    if first.is_cuda:
+        return torch.mm(first, second, out_dtype=torch.float32)
+    return torch.mm(first, second)

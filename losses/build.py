@@ -7,6 +7,9 @@ from losses.module import LARGEST_INVERSE_TEMPERATURE, Precision, RetrievalLoss
 from losses.sizes import Blocking
 from losses.walk import Backend
 
+BSL_WEIGHT = 1.2
+"""BSL's factor of the negatives' log-sum-exp where no setting tells the sides apart."""
+
 
 def build_loss(
     name: LossName,
@@ -33,27 +36,33 @@ def build_loss(
     name: see `losses.formulas.LossName` for which to use when.
     temperature: scores are divided by it; None is the loss's default (0.1, and 1 for ccl).
     negative_temperature: bsl only, that of the negatives; None is `temperature`.
-    negative_weight: bsl: the factor of the LSE (None: t_negative / t_positive, the paper's form;
-        the authors' code is one temperature and their exponent here). ccl, ova: w in `w/N sum_j`,
-        None a plain sum.
+    negative_weight: bsl: the factor of the LSE. The authors' code is one temperature and their
+        exponent here; the paper's form is t_negative / t_positive, which None means where
+        negative_temperature is given. With neither given it is BSL_WEIGHT, for at one temperature
+        and a factor of 1 bsl is sl. ccl, ova: w in `w/N sum_j`, None a plain sum.
     margin: ccl only, m in `relu(s_j - m)`; None is 0.9.
     disliked_weight: ntr only, the weight of disliked rows; None is 1.
     alpha: ssm_ntr only, the weight of its NTR half, which is over disliked rows; None is 1.
     correction: which scores log Q is subtracted from; None is the loss's own (softmax family: all,
-        improved_logq: negatives, ccl, ova and bpr: none).
-    mask_same_user: columns that the row's user has as positives in the batch leave the row.
+        improved_logq: negatives, ccl, ova and bpr: none). See `formulas.softmax_row` for what
+        "all" and "negatives" converge to.
+    mask_same_user: columns whose item the row's user has as a positive in the batch leave the row,
+        whoever's columns they are.
     mask_history: columns among the row's history leave the row.
     several_positives: bsl only, the mean of exp(s+) over the user's positives of the batch replaces
         s+.
     precision: bf16 rounds the operands of the GEMMs; accumulation and reduction stay in float32.
-        Plain torch on a CPU rounds those of the gradients' GEMMs only; the compiled kernel needs a
-        CPU with products of bf16 (AVX512_BF16) and stays in fp32 elsewhere.
+        Plain torch on a CPU rounds those of the gradients' GEMMs only, and each block's product;
+        the compiled kernel needs a CPU with products of bf16 (AVX512_BF16) and stays in fp32
+        elsewhere.
     learn_temperature: the temperatures become parameters, kept above 0.01.
     ring: the candidates given are this rank's own and visit the others one rank at a time;
         columns that one user alone sees count in this rank's rows.
     backend: auto takes the fastest there is: on CUDA the Triton kernel where it has the masks asked
         for, on CPUs the compiled kernel (softmax family, float32, temperatures from about 0.03 on)
-        where there is a gcc. blocked: plain torch. compiled, triton: an error where there is none.
+        where there is a gcc. blocked: plain torch. compiled, triton: an error where there is no
+        such kernel for the loss, the tensors or the machine; compiled still leaves values without
+        gradients and scores that spread too far (temperatures below 0.03) to plain torch.
     block_columns, stripe_mebibytes: sizes of the walk; the buffer of a stripe is what memory it
         needs.
     """
@@ -88,6 +97,11 @@ def build_loss(
         raise ValueError(
             "several_positives needs mask_same_user: a user's positives cannot be negatives too"
         )
+    if backend == "compiled" and form.element != "exp":
+        raise ValueError(
+            f"backend is 'compiled' but loss {name} sums no exponentials, which is all that the "
+            "kernel does; use 'auto' or 'blocked'"
+        )
     if ring and several_positives:
         raise ValueError("several_positives needs all candidates at once; turn ring off for it")
     if ring and backend == "triton":
@@ -99,6 +113,8 @@ def build_loss(
             f"block_columns is {block_columns}, stripe_mebibytes {stripe_mebibytes}; "
             "both must be at least 1"
         )
+    if name == "bsl" and negative_weight is None and negative_temperature is None:
+        negative_weight = BSL_WEIGHT
     return RetrievalLoss(
         name,
         temperature=form.temperature if temperature is None else temperature,

@@ -162,10 +162,11 @@ class EntryRanges:
 
     def __init__(self, rule: MaskRule, padded_rows: int) -> None:
         columns = SortedColumns(rule, max(1, rule.key_C.shape[0]))
-        first_1V, count_1V = columns.ranges(rule.value_V)
+        entries = rule.values.entries
+        first_1V, count_1V = columns.ranges(entries.value_V)
         self.column_C = columns.column_NW.view(-1)
         self.next_V, self.end_V = first_1V.view(-1), (first_1V + count_1V).view(-1)
-        first = rule.first_entry_of_row
+        first = entries.first_of_row
         added = padded_rows + 1 - first.shape[0]
         self.first_entry_P = torch.cat([first, first[-1:].expand(added)])
 

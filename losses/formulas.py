@@ -21,7 +21,8 @@ from losses.problem import Element
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 """ssm: softmax with the positive in the denominator; implicit feedback, large catalogs: begin here.
 sl: softmax over the negatives alone; tolerates false negatives.
-bsl: sl with a temperature or weight for each side; noisy positives.
+bsl: sl with a temperature or weight for each side, by default a weight of 1.2 on the negatives';
+    noisy positives.
 improved_logq: softmax whose logQ correction leaves the positive alone; in-batch negatives of skewed
     popularity.
 ntr: softmax on positives, its complement on disliked items, which are no negatives; explicit
@@ -29,7 +30,8 @@ ntr: softmax on positives, its complement on disliked items, which are no negati
 ssm_ntr: ssm with the user's disliked items among the negatives, plus alpha x the ntr half over
     disliked rows; dislikes both as negatives and pushed down.
 ccl: cosine contrastive (SimpleX); many negatives, strong on small catalogs.
-ova, bpr: one-vs-all logistic and pairwise logistic, for comparison."""
+ova, bpr: one-vs-all logistic and pairwise logistic, for comparison.
+ccl, ova and bpr do not correct for popularity: negatives are to be drawn uniformly."""
 
 Correction = Literal["all", "negatives", "none"]
 """Scores that log Q is subtracted from: columns and positive, negatives alone, or none."""
@@ -51,7 +53,16 @@ RowFormula = Callable[[RowValues], Tensor]
 
 
 def softmax_row(row: RowValues) -> Tensor:
-    """-log of the positive's share among itself and the negatives."""
+    """-log of the positive's share among itself and the negatives.
+
+    Let log Q of a column be the log of the expected number of columns of its item. Then the
+    negatives' log-sum-exp tends to that of all items but the positive, as columns become many.
+    With the positive's score left alone (correction "negatives") the loss tends to the full
+    softmax. With log Q subtracted from it too ("all", Yi et al.), it is raised by as much as its
+    item is rare: its own share goes to 0 and the loss to SL's, which pulls a pair however well it
+    is learned. With a few thousand columns and items by the thousand the two are alike in recall
+    (docs/losses.md).
+    """
     return F.softplus(row.reduction_R - row.positive_R)
 
 

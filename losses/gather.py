@@ -19,7 +19,7 @@ class _GatherWithGradient(torch.autograd.Function):
         world_size = dist.get_world_size(context.group)
         rank = dist.get_rank(context.group)
         rows = gradient.shape[0] // world_size
-        if dist.get_backend(context.group) == "gloo":
+        if gradient.device.type == "cpu":
             # gloo's reduce_scatter is slower than its all_reduce, and absent in older releases.
             summed = gradient.clone(memory_format=torch.contiguous_format)
             dist.all_reduce(summed, group=context.group)  # collective

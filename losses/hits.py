@@ -5,12 +5,16 @@ Columns are sorted once per block by key (item id, or user id); the values a row
 found in the sorted block by binary search. Hits are few, so writing -inf at their places costs far
 less than a dense mask.
 
-Shapes: V (row, value) entries of a rule, R rows of a stripe, N blocks, W columns of a block.
+Shapes: V (row, value) entries of a rule, L values that rows share, R rows of a stripe, N blocks, W
+columns of a block.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _PAST_ALL_KEYS = torch.iinfo(torch.int64).max
@@ -18,43 +22,80 @@ _MATCHES_NOTHING = -2  # keys are >= -1
 _PAIRS_AT_ONCE = 1 << 19  # 4 MiB of int64 for each of a few temporaries
 
 
-@dataclass(frozen=True)
-class MaskRule:
-    """Columns with `key_C[c] == value_V[v]` leave row `row_V[v]` (rows ascending)."""
+class Entries(NamedTuple):
+    """Values that rows must not meet, row after row: as many entries as rows have values."""
 
-    key_C: Tensor
     value_V: Tensor
     row_V: Tensor
-    first_entry_of_row: Tensor
+    first_of_row: Tensor
     """int64 B + 1, on the host: row b owns entries first[b]:first[b + 1]."""
 
-    one_value: bool
-    """Whether every row has exactly one value, in row order."""
+
+@dataclass(frozen=True)
+class RowValues:
+    """The values of every row; rows may share them."""
+
+    value_L: Tensor
+    first_B: Tensor
+    last_B: Tensor
+    """Row b has value_L[first_B[b]:last_B[b]]; values below 0 match nothing."""
+    spared_B: Tensor | None = None
+    """A value of each row that another rule sees to: no entry is made of it."""
+    one_each: bool = False
+    """Whether row b has value b and no other."""
 
     @staticmethod
-    def one_value_a_row(key_C: Tensor, value_B: Tensor) -> "MaskRule":
-        """Row b leaves out the columns whose key is `value_B[b]`; values below 0 match nothing."""
-        num_rows = value_B.shape[0]
-        return MaskRule(
-            key_C=key_C,
-            value_V=torch.where(value_B < 0, _MATCHES_NOTHING, value_B),
-            row_V=torch.arange(num_rows, device=value_B.device),
-            first_entry_of_row=torch.arange(num_rows + 1),
-            one_value=True,
-        )
+    def one_a_row(value_B: Tensor) -> "RowValues":
+        """Row b has `value_B[b]`."""
+        place_B = torch.arange(value_B.shape[0], device=value_B.device)
+        return RowValues(_matching(value_B), place_B, place_B + 1, one_each=True)
 
     @staticmethod
-    def many_values_a_row(key_C: Tensor, values: Tensor, offsets: Tensor) -> "MaskRule":
-        """Row b leaves out the columns whose key is among `values[offsets[b]:offsets[b + 1]]`."""
-        num_rows = offsets.shape[0] - 1
-        row_V = torch.repeat_interleave(
-            torch.arange(num_rows, device=values.device), offsets.diff()
-        )
-        kept_values = values[offsets[0] : offsets[-1]]
-        first = (offsets - offsets[0]).cpu()  # device-to-host sync on CUDA
-        return MaskRule(
-            key_C, torch.where(kept_values < 0, _MATCHES_NOTHING, kept_values), row_V, first, False
-        )
+    def lists(value_L: Tensor, offsets: Tensor) -> "RowValues":
+        """Row b has `value_L[offsets[b]:offsets[b + 1]]`."""
+        return RowValues(_matching(value_L), offsets[:-1], offsets[1:])
+
+    @staticmethod
+    def of_groups(
+        group_P: Tensor, value_P: Tensor, group_B: Tensor, spared_B: Tensor
+    ) -> "RowValues":
+        """Row b has the values of all pairs with group_P == group_B[b], groups below 0 aside."""
+        group_P, order_P = torch.sort(group_P, stable=True)
+        wanted_B = _matching(group_B)
+        first_B = torch.searchsorted(group_P, wanted_B)
+        last_B = torch.searchsorted(group_P, wanted_B, right=True)
+        return RowValues(_matching(value_P[order_P]), first_B, last_B, spared_B)
+
+    @cached_property
+    def entries(self) -> Entries:
+        """Each row's values written out; device-to-host syncs on CUDA unless `one_each`."""
+        num_rows, device = self.first_B.shape[0], self.first_B.device
+        row_B = torch.arange(num_rows, device=device)
+        if self.one_each:
+            return Entries(self.value_L, row_B, torch.arange(num_rows + 1))
+        length_B = self.last_B - self.first_B
+        row_V = torch.repeat_interleave(row_B, length_B)  # sync
+        before_B = length_B.cumsum(0) - length_B
+        place_V = torch.arange(row_V.shape[0], device=device) + (self.first_B - before_B)[row_V]
+        value_V = self.value_L[place_V]
+        if self.spared_B is not None:
+            kept_V = value_V != self.spared_B[row_V]
+            value_V, row_V = value_V[kept_V], row_V[kept_V]  # sync
+            length_B = torch.bincount(row_V, minlength=num_rows)
+        first = F.pad(length_B.cumsum(0), (1, 0)).cpu()  # sync
+        return Entries(value_V, row_V, first)
+
+
+def _matching(value_X: Tensor) -> Tensor:
+    return torch.where(value_X < 0, _MATCHES_NOTHING, value_X)
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Columns whose key is among a row's values leave the row."""
+
+    key_C: Tensor
+    values: RowValues
 
 
 class SortedColumns:
@@ -72,11 +113,10 @@ class SortedColumns:
 
     def find(self, rows: slice) -> "FoundHits":
         """Hits of a stripe of rows in all blocks, as ranges of the sorted columns."""
-        first_entry, last_entry = (
-            int(self.rule.first_entry_of_row[row]) for row in (rows.start, rows.stop)
-        )
-        value_V = self.rule.value_V[first_entry:last_entry]
-        row_V = self.rule.row_V[first_entry:last_entry] - rows.start
+        entries = self.rule.values.entries
+        first, last = (int(entries.first_of_row[row]) for row in (rows.start, rows.stop))
+        value_V = entries.value_V[first:last]
+        row_V = entries.row_V[first:last] - rows.start
         first_NV, count_NV = self.ranges(value_V)
         return FoundHits(self, row_V, first_NV, count_NV)
 
@@ -142,10 +182,7 @@ class StripeHits:
         self._num_rows = rows.stop - rows.start
         self._width = sorted_columns[0].block_columns
         # One value a row and distinct columns: a single such rule cannot name a pair twice.
-        self._may_repeat = len(sorted_columns) > 1 or any(
-            each.rule.value_V.shape[0] != each.rule.first_entry_of_row.shape[0] - 1
-            for each in sorted_columns
-        )
+        self._may_repeat = not (len(sorted_columns) == 1 and sorted_columns[0].rule.values.one_each)
         if self._may_repeat:
             self.count_R = self._found[0].count_NV.new_zeros(self._num_rows)
         else:

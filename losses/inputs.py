@@ -47,6 +47,14 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Positives:
+    """(user, item) pairs of the global batch whose rows are no columns, int64; user -1 is none."""
+
+    user_P: Tensor
+    id_P: Tensor
+
+
+@dataclass(frozen=True)
 class Candidates:
     """The C columns: gathered positives of all ranks, sampled extras, a queue, disliked items."""
 
@@ -57,10 +65,13 @@ class Candidates:
     logq_C: Tensor
     """float32 log Q, the log chance per draw that the column is there; 0 = not corrected."""
     user_C: Tensor
-    """int64 user whose positive the column is; -1 none."""
+    """int64 user whose positive the column is; -1 none. `mask_same_user` reads from it and `id_C`
+    what users have as positives."""
     visible_to_C: Tensor | None = None
     """int64 user in whose positive rows alone the column is a negative (its own disliked items); -1
     all. None: all see all. `ntr` leaves such columns out."""
+    positives: Positives | None = None
+    """Positives of the batch that `user_C` does not tell of (only for `mask_same_user`)."""
 
     def __post_init__(self) -> None:
         _require_int64("id_C", self.id_C)
@@ -74,12 +85,15 @@ class Candidates:
             for part in parts
         ]
         restricted = any(part.visible_to_C is not None for part in parts)
+        positives = [part.positives for part in parts if part.positives is not None]
+        assert len(positives) <= 1, "the batch's other positives are told once"
         return Candidates(
             embedding_CD=torch.cat([part.embedding_CD for part in parts]),
             id_C=torch.cat([part.id_C for part in parts]),
             logq_C=torch.cat([part.logq_C for part in parts]),
             user_C=torch.cat([part.user_C for part in parts]),
             visible_to_C=torch.cat(everyone) if restricted else None,
+            positives=positives[0] if positives else None,
         )
 
 

@@ -7,6 +7,7 @@ Shapes: B rows, C columns.
 """
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,23 +73,29 @@ class RowTerms:
             combine = log_add_exp if self.form.element == "exp" else torch.add
             reduction_R = combine(reduction_R, inputs[2])
             negatives_R = negatives_R + self.restricted_count_B[part]
+        weight_R = self.weight_B[part]
+        counts_R = weight_R != 0  # padding rows may hold anything, infinities and NaN too
+        log_q_R = self.rows.positive_logq_B[part].to(inputs[0].dtype)
         row = RowValues(
             positive_R=inputs[0],
             reduction_R=reduction_R,
             negatives_R=negatives_R,
             negative_factor_R=inputs[1],
-            positive_logq_R=self.rows.positive_logq_B[part].to(inputs[0].dtype),
+            positive_logq_R=torch.where(counts_R, log_q_R, 0.0),
             disliked_R=self.rows.feedback_B[part] < 0,
         )
-        weight_R = self.weight_B[part]
-        # Not a plain product: padding rows may hold anything, infinities too.
-        return torch.where(weight_R != 0, row_losses(self.formula, row), 0.0) * weight_R
+        return torch.where(counts_R, row_losses(self.formula, row), 0.0) * weight_R
 
     def __call__(
         self, reduction_R: Tensor, negatives_R: Tensor, inputs: tuple[Tensor, ...], part: slice
     ) -> Tensor:
         """Their sum."""
         return self.losses(reduction_R, negatives_R, inputs, part).sum()
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs its kernels on the CPU, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class RetrievalLoss(nn.Module):
@@ -136,6 +143,14 @@ class RetrievalLoss(nn.Module):
             nn.Parameter(torch.tensor(-math.log(each))) for each in given if learn_temperature
         )
         """log(1 / temperature) of the positive and, if it has its own, of the negatives."""
+
+    @property
+    def log_q_per(self) -> Literal["draw", "step"]:
+        """What log Q has to be of: one draw, or the expected number of columns of a step, which
+        makes the negatives' log-sum-exp that of the whole catalog. Between scores that are all
+        corrected the constant cancels; improved_logq counts its negatives itself."""
+        uncorrected = self.correction == "negatives" and self.name != "improved_logq"
+        return "step" if uncorrected else "draw"
 
     def forward(self, rows: Rows, candidates: Candidates) -> tuple[Tensor, dict[str, Tensor]]:
         """(weighted sum over rows, statistics where `watched`).
@@ -244,17 +259,22 @@ class RetrievalLoss(nn.Module):
         return value, reduction_B.detach(), negatives_B
 
     def _takes_kernel(self, problem: Problem) -> bool:
-        simple = all(rule.one_value for rule in problem.rules)
-        width = problem.query_BD.shape[1]
-        if self.backend == "auto":
-            float32 = problem.query_BD.dtype == torch.float32
-            return problem.query_BD.is_cuda and float32 and simple and width <= LARGEST_KERNEL_WIDTH
-        if self.backend == "triton" and not (simple and width <= LARGEST_KERNEL_WIDTH):
-            raise ValueError(
-                f"backend is 'triton' with width {width} and history mask {self.mask_history}; the "
-                f"kernel takes widths up to {LARGEST_KERNEL_WIDTH} and no history mask, use 'auto'"
-            )
-        return self.backend == "triton"
+        """Whether the Triton kernel walks this problem. Raises ValueError where it was asked for
+        and cannot."""
+        query_BD = problem.query_BD
+        width, device = query_BD.shape[1], query_BD.device.type
+        reasons = [
+            (device == "cpu" and not _interpreted(), "the tensors are on a CPU"),
+            (query_BD.dtype != torch.float32, f"embeddings are {query_BD.dtype}"),
+            (width > LARGEST_KERNEL_WIDTH, f"width {width} is over {LARGEST_KERNEL_WIDTH}"),
+            (len(problem.rules) > 2, "mask_same_user and mask_history are both on"),
+        ]
+        why_not = [reason for holds, reason in reasons if holds]
+        if self.backend == "triton" and why_not:
+            raise ValueError(f"backend is 'triton' but {' and '.join(why_not)}; use 'auto'")
+        return self.backend == "triton" or (
+            self.backend == "auto" and device == "cuda" and not why_not
+        )
 
     def _negative_factor(self, positive_scale: Tensor, negative_scale: Tensor) -> Tensor:
         """0-d factor of the negatives' part: w of bsl, ccl and ova; bsl's own is t2 / t1."""

@@ -4,26 +4,64 @@ user.
 A few pairs a row are scored one by one, in plain autograd, instead of as dense columns of every
 row.
 
-Shapes: B rows, C columns, P pairs.
+Shapes: B rows, R rows of a stripe, C columns, P pairs of a stripe.
 """
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from losses.hits import MaskRule, SortedColumns
+from losses.hits import MaskRule, RowValues, SortedColumns
+
+_PAIRS_AT_ONCE = 1 << 18  # of 64 floats: 64 MiB for the queries of a stripe's pairs, and columns'
+
+PairReduction = Callable[[slice, Tensor, Tensor], tuple[Tensor, ...]]
+"""(rows R, row_P from the first of them, column_P) -> tensors [R]."""
 
 
-def matching_pairs(key_C: Tensor, value_B: Tensor) -> tuple[Tensor, Tensor]:
-    """(row_P, column_P) of all pairs with key_C[column] == value_B[row], values below 0 aside."""
-    width = max(1, key_C.shape[0])
-    found = SortedColumns(MaskRule.one_value_a_row(key_C, value_B), width).find(
-        slice(0, value_B.shape[0])
-    )
-    place_P = found.places(0) if found.total_N else key_C.new_zeros(0)
+def reduce_pairs(key_C: Tensor, value_B: Tensor, reduce: PairReduction) -> tuple[Tensor, ...]:
+    """[B] each: `reduce` over all pairs with key_C[column] == value_B[row], values below 0 aside.
+
+    Stripe of rows by stripe, _PAIRS_AT_ONCE pairs or a row at a time: a user with R rows and as
+    many columns makes R^2 pairs, of which a stripe's are kept, and walked once more in backward.
+    Device-to-host syncs on CUDA.
+    """
+    columns = SortedColumns(MaskRule(key_C, RowValues.one_a_row(value_B)), max(1, key_C.shape[0]))
+    stripes = _stripes(columns, value_B)
+    if len(stripes) == 1:
+        return _reduce_stripe(reduce, columns, stripes[0])
+    parts = [
+        checkpoint(
+            _reduce_stripe, reduce, columns, rows, use_reentrant=False, preserve_rng_state=False
+        )
+        for rows in stripes
+    ]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _stripes(columns: SortedColumns, value_B: Tensor) -> list[slice]:
+    if len(columns.key_NW) == 0:
+        return [slice(0, value_B.shape[0])]
+    _, count_1B = columns.ranges(columns.rule.values.value_L)
+    ends = count_1B[0].cumsum(0)
+    stripe_B = torch.div(ends - 1, _PAIRS_AT_ONCE, rounding_mode="floor").clamp(min=0)
+    _, sizes = torch.unique_consecutive(stripe_B, return_counts=True)
+    stops = [0, *sizes.cumsum(0).tolist()]  # sync
+    return [slice(first, last) for first, last in pairwise(stops)]
+
+
+def _reduce_stripe(
+    reduce: PairReduction, columns: SortedColumns, rows: slice
+) -> tuple[Tensor, ...]:
+    found = columns.find(rows)
+    width = columns.block_columns
+    place_P = found.places(0) if found.total_N else columns.rule.key_C.new_zeros(0)
     row_P = torch.div(place_P, width, rounding_mode="floor")
-    return row_P, place_P - row_P * width
+    return reduce(rows, row_P, place_P - row_P * width)
 
 
 def log_sum_exp_by_row(score_P: Tensor, row_P: Tensor, num_rows: int) -> Tensor:

@@ -32,7 +32,7 @@ class Problem:
     element: Element
     bf16: bool = False
     """GEMMs take bf16 operands and accumulate in float32, as rows are summed; the walk in plain
-    torch rounds those of the two gradient GEMMs only."""
+    torch rounds those of the two gradient GEMMs only and, on CPUs, each block's product."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Scaling:
     weight_C: Tensor | None
     shift: float
     """With weights: log-sum-exp = log(sum) + shift."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the scores' spread is small enough for weights."""
+        return self.weight_C is not None
 
     @property
     def running_maximum(self) -> bool:

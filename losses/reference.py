@@ -70,8 +70,14 @@ def negatives_mask(settings: ReferenceSettings, rows: Rows, candidates: Candidat
         own_BC = own_BC & (rows.feedback_B > 0)[:, None] & (settings.name != "ntr")
         negative_BC = negative_BC & (shared_C[None, :] | own_BC)
     if settings.mask_same_user:
-        same_BC = (candidates.user_C[None, :] == rows.user_B[:, None]) & (rows.user_B >= 0)[:, None]
-        negative_BC = negative_BC & ~(same_BC & shared_C[None, :])
+        shown_C = shared_C & (candidates.id_C >= 0)
+        user_P, id_P = candidates.user_C[shown_C], candidates.id_C[shown_C]
+        if candidates.positives is not None:
+            user_P = torch.cat([user_P, candidates.positives.user_P])
+            id_P = torch.cat([id_P, candidates.positives.id_P])
+        for row in range(negative_BC.shape[0]):
+            liked = id_P[(user_P == rows.user_B[row]) & (user_P >= 0)]
+            negative_BC[row] &= ~(torch.isin(candidates.id_C, liked) & shared_C)
     if settings.mask_history:
         assert rows.history_values is not None and rows.history_offsets is not None
         for row in range(negative_BC.shape[0]):

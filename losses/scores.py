@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.formulas import Correction
-from losses.hits import MaskRule
+from losses.hits import MaskRule, RowValues
 from losses.inputs import Candidates, Rows
-from losses.pairs import log_add_exp, log_sum_exp_by_row, matching_pairs, sum_by_row
+from losses.pairs import log_add_exp, log_sum_exp_by_row, reduce_pairs, sum_by_row
 from losses.problem import Element
 
 
@@ -22,6 +22,8 @@ class Scored:
     """Scaled inputs of one forward: scores are `query_BD @ candidate_CD.T + bias_C`."""
 
     query_BD: Tensor
+    unscaled_BD: Tensor
+    """The queries before the temperature, in the dtype of scores."""
     candidate_CD: Tensor
     bias_C: Tensor
     """-inf on the columns that not all rows see."""
@@ -44,26 +46,30 @@ def score(
 ) -> Scored:
     """Scores in float32 (float64 stays). Columns not seen by all rows have a bias of -inf.
 
+    Padding (rows of weight 0, columns of id -1) may hold anything, NaN too: it is taken for zeros.
+
     margin: subtracted from the negatives' scores (ccl). subtract_positive: s_j - z instead of s_j
     (bpr), as one more column of the GEMM, so that z gets its gradient there.
     """
     dtype = torch.promote_types(rows.query_BD.dtype, torch.float32)
-    query_BD, own_BD = rows.query_BD.to(dtype), rows.positive_BD.to(dtype)
+    padding_B1 = (rows.weight_B == 0)[:, None]
+    unscaled_BD = rows.query_BD.to(dtype).masked_fill(padding_B1, 0.0)
+    own_BD = rows.positive_BD.to(dtype).masked_fill(padding_B1, 0.0)
     candidate_CD = candidates.embedding_CD.to(dtype)
-    uncorrected_B = positive_B = (query_BD * own_BD).sum(dim=1) * positive_scale.to(dtype)
+    candidate_CD = candidate_CD.masked_fill((candidates.id_C < 0)[:, None], 0.0)
+    uncorrected_B = positive_B = (unscaled_BD * own_BD).sum(dim=1) * positive_scale.to(dtype)
     if correction == "all":
-        # Padding rows may carry any log Q, -inf too.
-        logq_B = torch.where(rows.weight_B > 0, rows.positive_logq_B, 0.0)
+        logq_B = torch.where(padding_B1[:, 0], 0.0, rows.positive_logq_B)
         positive_B = positive_B - logq_B.to(dtype)
     bias_C = torch.full_like(candidates.logq_C, -margin, dtype=dtype)
     if correction != "none":
         bias_C = bias_C - candidates.logq_C.to(dtype)
-    query_BD = query_BD * negative_scale.to(dtype)
+    query_BD = unscaled_BD * negative_scale.to(dtype)
     if subtract_positive:
         query_BD = torch.cat([query_BD, -positive_B[:, None]], dim=1)
         candidate_CD = torch.cat([candidate_CD, torch.ones_like(candidate_CD[:, :1])], dim=1)
     hidden_C = torch.where(shown_to_all(candidates), bias_C, -math.inf)
-    return Scored(query_BD, candidate_CD, hidden_C, bias_C, positive_B, uncorrected_B)
+    return Scored(query_BD, unscaled_BD, candidate_CD, hidden_C, bias_C, positive_B, uncorrected_B)
 
 
 def shown_to_all(candidates: Candidates) -> Tensor:
@@ -77,21 +83,27 @@ def shown_to_all(candidates: Candidates) -> Tensor:
 def mask_rules(
     rows: Rows, candidates: Candidates, same_user: bool, history: bool
 ) -> list[MaskRule]:
-    """Accidental hits always; columns of the row's user and of its history on request."""
+    """Accidental hits always; on request columns whose item is another positive of the row's user
+    in the batch, whoever's column it is, or is in the row's history."""
     shown_C = shown_to_all(candidates)
     id_C = torch.where(shown_C, candidates.id_C, -1)
-    rules = [MaskRule.one_value_a_row(id_C, rows.positive_id_B)]
+    rules = [MaskRule(id_C, RowValues.one_a_row(rows.positive_id_B))]
     if same_user:
-        user_C = torch.where(shown_C, candidates.user_C, -1)
-        rules.append(MaskRule.one_value_a_row(user_C, rows.user_B))
+        user_P = torch.where(shown_C, candidates.user_C, -1)
+        id_P = id_C
+        if candidates.positives is not None:
+            user_P = torch.cat([user_P, candidates.positives.user_P])
+            id_P = torch.cat([id_P, candidates.positives.id_P])
+        liked = RowValues.of_groups(user_P, id_P, rows.user_B, spared_B=rows.positive_id_B)
+        rules.append(MaskRule(id_C, liked))
     if history:
         if rows.history_values is None or rows.history_offsets is None:
             raise ValueError(
                 "mask_history is on but rows carry no history; pass history_values and "
                 "history_offsets, or turn it off"
             )
-        offsets = rows.history_offsets
-        rules.append(MaskRule.many_values_a_row(id_C, rows.history_values, offsets))
+        known = RowValues.lists(rows.history_values, rows.history_offsets)
+        rules.append(MaskRule(id_C, known))
     return rules
 
 
@@ -105,23 +117,27 @@ def restricted_negatives(
 
     Few pairs a row, so they are scored one by one in plain autograd, not as columns of every row.
     """
-    num_rows = rows.query_BD.shape[0]
     assert candidates.visible_to_C is not None
+
+    def reduce(part: slice, row_P: Tensor, column_P: Tensor) -> tuple[Tensor, ...]:
+        kept_P = candidates.id_C[column_P] != rows.positive_id_B[part][row_P]
+        kept_P = kept_P & (rows.feedback_B[part][row_P] > 0)
+        row_P, column_P = row_P[kept_P], column_P[kept_P]
+        score_P = (scored.query_BD[part][row_P] * scored.candidate_CD[column_P]).sum(dim=1)
+        score_P = score_P + scored.bias_if_seen_C[column_P]
+        num_rows = part.stop - part.start
+        count_R = torch.bincount(row_P, minlength=num_rows).to(score_P.dtype)
+        match element:
+            case "exp":
+                return log_sum_exp_by_row(score_P, row_P, num_rows), count_R
+            case "softplus":
+                return sum_by_row(F.softplus(score_P), row_P, num_rows), count_R
+            case "hinge":
+                return sum_by_row(F.relu(score_P), row_P, num_rows), count_R
+
     visible_to_C = torch.where(candidates.id_C >= 0, candidates.visible_to_C, -1)
-    row_P, column_P = matching_pairs(visible_to_C, rows.user_B)
-    kept_P = candidates.id_C[column_P] != rows.positive_id_B[row_P]
-    kept_P = kept_P & (rows.feedback_B[row_P] > 0)
-    row_P, column_P = row_P[kept_P], column_P[kept_P]
-    score_P = (scored.query_BD[row_P] * scored.candidate_CD[column_P]).sum(dim=1)
-    score_P = score_P + scored.bias_if_seen_C[column_P]
-    count_B = torch.bincount(row_P, minlength=num_rows).to(score_P.dtype)
-    match element:
-        case "exp":
-            return log_sum_exp_by_row(score_P, row_P, num_rows), count_B
-        case "softplus":
-            return sum_by_row(F.softplus(score_P), row_P, num_rows), count_B
-        case "hinge":
-            return sum_by_row(F.relu(score_P), row_P, num_rows), count_B
+    reduction_B, count_B = reduce_pairs(visible_to_C, rows.user_B, reduce)
+    return reduction_B, count_B
 
 
 def mean_of_positives(
@@ -131,16 +147,19 @@ def mean_of_positives(
 
     They are the row's own and the columns that are its user's positives, of another id than that.
     """
-    user_C = torch.where(candidates.id_C >= 0, candidates.user_C, -1)
-    row_P, column_P = matching_pairs(user_C, rows.user_B)
-    other_P = candidates.id_C[column_P] != rows.positive_id_B[row_P]
-    row_P, column_P = row_P[other_P], column_P[other_P]
     dtype = scored.positive_B.dtype
-    query_PD = rows.query_BD.to(dtype)[row_P]
-    score_P = (query_PD * scored.candidate_CD[column_P]).sum(dim=1) * scale.to(dtype)
-    if correction == "all":
-        score_P = score_P - candidates.logq_C[column_P].to(dtype)
-    num_rows = scored.positive_B.shape[0]
-    count_B = 1 + torch.bincount(row_P, minlength=num_rows).to(dtype)
-    others_B = log_sum_exp_by_row(score_P, row_P, num_rows)
-    return log_add_exp(scored.positive_B, others_B) - torch.log(count_B)
+
+    def reduce(part: slice, row_P: Tensor, column_P: Tensor) -> tuple[Tensor, ...]:
+        other_P = candidates.id_C[column_P] != rows.positive_id_B[part][row_P]
+        row_P, column_P = row_P[other_P], column_P[other_P]
+        query_PD = scored.unscaled_BD[part][row_P]
+        score_P = (query_PD * scored.candidate_CD[column_P]).sum(dim=1) * scale.to(dtype)
+        if correction == "all":
+            score_P = score_P - candidates.logq_C[column_P].to(dtype)
+        num_rows = part.stop - part.start
+        count_R = torch.bincount(row_P, minlength=num_rows).to(dtype)
+        return log_sum_exp_by_row(score_P, row_P, num_rows), count_R
+
+    user_C = torch.where(candidates.id_C >= 0, candidates.user_C, -1)
+    others_B, count_B = reduce_pairs(user_C, rows.user_B, reduce)
+    return log_add_exp(scored.positive_B, others_B) - torch.log(1 + count_B)

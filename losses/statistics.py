@@ -41,7 +41,7 @@ def loss_statistics(
     has_negatives_B = ~torch.isneginf(reduction_B)
     width = candidates.embedding_CD.shape[1]
     query_BD = scored.query_BD.detach()[:, :width]
-    column_CD = candidates.embedding_CD.detach().to(dtype)
+    column_CD = scored.candidate_CD.detach()[:, :width]
     mean_D = (seen_C @ column_CD) / num_seen
     # Columns that are not seen may hold any log Q, -inf too.
     logq_C = torch.where(seen_C > 0, candidates.logq_C, 0.0).to(dtype)

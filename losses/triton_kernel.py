@@ -1,8 +1,9 @@
 """The reduction over negatives as Triton kernels for CUDA: forward, and recomputing backward.
 
 Log Q bias and id masks are applied inside the tile, in registers; no score is ever written to
-memory. Operands may be float32 or bfloat16, accumulation is float32. Imported only where it is
-used: Triton is no dependency of CPU users.
+memory. Each row has an id that it must not meet and, on request, a list of them. Operands may be
+float32 or bfloat16, accumulation is float32. Imported only where it is used: Triton is no
+dependency of CPU users.
 
 Shapes: B rows, C columns, D width; tiles of R rows and W columns; S parts of the walked axis.
 """
@@ -27,15 +28,17 @@ def _dot(first, second, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 @triton.jit
 def _tile_scores(
-    query_RD, candidate_WD, bias_W, row_id_R, column_id_W, row_user_R, column_user_W,
-    HAS_USERS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    query_RD, candidate_WD, bias_W, row_id_R, column_id_W, listed, first_R, last_R,
+    HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """[R, W] scores in float32; -inf where masked."""
     score_RW = _dot(query_RD, tl.trans(candidate_WD), PRECISION, WIDEN)
     score_RW += bias_W[None, :]
     hit_RW = row_id_R[:, None] == column_id_W[None, :]
-    if HAS_USERS:
-        hit_RW = hit_RW | (row_user_R[:, None] == column_user_W[None, :])
+    if HAS_LISTS:
+        for place in range(tl.max(last_R - first_R, 0)):
+            id_R = tl.load(listed + first_R + place, mask=first_R + place < last_R, other=-2)
+            hit_RW = hit_RW | (id_R[:, None] == column_id_W[None, :])
     hit_RW = hit_RW | (bias_W == float("-inf"))[None, :]
     return tl.where(hit_RW, float("-inf"), score_RW)
 
@@ -73,16 +76,17 @@ def _derivative(score_RW, reduction_R, gradient_R, ELEMENT: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    query, candidate, bias, row_id, column_id, row_user, column_user, reduction, negatives,
+    query, candidate, bias, row_id, column_id, listed, list_first, list_last, reduction, negatives,
     num_rows, num_columns, width, columns_of_part,
     R: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
-    ELEMENT: tl.constexpr, HAS_USERS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    ELEMENT: tl.constexpr, HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows against one part of the columns: [S, B] partial reductions and counts."""
     first_row, part = tl.program_id(0) * R, tl.program_id(1)
     query_RD = _load_tile(query, first_row, num_rows, width, R, D)
     row_id_R = _load_vector(row_id, first_row, num_rows, -2, R)
-    row_user_R = _load_vector(row_user, first_row, num_rows, -2, R) if HAS_USERS else row_id_R
+    first_R = _load_vector(list_first, first_row, num_rows, 0, R) if HAS_LISTS else row_id_R
+    last_R = _load_vector(list_last, first_row, num_rows, 0, R) if HAS_LISTS else row_id_R
     top_R = tl.full((R,), float("-inf"), tl.float32)
     sum_R = tl.zeros((R,), tl.float32)
     count_R = tl.zeros((R,), tl.float32)
@@ -91,10 +95,9 @@ def forward_kernel(
         candidate_WD = _load_tile(candidate, first, last_column, width, W, D)
         bias_W = _load_vector(bias, first, last_column, float("-inf"), W)
         id_W = _load_vector(column_id, first, last_column, -1, W)
-        user_W = _load_vector(column_user, first, last_column, -1, W) if HAS_USERS else id_W
         score_RW = _tile_scores(
-            query_RD, candidate_WD, bias_W, row_id_R, id_W, row_user_R, user_W,
-            HAS_USERS, PRECISION, WIDEN,
+            query_RD, candidate_WD, bias_W, row_id_R, id_W, listed, first_R, last_R,
+            HAS_LISTS, PRECISION, WIDEN,
         )  # fmt: skip
         count_R += tl.sum(tl.where(score_RW == float("-inf"), 0.0, 1.0), 1)
         if ELEMENT == 0:
@@ -118,16 +121,17 @@ def forward_kernel(
 
 @triton.jit
 def query_gradient_kernel(
-    query, candidate, bias, row_id, column_id, row_user, column_user, reduction, gradient, out,
-    num_rows, num_columns, width, columns_of_part,
+    query, candidate, bias, row_id, column_id, listed, list_first, list_last, reduction, gradient,
+    out, num_rows, num_columns, width, columns_of_part,
     R: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
-    ELEMENT: tl.constexpr, HAS_USERS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    ELEMENT: tl.constexpr, HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows against one part of the columns: [S, B, D] partial gradients."""
     first_row, part = tl.program_id(0) * R, tl.program_id(1)
     query_RD = _load_tile(query, first_row, num_rows, width, R, D)
     row_id_R = _load_vector(row_id, first_row, num_rows, -2, R)
-    row_user_R = _load_vector(row_user, first_row, num_rows, -2, R) if HAS_USERS else row_id_R
+    first_R = _load_vector(list_first, first_row, num_rows, 0, R) if HAS_LISTS else row_id_R
+    last_R = _load_vector(list_last, first_row, num_rows, 0, R) if HAS_LISTS else row_id_R
     reduction_R = _load_vector(reduction, first_row, num_rows, 0.0, R)
     gradient_R = _load_vector(gradient, first_row, num_rows, 0.0, R)
     sum_RD = tl.zeros((R, D), tl.float32)
@@ -136,10 +140,9 @@ def query_gradient_kernel(
         candidate_WD = _load_tile(candidate, first, last_column, width, W, D)
         bias_W = _load_vector(bias, first, last_column, float("-inf"), W)
         id_W = _load_vector(column_id, first, last_column, -1, W)
-        user_W = _load_vector(column_user, first, last_column, -1, W) if HAS_USERS else id_W
         score_RW = _tile_scores(
-            query_RD, candidate_WD, bias_W, row_id_R, id_W, row_user_R, user_W,
-            HAS_USERS, PRECISION, WIDEN,
+            query_RD, candidate_WD, bias_W, row_id_R, id_W, listed, first_R, last_R,
+            HAS_LISTS, PRECISION, WIDEN,
         )  # fmt: skip
         slope_RW = _derivative(score_RW, reduction_R, gradient_R, ELEMENT)
         sum_RD += _dot(slope_RW.to(candidate_WD.dtype), candidate_WD, PRECISION, WIDEN)
@@ -150,28 +153,28 @@ def query_gradient_kernel(
 
 @triton.jit
 def candidate_gradient_kernel(
-    query, candidate, bias, row_id, column_id, row_user, column_user, reduction, gradient, out,
-    num_rows, num_columns, width, rows_of_part,
+    query, candidate, bias, row_id, column_id, listed, list_first, list_last, reduction, gradient,
+    out, num_rows, num_columns, width, rows_of_part,
     R: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
-    ELEMENT: tl.constexpr, HAS_USERS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    ELEMENT: tl.constexpr, HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One tile of columns against one part of the rows: [S, C, D] partial gradients."""
     first_column, part = tl.program_id(0) * W, tl.program_id(1)
     candidate_WD = _load_tile(candidate, first_column, num_columns, width, W, D)
     bias_W = _load_vector(bias, first_column, num_columns, float("-inf"), W)
     id_W = _load_vector(column_id, first_column, num_columns, -1, W)
-    user_W = _load_vector(column_user, first_column, num_columns, -1, W) if HAS_USERS else id_W
     sum_WD = tl.zeros((W, D), tl.float32)
     last_row = tl.minimum((part + 1) * rows_of_part, num_rows)
     for first in range(part * rows_of_part, last_row, R):
         query_RD = _load_tile(query, first, last_row, width, R, D)
         row_id_R = _load_vector(row_id, first, last_row, -2, R)
-        row_user_R = _load_vector(row_user, first, last_row, -2, R) if HAS_USERS else row_id_R
+        first_R = _load_vector(list_first, first, last_row, 0, R) if HAS_LISTS else row_id_R
+        last_R = _load_vector(list_last, first, last_row, 0, R) if HAS_LISTS else row_id_R
         reduction_R = _load_vector(reduction, first, last_row, 0.0, R)
         gradient_R = _load_vector(gradient, first, last_row, 0.0, R)
         score_RW = _tile_scores(
-            query_RD, candidate_WD, bias_W, row_id_R, id_W, row_user_R, user_W,
-            HAS_USERS, PRECISION, WIDEN,
+            query_RD, candidate_WD, bias_W, row_id_R, id_W, listed, first_R, last_R,
+            HAS_LISTS, PRECISION, WIDEN,
         )  # fmt: skip
         slope_RW = _derivative(score_RW, reduction_R, gradient_R, ELEMENT)
         slope_WR = tl.trans(slope_RW).to(query_RD.dtype)

@@ -45,7 +45,7 @@ def tile_sizes(width: int, element_size: int) -> TileSizes:
 
 
 def kernel_reduction(problem: Problem) -> tuple[Tensor, Tensor]:
-    """(reduction_B with gradient, negatives_B) of a problem whose rules name one value a row."""
+    """(reduction_B with gradient, negatives_B) of a problem with at most one list of ids a row."""
     reduction_B, negatives_B = _KernelReduction.apply(  # type: ignore[no-untyped-call]
         problem.query_BD, problem.candidate_CD, problem
     )
@@ -84,23 +84,24 @@ class _Launch:
         self.num_rows, self.width = query_BD.shape
         self.num_columns = candidate_CD.shape[0]
         self.element = problem.element
-        first, *others = problem.rules
-        assert len(others) <= 1 and all(rule.one_value for rule in problem.rules)
-        second = others[0] if others else first
+        own, *others = problem.rules
+        assert own.values.one_each and len(others) <= 1
+        listed = others[0].values if others else own.values
         self.tensors = (
             query_BD,
             candidate_CD,
             problem.bias_C.contiguous(),
-            first.value_V.contiguous(),
-            first.key_C.contiguous(),
-            second.value_V.contiguous(),
-            second.key_C.contiguous(),
+            own.values.value_L.contiguous(),
+            own.key_C.contiguous(),
+            listed.value_L.contiguous(),
+            listed.first_B.contiguous(),
+            listed.last_B.contiguous(),
         )
         self.tiles = tile_sizes(self.width, query_BD.element_size())
         self.constants = {
             "D": max(16, triton.next_power_of_2(self.width)),
             "ELEMENT": _ELEMENTS[problem.element],
-            "HAS_USERS": bool(others),
+            "HAS_LISTS": bool(others),
             "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
             "WIDEN": os.environ.get("TRITON_INTERPRET") == "1",
             "num_warps": self.tiles.warps,

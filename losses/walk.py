@@ -59,18 +59,27 @@ def make_walk(
 ) -> StripeWalk:
     """The compiled walk where it applies, else the one in plain torch.
 
-    The kernel has `exp` in float32 on CPUs, for scores whose spread is bounded, with gradients.
-    Raises ValueError if the backend is `compiled` and there is no kernel.
+    The kernel has `exp` in float32 on CPUs, with gradients, for scores whose spread is bounded.
+    Raises ValueError if the backend is `compiled` and there is none for the loss, the tensors or
+    the machine. The spread depends on the data, so it is no reason to stop.
     """
     scaling = choose_scaling(problem)
+    if not wanted or backend == "blocked" or (problem.element == "exp" and not scaling.bounded):
+        return Walk(problem, scaling, blocking, workspace, wanted)
     query_BD = problem.query_BD
-    float32_on_cpu = query_BD.device.type == "cpu" and query_BD.dtype == torch.float32
-    if wanted and backend != "blocked" and scaling.weight_C is not None and float32_on_cpu:
-        kernel, reason = load_kernel()
-        if kernel is not None:
-            return CompiledWalk(problem, scaling, kernel, blocking, workspace)
-        if backend == "compiled":
-            raise ValueError(f"backend is 'compiled' but {reason}; use 'auto' or 'blocked'")
+    reasons = [
+        (problem.element != "exp", "the loss sums no exponentials"),
+        (query_BD.device.type != "cpu", f"the tensors are on {query_BD.device}"),
+        (query_BD.dtype != torch.float32, f"embeddings are {query_BD.dtype}"),
+    ]
+    why_not = [reason for holds, reason in reasons if holds]
+    kernel, missing = (None, "") if why_not else load_kernel()
+    if kernel is not None:
+        return CompiledWalk(problem, scaling, kernel, blocking, workspace)
+    if backend == "compiled":
+        raise ValueError(
+            f"backend is 'compiled' but {' and '.join(why_not) or missing}; use 'auto' or 'blocked'"
+        )
     return Walk(problem, scaling, blocking, workspace, wanted)
 
 

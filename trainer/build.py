@@ -8,19 +8,21 @@ from typing import Any
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from embeddings.optimizer import fuse_table_optimizer
+from embeddings.optimizer import fuse_table_optimizer, sharder_arguments
 from embeddings.sharding import Layout, shard
-from losses import CandidateQueue, build_loss
-from trainer.config import Config, LossConfig
+from losses import CandidateQueue, RetrievalLoss, build_loss
+from trainer.config import Config, LossConfig, NegativesConfig
+from trainer.data.candidates import Distribution
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
 from trainer.inputs import Inputs, build_inputs
+from trainer.log_q import FrequencyCorrection
 from trainer.machine import usable_memory_bytes
 from trainer.mistake import Mistake, mistakes
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
 from trainer.spectral import start_at_spectrum
-from trainer.task import FrequencyCorrection, RetrievalTask
+from trainer.task import RetrievalTask
 
 
 def build_model(
@@ -62,6 +64,7 @@ def build_model(
             config.training.seed,
             config.model.sharding,
             config.model.placement,
+            sharder_arguments(config.optimizer.tables, config.optimizer.table_weight_decay),
         )
     if config.model.spectral_start and known_rows is None:
         start_at_spectrum(  # collective
@@ -92,7 +95,6 @@ def build_layout(ranks: Ranks) -> Layout:
 def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
     """Loss, frequency correction and negatives as the config states them."""
     negatives = config.negatives
-    in_batch = config.training.global_batch_size if negatives.in_batch else 0
     trained = sum(dataset.splits[name].positives for name in config.data.train_splits)
     with mistakes():
         loss = _build_loss(config.loss)
@@ -102,10 +104,12 @@ def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
             mode=negatives.log_q,
             total_count=trained,
             num_items=dataset.num_items,
-            num_popular=in_batch + negatives.popularity,
-            num_uniform=negatives.uniform,
+            popular=negatives.in_batch or negatives.popularity > 0,
+            uniform=negatives.uniform > 0,
+            per=loss.log_q_per,
         ),
         in_batch=negatives.in_batch,
+        sampled_by=sampled_by(negatives),
         history_mask=config.loss.mask_history,
         dislikes=config.loss.uses_dislikes,
         disliked_negatives=config.loss.disliked_negatives,
@@ -116,7 +120,12 @@ def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
     )
 
 
-def _build_loss(loss: LossConfig) -> torch.nn.Module:
+def sampled_by(negatives: NegativesConfig) -> Distribution:
+    """What the candidates beside the rows' own are drawn by."""
+    return "popularity" if negatives.popularity else "uniform"
+
+
+def _build_loss(loss: LossConfig) -> RetrievalLoss:
     return build_loss(
         loss.name,
         temperature=loss.temperature,
@@ -157,7 +166,6 @@ def build_loader(
 ) -> Loader:
     """The training loader of this rank, from `position` on. No collective."""
     negatives = config.negatives
-    sampled = negatives.uniform + negatives.popularity
     return Loader(
         dataset,
         splits=config.data.train_splits,
@@ -169,8 +177,8 @@ def build_loader(
         seed=config.training.seed,
         streams=config.data.streams or None,
         shuffle_window_rows=config.data.shuffle_window_rows,
-        extra_candidates=-(-sampled // ranks.world_size),
-        extra_distribution="popularity" if negatives.popularity else "uniform",
+        extra_candidates=negatives.uniform + negatives.popularity,
+        extra_distribution=sampled_by(negatives),
         feedback="all" if config.loss.uses_dislikes else "positive",
         history_length=config.data.history_length,
         position=position,

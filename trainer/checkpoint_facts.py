@@ -44,6 +44,7 @@ DTYPES = {
 DtypeName = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Count = Annotated[int, Range(least=0, below=2**63)]
+Buckets = Annotated[int, Range(least=1, most=2**33)]
 Shape = Annotated[tuple[Count, ...], Range(most=8)]
 Interval = Annotated[tuple[Count, ...], Range(least=2, most=2)]
 _FILE_NAME = re.compile(r"rank-\d{5,9}\.safetensors")
@@ -136,6 +137,8 @@ class Facts:
     position: DataPosition | None
     """None: before the first step."""
     validation: ValidationState = ValidationState()
+    streaming_buckets: Buckets | None = None
+    """Of the streaming estimate of log Q, where there is one."""
     world_size: Count = 1
     tensors: dict[str, SavedTensor] = field(default_factory=dict)
 

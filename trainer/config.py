@@ -20,7 +20,7 @@ from trainer.typed import Range, check, nearest, read_as
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 HistoryPooling = Literal["mean", "attention", "places"]
-LogQ = Literal["none", "counts", "streaming", "counts_clipped"]
+LogQ = Literal["none", "counts", "streaming"]
 Schedule = Literal["constant", "linear", "cosine"]
 Tower = Literal["mf", "mlp", "graph", "history", "sequence"]
 Measure = Literal["recall", "ndcg", "hit", "mrr", "map", "coverage"]
@@ -119,7 +119,8 @@ class ModelConfig:
     """Standard deviation of the tables' first values."""
     spectral_start: Annotated[float, Range(least=0, most=1000)] = 0.0
     """Length of the spectral vector added to each user's and item's first value (the leading
-    singular vectors of the training graph, seconds to compute); 0: noise alone."""
+    singular vectors of the training graph, seconds to compute); 0: noise alone. For the moment of
+    it every worker holds (users + 3 x items) x (dim + 16) x 4 bytes of host memory."""
     table_precision: TablePrecision = "fp32"
     """Precision of the tables' weights; optimizer states stay fp32."""
     sharding: Sharding = "row_wise"
@@ -171,14 +172,16 @@ class LossConfig:
     name: LossName = "ssm"
     """ssm: implicit feedback, huge catalogs: begin here. improved_logq: the same, the positive left
     uncorrected. bsl: noisy positives. ntr: explicit dislikes, or items that must not be shown;
-    ssm_ntr: they are negatives too. sl, ccl: clean implicit data. ova, bpr: for comparison."""
+    ssm_ntr: they are negatives too. sl, ccl: clean implicit data. ova, bpr: for comparison. ccl
+    and ova need negatives.uniform."""
     temperature: Temperature | None = None
     """Scores are divided by this; None: the loss's own default (0.1; ccl has none)."""
     negative_temperature: Temperature | None = None
     """bsl: the negatives' temperature; None: `temperature`."""
     negative_weight: Annotated[float, Range(above=0, most=1e6)] | None = None
-    """bsl: factor of the log-sum-exp (None: the ratio of temperatures, the paper's form; with one
-    temperature it is the authors' exponent). ccl, ova: w of w/N, None is a plain sum."""
+    """bsl: factor of the log-sum-exp, with one temperature the authors' exponent. None: 1.2, or
+    the ratio of temperatures, the paper's form, where negative_temperature is given. ccl, ova: w of
+    w/N, None is a plain sum."""
     margin: Annotated[float, Range(least=-1000, most=1000)] | None = None
     """ccl: negatives scored below this cost nothing; None: 0.9."""
     disliked_weight: Weight | None = None
@@ -189,11 +192,13 @@ class LossConfig:
     several_positives: bool = False
     """bsl: a user's positives in the batch count together; needs mask_same_user."""
     correction: Literal["all", "negatives", "none"] | None = None
-    """Scores that log Q is subtracted from; None: the loss's own choice."""
+    """Scores that log Q is subtracted from. all: the positive's too, with which ssm tends to sl as
+    columns become many. negatives: ssm tends to the full softmax. None: the loss's own, all for the
+    softmax losses but improved_logq, none for ccl, ova and bpr."""
     learn_temperature: bool = False
     """Train the temperature with the towers, from `temperature` on."""
     mask_same_user: bool = False
-    """Leave out columns that the same user has as positives in the global batch."""
+    """Leave out columns whose item is another positive of the row's user in the global batch."""
     mask_history: bool = False
     """Leave out columns that are in the row's own history."""
     embedding_penalty: Decay = 0.0
@@ -202,14 +207,17 @@ class LossConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Operands of the score products; accumulation and reduction are fp32 in both. bf16 takes half
     the time on CPUs and GPUs that have its products; elsewhere it is fp32, in whole or for the
-    scores. What it does to recall: docs/benchmarks/loss.md."""
+    scores. fp32 on a GPU is three passes of TF32. Towers and the gathering of candidates are fp32
+    either way. What it does to recall: docs/benchmarks/loss.md."""
     backend: Literal["auto", "blocked", "compiled", "triton"] = "auto"
     """auto: the fastest there is. blocked: plain torch. compiled: the CPU kernel, built by gcc at
-    first use. triton: the CUDA kernel."""
+    first use. triton: the CUDA kernel. With ring, or with mask_same_user and mask_history together,
+    GPUs walk in plain torch, many times slower."""
 
     ring: bool = False
     """Never gather all candidates: one rank's at a time visits the others, for batches whose W x B
-    candidates do not fit a rank. Same result; a third more work and twice the bytes moved."""
+    candidates do not fit a rank. Same result; on CPUs a third more work and twice the bytes moved,
+    on GPUs far slower, for it has no kernel there yet."""
 
     def __post_init__(self) -> None:
         check(self, "loss")
@@ -249,13 +257,13 @@ class NegativesConfig:
     popularity: Columns = 0
     """Items drawn by their count in train a step, shared by all ranks."""
     queue: Columns = 0
-    """Candidates of past steps kept as further negatives (cross-batch queue), without gradient."""
+    """Candidates of past steps kept as further negatives (cross-batch queue): for batches of some
+    dozens of rows, where they help a little; with hundreds they change nothing (docs/losses.md)."""
     queue_warmup_steps: Annotated[int, Range(least=0, most=MOST_STEPS)] = 1000
     """Steps before the queue is used: early embeddings move too fast to be kept."""
     log_q: LogQ = "counts"
     """Correction for how often an item is drawn. counts: exact, from train. streaming: estimated
-    on the fly (Yi et al. 2019). none: no correction. counts_clipped: to compare with, never below
-    log(1e-6) as in TFRS, which is wrong for an item in fewer than a millionth of the rows."""
+    from the positives seen so far, repeats counted (after Yi et al. 2019). none: no correction."""
 
     def __post_init__(self) -> None:
         check(self, "negatives")
@@ -280,11 +288,12 @@ class OptimizerConfig:
     table_learning_rate: LearningRate = 0.05
     """Peak learning rate of the tables."""
     table_weight_decay: Decay = 0.0
-    """L2 on the rows a step touches, on GPUs; on CPUs see loss.embedding_penalty."""
+    """On GPUs, of the rows a step touches: L2 with rowwise_adagrad, decoupled with adam. sgd,
+    adagrad and CPUs have none: see loss.embedding_penalty."""
     tower_learning_rate: LearningRate = 1e-3
     """Peak learning rate of the towers (AdamW)."""
     tower_weight_decay: Decay = 0.0
-    """AdamW's decoupled weight decay."""
+    """AdamW's decoupled weight decay of matrices; biases, gates and temperatures have none."""
     tower_averaging: Annotated[float, Range(least=0, below=1)] = 0.0
     """Decay a step of the towers' moving average, which evaluation and export then use; 0: none."""
     schedule: Schedule = "constant"
@@ -404,6 +413,22 @@ class Config:
             not self.loss.ring or self.negatives.queue == 0,
             f"loss.ring with negatives.queue={self.negatives.queue}: the queue holds every rank's "
             "candidates, which the ring never gathers; set one of them only",
+        )
+        require(
+            self.loss.name not in ("ccl", "ova") or self.negatives.uniform > 0,
+            f"loss.name={self.loss.name} with negatives.uniform=0: all negatives follow "
+            "popularity, which pushes popular items below all others, and this loss corrects for "
+            "none of it; set negatives.uniform (2048), or take ssm, sl or bsl",
+        )
+        require(
+            self.loss.name != "ccl" or self.model.similarity == "cosine",
+            "loss.name=ccl with model.similarity=dot: its margin is on cosines; set "
+            "model.similarity to cosine",
+        )
+        require(
+            self.loss.name != "improved_logq" or self.negatives.log_q != "none",
+            "loss.name=improved_logq with negatives.log_q=none: the loss is a correction by log Q; "
+            "set negatives.log_q to counts or streaming, or take ssm",
         )
         require(
             not self.loss.mask_history or self.model.use_history,

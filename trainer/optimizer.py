@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import torch
+from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -26,17 +27,33 @@ def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig) ->
         if parameter.requires_grad  # the towers' average has none
     }
     if dense:
-        towers = KeyedOptimizerWrapper(
-            dense,
-            lambda parameters: torch.optim.AdamW(
-                parameters,
-                lr=config.tower_learning_rate,
-                weight_decay=config.tower_weight_decay,
-            ),
-        )
-        towers.init_state()
-        parts.append(("towers", towers))
+        parts.append(("towers", _tower_optimizer(dense, config)))
     return CombinedOptimizer(parts)
+
+
+def _tower_optimizer(
+    dense: dict[str, nn.Parameter], config: OptimizerConfig
+) -> KeyedOptimizerWrapper:
+    """AdamW with its state made, for a checkpoint to be loaded into it.
+
+    TorchRec makes the state by a real step on gradients of zero: at a rate of zero, so that no
+    weight decays, and the steps counted are set back, so that the first true step is the first.
+    """
+    decayed = [value for value in dense.values() if value.ndim > 1]
+    others = [value for value in dense.values() if value.ndim <= 1]
+    groups = [
+        {"params": values, "weight_decay": decay}
+        for values, decay in ((decayed, config.tower_weight_decay), (others, 0.0))
+        if values
+    ]
+    towers = KeyedOptimizerWrapper(dense, lambda _: torch.optim.AdamW(groups, lr=0.0))
+    towers.init_state()
+    for state in towers.state.values():
+        state["step"].zero_()
+    for group in towers.param_groups:
+        group["lr"] = config.tower_learning_rate
+    towers.zero_grad()
+    return towers
 
 
 class Schedule:

@@ -1,15 +1,15 @@
 """Where a step's time goes: forward, backward, optimizer, communication.
 
 On a CPU the parts are read off the host's clock. On a GPU they are pairs of CUDA events on the
-training stream, which wait for nothing and are read with the metrics every `log_every_steps`
-steps: device time, not the time the host took to queue the work.
+stream that the work is queued on, which wait for nothing and are read with the metrics every
+`log_every_steps` steps: device time, not the time the host took to queue the work.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -59,10 +59,7 @@ class PhaseClock:
         self._spans = []
 
     def read(self) -> list[dict[Phase, float]]:
-        """Seconds of each phase in each step since the last call.
-
-        On a GPU the caller has waited for the training stream already.
-        """
+        """Seconds of each phase in each step since the last call. On a GPU it waits for them."""
         steps, self._steps = self._steps, []
         return [self._sums(spans) for spans in steps]
 
@@ -82,7 +79,9 @@ def _event_now() -> torch.cuda.Event:
 def _seconds_between(begin: Moment, end: Moment) -> float:
     if isinstance(begin, float):
         return cast(float, end) - begin
-    return begin.elapsed_time(cast(torch.cuda.Event, end)) / 1000.0
+    ended = cast(torch.cuda.Event, end)
+    ended.synchronize()  # the exchange of ids runs ahead of the training stream
+    return begin.elapsed_time(ended) / 1000.0
 
 
 class TimedPipeline(TrainPipelineSparseDist):
@@ -111,9 +110,13 @@ class TimedPipeline(TrainPipelineSparseDist):
         self._clock.start("optimizer")  # it is all that is left of the step
 
     def start_sparse_data_dist(self, *arguments: Any, **keywords: Any) -> None:
-        with self._clock.measure("communication"):
+        with self._on_its_stream(), self._clock.measure("communication"):
             super().start_sparse_data_dist(*arguments, **keywords)
 
     def wait_sparse_data_dist(self, *arguments: Any, **keywords: Any) -> None:
-        with self._clock.measure("communication"):
+        with self._on_its_stream(), self._clock.measure("communication"):
             super().wait_sparse_data_dist(*arguments, **keywords)
+
+    def _on_its_stream(self) -> AbstractContextManager[Any]:
+        """Where the exchange of ids is queued, so that events there enclose it."""
+        return self._stream_context(self._data_dist_stream)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.address import interface_of, reachable_address
+from trainer.mistake import Mistake
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,20 @@ class Ranks:
 
     @staticmethod
     def from_environment() -> Ranks:
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; absent means a world of one."""
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; absent means a world of one.
+
+        Raises:
+            Mistake: where there are GPUs, but fewer than workers of this machine.
+        """
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         on_gpu = torch.cuda.is_available()
+        if on_gpu and local_rank >= torch.cuda.device_count():
+            raise Mistake(
+                f"worker {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are "
+                "visible. Start at most one worker a GPU, or set CUDA_VISIBLE_DEVICES= to train on "
+                "CPUs"
+            )
         return Ranks(
             rank=int(os.environ.get("RANK", "0")),
             world_size=world_size,
@@ -62,9 +73,14 @@ def choose_interface(address: str) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
+def collective_backend(on_gpu: bool) -> str:
+    """NCCL for tensors on GPUs, gloo for those on the host, of which a run on GPUs has some too."""
+    return "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+
+
 @contextmanager
 def process_group(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
-    """The default process group for the body: NCCL on GPUs, gloo on CPUs.
+    """The default process group for the body.
 
     Collective. A group that a launcher (Ray Train) made already is used and left alone.
 
@@ -79,8 +95,10 @@ def process_group(timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
     if dist.is_initialized():
         yield ranks
         return
+    on_gpu = ranks.device.type == "cuda"
     dist.init_process_group(
-        backend="nccl" if ranks.device.type == "cuda" else "gloo",
+        backend=collective_backend(on_gpu),
+        device_id=ranks.device if on_gpu else None,
         rank=ranks.rank,
         world_size=ranks.world_size,
         store=dist.HashStore() if ranks.world_size == 1 else None,

@@ -37,8 +37,10 @@ def start_at_spectrum(
 ) -> None:
     """Add to each row of the tables "user" and "item" its spectral vector, scaled to `norm`.
 
-    Collective. Rows without a training pair keep their noise. Every rank holds U + I vectors of
-    `dim` for the moment of it: where that is more than its memory, start from noise alone.
+    Collective, over host tensors: the group must have gloo for them, beside NCCL on GPUs. Rows
+    without a training pair keep their noise. For the moment of it every rank holds U + 3 I vectors
+    of `dim` + OVERSAMPLE float32 on the host, and its pairs twice: where that is more than its
+    memory, start from noise alone.
     """
     user_uD, item_ID = singular_vectors(dataset, splits, dim, seed, ranks)
     user_UD = _gather_users(user_uD, dataset.num_users, ranks)  # collective
@@ -59,8 +61,8 @@ def singular_vectors(
 ) -> tuple[Tensor, Tensor]:
     """(this rank's users [u, D], all items [I, D]), each vector times the root of its value.
 
-    Collective: `ITERATIONS` + 2 all-reduces of at most I x K numbers. Signs and order do not
-    depend on the number of ranks.
+    Collective: `ITERATIONS` + 2 all-reduces of at most I x K numbers on the host. Signs and order
+    do not depend on the number of ranks.
     """
     forth, back = _adjacency(dataset, splits, ranks)
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ matrix (W * S where in-batch negatives are on, else W * E, and the queue's), O c
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,99 +17,31 @@ from torch import Tensor, nn
 from losses import (
     CandidateQueue,
     Candidates,
+    Positives,
     Rows,
-    StreamingFrequency,
     gather_with_gradient,
     gather_without_gradient,
-    log_q_from_counts,
-    log_q_mixture,
-    log_q_uniform,
+    stand_in,
 )
-from trainer.config import LogQ
+from trainer.data.candidates import Distribution
+from trainer.log_q import POPULAR, UNIFORM, FrequencyCorrection
 from trainer.phases import PhaseClock
-
-LEAST_CLIPPED_LOG_Q = math.log(1e-6)
-"""Below this TFRS clips."""
-STREAMING_BUCKETS = 1 << 24
-"""At most so many buckets a hash row of the streaming estimator (12 bytes each)."""
 
 Outputs = dict[str, Tensor]
 """Detached 0-d tensors on the device: this rank's share of the loss; statistics if watched."""
 
 
-class FrequencyCorrection(nn.Module):
-    """log Q of candidates, for the mixture of sources that a step draws from.
+@dataclass(frozen=True)
+class Gathered:
+    """A step's candidates that are columns, of all ranks; in a ring walk this rank's own."""
 
-    Q(j) is the chance that one drawn column is item j: `num_popular` draws a step follow the train
-    counts (in-batch rows, popularity samples) and `num_uniform` are uniform over the catalog:
-    Q(j) = (n_p * count(j) / total + n_u / I) / (n_p + n_u) (Yang et al. 2020), in log space and
-    never clipped.
-
-    Args:
-        mode: "counts" uses the exact counts; "streaming" estimates the popular part from the ids
-            of the steps so far (Yi et al. 2019), alike on every rank; "none" returns zeros;
-            "counts_clipped" repeats TFRS's mistake, for `tandem compare` to show what it costs.
-        total_count: sum of the counts: training rows.
-    """
-
-    def __init__(
-        self, mode: LogQ, total_count: int, num_items: int, num_popular: int, num_uniform: int
-    ) -> None:
-        super().__init__()
-        self.mode = mode
-        self.total_count = total_count
-        self.num_popular = num_popular
-        self.log_q_uniform = log_q_uniform(num_items)
-        draws = torch.tensor([num_popular, num_uniform], dtype=torch.float64)
-        self.register_buffer("draws", draws, persistent=False)
-        self.draws: Tensor
-        self.estimator = (
-            StreamingFrequency(min(4 * num_items, STREAMING_BUCKETS))
-            if mode == "streaming"
-            else None
-        )
-
-    def observe(self, ids_C: Tensor) -> None:
-        """Let the estimator see the ids of one global batch; -1 is ignored. No collective."""
-        if self.estimator is not None:
-            self.estimator.update(ids_C)
-
-    def forward(self, ids_X: Tensor, counts_X: Tensor) -> Tensor:
-        """ids and train counts [X] -> log Q per draw [X], float32. No collective."""
-        if self.mode == "none":
-            return torch.zeros(ids_X.shape, device=ids_X.device)
-        if self.num_popular == 0:
-            return torch.full(ids_X.shape, self.log_q_uniform, device=ids_X.device)
-        if self.estimator is not None:
-            return self._mixed(self.estimator.log_q(ids_X, self.num_popular))
-        return self._mixed(self._exact(counts_X))
-
-    def statistics(self, log_q_X: Tensor, counts_X: Tensor) -> dict[str, Tensor]:
-        """How far the estimate is from exact counts, in nats, where it is one. No collective."""
-        if self.estimator is None or self.num_popular == 0:
-            return {}
-        known_X = (counts_X > 0).float()
-        error_X = (log_q_X - self._mixed(self._exact(counts_X.clamp(min=1)))).abs()
-        return {"estimator_error": (error_X * known_X).sum() / known_X.sum().clamp(min=1)}
-
-    def _exact(self, counts_X: Tensor) -> Tensor:
-        popular_X = log_q_from_counts(counts_X, self.total_count)
-        if self.mode == "counts_clipped":
-            popular_X = popular_X.clamp(min=LEAST_CLIPPED_LOG_Q)
-        if self.draws[1] == 0:
-            return popular_X
-        return popular_X.masked_fill(counts_X == 0, -math.inf)  # can only be a uniform draw
-
-    @property
-    def log_q_certain(self) -> float:
-        """log Q per draw of a column that is there by construction: its Q per step is 1."""
-        return 0.0 if self.mode == "none" else -math.log(max(float(self.draws.sum()), 1.0))
-
-    def _mixed(self, popular_X: Tensor) -> Tensor:
-        if self.draws[1] == 0:
-            return popular_X
-        uniform_X = torch.full_like(popular_X, self.log_q_uniform)
-        return log_q_mixture(torch.stack([popular_X, uniform_X]), self.draws)
+    embedding_CO: Tensor
+    id_C: Tensor
+    count_C: Tensor
+    user_C: Tensor
+    is_disliked_C: Tensor
+    draws: Tensor
+    """Columns by law (trainer/log_q.py), of all ranks in a ring walk too."""
 
 
 class RetrievalTask(nn.Module):
@@ -126,6 +58,7 @@ class RetrievalTask(nn.Module):
     Args:
         loss: made by `losses.build_loss`.
         in_batch: the rows' own candidates are columns too, not only the sampled ones.
+        sampled_by: what further candidates are drawn by.
         history_mask: hand the rows' histories to the loss, for its mask.
         dislikes: the batch holds disliked rows.
         disliked_negatives: disliked rows' candidates are columns of their user (needs `dislikes`).
@@ -138,6 +71,7 @@ class RetrievalTask(nn.Module):
         loss: nn.Module,
         correction: FrequencyCorrection,
         in_batch: bool,
+        sampled_by: Distribution,
         history_mask: bool,
         dislikes: bool = False,
         disliked_negatives: bool = False,
@@ -148,6 +82,7 @@ class RetrievalTask(nn.Module):
         self.loss = loss
         self.correction = correction
         self.in_batch = in_batch
+        self.sampled_law = POPULAR if sampled_by == "popularity" else UNIFORM
         self.history_mask = history_mask
         self.dislikes = dislikes
         self.disliked_negatives = disliked_negatives
@@ -159,23 +94,50 @@ class RetrievalTask(nn.Module):
     def forward(self, query_BO: Tensor, candidate_SO: Tensor, batch: Any) -> tuple[Tensor, Outputs]:
         """Collective: gathers candidates (with gradient), ids, counts and users from all ranks.
 
-        With `ring` only what the streaming estimator sees is gathered, and the loss is collective.
+        With `ring` no candidate is gathered, and the loss is collective.
         """
-        columns = self._columns(candidate_SO, batch)
+        num_rows = query_BO.shape[0]
+        positives = self._other_positives(batch)  # collective
+        gathered = self._gather(candidate_SO, batch)  # collective
+        live = draws = gathered.draws
+        if self.queue is not None:
+            draws = live + self._queue_draws(self.queue)
+        columns = replace(self._columns(gathered, draws), positives=positives)
         candidates = columns
         if self.queue is not None:
-            candidates = Candidates.concatenate([columns, self.queue.columns()])
-        rows = self._rows(query_BO, candidate_SO, batch)
+            surplus_C = self.correction.surplus(gathered.count_C, draws, live)
+            surplus_C = surplus_C.masked_fill(gathered.is_disliked_C, 1.0)  # never queued
+            columns = replace(columns, embedding_CD=stand_in(gathered.embedding_CO, surplus_C))
+            log_q_K = self.correction(self.queue.ids(), self.queue.count_K, draws)
+            candidates = Candidates.concatenate([columns, self.queue.columns(log_q_K)])
+        rows = self._rows(query_BO, candidate_SO, batch, draws)
         value, statistics = self.loss(rows, candidates)
         if self.queue is not None and self.training:
-            self.queue.push(self._queued(columns, query_BO.shape[0]))
+            self.queue.push(*self._queued(columns, gathered.count_C, num_rows))
         if self.loss.watched:
-            count_B = batch.count_S[: query_BO.shape[0]]
-            statistics |= self.correction.statistics(rows.positive_logq_B, count_B)
+            count_B = batch.count_S[:num_rows]
+            statistics |= self.correction.statistics(rows.positive_logq_B, count_B, draws)
         return value, {**statistics, "loss": value.detach()}
 
-    def _columns(self, candidate_SO: Tensor, batch: Any) -> Candidates:
-        """Columns of all ranks, or with `ring` this rank's own."""
+    def _other_positives(self, batch: Any) -> Positives | None:
+        """The global batch's positives where columns do not tell of them. Collective if needed.
+
+        The streaming estimator sees them: they follow popularity whatever the columns are.
+        """
+        estimator = self.correction.estimator if self.training else None
+        masked = self.loss.mask_same_user and not self.in_batch
+        if estimator is None and not masked:
+            return None
+        is_none_B = (batch.user_B < 0) | (batch.feedback_B < 0)
+        pair_B2 = torch.stack([batch.user_B, batch.item_S[: batch.user_B.shape[0]]], dim=1)
+        pair_B2 = pair_B2.masked_fill(is_none_B[:, None], -1)
+        user_P, id_P = gather_without_gradient(pair_B2).T.contiguous()  # collective
+        if estimator is not None:
+            estimator.update(id_P)
+        return Positives(user_P, id_P) if masked else None
+
+    def _gather(self, candidate_SO: Tensor, batch: Any) -> Gathered:
+        """Columns of all ranks, with `ring` this rank's own. Collective."""
         num_rows = batch.user_B.shape[0]
         # Sampled columns are nobody's positives: user -1.
         extra = batch.item_S.shape[0] - num_rows
@@ -189,46 +151,58 @@ class RetrievalTask(nn.Module):
         id_S = batch.item_S.masked_fill(hidden_S, -1)
         side_SK = torch.stack([id_S, batch.count_S, user_S, disliked_S.long()], dim=1)
         first = 0 if self.in_batch or self.disliked_negatives else num_rows
-        embedding_CO, side_CK = self._gather(candidate_SO[first:], side_SK[first:])
+        local_XO, side_XK = candidate_SO[first:], side_SK[first:]
+        if self.ring:
+            embedding_CO, side_CK = local_XO, side_XK
+        else:
+            with self.clock.measure("communication"):
+                side_CK = gather_without_gradient(side_XK)  # collective
+                embedding_CO = gather_with_gradient(local_XO)  # collective, and in backward
+            self.clock.measure_gradient("communication", local_XO, embedding_CO)
         id_C, count_C, user_C, disliked_C = side_CK.T.contiguous()
-        log_q_C = self.correction(id_C, count_C)
-        visible_to_C = None
+        shown_WX = ((id_C >= 0) & (disliked_C == 0)).view(-1, side_XK.shape[0])
+        draws = self._draws(shown_WX, num_rows - first)
+        return Gathered(embedding_CO, id_C, count_C, user_C, disliked_C > 0, draws)
+
+    def _draws(self, shown_WX: Tensor, rows: int) -> Tensor:
+        """[2] columns by law. Collective with `ring`: all-reduce of two numbers."""
+        of_rows, sampled = shown_WX[:, :rows].sum(), shown_WX[:, rows:].sum()
+        follows = self._by_law(of_rows, POPULAR) + self._by_law(sampled, self.sampled_law)
+        if self.ring:
+            dist.all_reduce(follows)  # collective
+        return follows
+
+    def _queue_draws(self, queue: CandidateQueue) -> Tensor:
+        """[2] the queue's columns by law: that of the rows if they are columns."""
+        return self._by_law(
+            (queue.ids() >= 0).sum(), POPULAR if self.in_batch else self.sampled_law
+        )
+
+    def _by_law(self, number: Tensor, law: int) -> Tensor:
+        nothing = torch.zeros_like(number)
+        return torch.stack([number, nothing] if law == POPULAR else [nothing, number]).double()
+
+    def _columns(self, gathered: Gathered, draws: Tensor) -> Candidates:
+        log_q_C = self.correction(gathered.id_C, gathered.count_C, draws)
+        user_C, visible_to_C, disliked_C = gathered.user_C, None, gathered.is_disliked_C
         if self.dislikes:
-            log_q_C = log_q_C.masked_fill(disliked_C > 0, self.correction.log_q_certain)
+            log_q_C = torch.where(disliked_C, self.correction.certain(draws), log_q_C)
         if self.disliked_negatives:
-            visible_to_C = user_C.masked_fill(disliked_C == 0, -1)
-            user_C = user_C.masked_fill(disliked_C > 0, -1)  # nobody's positive
+            visible_to_C = user_C.masked_fill(~disliked_C, -1)
+            user_C = user_C.masked_fill(disliked_C, -1)  # nobody's positive
         return Candidates(
-            embedding_CD=embedding_CO,
-            id_C=id_C,
+            embedding_CD=gathered.embedding_CO,
+            id_C=gathered.id_C,
             logq_C=log_q_C,
             user_C=user_C,
             visible_to_C=visible_to_C,
         )
 
-    def _gather(self, local_SO: Tensor, side_SK: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidates and their ids, counts, users and dislikes of all ranks (`ring`: this one's).
-
-        The streaming estimator sees the positives among them, those of all ranks either way.
-        """
-        if self.ring:
-            if self.training and self.correction.estimator is not None:
-                self._observe(gather_without_gradient(side_SK))  # collective
-            return local_SO, side_SK
-        with self.clock.measure("communication"):
-            side_CK = gather_without_gradient(side_SK)  # collective
-            embedding_CO = gather_with_gradient(local_SO)  # collective, and in backward
-        self.clock.measure_gradient("communication", local_SO, embedding_CO)
-        if self.training:
-            self._observe(side_CK)
-        return embedding_CO, side_CK
-
-    def _observe(self, side_CK: Tensor) -> None:
-        id_C, _, user_C, disliked_C = side_CK.T
-        self.correction.observe(id_C.masked_fill((user_C < 0) | (disliked_C > 0), -1))
-
-    def _queued(self, columns: Candidates, num_rows: int) -> Candidates:
-        """What the queue takes of a step: all rows' candidates, else all sampled ones.
+    def _queued(
+        self, columns: Candidates, count_C: Tensor, num_rows: int
+    ) -> tuple[Candidates, Tensor]:
+        """What the queue takes of a step: all rows' candidates, else all sampled ones; their
+        counts.
 
         In an order that is the same for any number of ranks: which columns the queue drops
         depends on it. Columns that one user alone sees are padding there.
@@ -242,20 +216,21 @@ class RetrievalTask(nn.Module):
         id_C = columns.id_C
         if columns.visible_to_C is not None:
             id_C = id_C.masked_fill(columns.visible_to_C >= 0, -1)
-        return Candidates(
+        queued = Candidates(
             embedding_CD=columns.embedding_CD.detach()[kept],
             id_C=id_C[kept],
             logq_C=columns.logq_C[kept],
             user_C=columns.user_C[kept],
         )
+        return queued, count_C[kept]
 
-    def _rows(self, query_BO: Tensor, candidate_SO: Tensor, batch: Any) -> Rows:
+    def _rows(self, query_BO: Tensor, candidate_SO: Tensor, batch: Any, draws: Tensor) -> Rows:
         num_rows = query_BO.shape[0]
         id_B, count_B = batch.item_S[:num_rows], batch.count_S[:num_rows]
         history = batch.features["history"] if self.history_mask else None
-        log_q_B = self.correction(id_B, count_B)
+        log_q_B = self.correction(id_B, count_B, draws)
         if self.dislikes:
-            log_q_B = log_q_B.masked_fill(batch.feedback_B < 0, self.correction.log_q_certain)
+            log_q_B = torch.where(batch.feedback_B < 0, self.correction.certain(draws), log_q_B)
         return Rows(
             query_BD=query_BO,
             positive_BD=candidate_SO[:num_rows],

@@ -180,6 +180,7 @@ class Run:
             dataset_digest=self.dataset.digest,
             validation=self.validation.state,
             plan=describe(self.model.plan),
+            streaming_buckets=self.model.module.head.task.correction.num_buckets,
             known_rows={table.name: table.known_rows for table in self.inputs.tables},
             config=self.config.to_json(),
         )
@@ -233,7 +234,9 @@ class Run:
         )
         if found is None:
             return Place()
-        facts, state = found.facts, self._state()
+        facts = found.facts
+        self.model.module.head.task.correction.restore_buckets(facts.streaming_buckets)
+        state = self._state()
         load(found, state, lambda done, total: self.phases.at("restoring", done, total))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

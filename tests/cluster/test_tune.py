@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from cluster.tune import (
     write_results,
 )
 from tests.datasets import make_dataset
+from trainer.config import NegativesConfig
 from trainer.presets import find_preset
 from trainer.run import RunSpec
 
@@ -124,6 +126,9 @@ def test_losses_take_turns_and_the_rest_is_drawn_within_its_range() -> None:
     assert {settings["loss.name"] for settings in draw_settings(config, [], 5, 0)} == {"bsl"}
     with pytest.raises(ValueError, match="--trials 2: 3 losses take turns, so at least 3"):
         TuneArguments("data", "out", config, trials=2, losses=("ssm", "bsl", "ccl"))
+    with pytest.raises(ValueError, match=r"loss.name=ccl with negatives.uniform=0"):
+        in_batch = replace(config, negatives=NegativesConfig())
+        TuneArguments("data", "out", in_batch, losses=("ssm", "ccl"))
 
 
 def test_the_table_fits_80_columns_and_cuts_nothing() -> None:

@@ -43,7 +43,7 @@ def test_ranks_joined_are_the_batch_of_one_rank(dataset: Dataset, world_size: in
         world_size,
         local_batch_size=GLOBAL_BATCH // world_size,
         streams=streams,
-        extra_candidates=extra // world_size,
+        extra_candidates=extra,
     )
     assert len(one) == len(ranks[0]) > 5
     for step, whole in enumerate(one):
@@ -65,6 +65,18 @@ def test_ranks_joined_are_the_batch_of_one_rank(dataset: Dataset, world_size: in
             assert joined_bags == bags(whole, key)
         assert {float(part.global_rows) for part in parts} == {float(whole.weight_B.sum())}
         assert all(part.position == whole.position for part in parts)
+
+
+def test_extras_that_do_not_divide_are_as_many_as_asked_for(dataset: Dataset) -> None:
+    sizes = {"streams": 24, "extra_candidates": 50}
+    one = epoch_of(dataset, local_batch_size=GLOBAL_BATCH, **sizes)[0]
+    rows = GLOBAL_BATCH // 3
+    ranks = by_rank(dataset, 3, local_batch_size=rows, **sizes)
+    drawn = torch.cat([batches[0].item_S[rows:] for batches in ranks])
+    assert len(drawn) == 51 and int(drawn[-1]) == -1
+    assert torch.equal(drawn[:-1], one.item_S[GLOBAL_BATCH:])
+    last = ranks[2][0]
+    assert int(last.count_S[-1]) == 0 and bags(last, "item")[-1] == []
 
 
 def test_default_streams_make_1_2_4_8_ranks_agree() -> None:

@@ -94,18 +94,26 @@ def cast(rows: Rows, candidates: Candidates, dtype: torch.dtype) -> tuple[Rows, 
     )
 
 
+DEFAULTS: dict[str, dict[str, Any]] = {
+    **{name: {"temperature": 0.1, "correction": "all"} for name in ("ssm", "sl", "ntr", "ssm_ntr")},
+    "bsl": {"temperature": 0.1, "correction": "all"},
+    "improved_logq": {"temperature": 0.1, "correction": "negatives"},
+    "ccl": {"temperature": 1.0, "correction": "none", "margin": 0.9},
+    **{name: {"temperature": 0.1, "correction": "none"} for name in ("ova", "bpr")},
+}
+"""What a loss is where nothing is said, written down a second time on purpose."""
+
+
 def reference_settings(name: Any, settings: dict[str, Any]) -> ReferenceSettings:
     """The reference's settings for `build_loss(name, **settings)`, with the loss's defaults."""
-    loss = build_loss(name, **settings)
     given = {
         key: value
         for key, value in settings.items()
         if key in ReferenceSettings.__dataclass_fields__
     }
-    given.setdefault("temperature", loss.form.temperature)
-    return ReferenceSettings(
-        name=name, **{**given, "correction": loss.correction, "margin": loss.margin}
-    )
+    if name == "bsl" and not given.keys() & {"negative_weight", "negative_temperature"}:
+        given["negative_weight"] = 1.2
+    return ReferenceSettings(name=name, **{**DEFAULTS[name], **given})
 
 
 def reference(

@@ -17,6 +17,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("ccl", {"margin": 0.1, "negative_weight": 3.0}, {"restricted": False}),
     ("ova", {}, {"num_rows": 65, "num_columns": 66}),
     ("bpr", {"correction": "all"}, {"width": 16}),
+    ("sl", {"mask_history": True}, {}),
+    ("ntr", {"mask_same_user": True}, {"num_users": 3}),
+    ("ssm_ntr", {"alpha": 2.0}, {}),
     ("ssm", {"precision": "bf16"}, {"num_rows": 40, "num_columns": 90, "width": 32}),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses import Candidates, Rows, build_loss
+from losses import Candidates, Positives, Rows, build_loss
 
 
 def problem(
@@ -86,6 +86,31 @@ def test_bilateral_in_both_forms() -> None:
     authors = -1.2 + 1.22 * math.log(math.exp(0.4) + math.exp(0.8))
     value = value_of("bsl", rows, candidates, temperature=0.5, negative_weight=1.22)
     assert value == pytest.approx(authors)
+
+
+def test_bilateral_alone_is_not_decoupled() -> None:
+    # t = 0.1 and a weight of 1.2: -6 + 1.2 * log(exp(2) + exp(4))
+    rows, candidates = problem([0.6], [[0.2, 0.4]])
+    value = value_of("bsl", rows, candidates)
+    assert value == pytest.approx(-6 + 1.2 * math.log(math.exp(2) + math.exp(4)))
+    several = value_of("bsl", rows, candidates, several_positives=True, mask_same_user=True)
+    assert several == pytest.approx(value)
+
+
+def test_which_softmax_a_correction_converges_to() -> None:
+    # Item 0 (positive, score 2) and items 1 and 2 (scores 1 and 0), each with 1,000 columns of
+    # which log Q = log 1,000 is the expected number; those of item 0 are masked.
+    logq = math.log(1000)
+    scores = [1.0] * 1000 + [0.0] * 1000
+    rows, candidates = problem([2.0], [scores], positive_logq=[logq], logq=[logq] * 2000)
+    others = math.log(math.exp(1) + 1)
+    # negatives: the full softmax, log(e^2 + e + 1) - 2.
+    full = value_of("ssm", rows, candidates, temperature=1.0, correction="negatives")
+    assert full == pytest.approx(math.log(math.exp(2) + math.exp(1) + 1) - 2)
+    # all: the positive counts e^2 / 1000, so softplus(others - 2 + log 1000), which is SL's value
+    # and a constant: the positive is out of its denominator.
+    decoupled = value_of("ssm", rows, candidates, temperature=1.0)
+    assert decoupled == pytest.approx(others - 2 + logq, abs=3e-3)
 
 
 def test_improved_logq() -> None:
@@ -177,13 +202,46 @@ def test_logistic_losses() -> None:
     assert pairwise == pytest.approx((softplus[1.0] + softplus[-2.0]) / 2)
 
 
+def test_log_q_moves_no_score_of_ova_bpr_and_ccl_unless_asked() -> None:
+    rows, candidates = problem([0.7], [[0.9, 0.3]], positive_logq=[-1.0], logq=[-2.0, -3.0])
+    bare = problem([0.7], [[0.9, 0.3]])
+    for name, settings in (("ova", {}), ("bpr", {}), ("ccl", {"margin": 0.5})):
+        assert value_of(name, rows, candidates, **settings) == value_of(name, *bare, **settings)
+    # ova, t = 1, all: z = 1.7, scores 2.9 and 3.3. bpr: their differences 1.2 and 1.6, halved.
+    softplus: dict[float, float] = {x: math.log1p(math.exp(x)) for x in (-1.7, 2.9, 3.3, 1.2, 1.6)}
+    corrected = {"temperature": 1.0, "correction": "all"}
+    one_vs_all = value_of("ova", rows, candidates, **corrected)
+    assert one_vs_all == pytest.approx(softplus[-1.7] + softplus[2.9] + softplus[3.3])
+    pairwise = value_of("bpr", rows, candidates, **corrected)
+    assert pairwise == pytest.approx((softplus[1.2] + softplus[1.6]) / 2)
+
+
 def test_several_positives_of_a_user() -> None:
     # Row 0's user has scores 0.6 (own) and, as a column, 0.2: log((e^.6 + e^.2) / 2); the column
     # is no negative of that user. Negative 0.4. t = 1: loss LSE(0.4) - that.
     rows, candidates = problem([0.6], [[0.2, 0.4]])
     users: Tensor = torch.tensor([0, -1])
     candidates = Candidates(candidates.embedding_CD, candidates.id_C, candidates.logq_C, users)
-    value = value_of(
-        "bsl", rows, candidates, temperature=1.0, several_positives=True, mask_same_user=True
-    )
+    several = {"several_positives": True, "mask_same_user": True}
+    value = value_of("bsl", rows, candidates, temperature=1.0, negative_weight=1.0, **several)
     assert value == pytest.approx(0.4 - math.log((math.exp(0.6) + math.exp(0.2)) / 2))
+
+
+def test_a_users_positive_is_no_negative_of_his_whoevers_column_it_is() -> None:
+    # Rows (user 7, item 0), (user 7, item 1), (user 8, item 1). Columns: item 1 of user 8, item 1
+    # sampled, item 0 of user 7, item 5. Row 0 keeps item 5 alone: item 1 is user 7's too, whoever
+    # has the column. Row 2 keeps items 0 and 5: log 3 and log 2 make log 5.
+    scores = [[math.log(4), math.log(9), math.log(3), math.log(2)]] * 3
+    rows, candidates = problem([0.0, 0.0, 0.0], scores)
+    rows = replace(rows, user_B=torch.tensor([7, 7, 8]), positive_id_B=torch.tensor([0, 1, 1]))
+    ids, users = torch.tensor([1, 1, 0, 5]), torch.tensor([8, -1, 7, -1])
+    candidates = replace(candidates, id_C=ids, user_C=users, positives=PAIRS)
+    for backend in ("blocked", "auto"):
+        value = value_of(
+            "sl", rows, candidates, temperature=1.0, mask_same_user=True, backend=backend
+        )
+        assert value == pytest.approx(2 * math.log(2) + math.log(5))
+
+
+PAIRS = Positives(user_P=torch.tensor([7, -1]), id_P=torch.tensor([1, 5]))
+"""A positive of user 7 that is no column, and one of nobody."""

@@ -17,6 +17,8 @@ LARGER: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ] + [
     ("ssm", {"precision": "bf16"}, {"num_rows": 777, "num_columns": 5000, "width": 128}),
     ("ssm", {"mask_history": True}, {"num_rows": 100, "num_columns": 300}),
+    ("ssm", {"mask_history": True, "mask_same_user": True}, {}),  # leaves the kernel
+    ("ssm", {}, {"width": 257}),  # so does this
 ]
 
 

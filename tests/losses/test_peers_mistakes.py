@@ -103,18 +103,18 @@ def test_correction_of_all_ignores_the_constant_of_q() -> None:
 
 
 def test_streaming_collisions_do_not_raise_frequency_of_all() -> None:
-    # One hash row of few buckets confuses items; the largest gap over several rows does not.
-    single = StreamingFrequency(512, num_hashes=1, rate=0.5)
-    several = StreamingFrequency(512, num_hashes=5, rate=0.5)
+    # One hash row of few buckets confuses items; the smallest rate over several rows does not.
+    single = StreamingFrequency(512, num_hashes=1)
+    several = StreamingFrequency(512, num_hashes=5)
     rare = torch.arange(1000, 1020)
     for step in range(400):
         common = torch.arange(100)
         ids = torch.cat([common, rare]) if step % 40 == 0 else common
         single.update(ids)
         several.update(ids)
-    wanted = math.log(1 / 40)
-    error = [(module.log_q(rare, 1) - wanted).abs().mean().item() for module in (single, several)]
-    assert error[1] < 0.1
+    wanted = math.log(1 / 40 / 100.5)
+    error = [(module.log_q(rare) - wanted).abs().mean().item() for module in (single, several)]
+    assert error[1] < 0.15
     assert error[1] < error[0]
 
 

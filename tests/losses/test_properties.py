@@ -4,13 +4,24 @@ import copy
 import math
 import pickle
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
-from losses import Candidates, LossName, Rows, build_loss
+from losses import (
+    Backend,
+    Candidates,
+    Correction,
+    LossName,
+    Precision,
+    Rows,
+    build_loss,
+    pairs,
+    scores,
+)
 from tests.losses.cases import cast, leaves, make_case, reference, streamed
+from trainer.config import LossConfig
 
 NAMES = get_args(LossName)
 
@@ -141,19 +152,38 @@ def test_bf16_embeddings_are_taken_as_they_are() -> None:
     assert value.item() == pytest.approx(expected_value.item(), rel=1e-4)
 
 
-def test_padding_may_hold_anything() -> None:
-    rows, candidates = make_case(restricted=False)
-    value, statistics = build_loss("sl")(rows, candidates)
-    wild = rows.positive_logq_B.clone()
-    wild[-1] = -math.inf
-    column_logq = torch.where(candidates.id_C < 0, -math.inf, candidates.logq_C)
-    same, same_statistics = build_loss("sl")(
-        replace(rows, positive_logq_B=wild), replace(candidates, logq_C=column_logq)
-    )
-    assert same.item() == value.item()
-    for key, expected in statistics.items():
-        assert torch.isfinite(same_statistics[key])
-        assert same_statistics[key].item() == pytest.approx(expected.item())
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_may_hold_anything(name: Any) -> None:
+    """Embeddings and log Q that are NaN or infinite, in padding rows and columns alone."""
+    rows, candidates = make_case()
+    padding_B, padding_C = rows.weight_B == 0, candidates.id_C < 0
+    loss = build_loss(name)
+    value, statistics = loss(rows, candidates)
+    expected = torch.autograd.grad(value, leaves(rows, candidates))
+    for wild in (math.nan, -math.inf, math.inf):
+        spoiled = [
+            each.detach().masked_fill(where[:, None], wild).requires_grad_()
+            for each, where in zip(
+                leaves(rows, candidates), (padding_B, padding_B, padding_C), strict=True
+            )
+        ]
+        wild_rows = replace(
+            rows,
+            query_BD=spoiled[0],
+            positive_BD=spoiled[1],
+            positive_logq_B=rows.positive_logq_B.masked_fill(padding_B, wild),
+        )
+        wild_columns = replace(
+            candidates,
+            embedding_CD=spoiled[2],
+            logq_C=candidates.logq_C.masked_fill(padding_C, wild),
+        )
+        same, same_statistics = loss(wild_rows, wild_columns)
+        assert same.item() == pytest.approx(value.item())
+        for gradient, wanted in zip(torch.autograd.grad(same, spoiled), expected, strict=True):
+            torch.testing.assert_close(gradient, wanted)
+        for key, one in statistics.items():
+            assert same_statistics[key].item() == pytest.approx(one.item()), key
 
 
 def test_two_forwards_before_backward_and_a_retained_graph() -> None:
@@ -211,6 +241,7 @@ def test_learned_temperature_stays_above_a_hundredth() -> None:
         ("ssm_ntr", {"disliked_weight": 2.0}, "belongs to ntr"),
         ("ntr", {"alpha": 2.0}, "belongs to ssm_ntr"),
         ("ssm", {"ring": True, "backend": "triton"}, "use 'auto' with ring"),
+        ("ova", {"backend": "compiled"}, "loss ova sums no exponentials"),
         ("ssm", {"block_columns": 0}, "block_columns is 0"),
         ("ssm", {"several_positives": True}, "several_positives is True but loss ssm"),
     ],
@@ -218,6 +249,64 @@ def test_learned_temperature_stays_above_a_hundredth() -> None:
 def test_bad_settings(name: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_loss(name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "settings", "message"),
+    [
+        (torch.float64, {"backend": "compiled"}, "embeddings are torch.float64; use 'auto'"),
+        (
+            torch.float32,
+            {"backend": "triton", "mask_same_user": True, "mask_history": True},
+            "on a CPU and width 257 is over 256 and mask_same_user and mask_history are both on",
+        ),
+    ],
+)
+def test_a_backend_that_cannot_is_no_other(
+    dtype: torch.dtype, settings: dict[str, Any], message: str
+) -> None:
+    rows, candidates = make_case(dtype=dtype, width=257)
+    with pytest.raises(ValueError, match=message):
+        build_loss("ssm", **settings)(rows, candidates)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ssm_ntr", {}),
+        ("ova", {}),
+        ("ccl", {"margin": 0.1}),
+        ("bsl", {"several_positives": True, "mask_same_user": True}),
+    ],
+)
+def test_many_pairs_of_one_user_are_walked_in_parts(
+    name: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, candidates = make_case(num_users=2)
+    expected_value, expected = reference(name, settings, rows, candidates)
+    most = 0
+    taken = pairs.log_sum_exp_by_row
+
+    def count(score_P: torch.Tensor, row_P: torch.Tensor, num_rows: int) -> torch.Tensor:
+        nonlocal most
+        most = max(most, len(score_P))
+        return taken(score_P, row_P, num_rows)
+
+    monkeypatch.setattr(pairs, "_PAIRS_AT_ONCE", 16)
+    monkeypatch.setattr(scores, "log_sum_exp_by_row", count)
+    value, gradients = streamed(name, settings, rows, candidates)
+    assert most < 32
+    assert value.item() == pytest.approx(expected_value.item())
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_the_configuration_offers_what_there_is() -> None:
+    hints = {field: get_args(kind) for field, kind in get_type_hints(LossConfig).items()}
+    assert hints["name"] == NAMES
+    assert hints["backend"] == get_args(Backend)
+    assert hints["precision"] == get_args(Precision)
+    assert get_args(hints["correction"][0]) == get_args(Correction)
 
 
 def test_queries_and_positives_must_agree() -> None:

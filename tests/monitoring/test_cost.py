@@ -12,13 +12,13 @@ import losses.module
 from tests.datasets import make_dataset
 from tests.test_training import small_config
 from trainer.finite import FiniteWatch
+from trainer.log_q import FrequencyCorrection
 from trainer.loop import TimedBatches, TrainingLoop
 from trainer.metrics import RankMetrics
 from trainer.phases import PhaseClock
 from trainer.progress import SilentProgress
 from trainer.recorder import Recorder
 from trainer.run import RunSpec
-from trainer.task import FrequencyCorrection
 from trainer.train import run_worker
 from trainer.vitals import Vitals
 

@@ -65,6 +65,8 @@ class Case:
     """Random positives added to train, as a share of its rows."""
     removed_positives: float = 0.0
     """Share of the train rows taken away: false negatives."""
+    clipped: bool = False
+    """Train with TFRS's floor under Q."""
     tuned_as: str | None = None
     """Take the setting found for the case of this label, instead of tuning again."""
 
@@ -87,15 +89,15 @@ def apply(base: Config, case: Case, setting: Setting, seed: int) -> Config:
     """The config of one training of a case."""
     parameters, factor = setting
     rate = base.optimizer.table_learning_rate * factor
-    config = replace(
-        base,
-        loss=LossConfig(name=case.loss, precision=base.loss.precision, **parameters),
-        optimizer=replace(base.optimizer, table_learning_rate=rate),
-        training=replace(base.training, seed=seed),
-    )
+    sections: dict[str, Any] = {
+        "loss": LossConfig(name=case.loss, precision=base.loss.precision, **parameters),
+        "optimizer": replace(base.optimizer, table_learning_rate=rate),
+        "training": replace(base.training, seed=seed),
+    }
     for section, fields in case.changes.items():
-        config = replace(config, **{section: replace(getattr(config, section), **fields)})
-    return config
+        before = sections.get(section, getattr(base, section))
+        sections[section] = replace(before, **fields)
+    return replace(base, **sections)
 
 
 def uniform_negatives(count: int) -> NegativesConfig:
@@ -175,7 +177,7 @@ def _clipping_cases() -> list[Case]:
     """What TFRS's floor of 1e-6 under Q costs: of catalogs with more than a million train rows."""
     return [
         _sourced("clipping", "logQ exact", "ssm", True, 0, "counts"),
-        _sourced("clipping", "logQ clipped", "ssm", True, 0, "counts_clipped"),
+        replace(_sourced("clipping", "logQ clipped", "ssm", True, 0, "counts"), clipped=True),
     ]
 
 

@@ -73,7 +73,7 @@ def tune(
         for place, setting in enumerate(candidate_settings(case.loss, arguments.tuning_trials)):
             name = f"tuning-{_slug(case)}-{place}"
             config = apply(base, case, setting, seed=0)
-            trials.append(Trial(name, config, arguments.data, "validation"))
+            trials.append(Trial(name, config, arguments.data, "validation", case.clipped))
             tried.setdefault(case.label, []).append((name, setting))
     found = run_trials(trials, folder, arguments.workers, progress)
     best = {
@@ -100,6 +100,7 @@ def measure(
             apply(base, case, settings[case.label], seed),
             data[case.label],
             "test",
+            case.clipped,
         )
         for case in cases
         for seed in seeds

@@ -12,11 +12,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from trainer.compare.clipping import clipped_log_q
 from trainer.config import Config
 from trainer.data.schema import Dataset
 from trainer.mistake import Mistake
@@ -47,6 +49,8 @@ class Trial:
     data: str
     split: str
     """"validation" while tuning, "test" for the figures."""
+    clipped: bool = False
+    """Train with TFRS's floor under Q."""
 
 
 def run_trials(
@@ -83,7 +87,9 @@ def run_trial(trial: Trial, folder: str) -> dict[str, Any]:
     """Train, evaluate, keep the result alone."""
     out = Path(folder) / trial.name
     shutil.rmtree(out, ignore_errors=True)  # a trial that was cut off
-    summary = run_worker(RunSpec("compare", trial.config, trial.data, str(out)), SilentProgress())
+    spec = RunSpec("compare", trial.config, trial.data, str(out))
+    with clipped_log_q() if trial.clipped else nullcontext():
+        summary = run_worker(spec, SilentProgress())
     with process_group() as ranks:
         trained = load_run(out, ranks)
         encoder = Encoder(trained.model, trained.dataset, ranks, trained.config.data.history_length)

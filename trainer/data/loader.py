@@ -47,7 +47,8 @@ class Loader:
     streams: ranges the order is cut into; a multiple of world_size that divides the global
         batch. Loaders with equal streams and equal global batches see equal global batches.
     shuffle_window_rows: rows that are shuffled among each other; row groups are shuffled first.
-    extra_candidates: items E drawn from the catalog for this rank in every step.
+    extra_candidates: items drawn from the catalog in every step, over all ranks together. Where
+        they do not divide by the ranks, the last are filled up with padding.
     feedback: "positive" leaves disliked rows out; "all" gives them with feedback -1.
     history_length: keep the last so many of `history` and `disliked`; None: as prepared.
     position: `Batch.position` of a checkpoint, made by any number of ranks.
@@ -85,7 +86,8 @@ class Loader:
         self.local_batch_size = local_batch_size
         self._rank, self._world_size, self._seed = rank, world_size, seed
         self._window_rows = shuffle_window_rows
-        self._extra = extra_candidates
+        self._sampled = extra_candidates
+        self._extra = -(-extra_candidates // world_size)
         self._history_length = history_length
         self._batches_ahead, self._pin_memory = batches_ahead, pin_memory
         self.query_keys, self.candidate_keys = tuple(query_keys), tuple(candidate_keys)
@@ -194,6 +196,7 @@ class Loader:
             pieces.append(Piece(self._padding, 0, self.local_batch_size - filled))
         start = self._rank * extra
         extra_item_E = self._sampler.draw(epoch, step.number, start, start + extra)
+        extra_item_E[max(0, self._sampled - start) :] = -1
         position = {**step.position.to_json(), "order": self._fingerprint}
         return self._assembler.batch(step, pieces, extra_item_E, position)
 
@@ -272,8 +275,8 @@ class Loader:
             raise Mistake(f"rank {self._rank} is outside 0..{self._world_size - 1}")
         if self._window_rows < 1:
             raise Mistake(f"shuffle_window_rows is {self._window_rows}: take 1 or more")
-        if self._extra < 0:
-            raise Mistake(f"extra_candidates is {self._extra}: take 0 or more")
+        if self._sampled < 0:
+            raise Mistake(f"extra_candidates is {self._sampled}: take 0 or more")
         if self._history_length is not None and self._history_length < 1:
             raise Mistake(
                 f"history_length is {self._history_length}: take 1 or more, "
