@@ -15,7 +15,8 @@ from losses import CandidateQueue, build_loss
 from trainer.config import Config, LossConfig
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
-from trainer.inputs import Inputs, build_inputs
+from trainer.data.trained import trained_items, trained_rows
+from trainer.inputs import Inputs, build_inputs, rows_of
 from trainer.mistake import Mistake, mistakes
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
@@ -62,6 +63,7 @@ def build_model(
             config.training.seed,
             config.model.sharding,
             config.model.placement,
+            trained_of_tables(config, dataset, inputs) if known_rows is None else None,
         )
     if config.model.spectral_start and known_rows is None:
         start_at_spectrum(  # collective
@@ -74,6 +76,19 @@ def build_model(
             ranks,
         )
     return sharded
+
+
+def trained_of_tables(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """By table: rows that training on this dataset looks up, bool [known rows]. No collective."""
+    found = trained_rows(
+        dataset,
+        inputs.keys,
+        config.data.train_splits,
+        config.loss.uses_dislikes or inputs.positions("disliked") > 0,
+    )
+    return {
+        table.name: torch.from_numpy(found[rows_of(table.features[0])]) for table in inputs.tables
+    }
 
 
 def build_layout(ranks: Ranks) -> Layout:
@@ -102,7 +117,7 @@ def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
         correction=FrequencyCorrection(
             mode=negatives.log_q,
             total_count=trained,
-            num_items=dataset.num_items,
+            num_items=int(trained_items(dataset, config.data.train_splits).sum()),
             num_popular=in_batch + negatives.popularity,
             num_uniform=negatives.uniform,
         ),

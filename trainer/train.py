@@ -18,7 +18,7 @@ import torch
 from embeddings.sharding import describe, initialise, sharded_weights
 from trainer.agreement import check_agreement, together
 from trainer.arguments import TrainArguments, parse_preset
-from trainer.build import build_loader, build_model
+from trainer.build import build_loader, build_model, trained_of_tables
 from trainer.checkpoint import CheckpointWriteError, CheckpointWriter, load, newest_sound
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
@@ -244,11 +244,18 @@ class Run:
         self.validation.restore(facts["validation"])
         self.optimizer.load_state_dict(state["optimizer"])
         position = facts["position"]
-        if facts["dataset_digest"] != self.dataset.digest:  # extended since: other rows, new epochs
+        extended = facts["dataset_digest"] != self.dataset.digest
+        if extended:
+            position = None  # other rows, new epochs
+        splits = facts["config"]["data"]["train_splits"]
+        if extended or set(splits) != set(self.config.data.train_splits):
             initialise(
-                self.model, self.inputs.tables, self.config.training.seed, facts["known_rows"]
+                self.model,
+                self.inputs.tables,
+                self.config.training.seed,
+                trained_of_tables(self.config, self.dataset, self.inputs),
+                facts["known_rows"],
             )
-            position = None
         if self.ranks.is_first:
             self.folder.keep_metrics_until(facts["step"])
         self.progress.message(f"going on from {path.name}")

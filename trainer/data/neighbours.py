@@ -100,6 +100,10 @@ class Neighbours:
             lengths_n = np.bincount(row_V, minlength=len(id_n))
         return values_V, lengths_n.astype(np.int64), weights_V
 
+    def degree(self, side: Side) -> np.ndarray:
+        """Neighbours of each user or item."""
+        return self._degree[side]
+
     def _sample(
         self, side: Side, row_n: np.ndarray, start_n: np.ndarray, degree_n: np.ndarray, draw: Draw
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +31,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     write_json(path, {**before, arguments.split: record})
     console = Console()
     console.print(as_table(evaluation, arguments.split))
+    for line in notes(evaluation):
+        console.print(line)
     for key, count in beside["unknown_ids"].items():
         console.print(f"{count:,} look-ups of {key!r} met ids unknown to the model")
     return record
@@ -68,6 +71,8 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
         "popularity_groups": evaluation.groups,
         "users": evaluation.num_queries,
         "users_of_split": evaluation.num_queries_of_split,
+        "unknown_items": evaluation.unknown_items,
+        "unknown_users": evaluation.unknown_queries,
         "seconds": evaluation.seconds,
     }
 
@@ -98,6 +103,20 @@ def as_table(evaluation: Evaluation, split: str) -> Table:
     for name in names:
         table.add_row(name, *(f"{evaluation.baseline[f'{name}@{k}']:.4f}" for k in ks))
     return table
+
+
+def notes(evaluation: Evaluation) -> Iterator[str]:
+    """A line on items and one on users of which the model knows nothing, where there are some."""
+    if evaluation.unknown_items:
+        yield (
+            f"nothing is known of {evaluation.unknown_items:,} items (no training row has them): "
+            "they are in no ranking, and as targets they count as missed"
+        )
+    if evaluation.unknown_queries:
+        yield (
+            f"nothing is known of {evaluation.unknown_queries:,} users: "
+            "they are shown what is most popular"
+        )
 
 
 def _with_interval(evaluation: Evaluation, name: str) -> str:

@@ -1,10 +1,13 @@
 """`tandem export RUN OUT`: embeddings as Parquet, tower programs, and a FAISS index.
 
-    OUT/items/part-R.parquet   item, raw_id, title, embedding    rank R's range of the catalog
-    OUT/users/part-R.parquet   user, raw_id, embedding           histories up to the present
+    OUT/items/part-R.parquet   item, raw_id, title, count, embedding   rank R's range of the catalog
+    OUT/users/part-R.parquet   user, raw_id, count, embedding          histories up to the present
     OUT/{item,query}_tower.pt2, OUT/{item,query}_encoder.pt2     see programs.py
     OUT/items.faiss            with --index
     OUT/export.json            what made it, and the order of the towers' inputs
+
+`count` are training interactions. An embedding of zeros says that the model knows nothing of its
+item or user: leave such items out, and show such users what is popular.
 
 OUT appears whole or not at all: it is written as OUT.partial and renamed.
 """
@@ -27,13 +30,20 @@ from rich.console import Console
 from torch import Tensor
 
 from trainer.agreement import together
+from trainer.data.features import CountColumn
 from trainer.data.schema import Dataset
 from trainer.data.storage import open_parquet
 from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.restore import TrainedRun, load_run
 from trainer.retrieval.arguments import ExportArguments
-from trainer.retrieval.encode import ROWS_AT_ONCE, Encoder, blocks_of_range, rank_range
+from trainer.retrieval.encode import (
+    ROWS_AT_ONCE,
+    Encoder,
+    blocks_of_range,
+    is_known,
+    rank_range,
+)
 from trainer.retrieval.index import (
     build_index,
     index_recall,
@@ -62,6 +72,12 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         f"exported {facts['items']:,} items and {facts['users']:,} users, "
         f"{facts['width']} wide, to {arguments.out}"
     )
+    for side in ("items", "users"):
+        if facts[f"unknown_{side}"]:
+            console.print(
+                f"nothing is known of {facts[f'unknown_{side}']:,} {side}: "
+                "their embeddings are zeros"
+            )
     console.print(f"programs: {', '.join(facts['programs'])}")
     if "index" in facts:
         found = facts["index"]
@@ -79,9 +95,12 @@ def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
     together(lambda: _make_folders(out, partial) if ranks.is_first else None)  # collective
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
     encoder = Encoder.of_run(trained, ranks)
-    width = write_items(encoder, trained.dataset, partial / "items")  # collective
+    width, unknown_items = write_items(encoder, trained.dataset, partial / "items")  # collective
+    unknown_users = 0
     if arguments.users:
-        write_users(encoder, trained.dataset, partial / "users")  # collective
+        unknown_users = write_users(encoder, trained.dataset, partial / "users")  # collective
+    unknown = torch.tensor([unknown_items, unknown_users], device=ranks.device)
+    dist.all_reduce(unknown)  # collective
     programs = write_programs(trained, ranks, partial, arguments.encoder_limit)  # collective
     dist.barrier()  # collective: all parts are written
     facts: dict[str, Any] = {
@@ -91,6 +110,8 @@ def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
         "similarity": trained.config.model.similarity,
         "items": trained.dataset.num_items,
         "users": trained.dataset.num_users if arguments.users else 0,
+        "unknown_items": int(unknown[0]),
+        "unknown_users": int(unknown[1]),
         "width": width,
         "query_keys": list(trained.model.inputs.query_keys),
         "candidate_keys": list(trained.model.inputs.candidate_keys),
@@ -106,22 +127,28 @@ def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
     return facts
 
 
-def write_items(encoder: Encoder, dataset: Dataset, folder: Path) -> int:
-    """This rank's part of the item embeddings; returns their width. Collective."""
-    width = 0
-    with _Part(folder, encoder.ranks, dataset.file("items.parquet"), "item") as part:
+def write_items(encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[int, int]:
+    """This rank's part of the item embeddings; their width, those of zeros. Collective."""
+    width = unknown = 0
+    with _Part(
+        folder, encoder.ranks, dataset.file("items.parquet"), "item", encoder.counts
+    ) as part:
         for row_n, block_nD in encoder.item_blocks():  # collective
             width = block_nD.size(1)
+            unknown += int((~is_known(block_nD)).sum())
             part.write(row_n, block_nD)
-    return width
+    return width, unknown
 
 
-def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> None:
-    """This rank's part of the user embeddings. Collective."""
+def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> int:
+    """This rank's part of the user embeddings; those of zeros. Collective."""
+    unknown = 0
     first, stop = rank_range(dataset.num_users, encoder.ranks)
     known = known_users(dataset, first, stop, with_seen=False, block_size=ROWS_AT_ONCE)
     longest = min(ROWS_AT_ONCE, -(-dataset.num_users // encoder.ranks.world_size))
-    with _Part(folder, encoder.ranks, dataset.file("users.parquet"), "user") as part:
+    with _Part(
+        folder, encoder.ranks, dataset.file("users.parquet"), "user", encoder.counts
+    ) as part:
         for row_n in blocks_of_range(dataset.num_users, encoder.ranks):
             user_q = torch.full((longest,), -1)
             user_q[: len(row_n)] = torch.from_numpy(row_n)
@@ -132,7 +159,9 @@ def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> None:
             query_qD = encoder.queries(  # collective
                 user_q, history.padded(longest), disliked.padded(longest)
             )
+            unknown += int((~is_known(query_qD[: len(row_n)])).sum())
             part.write(row_n, query_qD[: len(row_n)])
+    return unknown
 
 
 def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) -> list[str]:
@@ -150,11 +179,14 @@ def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) 
 class _Part:
     """One rank's Parquet file of embeddings, beside columns of the dataset's table."""
 
-    def __init__(self, folder: Path, ranks: Ranks, table_path: str, key: str) -> None:
+    def __init__(
+        self, folder: Path, ranks: Ranks, table_path: str, key: str, count: CountColumn
+    ) -> None:
         self.key = key
         self.path = folder / f"part-{ranks.rank:05d}.parquet"
         self.source = open_parquet(table_path)
-        self.columns = [c for c in ("raw_id", "title") if c in self.source.schema_arrow.names]
+        wanted = ("raw_id", "title", count)
+        self.columns = [c for c in wanted if c in self.source.schema_arrow.names]
         metadata = self.source.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self.starts = list(accumulate(sizes, initial=0))
@@ -176,8 +208,8 @@ class _Part:
         named = self._named(row_n)
         flat = pa.array(embedding_nD.float().cpu().numpy().reshape(-1))
         embedding = pa.FixedSizeListArray.from_arrays(flat, embedding_nD.size(1))
-        columns = {self.key: pa.array(row_n)} | {c: named.column(c) for c in self.columns}
-        table = pa.table({**columns, "embedding": embedding})
+        columns = {c.removesuffix("_with_validation"): named.column(c) for c in self.columns}
+        table = pa.table({self.key: pa.array(row_n), **columns, "embedding": embedding})
         if self.writer is None:
             # Floats of embeddings do not compress: no time is lost on trying.
             self.writer = pq.ParquetWriter(

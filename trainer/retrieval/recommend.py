@@ -15,12 +15,13 @@ from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.restore import load_run
 from trainer.retrieval.arguments import RecommendArguments, SimilarArguments
-from trainer.retrieval.encode import Encoder
+from trainer.retrieval.encode import Encoder, is_known
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.keys import decode_keys
 from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.merge import merge_rankings, share_queries
 from trainer.retrieval.names import Item, find_rows, name_items
+from trainer.retrieval.popularity import PopularityRanking
 from trainer.retrieval.topk import ItemRows, exact_topk
 from trainer.retrieval.workers import on_workers
 
@@ -33,6 +34,8 @@ class Recommendations:
     scores: list[float]
     history: list[Item]
     """Most recent first."""
+    note: str | None = None
+    """What to know of the list, where the model knows nothing of the user or the item."""
 
 
 def recommend(arguments: RecommendArguments) -> Recommendations:
@@ -46,7 +49,7 @@ def recommend(arguments: RecommendArguments) -> Recommendations:
         score = f"{found.scores[rank]:.4f}" if rank < len(found.items) else ""
         past = found.history[rank].label if rank < len(found.history) else ""
         table.add_row(str(rank + 1), item, score, past)
-    Console().print(table)
+    _show(table, found)
     return found
 
 
@@ -56,8 +59,15 @@ def similar(arguments: SimilarArguments) -> Recommendations:
     table = Table("", "item", "cosine", title=f"like {found.history[0].label}")
     for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True)):
         table.add_row(str(rank + 1), item.label, f"{score:.4f}")
-    Console().print(table)
+    _show(table, found)
     return found
+
+
+def _show(table: Table, found: Recommendations) -> None:
+    console = Console()
+    console.print(table)
+    if found.note is not None:
+        console.print(found.note)
 
 
 def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommendations:
@@ -73,8 +83,14 @@ def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommenda
     query_1D = encoder.queries(torch.tensor([row]), known.history, known.disliked)  # collective
     item, score = _best(encoder.items(), query_1D, known.seen, arguments.k)  # collective
     recent = known.history.values.flip(0)[: arguments.k].tolist()
-    dataset = trained.dataset
-    return Recommendations(name_items(dataset, item), score, name_items(dataset, recent))
+    dataset, note = trained.dataset, None
+    if not is_known(query_1D).item():
+        item, score = _most_popular(encoder, known.seen, arguments.k)
+        note = (
+            "no training interaction of this user, and nothing else that the model reads: these "
+            "are the most popular items, with their training interactions as the score"
+        )
+    return Recommendations(name_items(dataset, item), score, name_items(dataset, recent), note)
 
 
 def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendations:
@@ -83,12 +99,18 @@ def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendation
     (row,) = find_rows(trained.dataset, "item", [arguments.item])
     encoder = Encoder.of_run(trained, ranks)
     rows = encoder.items()  # collective
-    unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row)
+    unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row, rows.unranked_X)
     query_1D = functional.normalize(encoder.candidates(torch.tensor([row]).numpy()), dim=1)
     item, score = _best(unit, query_1D, ItemLists.from_lists([[row]]), arguments.k)  # collective
-    return Recommendations(
-        name_items(trained.dataset, item), score, name_items(trained.dataset, [row])
-    )
+    note = None
+    if not is_known(query_1D).item():
+        item, score = [], []
+        note = (
+            "no training interaction with this item, and nothing else that the model reads: "
+            "what it is like is unknown"
+        )
+    dataset = trained.dataset
+    return Recommendations(name_items(dataset, item), score, name_items(dataset, [row]), note)
 
 
 def _best(
@@ -104,6 +126,14 @@ def _best(
     score_K, item_K = (part[0] for part in decode_keys(key_1K))
     real_K = item_K >= 0
     return item_K[real_K].tolist(), score_K[real_K].tolist()
+
+
+def _most_popular(encoder: Encoder, seen: ItemLists, k: int) -> tuple[list[int], list[float]]:
+    """The k items with the most training interactions that one user has not seen; with those."""
+    count_I = torch.from_numpy(encoder.store.item_count_I)
+    found_K = PopularityRanking(count_I).topk(seen, min(k, len(count_I)))[0]
+    found_K = found_K[found_K >= 0]
+    return found_K.tolist(), count_I[found_K].double().tolist()
 
 
 def _somebody_new(dataset: Dataset, encoder: Encoder, raw_ids: str) -> KnownUsers:

@@ -72,14 +72,20 @@ class ItemRows:
     """One rank's contiguous range of items, with what bounds the filter's rounding error.
 
     Memory: the embeddings as given (not copied) and 8 bytes per GROUP items.
+
+    Args:
+        unranked_X: items, counted from `first_row` and ascending, that no query is answered with.
     """
 
-    def __init__(self, embedding_ID: Tensor, first_row: int = 0) -> None:
+    def __init__(
+        self, embedding_ID: Tensor, first_row: int = 0, unranked_X: Tensor | None = None
+    ) -> None:
         last_row = first_row + embedding_ID.size(0) - 1
         if last_row > MAX_ITEM_ROW:
             raise Mistake(f"item row {last_row} is over the limit of {MAX_ITEM_ROW}.")
         self.embedding_ID = _checked(embedding_ID, "item")
         self.first_row = first_row
+        self.unranked_X = unranked_X
         bounds = [torch.stack(_norms(part), dim=1) for part in self.embedding_ID.split(1 << 16)]
         self.bound_G2 = _group_max(torch.cat(bounds))
 
@@ -99,6 +105,25 @@ def exact_topk(
     for chunk in range(search.num_chunks):
         search.walk(chunk)
     return search.keys()
+
+
+class _UnrankedByChunk:
+    """Rows of each chunk's scores that no query is answered with."""
+
+    def __init__(self, items: ItemRows, chunk_items: int) -> None:
+        self.row_X, self.bounds = items.unranked_X, None
+        if self.row_X is not None and len(self.row_X):
+            starts = torch.arange(
+                0, len(items) + chunk_items, chunk_items, device=self.row_X.device
+            )
+            self.bounds = torch.searchsorted(self.row_X, starts).tolist()  # sync, once a block
+            self.place_X = self.row_X % chunk_items
+
+    def remove(self, chunk: int, score_NQ: Tensor) -> None:
+        """Put -inf at the chunk's unranked items."""
+        if self.bounds is not None and self.bounds[chunk] < self.bounds[chunk + 1]:
+            rows = self.place_X[self.bounds[chunk] : self.bounds[chunk + 1]]
+            score_NQ.index_fill_(0, rows, -torch.inf)
 
 
 class _SeenByChunk:
@@ -189,6 +214,7 @@ class Search:
         self.items, self.k, self.how = items, k, how
         self.num_chunks = -(-len(items) // how.chunk_items)
         self.removed = _SeenByChunk(seen, items, how.chunk_items)
+        self.unranked = _UnrankedByChunk(items, how.chunk_items)
         num_queries, width = query_QD.shape
         self.best = _Best(items, query_QD, k)
         self.threshold_Q = torch.full((num_queries,), -torch.inf, device=query_QD.device)
@@ -211,6 +237,7 @@ class Search:
         first = chunk * self.how.chunk_items
         score_NQ = self._filter_scores(first)
         self.removed.remove(chunk, score_NQ)
+        self.unranked.remove(chunk, score_NQ)
         score_GNQ = score_NQ.unflatten(0, (-1, GROUP))
         bound_G2 = self.items.bound_G2[first // GROUP :][: len(score_GNQ)]
         margin_Q = self.slack_Q2 @ bound_G2.amax(0)
