@@ -39,7 +39,7 @@ def build_model(
     model = TwoTower(
         config.model,
         inputs,
-        build_task(config, dataset),
+        build_task(config, dataset, int(trained_items(dataset, config.data.train_splits).sum())),
         averaging=config.optimizer.tower_averaging,
         penalty=config.loss.embedding_penalty,
     )
@@ -105,8 +105,12 @@ def build_layout(ranks: Ranks) -> Layout:
     )
 
 
-def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
-    """Loss, frequency correction and negatives as the config states them."""
+def build_task(config: Config, dataset: Dataset, num_trained_items: int) -> RetrievalTask:
+    """Loss, frequency correction and negatives as the config states them.
+
+    Args:
+        num_trained_items: items with a positive in train, which uniform negatives are drawn from.
+    """
     negatives = config.negatives
     in_batch = config.training.global_batch_size if negatives.in_batch else 0
     trained = sum(dataset.splits[name].positives for name in config.data.train_splits)
@@ -117,7 +121,7 @@ def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
         correction=FrequencyCorrection(
             mode=negatives.log_q,
             total_count=trained,
-            num_items=int(trained_items(dataset, config.data.train_splits).sum()),
+            num_items=num_trained_items,
             num_popular=in_batch + negatives.popularity,
             num_uniform=negatives.uniform,
         ),
