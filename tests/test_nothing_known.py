@@ -32,6 +32,7 @@ from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
 from trainer.retrieval.evaluate_run import evaluate
 from trainer.retrieval.export import export
+from trainer.retrieval.index import build_index, index_recall
 from trainer.retrieval.popularity import PopularityRanking
 from trainer.retrieval.queries import read_queries
 from trainer.retrieval.recommend import recommend, similar
@@ -219,26 +220,44 @@ def test_commands_say_so(
     assert near.note is None and all(counts[item.row] for item in near.items)
 
 
-def test_export_has_zeros_and_counts(dataset: Dataset, run_of: Callable[[str], str]) -> None:
+def test_export_says_what_is_unknown(dataset: Dataset, run_of: Callable[[str], str]) -> None:
+    """Unknown items are in the middle of every ranking, and not in an index at all."""
     run = run_of("mlp")
-    out = f"{run}-export"
-    export(ExportArguments(run, out))
-    facts = json.loads(Path(out, "export.json").read_text())
+    out = Path(f"{run}-export")
+    export(ExportArguments(run, str(out), index="flat", index_k=5))
+    facts = json.loads((out / "export.json").read_text())
+    embeddings, unknown = {}, {}
     for side in ("item", "user"):
-        exported = pq.read_table(f"{out}/{side}s")
+        exported = pq.read_table(out / f"{side}s")
         counts = [row["count"] for row in table(dataset, f"{side}s")]
         assert exported.column("count").to_pylist() == counts
-        zeros = [not any(row) for row in exported.column("embedding").to_pylist()]
-        assert sum(zeros) == facts[f"unknown_{side}s"] > 0
-        assert all(count == 0 for count, zero in zip(counts, zeros, strict=True) if zero)
-    program = torch.export.load(f"{out}/item_encoder.pt2").module()
-    ids = torch.arange(dataset.num_items).unsqueeze(1)
-    embedding = torch.tensor(pq.read_table(f"{out}/items").column("embedding").to_pylist())
-    torch.testing.assert_close(program({"item": ids}), embedding, rtol=1e-5, atol=1e-6)
-    pooled = torch.zeros(2, 1, 16)
-    pooled[1] = 1
-    tower = torch.export.load(f"{out}/item_tower.pt2").module()(pooled)
-    assert not tower[0].any() and tower[1].any()
+        embeddings[side] = np.array(exported.column("embedding").to_pylist(), dtype=np.float32)
+        known = np.array(exported.column("known").to_pylist())
+        unknown[side] = np.flatnonzero(~known)
+        assert facts[f"unknown_{side}s"] == len(unknown[side])
+        mean_D = embeddings[side][known].mean(axis=0)
+        assert np.abs(embeddings[side][~known] - mean_D).max() < 1e-6
+        if side == "item":
+            assert (known == np.array([count > 0 for count in counts])).all()
+    assert len(unknown["user"]) == 2
+    best = (embeddings["user"] @ embeddings["item"].T).argsort(axis=1)[:, :-6:-1]
+    assert not np.isin(best, unknown["item"]).any()
+    num_known = facts["items"] - len(unknown["item"])
+    for kind in ("flat", "ivf", "hnsw"):
+        index = build_index(kind, out / "items", num_known, facts["width"])
+        _, found = index.search(embeddings["user"], 5)
+        assert index.ntotal == num_known and np.isin(found, best).mean() > 0.95
+        assert index_recall(index, out / "items", torch.from_numpy(embeddings["user"]), 5) > 0.95
+    assert facts["index"]["recall"] == 1
+    program = torch.export.load(out / "item_encoder.pt2").module()
+    with torch.no_grad():
+        computed = program({"item": torch.arange(dataset.num_items).unsqueeze(1)}).numpy()
+        pooled = torch.zeros(2, 1, 16)
+        pooled[1] = 1
+        tower = torch.export.load(out / "item_tower.pt2").module()(pooled)
+    assert not computed[unknown["item"]].any() and not tower[0].any() and tower[1].any()
+    computed[unknown["item"]] = embeddings["item"][unknown["item"]]
+    np.testing.assert_allclose(computed, embeddings["item"], rtol=1e-5, atol=1e-6)
 
 
 def test_an_item_that_is_trained_later_starts_from_its_noise(

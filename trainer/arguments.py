@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import tyro
 
-from trainer.config import Config
+from trainer.config import Config, LossConfig
+from trainer.data.schema import Dataset
+from trainer.default_preset import explain
 from trainer.mistake import Mistake
 from trainer.presets import PRESETS, find_preset
-from trainer.run import RunSpec, absolute
+from trainer.run import RunFolder, RunSpec, absolute
+
+PARAMETERS_OF_ONE_LOSS = (
+    "negative_temperature",
+    "negative_weight",
+    "margin",
+    "disliked_weight",
+    "alpha",
+    "several_positives",
+    "correction",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
             raise Mistake(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
         arguments = ["default", *arguments]
     preset, *flags = arguments
+    config = _config_of(preset, flags)
     missing = {
         field.name: tyro.MISSING
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -72,8 +86,52 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
     parsed = tyro.cli(
         kind,
         args=flags,
-        default=kind(**{**missing, "config": find_preset(preset)}),
+        default=kind(**{**missing, "config": config}),
         prog=f"{program} PRESET",
         description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
     )
-    return preset, parsed
+    chosen: Config = parsed.config  # type: ignore[attr-defined]
+    loss = own_parameters(chosen.loss, config.loss)
+    changed = {"config": dataclasses.replace(chosen, loss=loss)}
+    return preset, dataclasses.replace(parsed, **changed)  # type: ignore[type-var]
+
+
+def own_parameters(loss: LossConfig, preset: LossConfig) -> LossConfig:
+    """`loss` without what the preset set for another loss: that one's own defaults hold then."""
+    if loss.name == preset.name:
+        return loss
+    names = (*PARAMETERS_OF_ONE_LOSS, *(("temperature",) if loss.name == "ccl" else ()))
+    left = [name for name in names if getattr(loss, name) == getattr(preset, name)]
+    defaults = LossConfig()
+    return dataclasses.replace(loss, **{name: getattr(defaults, name) for name in left})
+
+
+def _config_of(preset: str, flags: Sequence[str]) -> Config:
+    """The preset's config; `default` is fitted to --data, or as it was when --out was started."""
+    if preset != "default":
+        return find_preset(preset)
+    data, out = _value(flags, "--data"), _value(flags, "--out")
+    if data is None or {"--help", "-h"} & set(flags):
+        return find_preset(preset)
+    try:
+        if "--resume" in flags and out is not None:
+            before = RunFolder(out).read_config()
+            if before["preset"] == preset:
+                return Config.from_json(before["config"])
+        dataset = Dataset.load(data, verify="none")
+    except Exception as error:  # noqa: BLE001  of any storage; workers may be able to read it
+        print(f"default, for data that cannot be read here: {error}", file=sys.stderr)
+        return find_preset(preset)
+    config = find_preset(preset, dataset)
+    print(explain(config, dataset), file=sys.stderr)
+    return config
+
+
+def _value(flags: Sequence[str], name: str) -> str | None:
+    """The value of a flag, given as `--name VALUE` or `--name=VALUE`."""
+    for place, flag in enumerate(flags):
+        if flag == name and place + 1 < len(flags):
+            return flags[place + 1]
+        if flag.startswith(f"{name}="):
+            return flag.removeprefix(f"{name}=")
+    return None

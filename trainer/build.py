@@ -12,8 +12,10 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from embeddings.optimizer import fuse_table_optimizer
 from embeddings.sharding import Layout, shard
 from losses import CandidateQueue, build_loss
+from trainer.agreement import together
 from trainer.config import Config, LossConfig
 from trainer.data.loader import Loader
+from trainer.data.neighbours import store_neighbours
 from trainer.data.schema import Dataset
 from trainer.data.trained import trained_items, trained_rows
 from trainer.inputs import Inputs, build_inputs, rows_of
@@ -33,13 +35,25 @@ def build_model(
     those of a checkpoint whose values follow.
     """
     inputs = build_inputs(config.model, dataset, config.data.train_splits)
+    trained, num_trained_items = None, dataset.num_items
     if known_rows is not None:
         inputs = inputs.sized(known_rows)
+    else:
+        trained = trained_of_tables(config, dataset, inputs)
+        num_trained_items = int(trained_items(dataset, config.data.train_splits).sum())
+    if inputs.neighbours is not None or (config.model.spectral_start and known_rows is None):
+        together(  # collective: one rank of a machine makes the arrays, the others read them
+            lambda: (
+                store_neighbours(dataset, config.data.train_splits)
+                if ranks.local_rank == 0
+                else None
+            )
+        )
     torch.manual_seed(config.training.seed)
     model = TwoTower(
         config.model,
         inputs,
-        build_task(config, dataset, int(trained_items(dataset, config.data.train_splits).sum())),
+        build_task(config, dataset, num_trained_items),
         averaging=config.optimizer.tower_averaging,
         penalty=config.loss.embedding_penalty,
     )
@@ -63,7 +77,7 @@ def build_model(
             config.training.seed,
             config.model.sharding,
             config.model.placement,
-            trained_of_tables(config, dataset, inputs) if known_rows is None else None,
+            trained,
         )
     if config.model.spectral_start and known_rows is None:
         start_at_spectrum(  # collective

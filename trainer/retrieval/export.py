@@ -1,13 +1,14 @@
 """`tandem export RUN OUT`: embeddings as Parquet, tower programs, and a FAISS index.
 
-    OUT/items/part-R.parquet   item, raw_id, title, count, embedding   rank R's range of the catalog
-    OUT/users/part-R.parquet   user, raw_id, count, embedding          histories up to the present
+    OUT/items/part-R.parquet   item, raw_id, title, count, known, embedding   of rank R's range
+    OUT/users/part-R.parquet   user, raw_id, count, known, embedding  histories up to the present
     OUT/{item,query}_tower.pt2, OUT/{item,query}_encoder.pt2     see programs.py
-    OUT/items.faiss            with --index
+    OUT/items.faiss            with --index; what a search returns are item rows
     OUT/export.json            what made it, and the order of the towers' inputs
 
-`count` are training interactions. An embedding of zeros says that the model knows nothing of its
-item or user: leave such items out, and show such users what is popular.
+`count` are training interactions. Where the model knows nothing of an item or user, `known` is
+false and the embedding is the mean of others: it stands in the middle of every ranking, and such a
+user is shown what most are shown. The index leaves such items out.
 
 OUT appears whole or not at all: it is written as OUT.partial and renamed.
 """
@@ -75,8 +76,8 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
     for side in ("items", "users"):
         if facts[f"unknown_{side}"]:
             console.print(
-                f"nothing is known of {facts[f'unknown_{side}']:,} {side}: "
-                "their embeddings are zeros"
+                f"nothing is known of {facts[f'unknown_{side}']:,} {side} (`known` is false): "
+                "they have the mean embedding"
             )
     console.print(f"programs: {', '.join(facts['programs'])}")
     if "index" in facts:
@@ -128,21 +129,19 @@ def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
 
 
 def write_items(encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[int, int]:
-    """This rank's part of the item embeddings; their width, those of zeros. Collective."""
-    width = unknown = 0
+    """This rank's part of the item embeddings; their width, those unknown. Collective."""
+    width = 0
     with _Part(
         folder, encoder.ranks, dataset.file("items.parquet"), "item", encoder.counts
     ) as part:
         for row_n, block_nD in encoder.item_blocks():  # collective
             width = block_nD.size(1)
-            unknown += int((~is_known(block_nD)).sum())
-            part.write(row_n, block_nD)
-    return width, unknown
+            part.write(row_n, block_nD)  # collective
+    return width, part.unknown
 
 
 def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> int:
-    """This rank's part of the user embeddings; those of zeros. Collective."""
-    unknown = 0
+    """This rank's part of the user embeddings; those unknown. Collective."""
     first, stop = rank_range(dataset.num_users, encoder.ranks)
     known = known_users(dataset, first, stop, with_seen=False, block_size=ROWS_AT_ONCE)
     longest = min(ROWS_AT_ONCE, -(-dataset.num_users // encoder.ranks.world_size))
@@ -159,9 +158,8 @@ def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> int:
             query_qD = encoder.queries(  # collective
                 user_q, history.padded(longest), disliked.padded(longest)
             )
-            unknown += int((~is_known(query_qD[: len(row_n)])).sum())
-            part.write(row_n, query_qD[: len(row_n)])
-    return unknown
+            part.write(row_n, query_qD[: len(row_n)])  # collective
+    return part.unknown
 
 
 def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) -> list[str]:
@@ -192,6 +190,10 @@ class _Part:
         self.starts = list(accumulate(sizes, initial=0))
         self.read_group = lru_cache(maxsize=2)(self._read_group)
         self.writer: pq.ParquetWriter | None = None
+        self.mean_D: Tensor | None = None
+        """Mean of what is known in the ranks' first blocks: rows are dealt by hash, so of any."""
+        self.unknown = 0
+        """Rows so far of which the model knows nothing."""
 
     def __enter__(self) -> _Part:
         return self
@@ -202,13 +204,19 @@ class _Part:
             self.writer.close()
 
     def write(self, row_n: np.ndarray, embedding_nD: Tensor) -> None:
-        """Rows, consecutive, with their embeddings."""
+        """Rows, consecutive, with their embeddings. Collective, for the first block."""
+        known_n = is_known(embedding_nD)
+        if self.mean_D is None:
+            self.mean_D = _mean_of_all(embedding_nD[known_n])  # collective
         if not len(row_n) and self.writer is not None:
             return
+        self.unknown += int((~known_n).sum())  # device-to-host sync
+        embedding_nD = torch.where(known_n.unsqueeze(1), embedding_nD, self.mean_D)
         named = self._named(row_n)
         flat = pa.array(embedding_nD.float().cpu().numpy().reshape(-1))
         embedding = pa.FixedSizeListArray.from_arrays(flat, embedding_nD.size(1))
         columns = {c.removesuffix("_with_validation"): named.column(c) for c in self.columns}
+        columns["known"] = pa.array(known_n.cpu().numpy())
         table = pa.table({self.key: pa.array(row_n), **columns, "embedding": embedding})
         if self.writer is None:
             # Floats of embeddings do not compress: no time is lost on trying.
@@ -238,13 +246,21 @@ class _Part:
         return self.source.read_row_group(group, columns=self.columns)
 
 
+def _mean_of_all(embedding_nD: Tensor) -> Tensor:
+    """Mean of all ranks' rows, [D]; zeros where there are none. Collective."""
+    sums = torch.cat([embedding_nD.double().sum(0), embedding_nD.new_tensor([len(embedding_nD)])])
+    dist.all_reduce(sums)  # collective
+    return (sums[:-1] / sums[-1].clamp(min=1)).to(embedding_nD.dtype)
+
+
 def _write_index(arguments: ExportArguments, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Rank 0: build, compare with exact search, write."""
     assert arguments.index is not None
-    index = build_index(arguments.index, folder / "items", facts["items"], facts["width"])
+    known = facts["items"] - facts["unknown_items"]
+    index = build_index(arguments.index, folder / "items", known, facts["width"])
     block = next(read_embeddings(folder / "users"))
     rows = np.random.default_rng(0).permutation(len(block))[:QUERIES_OF_RECALL]
-    k = min(arguments.index_k, facts["items"])
+    k = min(arguments.index_k, known)
     recall = index_recall(index, folder / "items", torch.from_numpy(block[rows]), k)
     write_index(index, folder / "items.faiss")
     return {"kind": arguments.index, "k": k, "recall": recall, "queries": len(rows)}

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -59,9 +60,7 @@ class Filter:
         """The fastest on this device; on a CPU, where bfloat16 may be emulated, by trying both."""
         if device.type == "cuda":
             return Filter("bfloat16", chunk_items=1 << 16)
-        seconds = {kind: _gemm_seconds(Filter(kind)) for kind in ("float32", "bfloat16")}
-        faster = seconds["bfloat16"] < seconds["float32"]
-        return Filter("bfloat16" if faster else "float32", chunk_items=4096)
+        return Filter(_faster_precision(), chunk_items=4096)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -329,6 +328,13 @@ def _norms(embedding_ND: Tensor) -> tuple[Tensor, Tensor]:
 def _group_max(value_I2: Tensor) -> Tensor:
     padding = -len(value_I2) % GROUP
     return torch.nn.functional.pad(value_I2, (0, 0, 0, padding)).unflatten(0, (-1, GROUP)).amax(1)
+
+
+@cache
+def _faster_precision() -> Precision:
+    """Of this machine's GEMMs; tried once, not in every evaluation while training."""
+    seconds = {kind: _gemm_seconds(Filter(kind)) for kind in get_args(Precision)}
+    return "bfloat16" if seconds["bfloat16"] < seconds["float32"] else "float32"
 
 
 def _gemm_seconds(how: Filter) -> float:
