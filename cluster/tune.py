@@ -20,7 +20,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from cluster.session import ray_session
 from cluster.trials_plot import draw_trials
-from trainer.arguments import parse_preset
+from trainer.arguments import own_parameters, parse_preset
 from trainer.config import Config, LossName
 from trainer.flags import MOST, check_given, check_ranges
 from trainer.hooks import Hooks
@@ -115,12 +115,7 @@ def _around(rate: float) -> tuple[float, float]:
 def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
     """`config` with drawn settings. A loss other than the preset's has its own defaults else."""
     name = settings["loss.name"]
-    loss = config.loss
-    if name != loss.name:
-        loss = replace(loss, negative_temperature=None, negative_weight=None, margin=None)
-        loss = replace(
-            loss, disliked_weight=None, alpha=None, several_positives=False, correction=None
-        )
+    loss = own_parameters(replace(config.loss, name=name), config.loss)
     temperature = None if name == "ccl" else settings["loss.temperature"]
     optimizer = replace(
         config.optimizer,
@@ -130,7 +125,7 @@ def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
     every = max(config.evaluation.every_epochs, 1)
     return replace(
         config,
-        loss=replace(loss, name=name, temperature=temperature),
+        loss=replace(loss, temperature=temperature),
         optimizer=optimizer,
         evaluation=replace(config.evaluation, every_epochs=every),
         metrics=replace(config.metrics, enabled=False),

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -121,12 +121,13 @@ def shard(
     sharding: Sharding = "row_wise",
     placement: Placement = "device",
     fused: dict[str, Any] | None = None,
+    trained: Mapping[str, Tensor] | None = None,
 ) -> DistributedModelParallel:
     """Deal the model's tables to the ranks and put the rest under data parallelism.
 
     Collective: every rank of the default process group calls it with the same arguments. Rows are
-    initialised from `seed`, alike for every number of ranks; dense parameters are broadcast from
-    rank 0.
+    initialised from `seed` (see `initialise`), alike for every number of ranks; dense parameters
+    are broadcast from rank 0.
     """
     planner = make_planner(tables, layout, local_batch_size, sharding, placement)
     process_group = dist.group.WORLD
@@ -139,7 +140,7 @@ def shard(
         plan=plan,
         sharders=sharders(fused),
     )
-    initialise(sharded, tables, seed)
+    initialise(sharded, tables, seed, trained)
     return sharded
 
 
@@ -148,20 +149,32 @@ def initialise(
     sharded: DistributedModelParallel,
     tables: Sequence[Table],
     seed: int,
+    trained: Mapping[str, Tensor] | None = None,
     from_row: Mapping[str, int] | None = None,
 ) -> None:
     """Fill this rank's shards with each table's seeded noise. No collective.
 
     Args:
-        from_row: first row to fill, by table: a table that has grown keeps the rows before it.
+        trained: by table, the rows that training looks up, bool [known rows]; the others become
+            zeros, as the row for unknown ids is: noise would speak for what nobody has seen.
+            None: all are.
+        from_row: first row to fill, by table: a table that has grown keeps the rows before it, but
+            for those that were zeros and are trained now.
     """
     weights = {name.split(".")[-2]: w for name, w in sharded_weights(sharded).items()}
     for index, table in enumerate(tables):
         begin = 0 if from_row is None else from_row[table.name]
         for piece in weights[table.name].local_shards():
-            first_row = int(piece.metadata.shard_offsets[0])
-            skipped = min(max(begin - first_row, 0), piece.tensor.shape[0])
-            fill_rows(piece.tensor[skipped:], first_row + skipped, table, index, seed)
+            first_row, rows = int(piece.metadata.shard_offsets[0]), piece.tensor.shape[0]
+            old = min(max(begin - first_row, 0), rows)
+            fill_rows(piece.tensor[old:], first_row + old, table, index, seed)
+            if trained is None:
+                continue
+            trained_N = trained[table.name][first_row : first_row + rows].to(piece.tensor.device)
+            known_ND = piece.tensor[: len(trained_N)]  # without the row for unknown ids
+            known_ND[old:][~trained_N[old:]] = 0
+            woken_N = trained_N[:old] & (known_ND[:old] == 0).all(dim=1)
+            fill_rows(known_ND[:old], first_row, table, index, seed, woken_N)
 
 
 def sharded_weights(sharded: nn.Module) -> dict[str, ShardedTensor]:

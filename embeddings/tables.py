@@ -77,20 +77,38 @@ def build_embedding_bags(tables: Sequence[Table], weighted: bool = False) -> Emb
 ROWS_PER_BLOCK = 8192
 
 
-def fill_rows(shard_ND: Tensor, first_row: int, table: Table, table_index: int, seed: int) -> None:
+def fill_rows(
+    shard_ND: Tensor,
+    first_row: int,
+    table: Table,
+    table_index: int,
+    seed: int,
+    chosen_N: Tensor | None = None,
+) -> None:
     """Fill `shard_ND`, rows `first_row ...` of a table, with seeded normal noise, in place.
 
     The row for unknown ids becomes zeros: what is not known adds nothing.
+
+    Args:
+        chosen_N: fill these rows alone, bool on the shard's device; None: all.
     """
     generator = torch.Generator()
     last_row = first_row + shard_ND.shape[0]
     for block in range(first_row // ROWS_PER_BLOCK, -(-last_row // ROWS_PER_BLOCK)):
+        begin = block * ROWS_PER_BLOCK
+        low, high = max(begin, first_row), min(begin + ROWS_PER_BLOCK, last_row)
+        here = slice(low - first_row, high - first_row)
+        if chosen_N is not None and not chosen_N[here].any():
+            continue
         # Mixing by odd constants keeps the seeds of (seed, table, block) apart.
         mixed = (seed * 0x9E3779B97F4A7C15 + table_index * 0xC2B2AE3D27D4EB4F + block) % (1 << 63)
         generator.manual_seed(mixed)
-        begin = block * ROWS_PER_BLOCK
         noise = torch.randn(ROWS_PER_BLOCK, table.dim, generator=generator) * table.init_std
-        low, high = max(begin, first_row), min(begin + ROWS_PER_BLOCK, last_row)
-        shard_ND[low - first_row : high - first_row].copy_(noise[low - begin : high - begin])
+        noise = noise[low - begin : high - begin]
+        if chosen_N is None:
+            shard_ND[here].copy_(noise)
+        else:
+            rows = chosen_N[here].nonzero().squeeze(1)
+            shard_ND[here].index_copy_(0, rows, noise.to(shard_ND)[rows])
     if table.has_unknown_row and last_row == table.num_rows and shard_ND.shape[0]:
         shard_ND[-1] = 0

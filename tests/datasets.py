@@ -223,6 +223,7 @@ def _write_tables(
         "user": pa.array(range(users), IDS),
         "raw_id": pa.array([1000 + row for row in range(users)], IDS),
         "count": pa.array(counts("user", users, "train"), IDS),
+        "count_with_validation": pa.array(counts("user", users, "train", "validation"), IDS),
         "age": pa.array([age_of(row) for row in range(users)], IDS),
     }
     sizes = (("user", "age", 4), ("item", "genre", CLUSTERS + 1), ("item", "tags", 9))

@@ -1,5 +1,8 @@
 """Every tower trains alike on one rank and on two; neighbours and lists reach it whole."""
 
+import gc
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,14 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.datasets import make_dataset
+from tests.distributed import run_ranks
 from tests.test_training import losses, small_config, train
+from trainer.build import build_model
 from trainer.config import ModelConfig
+from trainer.data import neighbours
 from trainer.data.features import list_bags
 from trainer.data.neighbours import Draw, NeighbourRule, Neighbours
 from trainer.data.schema import Dataset
 from trainer.inputs import build_inputs
+from trainer.mistake import Mistake
+from trainer.ranks import Ranks
 from trainer.run import RunSpec
 from trainer.sequence import HistoryTower, SequenceTower
 
@@ -66,6 +75,52 @@ def test_neighbours_are_those_of_train_weighed_by_degrees(tmp_path: Path) -> Non
     assert user_degree.sum() == item_degree.sum() == dataset.splits["train"].positives
     expected = 1 / np.sqrt(user_degree[3] * item_degree[values].astype(float))
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_one_rank_of_a_machine_makes_the_graph(data: str, tmp_path: Path) -> None:
+    """All pairs are read and sorted in memory: not by each of eight ranks at once."""
+    shutil.rmtree(Path(data) / ".derived", ignore_errors=True)
+    made = run_ranks(3, _ranks_that_read_pairs, data)
+    assert made == [[0], [], []]
+
+
+def _ranks_that_read_pairs(data: str) -> list[int]:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    made: list[int] = []
+    read = neighbours._read_pairs
+
+    def watched(*arguments: Any) -> Any:
+        made.append(rank)
+        return read(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "_read_pairs", watched)
+        config = small_config(model={"tower": "mf", "spectral_start": 1.0})
+        ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"))
+        model = build_model(config, Dataset.load(data), ranks)
+        del model
+    gc.collect()
+    return made
+
+
+@pytest.mark.parametrize("what", ["a file", "a link"])
+def test_the_graph_of_read_only_data_is_kept_in_a_folder_of_our_own(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset(tmp_path / "data", users=20, items=12, rows=200)
+    monkeypatch.setattr(neighbours.os, "access", lambda *arguments: False)
+    monkeypatch.setattr(neighbours.tempfile, "gettempdir", lambda: str(tmp_path / "temp"))
+    folder = tmp_path / "temp" / f"tandem-{os.getuid()}"
+    graph = Neighbours(dataset, NeighbourRule())
+    assert graph.degree("item").sum() == dataset.splits["train"].positives
+    assert folder.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(folder)
+    if what == "a file":
+        folder.touch()
+    else:
+        folder.symlink_to(tmp_path)
+    with pytest.raises(Mistake, match=r"is not a folder of this user's.*in TMPDIR"):
+        Neighbours(dataset, NeighbourRule())
 
 
 def test_drawn_neighbours_keep_the_sum_and_leave_the_partner_out(tmp_path: Path) -> None:

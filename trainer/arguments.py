@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import tyro
 
-from trainer.config import Config
+from trainer.config import Config, LossConfig
+from trainer.data.schema import Dataset
+from trainer.default_preset import explain
+from trainer.ending import is_first_rank
 from trainer.flags import check_given, check_ranges
 from trainer.mistake import Mistake
 from trainer.presets import PRESETS, find_preset
-from trainer.run import RunSpec, absolute
+from trainer.run import RunFacts, RunFolder, RunSpec, absolute
+from trainer.screen import say
+
+PARAMETERS_OF_ONE_LOSS = (
+    "negative_temperature",
+    "negative_weight",
+    "margin",
+    "disliked_weight",
+    "alpha",
+    "several_positives",
+    "correction",
+)
 
 MOST_GPUS = 1 << 20
 
@@ -72,6 +87,7 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
             raise Mistake(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
         arguments = ["default", *arguments]
     preset, *flags = arguments
+    config = _config_of(preset, flags)
     missing = {
         field.name: tyro.MISSING
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -80,8 +96,64 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
     parsed = tyro.cli(
         kind,
         args=flags,
-        default=kind(**{**missing, "config": find_preset(preset)}),
+        default=kind(**{**missing, "config": config}),
         prog=f"{program} PRESET",
         description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
     )
-    return preset, parsed
+    chosen: Config = parsed.config  # type: ignore[attr-defined]
+    loss = own_parameters(chosen.loss, config.loss)
+    changed = {"config": dataclasses.replace(chosen, loss=loss)}
+    return preset, dataclasses.replace(parsed, **changed)  # type: ignore[type-var]
+
+
+def own_parameters(loss: LossConfig, preset: LossConfig) -> LossConfig:
+    """`loss` without what the preset set for another loss: that one's own defaults hold then."""
+    if loss.name == preset.name:
+        return loss
+    names = (*PARAMETERS_OF_ONE_LOSS, *(("temperature",) if loss.name == "ccl" else ()))
+    left = [name for name in names if getattr(loss, name) == getattr(preset, name)]
+    defaults = LossConfig()
+    return dataclasses.replace(loss, **{name: getattr(defaults, name) for name in left})
+
+
+def _config_of(preset: str, flags: Sequence[str]) -> Config:
+    """The preset's config; `default` is fitted to --data, or as it was when --out was started."""
+    if preset != "default":
+        return find_preset(preset)
+    data, out = _value(flags, "--data"), _value(flags, "--out")
+    if data is None or {"--help", "-h"} & set(flags):
+        return find_preset(preset)
+    try:
+        before = _before(out) if "--resume" in flags and out is not None else None
+        if before is not None and before.preset == preset:
+            return before.config
+        dataset = Dataset.load(data, verify="none")
+    except Mistake:  # told by whoever reads them in earnest
+        return find_preset(preset)
+    except Exception as error:  # noqa: BLE001  of any storage; workers may be able to read it
+        _say_first(f"default, for data that cannot be read here: {error}")
+        return find_preset(preset)
+    config = find_preset(preset, dataset)
+    _say_first(explain(config, dataset))
+    return config
+
+
+def _say_first(line: str) -> None:
+    if is_first_rank():
+        say(line, file=sys.stderr)
+
+
+def _before(out: str) -> RunFacts | None:
+    """What config.json says of the run at `out`, where one was begun there."""
+    folder = RunFolder(out)
+    return folder.read_config() if (folder.path / "config.json").is_file() else None
+
+
+def _value(flags: Sequence[str], name: str) -> str | None:
+    """The value of a flag, given as `--name VALUE` or `--name=VALUE`."""
+    for place, flag in enumerate(flags):
+        if flag == name and place + 1 < len(flags):
+            return flags[place + 1]
+        if flag.startswith(f"{name}="):
+            return flag.removeprefix(f"{name}=")
+    return None

@@ -11,11 +11,14 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from embeddings.optimizer import fuse_table_optimizer, sharder_arguments
 from embeddings.sharding import Layout, shard
 from losses import CandidateQueue, RetrievalLoss, build_loss
+from trainer.agreement import together
 from trainer.config import Config, LossConfig, NegativesConfig
 from trainer.data.candidates import Distribution
 from trainer.data.loader import Loader
+from trainer.data.neighbours import store_neighbours
 from trainer.data.schema import Dataset
-from trainer.inputs import Inputs, build_inputs
+from trainer.data.trained import trained_items, trained_rows
+from trainer.inputs import Inputs, build_inputs, rows_of
 from trainer.log_q import FrequencyCorrection
 from trainer.machine import usable_memory_bytes
 from trainer.mistake import Mistake, mistakes
@@ -34,13 +37,25 @@ def build_model(
     those of a checkpoint whose values follow.
     """
     inputs = build_inputs(config.model, dataset, config.data.train_splits)
+    trained, num_trained_items = None, dataset.num_items
     if known_rows is not None:
         inputs = inputs.sized(known_rows)
+    else:
+        trained = trained_of_tables(config, dataset, inputs)
+        num_trained_items = int(trained_items(dataset, config.data.train_splits).sum())
+    if inputs.neighbours is not None or (config.model.spectral_start and known_rows is None):
+        together(  # collective: one rank of a machine makes the arrays, the others read them
+            lambda: (
+                store_neighbours(dataset, config.data.train_splits)
+                if ranks.local_rank == 0
+                else None
+            )
+        )
     torch.manual_seed(config.training.seed)
     model = TwoTower(
         config.model,
         inputs,
-        build_task(config, dataset),
+        build_task(config, dataset, num_trained_items),
         averaging=config.optimizer.tower_averaging,
         penalty=config.loss.embedding_penalty,
     )
@@ -65,6 +80,7 @@ def build_model(
             config.model.sharding,
             config.model.placement,
             sharder_arguments(config.optimizer.tables, config.optimizer.table_weight_decay),
+            trained,
         )
     if config.model.spectral_start and known_rows is None:
         start_at_spectrum(  # collective
@@ -77,6 +93,19 @@ def build_model(
             ranks,
         )
     return sharded
+
+
+def trained_of_tables(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """By table: rows that training on this dataset looks up, bool [known rows]. No collective."""
+    found = trained_rows(
+        dataset,
+        inputs.keys,
+        config.data.train_splits,
+        config.loss.uses_dislikes or inputs.positions("disliked") > 0,
+    )
+    return {
+        table.name: torch.from_numpy(found[rows_of(table.features[0])]) for table in inputs.tables
+    }
 
 
 def build_layout(ranks: Ranks) -> Layout:
@@ -92,8 +121,12 @@ def build_layout(ranks: Ranks) -> Layout:
     )
 
 
-def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
-    """Loss, frequency correction and negatives as the config states them."""
+def build_task(config: Config, dataset: Dataset, num_trained_items: int) -> RetrievalTask:
+    """Loss, frequency correction and negatives as the config states them.
+
+    Args:
+        num_trained_items: items with a positive in train, which uniform negatives are drawn from.
+    """
     negatives = config.negatives
     trained = sum(dataset.splits[name].positives for name in config.data.train_splits)
     with mistakes():
@@ -103,7 +136,7 @@ def build_task(config: Config, dataset: Dataset) -> RetrievalTask:
         correction=FrequencyCorrection(
             mode=negatives.log_q,
             total_count=trained,
-            num_items=dataset.num_items,
+            num_items=num_trained_items,
             popular=negatives.in_batch or negatives.popularity > 0,
             uniform=negatives.uniform > 0,
             per=loss.log_q_per,

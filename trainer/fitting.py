@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.config import Config, require
 from trainer.data.schema import Dataset
-from trainer.presets import PRESETS
+from trainer.presets import PRESETS, find_preset
 from trainer.run import RunSpec
 
 
@@ -22,18 +22,18 @@ def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
         Mistake: where what was asked for does not fit the data.
     """
     config, notes = spec.config, []
-    default = _defaults(spec)
+    default = _defaults(spec, dataset)
     for fit in (_batch, _split, _cutoffs, _metric):
         config, note = fit(config, default, dataset)
         notes += [note] if note else []
     return replace(spec, config=config), notes
 
 
-def _defaults(spec: RunSpec) -> Config | None:
+def _defaults(spec: RunSpec, dataset: Dataset) -> Config | None:
     """What gives way: the preset's settings; a program's (`tandem compare`) all; a file's none."""
     if spec.preset.endswith(".json"):
         return None
-    return PRESETS[spec.preset]() if spec.preset in PRESETS else spec.config
+    return find_preset(spec.preset, dataset) if spec.preset in PRESETS else spec.config
 
 
 Fit = tuple[Config, str | None]

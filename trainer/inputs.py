@@ -99,6 +99,13 @@ def build_inputs(
     )
 
 
+def rows_of(key: str) -> str:
+    """What a feature's ids are rows of: "user", "item", or the key of an attribute."""
+    if "." in key:
+        return key
+    return "user" if key in ("user", "item_users") else "item"
+
+
 def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
     reads_history = model.use_history or model.tower in ("history", "sequence")
     if reads_history and dataset.history_length == 0:

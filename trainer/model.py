@@ -18,7 +18,11 @@ from embeddings.tables import build_embedding_bags
 from trainer.config import ModelConfig
 from trainer.inputs import Inputs
 from trainer.task import Outputs, RetrievalTask
-from trainer.towers import build_candidate_tower, build_query_tower
+from trainer.towers import (
+    build_candidate_tower,
+    build_query_tower,
+    zeros_where_nothing_is_known,
+)
 
 
 class Towers(nn.Module):
@@ -140,17 +144,19 @@ class TwoTower(nn.Module):
 
     @torch.no_grad()
     def encode_queries(self, features: KeyedJaggedTensor) -> Tensor:
-        """n bags with the query keys filled -> queries [n, O]. Collective."""
+        """n bags with the query keys filled -> [n, O]; zeros: nothing is known. Collective."""
         features = self._complete(features)
         parts = self.head.encoding.split(self.embeddings(features), features)
-        return self.head.encoding.encode_queries(parts, features.stride())
+        query_nO = self.head.encoding.encode_queries(parts, features.stride())
+        return zeros_where_nothing_is_known(query_nO, [parts[k] for k in self.inputs.query_keys])
 
     @torch.no_grad()
     def encode_candidates(self, features: KeyedJaggedTensor) -> Tensor:
-        """n bags with the candidate keys filled -> candidates [n, O]. Collective."""
+        """n bags with the candidate keys filled -> [n, O]; zeros: nothing is known. Collective."""
         features = self._complete(features)
         parts = self.head.encoding.split(self.embeddings(features), features)
-        return self.head.encoding.encode_candidates(parts)
+        item_nO = self.head.encoding.encode_candidates(parts)
+        return zeros_where_nothing_is_known(item_nO, [parts[k] for k in self.inputs.candidate_keys])
 
     def _complete(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """The same bags under all of the model's keys, in its order; those not given are empty.

@@ -94,7 +94,7 @@ def make_plan(
             f"set it to a multiple, such as {-(-batch // max(gpus, 1)) * max(gpus, 1)}"
         )
     inputs = build_inputs(config.model, dataset, config.data.train_splits)
-    model = TwoTower(config.model, inputs, build_task(config, dataset))
+    model = TwoTower(config.model, inputs, build_task(config, dataset, dataset.num_items))
     layout = Layout(gpus, min(gpus, gpus_a_node), "cuda", device_bytes=gpu_bytes)
     planner = make_planner(
         inputs.tables, layout, batch // gpus, config.model.sharding, config.model.placement

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,20 +16,11 @@ from trainer.config import (
     OptimizerConfig,
     TrainingConfig,
 )
+from trainer.data.schema import Dataset
+from trainer.default_preset import default_preset
 from trainer.mistake import Mistake
 from trainer.run_files import read_json
 from trainer.typed import nearest
-
-
-def _default() -> Config:
-    """A sound start on your own data: MLP towers over ids and history, in-batch SSM with logQ."""
-    return Config(
-        model=ModelConfig(tower="mlp", use_history=True, dropout=0.1),
-        loss=LossConfig(name="ssm", temperature=0.07),
-        optimizer=OptimizerConfig(table_learning_rate=0.1, schedule="linear"),
-        training=TrainingConfig(epochs=10, global_batch_size=2048),
-        evaluation=EvaluationConfig(every_epochs=1),
-    )
 
 
 def _demo() -> Config:
@@ -166,8 +158,8 @@ def _ml_100k_mf() -> Config:
     )
 
 
-PRESETS = {
-    "default": _default,
+PRESETS: dict[str, Callable[[], Config]] = {
+    "default": lambda: default_preset(None),
     "demo": _demo,
     "gowalla": _gowalla,
     "gowalla-mf": _gowalla_mf,
@@ -178,8 +170,11 @@ PRESETS = {
 }
 
 
-def find_preset(name: str) -> Config:
+def find_preset(name: str, dataset: Dataset | None = None) -> Config:
     """The preset called `name`, or that of a .json file: of `tandem tune`, or a run's config.
+
+    Args:
+        dataset: what `default` is fitted to.
 
     Raises:
         Mistake: with the nearest names where there is none.
@@ -187,7 +182,7 @@ def find_preset(name: str) -> Config:
     if name.endswith(".json"):
         return read_preset(Path(name))
     if name in PRESETS:
-        return PRESETS[name]()
+        return default_preset(dataset) if name == "default" else PRESETS[name]()
     hint = nearest(name, PRESETS)
     raise Mistake(f"unknown preset {name!r}: {hint}there are {', '.join(PRESETS)}")
 

@@ -64,7 +64,7 @@ def singular_vectors(
     Collective: `ITERATIONS` + 2 all-reduces of at most I x K numbers on the host. Signs and order
     do not depend on the number of ranks.
     """
-    forth, back = _adjacency(dataset, splits, ranks)
+    forth, back, paired_I = _adjacency(dataset, splits, ranks)
     generator = torch.Generator().manual_seed(seed)
     vectors = min(dim + OVERSAMPLE, dataset.num_items)
     basis_IK = torch.randn(dataset.num_items, vectors, generator=generator)
@@ -80,14 +80,17 @@ def singular_vectors(
     largest_D = rotation_KD.abs().argmax(0, keepdim=True)
     rotation_KD = rotation_KD * rotation_KD.gather(0, largest_D).sign()
     root_D = squares_K.flip(0)[:dim].clamp(min=1e-12) ** 0.25  # root of the singular value
-    item_ID = basis_IK @ (rotation_KD * root_D).float()
+    # Without a pair a row of the basis is zero but for rounding, which a length would magnify.
+    item_ID = basis_IK @ (rotation_KD * root_D).float() * paired_I.unsqueeze(1)
     user_uD = user_uK @ (rotation_KD / root_D).float()
     padding = (0, dim - item_ID.shape[1])
     return F.pad(user_uD, padding), F.pad(item_ID, padding)
 
 
-def _adjacency(dataset: Dataset, splits: tuple[str, ...], ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """This rank's rows of A [u, I] and their transpose [I, u], sparse."""
+def _adjacency(
+    dataset: Dataset, splits: tuple[str, ...], ranks: Ranks
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's rows of A [u, I] and their transpose [I, u], sparse; items with a pair, [I]."""
     first, stop = _user_range(dataset.num_users, ranks)
     graph = Neighbours(dataset, NeighbourRule(splits))
     item_P, lengths_u, weight_P = graph.bags("user", np.arange(first, stop))
@@ -97,7 +100,7 @@ def _adjacency(dataset: Dataset, splits: tuple[str, ...], ranks: Ranks) -> tuple
     shape = (stop - first, dataset.num_items)
     forth = _sparse(lengths_u, item_P, weight_P, shape)
     back = _sparse(counts_I, user_P[order_P], weight_P[order_P], shape[::-1])
-    return forth, back
+    return forth, back, torch.from_numpy(graph.degree("item") > 0)
 
 
 def _sparse(

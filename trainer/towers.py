@@ -60,6 +60,16 @@ class Tower(nn.Module):
         return F.normalize(x_SO, dim=1) if self.normalise else x_SO
 
 
+def zeros_where_nothing_is_known(output_SO: Tensor, features_SD: Sequence[Tensor]) -> Tensor:
+    """The tower's output, with zeros for rows whose features are all zeros.
+
+    They are ids that training never met, without a history or an attribute that it met: what a
+    tower makes of zeros is its biases, alike for all of them, and no statement about them.
+    """
+    largest_FS = torch.stack([feature_SD.abs().amax(1) for feature_SD in features_SD])
+    return output_SO * (largest_FS.amax(0) > 0).unsqueeze(1)
+
+
 def build_query_tower(model: ModelConfig, inputs: Inputs) -> nn.Module:
     """The tower over `inputs.query_keys`."""
     normalise = model.similarity == "cosine"

@@ -9,10 +9,11 @@ from typing import Any
 
 from embeddings.sharding import describe, initialise, sharded_weights
 from trainer.agreement import together
-from trainer.build import build_loader, build_model
+from trainer.build import build_loader, build_model, trained_of_tables
 from trainer.checkpoint import CheckpointWriteError, CheckpointWriter
 from trainer.checkpoint_facts import DataPosition, Facts
 from trainer.checkpoint_read import load, newest_sound
+from trainer.config import Config
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
 from trainer.finite import FiniteWatch, NonFiniteError, check_tables
@@ -245,9 +246,18 @@ class Run:
         self.validation.restore(facts.validation)
         self._evaluated_step = facts.step if facts.validation.evaluated else None
         position = None if facts.position is None else asdict(facts.position)
-        if facts.dataset_digest != self.dataset.digest:  # extended since: other rows, new epochs
-            initialise(self.model, self.inputs.tables, self.config.training.seed, facts.known_rows)
-            position = None
+        extended = facts.dataset_digest != self.dataset.digest
+        if extended:
+            position = None  # other rows, new epochs
+        splits = Config.from_json(facts.config).data.train_splits
+        if extended or set(splits) != set(self.config.data.train_splits):
+            initialise(
+                self.model,
+                self.inputs.tables,
+                self.config.training.seed,
+                trained_of_tables(self.config, self.dataset, self.inputs),
+                facts.known_rows,
+            )
         self.progress.message(f"going on from {found.path.name}")
         return Place(step=facts.step, position=position)
 

@@ -15,6 +15,7 @@ class Kept:
     """A row that survives, with the split that it was dealt to."""
 
     position: int
+    """Row of the source; without times the place in a random order of the user's rows."""
     user: Any
     item: Any
     feedback: int
@@ -28,14 +29,14 @@ def feedback_of(row: Row) -> int:
     return DISLIKED if row.rating <= 2 else 0
 
 
-def surviving(rows: list[Row], keep: str) -> tuple[dict[int, Row], int, int]:
-    """Rows kept by position; how many fell out as duplicates and as neutral."""
+def surviving(rows: list[Row], keep: str) -> tuple[dict[tuple[Any, Any], Row], int, int]:
+    """Rows kept by user and item; how many fell out as duplicates and as neutral."""
     chosen: dict[tuple[Any, Any], int] = {}
     for position in sorted(range(len(rows)), key=lambda p: (rows[p].timestamp or 0, p)):
         pair = rows[position].user, rows[position].item
         if keep == "last" or pair not in chosen:
             chosen[pair] = position
-    rated = {p: rows[p] for p in chosen.values() if feedback_of(rows[p]) != 0}
+    rated = {pair: rows[p] for pair, p in chosen.items() if feedback_of(rows[p]) != 0}
     return rated, len(rows) - len(chosen), len(chosen) - len(rated)
 
 
@@ -48,7 +49,7 @@ def history_of(row: Kept, kept: list[Kept], feedback: int, length: int) -> list[
         if each.user == row.user
         and each.feedback == feedback
         and each.split <= limit
-        and each.position != row.position
+        and each.item != row.item
     ]
     if row.timestamp is None:
         pool.sort(key=lambda each: each.position)

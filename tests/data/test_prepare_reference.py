@@ -35,11 +35,14 @@ def rows_strategy(timed: bool, rated: bool) -> st.SearchStrategy[list[Row]]:
     return st.lists(row, min_size=40, max_size=90).map(lambda rows: base + rows)
 
 
-def read_kept(dataset: Dataset) -> tuple[list[Kept], dict[int, dict[str, Any]]]:
-    """All rows with raw ids, and the raw output rows by position."""
+Pair = tuple[int, int]
+
+
+def read_kept(dataset: Dataset) -> tuple[list[Kept], dict[Pair, dict[str, Any]]]:
+    """All rows with raw ids, and the raw output rows by user and item."""
     users = {row["user"]: row["raw_id"] for row in table(dataset, "users")}
     items = {row["item"]: row["raw_id"] for row in table(dataset, "items")}
-    kept, by_position = [], {}
+    kept, by_pair = [], {}
     for number, split in enumerate(SPLITS):
         for row in interactions(dataset, split):
             for name in ("history", "disliked"):
@@ -54,25 +57,26 @@ def read_kept(dataset: Dataset) -> tuple[list[Kept], dict[int, dict[str, Any]]]:
                     number,
                 )
             )
-            by_position[row["position"]] = row
-    assert len(by_position) == len(kept)
-    return kept, by_position
+            by_pair[kept[-1].user, kept[-1].item] = row
+    assert len(by_pair) == len(kept)
+    return kept, by_pair
 
 
 def check_dataset(dataset: Dataset, rows: list[Row], follows_time: bool) -> None:
     """Rows kept, counts, histories and queries are the reference's."""
     kept, output = read_kept(dataset)
     expected, duplicates, neutral = surviving(rows, dataset.source["duplicates"])
-    assert {each.position for each in kept} == set(expected)
+    assert {(each.user, each.item) for each in kept} == set(expected)
     assert dataset.dropped.get("duplicate", 0) == duplicates
     assert dataset.dropped.get("neutral_rating", 0) == neutral
     assert len(kept) + sum(dataset.dropped.values()) == dataset.source["rows"] == len(rows)
     for each in kept:
-        source = expected[each.position]
-        assert (each.user, each.item) == (source.user, source.item)
-        assert output[each.position]["history"] == history_of(each, kept, 1, LENGTH)
+        row = output[each.user, each.item]
+        if dataset.has_timestamps:
+            assert rows[each.position] == expected[each.user, each.item]
+        assert row["history"] == history_of(each, kept, 1, LENGTH)
         if dataset.has_feedback:
-            assert output[each.position]["disliked"] == history_of(each, kept, -1, LENGTH)
+            assert row["disliked"] == history_of(each, kept, -1, LENGTH)
     check_queries(dataset, kept, follows_time)
     check_counts(dataset, kept)
 

@@ -74,10 +74,10 @@ def test_gini_by_hand() -> None:
 
 
 def test_popularity_leaves_out_what_was_seen() -> None:
-    count = torch.tensor([5, 9, 9, 1, 0, 7])  # by count: 1, 2, 5, 0, 3, 4
+    count = torch.tensor([5, 9, 9, 1, 0, 7])  # by count: 1, 2, 5, 0, 3; nobody took 4
     ranking = PopularityRanking(count)
     seen = ItemLists.from_lists([[], [1, 5], [0, 1, 2, 3, 5]])
-    assert ranking.topk(seen, 3).tolist() == [[1, 2, 5], [2, 0, 3], [4, -1, -1]]
+    assert ranking.topk(seen, 3).tolist() == [[1, 2, 5], [2, 0, 3], [-1, -1, -1]]
 
 
 def test_popularity_against_plain_python_with_heavy_users() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,11 +18,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.bench.workers import PartTimer, Workload
 from trainer.build import build_model
-from trainer.config import Config
+from trainer.config import Config, LossConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from trainer.data.batch import Batch
 from trainer.data.schema import SCHEMA_VERSION, Dataset, Split
 from trainer.optimizer import Schedule, build_optimizer
-from trainer.presets import find_preset
 from trainer.ranks import Ranks
 
 INTERACTIONS = 4_000_000
@@ -65,7 +63,8 @@ class TandemStepper:
         self.rows = workload.global_batch_size // ranks.world_size
         self.global_rows = torch.tensor(float(workload.global_batch_size))
         self.draws = Draws(workload, seed=ranks.rank)
-        self.model = build_model(self.config, bench_dataset(workload), ranks)
+        sizes = {"item": workload.items, "user": workload.users}  # of tables that start as noise
+        self.model = build_model(self.config, bench_dataset(workload), ranks, sizes)
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.schedule = Schedule(self.optimizer, self.config.optimizer, total_steps=1)
         self.schedule.set_step(0)
@@ -175,27 +174,17 @@ class PlainStepper:
 
 
 def bench_config(workload: Workload) -> Config:
-    """The preset that the workload stands for."""
-    config = find_preset("default")
-    return replace(
-        config,
-        model=replace(
-            config.model,
+    """What the workload stands for: perceptrons over ids, in-batch SSM with logQ."""
+    return Config(
+        model=ModelConfig(
             tower="mlp",
             dim=workload.dim,
             hidden=(2 * workload.dim,),
             output_dim=workload.dim,
-            use_history=False,
-            dropout=0.0,
         ),
-        loss=replace(
-            config.loss,
-            name="ssm",
-            temperature=workload.temperature,
-            precision=workload.precision,
-        ),
-        optimizer=replace(config.optimizer, schedule="constant", warmup_steps=0),
-        training=replace(config.training, global_batch_size=workload.global_batch_size),
+        loss=LossConfig(name="ssm", temperature=workload.temperature, precision=workload.precision),
+        optimizer=OptimizerConfig(table_learning_rate=0.1),
+        training=TrainingConfig(global_batch_size=workload.global_batch_size),
     )
 
 

@@ -19,30 +19,29 @@ _MASK = (1 << 64) - 1
 class CandidateSampler:
     """Draws item rows with replacement.
 
-    count_I: positive train interactions of each item; with "popularity" an item is drawn in
-    proportion to it, an item without any never.
+    count_I: positive train interactions of each item. An item without any is never drawn: nothing
+    is known of it. With "popularity" the others are drawn in proportion to it, else alike.
     """
 
     def __init__(self, count_I: np.ndarray, distribution: Distribution, seed: int) -> None:
         self._seed = seed
-        self._num_items = len(count_I)
-        self._cumulative_I: np.ndarray | None = None
+        self._trained_n = np.flatnonzero(count_I)
+        self._cumulative_n: np.ndarray | None = None
+        if len(self._trained_n) == 0:
+            raise Mistake("no item has a positive train interaction, so none can be drawn")
         if distribution == "popularity":
-            self._cumulative_I = np.cumsum(count_I, dtype=np.int64)
-            if self._num_items == 0 or self._cumulative_I[-1] == 0:
-                raise Mistake(
-                    "no item has a positive train interaction, so none can be drawn by "
-                    "popularity: take extra_distribution uniform"
-                )
+            self._cumulative_n = np.cumsum(count_I[self._trained_n], dtype=np.int64)
 
     def draw(self, epoch: int, step: int, start: int, stop: int) -> np.ndarray:
         """Draws start..stop of a step's global sample: item rows, int64 [stop - start]."""
         counter = np.arange(start, stop, dtype=np.int64)
         random = hash_counter(hash_key(self._seed, epoch, step), counter)
-        if self._cumulative_I is None:
-            return (random % np.uint64(self._num_items)).astype(np.int64)
-        place = (random % np.uint64(self._cumulative_I[-1])).astype(np.int64)
-        return np.searchsorted(self._cumulative_I, place, side="right").astype(np.int64)
+        if self._cumulative_n is None:
+            drawn = (random % np.uint64(len(self._trained_n))).astype(np.int64)
+        else:
+            place = (random % np.uint64(self._cumulative_n[-1])).astype(np.int64)
+            drawn = np.searchsorted(self._cumulative_n, place, side="right")
+        return self._trained_n[drawn]
 
 
 def hash_key(*parts: int) -> int:

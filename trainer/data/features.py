@@ -30,6 +30,7 @@ from trainer.data.storage import open_parquet
 from trainer.mistake import Mistake
 
 Side = Literal["user", "item"]
+CountColumn = Literal["count", "count_with_validation"]
 Bags = tuple[np.ndarray | list[np.ndarray], np.ndarray]
 """(values [V] of any integer type, in one or several pieces; lengths int64 [n])"""
 
@@ -52,7 +53,7 @@ class FeatureStore:
         dataset: Dataset,
         keys: Sequence[str],
         neighbours: NeighbourRule | None = None,
-        count_column: Literal["count", "count_with_validation"] = "count",
+        count_column: CountColumn = "count",
     ) -> None:
         self._neighbours = None if neighbours is None else Neighbours(dataset, neighbours)
         self.num_users = dataset.num_users
@@ -71,11 +72,10 @@ class FeatureStore:
                     f"the dataset has no attribute {key!r}; it has: {known}. "
                     "Leave it out, or prepare the dataset with it."
                 )
-            self._columns[key] = _read_attribute(dataset, key, attributes[key])
-        counts = _read_integers(dataset.file("items.parquet"), count_column, None)
+            self._columns[key] = read_attribute(dataset, key, attributes[key])
+        counts = read_counts(dataset, "item", count_column)
         self.item_count_I = counts.astype(np.int64 if counts.itemsize == 8 else np.int32)
         """Positive interactions of each item in the splits trained on, [num_items]."""
-        _check_rows(dataset.file("items.parquet"), len(self.item_count_I), self.num_items)
 
     def count(self, item_n: np.ndarray) -> np.ndarray:
         """Train count of each item, int64 [n]; 0 for id -1."""
@@ -216,7 +216,20 @@ def _pieces(values: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
     return values if isinstance(values, list) else [values]
 
 
-def _read_attribute(dataset: Dataset, key: str, attribute: Attribute) -> np.ndarray | Jagged:
+def count_column(splits: Sequence[str]) -> CountColumn:
+    """Which column of users.parquet and items.parquet counts the positives of these splits."""
+    return "count_with_validation" if "validation" in splits else "count"
+
+
+def read_counts(dataset: Dataset, side: Side, column: CountColumn) -> np.ndarray:
+    """Positive interactions of each user or item, in the smallest type that holds them."""
+    path = dataset.file(f"{side}s.parquet")
+    counts = _read_integers(path, column, None)
+    _check_rows(path, len(counts), dataset.num_users if side == "user" else dataset.num_items)
+    return counts
+
+
+def read_attribute(dataset: Dataset, key: str, attribute: Attribute) -> np.ndarray | Jagged:
     side = key.split(".", 1)[0]
     path = dataset.file(f"{side}s.parquet")
     rows = dataset.num_users if side == "user" else dataset.num_items

@@ -1,14 +1,20 @@
-"""Histories of interactions and queries, as SQL over table `kept` of one partition.
+"""Histories of interactions, queries and users of today, as SQL.
 
-`kept` has `user, item, feedback, moment, position, split`. A pool is the items of one feedback that
-a split's rows may see: pool 0 holds train, pool 1 train and validation. A user's items of a pool
-are numbered k = 1..n by (moment, position); `recent` of number k lists the last H up to it:
+All of them are the last H items of a user's rows in the order of (moment, position). Where data
+have times, that is the order of time, ties by the place in the source, and a row sees what is
+strictly before it. Where they have none, `position` is the row's place in a random order of its
+user's rows (`places_without_time`), `moment` is the position, and histories are exchangeable: a row
+sees a random min(H, n - 1) of the user's other items, a query a random min(H, n) of all.
+
+`kept`, of one partition, has `user, item, feedback, moment, position, split`. A pool is the items
+of one feedback that a split's rows may see: pool 0 holds train, pool 1 train and validation. A
+user's items of a pool are numbered k = 1..n; `recent` of number k lists the last H up to it:
 
     items of a pool   a b c d e        H = 3
     k                 1 2 3 4 5        recent of k = 4: [b, c, d]
 
 So the history of a row is `recent` of the number of pool items strictly before it: one equality
-join, and H items a row whatever a user's length. Without time the pool is cyclic: the last H items
+join, and H items a row whatever a user's length. Without times the pool is cyclic: the last H items
 stand before the first as k = 1-H..0, and a row's own item is cut off.
 """
 
@@ -28,7 +34,7 @@ class History:
     length: int
     """H, the longest history."""
     cyclic: bool
-    """True without timestamps: training rows see the items around them in file order."""
+    """True without timestamps: rows see the user's other items, not those before them."""
     until_first_target: bool
     """Queries see what lies before their first held-out row; else the whole pool."""
     with_disliked: bool
@@ -38,6 +44,25 @@ class History:
     def kinds(self) -> tuple[tuple[str, int], ...]:
         """Name of the lists and their feedback."""
         return (("history", 1), ("disliked", -1)) if self.with_disliked else (("history", 1),)
+
+
+def places_without_time(seed: int) -> str:
+    """Expression of a row's place in its user's rows, from 0, where there are no times.
+
+    Of user, item and seed alone: the order of the source's rows tells of the items (files are
+    sorted by time, by item, by rating) and is lost. Another order than the split's is.
+    """
+    order = f"hash(user, item, {seed}, 'place'), item"
+    return f"row_number() OVER (PARTITION BY user ORDER BY {order}) - 1"
+
+
+def latest(feedback: int, length: int, condition: str = "true") -> str:
+    """Aggregate of a user's rows: its last `length` items of one feedback, oldest first."""
+    if length == 0:
+        return EMPTY
+    items = "list(item ORDER BY moment, position)"
+    chosen = f"{items} FILTER (feedback = {feedback} AND {condition})"
+    return f"coalesce(({chosen})[-{length}:], {EMPTY})"
 
 
 def history_tables(connection: duckdb.DuckDBPyConnection, history: History) -> None:
@@ -110,18 +135,11 @@ def rows_select(history: History, split: int) -> str:
 
 def queries_select(history: History, split: int) -> str:
     """SELECT of one row a user with a positive in a held-out split."""
-    pool = split - 1
-    before = "AND kept.moment < target.start" if history.until_first_target else ""
+    before = "kept.moment < target.start" if history.until_first_target else "true"
     known = ", ".join(
-        f"count(*) FILTER (kept.feedback = {feedback} {before}) AS {kind}_k"
-        for kind, feedback in history.kinds
+        f"{latest(feedback, history.length, before)} AS {kind}" for kind, feedback in history.kinds
     )
-    lists = ", ".join(_cut(history, kind, "false") for kind, _ in history.kinds)
-    joins = " ".join(
-        f"LEFT JOIN pool_{kind}_{pool} AS pool_{kind} ON pool_{kind}.user = target.user "
-        f"AND pool_{kind}.k = known.{kind}_k"
-        for kind, _ in history.kinds
-    )
+    lists = ", ".join(f"coalesce(known.{kind}, {EMPTY}) AS {kind}" for kind, _ in history.kinds)
     disliked = f"coalesce(target.disliked, {EMPTY}) AS disliked_targets, "
     return f"""WITH target AS (
             SELECT user, min(moment) AS start,
@@ -130,9 +148,9 @@ def queries_select(history: History, split: int) -> str:
             FROM kept WHERE split = {split} GROUP BY user
             HAVING count(*) FILTER (feedback = 1) > 0),
         known AS (
-            SELECT kept.user, list(kept.item ORDER BY kept.item) AS seen, {known}
+            SELECT kept.user, list(item ORDER BY item) AS seen, {known}
             FROM kept JOIN target ON target.user = kept.user
             WHERE kept.split < {split} GROUP BY kept.user)
         SELECT target.user, target.targets, {disliked if history.with_disliked else ""}
             coalesce(known.seen, {EMPTY}) AS seen, {lists}
-        FROM target LEFT JOIN known ON known.user = target.user {joins}"""
+        FROM target LEFT JOIN known ON known.user = target.user"""

@@ -19,10 +19,12 @@ from itertools import chain, count, tee
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from trainer.data.assemble import Assembler, Piece, Window
 from trainer.data.batch import Batch
 from trainer.data.candidates import CandidateSampler, Distribution
-from trainer.data.features import LIST_KEYS, FeatureStore, list_of, side_of
+from trainer.data.features import LIST_KEYS, FeatureStore, count_column, list_of, side_of
 from trainer.data.neighbours import NeighbourRule
 from trainer.data.order import EpochOrder, Position, default_streams
 from trainer.data.plan import EpochPlan, Step
@@ -111,9 +113,13 @@ class Loader:
             self.dataset,
             (*query_keys, *candidate_keys),
             neighbours,
-            "count_with_validation" if "validation" in splits else "count",
+            count_column(splits),
         )
-        self._sampler = CandidateSampler(self.store.item_count_I, extra_distribution, seed)
+        self._sampler = (
+            CandidateSampler(self.store.item_count_I, extra_distribution, seed)
+            if extra_candidates
+            else None
+        )
         self._assembler = Assembler(self.store, self.query_keys, self.candidate_keys, seed)
         self._padding = self._assembler.join(WindowRows.missing(local_batch_size, self._list_keys))
         self.position = self._start(0) if position is None else self._restore(position)
@@ -194,9 +200,11 @@ class Loader:
             filled = row + segment.rows
         if filled < self.local_batch_size:
             pieces.append(Piece(self._padding, 0, self.local_batch_size - filled))
-        start = self._rank * extra
-        extra_item_E = self._sampler.draw(epoch, step.number, start, start + extra)
-        extra_item_E[max(0, self._sampled - start) :] = -1
+        extra_item_E = np.empty(0, dtype=np.int64)
+        if self._sampler is not None:
+            start = self._rank * extra
+            extra_item_E = self._sampler.draw(epoch, step.number, start, start + extra)
+            extra_item_E[max(0, self._sampled - start) :] = -1
         position = {**step.position.to_json(), "order": self._fingerprint}
         return self._assembler.batch(step, pieces, extra_item_E, position)
 

@@ -12,8 +12,10 @@ Shapes: n = bags asked for, V = values of all bags, P = training pairs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from trainer.data.candidates import hash_counter, hash_key
 from trainer.data.jagged import Jagged, take_ranges
 from trainer.data.schema import DERIVED, Dataset
 from trainer.data.storage import open_parquet
+from trainer.mistake import Mistake
 
 Side = Literal["user", "item"]
 
@@ -58,7 +61,7 @@ class Neighbours:
     """The bags of a dataset's users and items under a rule."""
 
     def __init__(self, dataset: Dataset, rule: NeighbourRule) -> None:
-        folder = _stored(dataset, rule.splits)
+        folder = store_neighbours(dataset, rule.splits)
         self._limit = rule.limit
         self._bags: dict[str, Jagged] = {}
         self._degree: dict[str, np.ndarray] = {}
@@ -100,6 +103,10 @@ class Neighbours:
             lengths_n = np.bincount(row_V, minlength=len(id_n))
         return values_V, lengths_n.astype(np.int64), weights_V
 
+    def degree(self, side: Side) -> np.ndarray:
+        """Neighbours of each user or item."""
+        return self._degree[side]
+
     def _sample(
         self, side: Side, row_n: np.ndarray, start_n: np.ndarray, degree_n: np.ndarray, draw: Draw
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -118,12 +125,15 @@ class Neighbours:
         return self._bags[side].values[index_V].astype(np.int64), lengths_n
 
 
-def _stored(dataset: Dataset, splits: Sequence[str]) -> Path:
-    """Folder of the four arrays; the first to need them makes them, whole or not at all."""
+def store_neighbours(dataset: Dataset, splits: Sequence[str]) -> Path:
+    """Folder of the four arrays, which are made where they are not there, whole or not at all.
+
+    To be called on one rank of a machine before the others: all pairs are sorted in memory.
+    """
     name = f"neighbours-{'-'.join(splits)}-{dataset.digest[:12]}"
     home = Path(dataset.path) / DERIVED
     if not os.access(dataset.path, os.W_OK):  # read-only or remote data
-        home = Path(tempfile.gettempdir()) / f"tandem-{os.getuid()}"
+        home = _own_folder(Path(tempfile.gettempdir()) / f"tandem-{os.getuid()}")
     folder = home / name
     if folder.is_dir():
         return folder
@@ -137,6 +147,19 @@ def _stored(dataset: Dataset, splits: Sequence[str]) -> Path:
     except OSError:  # another rank was first; its arrays are the same
         shutil.rmtree(partial)
     return folder
+
+
+def _own_folder(path: Path) -> Path:
+    """A folder that nobody else can write to; raises where somebody else made it before."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700, parents=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise Mistake(
+            f"{path} is not a folder of this user's, and the training graph of data that cannot "
+            "be written to is kept there: name another folder for temporary files in TMPDIR"
+        )
+    return path
 
 
 def _read_pairs(dataset: Dataset, splits: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

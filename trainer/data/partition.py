@@ -16,7 +16,13 @@ from typing import Any
 import duckdb
 
 from trainer.data import sql
-from trainer.data.histories import History, history_tables, queries_select, rows_select
+from trainer.data.histories import (
+    History,
+    history_tables,
+    places_without_time,
+    queries_select,
+    rows_select,
+)
 from trainer.data.splits import SplitRule, split_query
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -113,7 +119,14 @@ def _keep_rows(
     kept, neutral = sql.one(
         connection, "SELECT count(*), count(*) FILTER (feedback = 0) FROM pairs"
     )
-    connection.execute("CREATE TEMP VIEW with_feedback AS FROM pairs WHERE feedback <> 0")
+    place = places_without_time(plan.rule.seed)
+    order = "moment, position"
+    if not plan.has_timestamps:
+        order = f"{place} AS moment, {place} AS position"
+    connection.execute(
+        f"""CREATE TEMP VIEW with_feedback AS SELECT user, item, feedback, {order}, given, old
+        FROM pairs WHERE feedback <> 0"""
+    )
     connection.execute(
         f"""CREATE TEMP TABLE kept AS SELECT user, item, feedback, moment, position,
             split::TINYINT AS split FROM ({split_query(plan.rule, "with_feedback")})"""

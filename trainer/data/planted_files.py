@@ -85,7 +85,8 @@ class DatasetWriter:
             {
                 "user": np.arange(users) + part.first_user,
                 "raw_id": np.arange(users) + part.first_user + 1,
-                "count": part.count_U(),
+                "count": part.count_U(0),
+                "count_with_validation": part.count_U(1),
                 "country": country_U,
                 "interests": as_list(interests),
             }

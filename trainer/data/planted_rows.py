@@ -79,9 +79,9 @@ class PartRows:
             }
         )
 
-    def count_U(self) -> np.ndarray:
-        """Positive train interactions of each user, int64."""
-        counted = self.draws.liked_M & (self.split_M == 0)
+    def count_U(self, last_split: int) -> np.ndarray:
+        """Positive interactions of each user in the splits up to one, int64."""
+        counted = self.draws.liked_M & (self.split_M <= last_split)
         return np.bincount(self.draws.user_M[counted], minlength=len(self.is_held_U))
 
     def _recent(self, user_n: np.ndarray, limit_n: np.ndarray, *, liked: bool) -> Jagged:

@@ -43,9 +43,8 @@ def write_items_and_users(
             titles = ["old.title"] if extends else []
             titles += [] if title is None else [f"nullif(trim(CAST(side.{title} AS VARCHAR)), '')"]
             columns.append(f"coalesce({', '.join([*reversed(titles), 'NULL::VARCHAR'])}) AS title")
-        columns.append("coalesce(counts.count, 0) AS count")
-        if side == "item":
-            columns.append("coalesce(counts.count_with_validation, 0) AS count_with_validation")
+        for name in ("count", "count_with_validation"):
+            columns.append(f"coalesce(counts.{name}, 0) AS {name}")
         for each in attributes[side]:
             name = sql.name(each.attribute.name)
             values = [] if each.table is None else [f"{each.table}.value"]

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from trainer.agreement import gather_objects
-from trainer.data.features import FeatureStore, list_of
+from trainer.data.features import FeatureStore, count_column, list_of
 from trainer.data.schema import Dataset
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
@@ -22,7 +21,6 @@ from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.topk import ItemRows
 
 ROWS_AT_ONCE = 1 << 15
-CountColumn = Literal["count", "count_with_validation"]
 
 
 class Encoder:
@@ -45,8 +43,9 @@ class Encoder:
         self.num_items = dataset.num_items
         self.num_users = dataset.num_users
         self.history_length = history_length
-        counts: CountColumn = "count_with_validation" if "validation" in train_splits else "count"
-        self.store = FeatureStore(dataset, model.inputs.keys, model.inputs.neighbours, counts)
+        self.counts = count_column(train_splits)
+        """Column of items.parquet and users.parquet with their training interactions."""
+        self.store = FeatureStore(dataset, model.inputs.keys, model.inputs.neighbours, self.counts)
 
     @staticmethod
     def of_run(trained: TrainedRun, ranks: Ranks) -> Encoder:
@@ -98,6 +97,8 @@ class Encoder:
     def items(self, on_block: Callable[[], None] = lambda: None) -> ItemRows:
         """This rank's range of the catalog, encoded. Collective. Memory: 4 * I * D bytes.
 
+        Items of which nothing is known (zeros) are in no ranking.
+
         Args:
             on_block: called after each block of items.
         """
@@ -110,7 +111,13 @@ class Encoder:
             filled += len(block_nD)
             on_block()
         assert embedding_ID is not None and filled == stop - first
-        return ItemRows(embedding_ID, first)
+        nothing_known_X = (~is_known(embedding_ID)).nonzero().squeeze(1)  # device-to-host sync
+        return ItemRows(embedding_ID, first, nothing_known_X)
+
+
+def is_known(embedding_nD: Tensor) -> Tensor:
+    """bool [n]: rows of which the model knows anything; it gives zeros for the others."""
+    return (embedding_nD != 0).any(dim=1)
 
 
 def rank_range(total: int, ranks: Ranks) -> tuple[int, int]:

@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from trainer.data.schema import Dataset
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
 from trainer.retrieval.cut_offs import DEFAULT, check_queries, cut_offs
-from trainer.retrieval.encode import Encoder
+from trainer.retrieval.encode import Encoder, is_known
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.keys import decode_keys
 from trainer.retrieval.merge import merge_rankings, share_queries
@@ -48,6 +49,10 @@ class Evaluation:
     """The values of the popularity ranking; empty where it was not asked for."""
     num_queries: int
     num_queries_of_split: int
+    unknown_items: int
+    """Items of which the model knows nothing: in no ranking, as targets they count as missed."""
+    unknown_queries: int
+    """Queries of which it knows nothing: they are answered with what is most popular."""
     seconds: float = field(compare=False)
 
 
@@ -102,7 +107,9 @@ def evaluate_split(
     group_I = popularity_groups(count_I, num_groups).to(torch.uint8) if num_groups else None
     ours = Tally(dataset, ks, device, group_I, num_groups)
     popular = Tally(dataset, ks, device, None, 0) if baseline else None
-    by_popularity = PopularityRanking(count_I) if baseline else None
+    by_popularity = PopularityRanking(count_I)
+    assert items.unranked_X is not None
+    unknown = torch.tensor([len(items.unranked_X), 0], device=device)
     done = 0
     for block in read_queries(dataset, split, rows, QUERIES_AT_ONCE[device.type]):
         own = own_share(block, encoder.ranks)
@@ -110,12 +117,20 @@ def evaluate_split(
         query_QD = share_queries(query_qD)  # collective
         seen = block.seen.padded(len(query_QD)).to(device)
         key_qK = merge_rankings(exact_topk(items, query_QD, seen, max(ks), how))  # collective
-        ours.add(decode_keys(key_qK)[1], own)
-        if popular is not None and by_popularity is not None:
-            popular.add(by_popularity.topk(own.seen.to(device), max(ks)), own)
+        item_qK = decode_keys(key_qK)[1]
+        unknown_q = ~is_known(query_qD)
+        unknown[1] += (unknown_q & (own.user_Q >= 0).to(device)).sum()
+        if popular is not None or bool(unknown_q.any()):  # device-to-host sync
+            popular_qK = by_popularity.topk(own.seen.to(device), max(ks))
+            item_qK = torch.where(unknown_q.unsqueeze(1), popular_qK, item_qK)
+            if popular is not None:
+                popular.add(popular_qK, own)
+        ours.add(item_qK, own)
         done += len(block)
         on_progress(done, len(rows))
     values = ours.values()  # collective
+    dist.all_reduce(unknown)  # collective
+    unknown_items, unknown_queries = unknown.tolist()  # device-to-host sync
     return Evaluation(
         values=values,
         intervals=ours.means.intervals(population) if len(rows) < population else {},
@@ -123,6 +138,8 @@ def evaluate_split(
         baseline=popular.values() if popular is not None else {},  # collective
         num_queries=len(rows),
         num_queries_of_split=population,
+        unknown_items=unknown_items,
+        unknown_queries=unknown_queries,
         seconds=time.perf_counter() - started,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     if not is_first_process():
         return record
     as_sheet(evaluation, arguments.split).print()
+    for line in notes(evaluation):
+        say(line)
     for key, count in beside["unknown_ids"].items():
         say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
     path = storage_path(arguments.run) / REPORT_FILE
@@ -99,6 +102,8 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
         "popularity_groups": evaluation.groups,
         "users": evaluation.num_queries,
         "users_of_split": evaluation.num_queries_of_split,
+        "unknown_items": evaluation.unknown_items,
+        "unknown_users": evaluation.unknown_queries,
         "seconds": evaluation.seconds,
     }
 
@@ -126,6 +131,20 @@ def as_sheet(evaluation: Evaluation, split: str) -> Sheet:
     for name in names:
         sheet.add(name, *(f"{evaluation.baseline[f'{name}@{k}']:.4f}" for k in ks))
     return sheet
+
+
+def notes(evaluation: Evaluation) -> Iterator[str]:
+    """A line on items and one on users of which the model knows nothing, where there are some."""
+    if evaluation.unknown_items:
+        yield (
+            f"nothing is known of {evaluation.unknown_items:,} items (no training row has them): "
+            "they are in no ranking, and as targets they count as missed"
+        )
+    if evaluation.unknown_queries:
+        yield (
+            f"nothing is known of {evaluation.unknown_queries:,} users: "
+            "they are shown what is most popular"
+        )
 
 
 def _with_interval(evaluation: Evaluation, name: str) -> str:

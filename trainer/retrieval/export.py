@@ -1,12 +1,16 @@
 """`tandem export RUN OUT`: embeddings as Parquet, tower programs, and a FAISS index.
 
-    OUT/items/part-R.parquet   item, raw_id, title, embedding    rank R's range of the catalog
-    OUT/users/part-R.parquet   user, raw_id, embedding           histories up to the present
+    OUT/items/part-R.parquet   item, raw_id, title, count, known, embedding   of rank R's range
+    OUT/users/part-R.parquet   user, raw_id, count, known, embedding  histories up to the present
     OUT/{item,query}_tower.pt2, OUT/{item,query}_encoder.pt2     see programs.py
-    OUT/items.faiss            with --index
+    OUT/items.faiss            with --index; what a search returns are item rows
     OUT/export.json            what made it, and how programs and index are called
 
 docs/serving.md tells how they are used.
+
+`count` are training interactions. Where the model knows nothing of an item or user, `known` is
+false and the embedding is the mean of others: it stands in the middle of every ranking, and such a
+user is shown what most are shown. The index leaves such items out.
 
 OUT appears whole or not at all (whole_folder.py).
 """
@@ -28,6 +32,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.agreement import gather_objects
+from trainer.data.features import CountColumn
 from trainer.data.schema import Dataset
 from trainer.data.storage import open_parquet
 from trainer.filesystems import is_uri
@@ -35,7 +40,13 @@ from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.restore import TrainedRun, load_run
 from trainer.retrieval.arguments import ExportArguments
-from trainer.retrieval.encode import ROWS_AT_ONCE, Encoder, blocks_of_range, rank_range
+from trainer.retrieval.encode import (
+    ROWS_AT_ONCE,
+    Encoder,
+    blocks_of_range,
+    is_known,
+    rank_range,
+)
 from trainer.retrieval.index import (
     build_index,
     index_recall,
@@ -81,6 +92,12 @@ def _tell(facts: dict[str, Any], out: str) -> None:
         f"exported {facts['items']:,} items and {facts['users']:,} users, "
         f"{facts['width']} wide, to {out}"
     )
+    for side in ("items", "users"):
+        if facts[f"unknown_{side}"]:
+            say(
+                f"nothing is known of {facts[f'unknown_{side}']:,} {side} (`known` is false): "
+                "they have the mean embedding"
+            )
     say(f"programs: {', '.join(facts['programs'])}")
     if "index" in facts:
         found = facts["index"]
@@ -111,9 +128,12 @@ def export_on_rank(given: tuple[ExportArguments, Path | None], ranks: Ranks) -> 
     assert folder is not None
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
     encoder = Encoder.of_run(trained, ranks)
-    width = write_items(encoder, trained.dataset, folder / "items")  # collective
+    width, unknown_items = write_items(encoder, trained.dataset, folder / "items")  # collective
+    unknown_users = 0
     if arguments.users:
-        write_users(encoder, trained.dataset, folder / "users")  # collective
+        unknown_users = write_users(encoder, trained.dataset, folder / "users")  # collective
+    unknown = torch.tensor([unknown_items, unknown_users], device=ranks.device)
+    dist.all_reduce(unknown)  # collective
     programs = write_programs(trained, ranks, folder, arguments.encoder_limit)  # collective
     dist.barrier()  # collective: all parts are written
     inputs = trained.model.inputs
@@ -124,6 +144,8 @@ def export_on_rank(given: tuple[ExportArguments, Path | None], ranks: Ranks) -> 
         "similarity": trained.config.model.similarity,
         "items": trained.dataset.num_items,
         "users": trained.dataset.num_users if arguments.users else 0,
+        "unknown_items": int(unknown[0]),
+        "unknown_users": int(unknown[1]),
         "width": width,
         "query_keys": list(inputs.query_keys),
         "candidate_keys": list(inputs.candidate_keys),
@@ -135,22 +157,26 @@ def export_on_rank(given: tuple[ExportArguments, Path | None], ranks: Ranks) -> 
     return facts
 
 
-def write_items(encoder: Encoder, dataset: Dataset, folder: Path) -> int:
-    """This rank's part of the item embeddings; returns their width. Collective."""
+def write_items(encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[int, int]:
+    """This rank's part of the item embeddings; their width, those unknown. Collective."""
     width = 0
-    with _Part(folder, encoder.ranks, dataset.file("items.parquet"), "item") as part:
+    with _Part(
+        folder, encoder.ranks, dataset.file("items.parquet"), "item", encoder.counts
+    ) as part:
         for row_n, block_nD in encoder.item_blocks():  # collective
             width = block_nD.size(1)
-            part.write(row_n, block_nD)
-    return width
+            part.write(row_n, block_nD)  # collective
+    return width, part.unknown
 
 
-def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> None:
-    """This rank's part of the user embeddings. Collective."""
+def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> int:
+    """This rank's part of the user embeddings; those unknown. Collective."""
     first, stop = rank_range(dataset.num_users, encoder.ranks)
     known = known_users(dataset, first, stop, with_seen=False, block_size=ROWS_AT_ONCE)
     longest = min(ROWS_AT_ONCE, -(-dataset.num_users // encoder.ranks.world_size))
-    with _Part(folder, encoder.ranks, dataset.file("users.parquet"), "user") as part:
+    with _Part(
+        folder, encoder.ranks, dataset.file("users.parquet"), "user", encoder.counts
+    ) as part:
         for row_n in blocks_of_range(dataset.num_users, encoder.ranks):
             user_q = torch.full((longest,), -1)
             user_q[: len(row_n)] = torch.from_numpy(row_n)
@@ -161,7 +187,8 @@ def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> None:
             query_qD = encoder.queries(  # collective
                 user_q, history.padded(longest), disliked.padded(longest)
             )
-            part.write(row_n, query_qD[: len(row_n)])
+            part.write(row_n, query_qD[: len(row_n)])  # collective
+    return part.unknown
 
 
 def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) -> list[str]:
@@ -179,11 +206,14 @@ def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) 
 class _Part:
     """One rank's Parquet file of embeddings, beside columns of the dataset's table."""
 
-    def __init__(self, folder: Path, ranks: Ranks, table_path: str, key: str) -> None:
+    def __init__(
+        self, folder: Path, ranks: Ranks, table_path: str, key: str, count: CountColumn
+    ) -> None:
         self.key = key
         self.path = folder / f"part-{ranks.rank:05d}.parquet"
         self.source = open_parquet(table_path)
-        self.columns = [c for c in ("raw_id", "title") if c in self.source.schema_arrow.names]
+        wanted = ("raw_id", "title", count)
+        self.columns = [c for c in wanted if c in self.source.schema_arrow.names]
         metadata = self.source.metadata
         sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         self.starts = list(accumulate(sizes, initial=0))
@@ -191,6 +221,10 @@ class _Part:
         self.writer: pq.ParquetWriter | None = None
         self.closing = ExitStack()
         self.closing.callback(self.source.close)
+        self.mean_D: Tensor | None = None
+        """Mean of what is known in the ranks' first blocks: rows are dealt by hash, so of any."""
+        self.unknown = 0
+        """Rows so far of which the model knows nothing."""
 
     def __enter__(self) -> _Part:
         return self
@@ -199,14 +233,20 @@ class _Part:
         self.closing.__exit__(*error)
 
     def write(self, row_n: np.ndarray, embedding_nD: Tensor) -> None:
-        """Rows, consecutive, with their embeddings."""
+        """Rows, consecutive, with their embeddings. Collective, for the first block."""
+        known_n = is_known(embedding_nD)
+        if self.mean_D is None:
+            self.mean_D = _mean_of_all(embedding_nD[known_n])  # collective
         if not len(row_n) and self.writer is not None:
             return
+        self.unknown += int((~known_n).sum())  # device-to-host sync
+        embedding_nD = torch.where(known_n.unsqueeze(1), embedding_nD, self.mean_D)
         named = self._named(row_n)
         flat = pa.array(embedding_nD.float().cpu().numpy().reshape(-1))
         embedding = pa.FixedSizeListArray.from_arrays(flat, embedding_nD.size(1))
-        columns = {self.key: pa.array(row_n)} | {c: named.column(c) for c in self.columns}
-        table = pa.table({**columns, "embedding": embedding})
+        columns = {c.removesuffix("_with_validation"): named.column(c) for c in self.columns}
+        columns["known"] = pa.array(known_n.cpu().numpy())
+        table = pa.table({self.key: pa.array(row_n), **columns, "embedding": embedding})
         if self.writer is None:
             # Floats of embeddings do not compress: no time is lost on trying.
             stream = self.closing.enter_context(written(self.path))
@@ -236,13 +276,21 @@ class _Part:
         return self.source.read_row_group(group, columns=self.columns)
 
 
+def _mean_of_all(embedding_nD: Tensor) -> Tensor:
+    """Mean of all ranks' rows, [D]; zeros where there are none. Collective."""
+    sums = torch.cat([embedding_nD.double().sum(0), embedding_nD.new_tensor([len(embedding_nD)])])
+    dist.all_reduce(sums)  # collective
+    return (sums[:-1] / sums[-1].clamp(min=1)).to(embedding_nD.dtype)
+
+
 def _write_index(arguments: ExportArguments, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Rank 0: build, compare with exact search, write."""
     assert arguments.index is not None
-    index = build_index(arguments.index, folder / "items", facts["items"], facts["width"])
+    known = facts["items"] - facts["unknown_items"]
+    index = build_index(arguments.index, folder / "items", known, facts["width"])
     block = next(read_embeddings(folder / "users"))
     rows = np.random.default_rng(0).permutation(len(block))[:QUERIES_OF_RECALL]
-    k = min(arguments.index_k, facts["items"])
+    k = min(arguments.index_k, known)
     recall = index_recall(index, folder / "items", torch.from_numpy(block[rows]), k)
     write_index(index, folder / "items.faiss")
     return {

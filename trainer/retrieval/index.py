@@ -1,8 +1,9 @@
 """FAISS indexes over exported item embeddings, and how much of the exact result they find.
 
-Scores are inner products (cosines, where the towers normalise). Index positions are item rows.
+Scores are inner products (cosines, where the towers normalise). What a search returns are item
+rows: the index maps its positions to them, since items of which nothing is known are not in it.
 
-Tensor shapes: n items of a block, D embedding width, Q queries.
+Tensor shapes: n items of a block, I items, D embedding width, Q queries.
 """
 
 from __future__ import annotations
@@ -39,8 +40,20 @@ def read_embeddings(folder: Path) -> Iterator[np.ndarray]:
                 yield column.flatten().to_numpy().reshape(len(column), -1)
 
 
+def read_known(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(item rows [n], embeddings [n, D]) of an exported folder, without what is unknown."""
+    names = ["item", "known"]
+    sides = pq.read_table(folder, columns=names)
+    row_I, known_I = (sides.column(name).to_numpy() for name in names)
+    first = 0
+    for block_nD in read_embeddings(folder):
+        here = slice(first, first + len(block_nD))
+        yield row_I[here][known_I[here]], block_nD[known_I[here]]
+        first += len(block_nD)
+
+
 def build_index(kind: IndexKind, folder: Path, num_items: int, width: int) -> Any:
-    """A FAISS index of all embeddings of a folder.
+    """A FAISS index of the `num_items` known embeddings of a folder.
 
     flat is exact. ivf: 4 * sqrt(items) lists, a sixteenth of them searched. hnsw: 32 links an
     item, 128 candidates a search.
@@ -55,27 +68,31 @@ def build_index(kind: IndexKind, folder: Path, num_items: int, width: int) -> An
             index = faiss.IndexIVFFlat(quantizer, width, lists, faiss.METRIC_INNER_PRODUCT)
             index.nprobe = max(8, lists // 16)
             index.cp.niter = KMEANS_ROUNDS
-            index.train(_sample(read_embeddings(folder), num_items, TRAINED_PER_LIST * lists))
+            blocks = (block_nD for _, block_nD in read_known(folder))
+            index.train(_sample(blocks, num_items, TRAINED_PER_LIST * lists))
         case "hnsw":
             index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = 100
             index.hnsw.efSearch = 128
-    for block_nD in read_embeddings(folder):
-        index.add(np.ascontiguousarray(block_nD))
+    if kind != "ivf":  # which has a place for ids itself
+        index = faiss.IndexIDMap2(index)
+    for row_n, block_nD in read_known(folder):
+        index.add_with_ids(np.ascontiguousarray(block_nD), row_n)
     return index
 
 
 def index_recall(index: Any, folder: Path, query_QD: Tensor, k: int) -> float:
     """Share of the exact k best items that the index finds, over some queries."""
-    exact_QK, first = None, 0
-    for block_nD in read_embeddings(folder):
-        items = ItemRows(torch.from_numpy(block_nD.copy()), first)
+    exact_QK, rows = None, [np.empty(0, dtype=np.int64)]
+    for row_n, block_nD in read_known(folder):
+        items = ItemRows(torch.from_numpy(block_nD), sum(map(len, rows)))
+        rows.append(row_n)
         key_QK = exact_topk(items, query_QD, None, k)
         exact_QK = key_QK if exact_QK is None else merge_keys(exact_QK, key_QK, k)
-        first += len(block_nD)
     assert exact_QK is not None
     _, found = index.search(np.ascontiguousarray(query_QD.numpy()), k)
-    wanted = decode_keys(exact_QK)[1].numpy()
+    place_QK = decode_keys(exact_QK)[1].numpy()
+    wanted = np.where(place_QK >= 0, np.concatenate(rows)[place_QK], -1)
     hits = sum(len(np.intersect1d(a, b)) for a, b in zip(wanted, found, strict=True))
     return hits / max(int((wanted >= 0).sum()), 1)
 

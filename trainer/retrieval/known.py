@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from trainer.data import sql
+from trainer.data.histories import latest
 from trainer.data.jagged import Jagged, from_arrow
 from trainer.data.schema import Dataset
 from trainer.retrieval.item_lists import ItemLists
@@ -74,16 +75,14 @@ def _select(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, first: int, stop: int, with_seen: bool
 ) -> pa.RecordBatchReader:
     files = [file for split in SPLITS for file in dataset.split_files(split)]
-    order = "ORDER BY timestamp, item" if dataset.has_timestamps else "ORDER BY item"
-    lists = {
-        name: f"coalesce(list(item {order}) FILTER (feedback = {feedback}), []::BIGINT[])"
-        f"[-{max(dataset.history_length, 1)}:]"
-        for name, feedback in (("history", 1), ("disliked", -1))
-    }
+    liked, disliked = (latest(feedback, dataset.history_length) for feedback in (1, -1))
     seen = "list(DISTINCT item ORDER BY item)" if with_seen else "[]::BIGINT[]"
-    query = f"""SELECT user, {lists["history"]} AS history, {lists["disliked"]} AS disliked,
-            {seen} AS seen
-        FROM {sql.parquet(connection, files)} WHERE user >= {first} AND user < {stop}
+    rows = sql.parquet(connection, files)
+    position = "position" if "position" in sql.columns_of(connection, rows) else "0"
+    moment = "timestamp" if dataset.has_timestamps else position
+    query = f"""SELECT user, {liked} AS history, {disliked} AS disliked, {seen} AS seen
+        FROM (SELECT user, item, feedback, {moment} AS moment, {position} AS position
+            FROM {rows} WHERE user >= {first} AND user < {stop})
         GROUP BY user ORDER BY user"""
     return connection.sql(query).to_arrow_reader(1 << 15)
 

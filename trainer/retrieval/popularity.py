@@ -13,9 +13,13 @@ from trainer.retrieval.ranking import is_member
 
 
 class PopularityRanking:
-    """Items by falling count, the lower row first among equals; seen items are left out."""
+    """Items by falling count, the lower row first among equals; seen items are left out.
+
+    So are items that nobody took: of them nothing is known, and there may be a million.
+    """
 
     def __init__(self, count_I: Tensor) -> None:
+        self.num_taken = int((count_I > 0).sum())  # device-to-host sync
         self.item_I = count_I.argsort(descending=True, stable=True)
         self.place_I = torch.empty_like(self.item_I)
         self.place_I[self.item_I] = torch.arange(len(self.item_I), device=count_I.device)
@@ -39,8 +43,10 @@ class PopularityRanking:
             free = ~is_member(all_places, rows)
             position = free.cumsum(1) - 1
             row, place = (free & (position < k)).nonzero().unbind(1)
+            taken = place < self.num_taken
+            row, place = row[taken], place[taken]
             result_QK[open_q[row], position[row, place]] = self.item_I[place]
-            done = (free.sum(1) >= k) | (head == num_items)
+            done = (free.sum(1) >= k) | (head >= self.num_taken)
             open_q, head = open_q[~done], min(4 * head, num_items)
         return result_QK
 

@@ -8,8 +8,9 @@ Two kinds, both for any number of rows n at least 1:
                                written where the tables together fit a limit, since it holds them,
                                and no tower reads the graph, whose bags are weighted.
 
-An encoder sends ids that the model does not know to its row for them, as the model does. How
-they are called is told to their users in docs/serving.md.
+An encoder sends ids that the model does not know to its row for them, as the model does. The output
+is zeros for a row of which nothing is known: its features are zeros. How programs are called is
+told to their users in docs/serving.md.
 
 Tensor shapes: n rows, F features of the tower, D columns of a table, O columns of the output.
 """
@@ -30,6 +31,7 @@ from trainer.inputs import Inputs
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
 from trainer.retrieval.writing import written
+from trainer.towers import zeros_where_nothing_is_known
 
 
 class TowerProgram(nn.Module):
@@ -40,7 +42,8 @@ class TowerProgram(nn.Module):
         self.tower = copy.deepcopy(tower).cpu().eval()
 
     def forward(self, pooled_nFD: Tensor) -> Tensor:
-        return self.tower(pooled_nFD.unbind(1))
+        features_nD = pooled_nFD.unbind(1)
+        return zeros_where_nothing_is_known(self.tower(features_nD), features_nD)
 
 
 class EncoderProgram(nn.Module):
@@ -59,7 +62,8 @@ class EncoderProgram(nn.Module):
             self.register_buffer(f"table_{name}", tables[name])
 
     def forward(self, ids: dict[str, Tensor]) -> Tensor:
-        return self.tower([self._pooled(key, ids[key]) for key in self.keys])
+        features_nD = [self._pooled(key, ids[key]) for key in self.keys]
+        return zeros_where_nothing_is_known(self.tower(features_nD), features_nD)
 
     def _pooled(self, key: str, id_nL: Tensor) -> Tensor:
         """Sum of the ids' rows, or their mean where the model takes it; none give zeros."""

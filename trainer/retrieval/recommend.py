@@ -14,15 +14,16 @@ from trainer.mistake import Mistake
 from trainer.ranks import Ranks
 from trainer.restore import load_run
 from trainer.retrieval.arguments import RecommendArguments, SimilarArguments
-from trainer.retrieval.encode import Encoder
+from trainer.retrieval.encode import Encoder, is_known
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.keys import decode_keys
 from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.merge import merge_rankings, share_queries
 from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, split_ids
+from trainer.retrieval.popularity import PopularityRanking
 from trainer.retrieval.topk import ItemRows, exact_topk
 from trainer.retrieval.workers import is_first_process, on_workers
-from trainer.screen import Sheet, window_width
+from trainer.screen import Sheet, say, window_width
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Recommendations:
     scores: list[float]
     history: list[Item]
     """Most recent first."""
+    note: str | None = None
+    """What to know of the list, where the model knows nothing of the user or the item."""
 
 
 def recommend(arguments: RecommendArguments) -> Recommendations:
@@ -42,6 +45,7 @@ def recommend(arguments: RecommendArguments) -> Recommendations:
     if is_first_process():
         for sheet in sheets(found, title, window_width()):
             sheet.print()
+        _say_note(found)
     return found
 
 
@@ -54,7 +58,13 @@ def similar(arguments: SimilarArguments) -> Recommendations:
         sheet.add(rank, item.label, f"{score:.4f}")
     if is_first_process():
         sheet.print()
+        _say_note(found)
     return found
+
+
+def _say_note(found: Recommendations) -> None:
+    if found.note is not None:
+        say(found.note)
 
 
 def sheets(found: Recommendations, title: str, window: int | None) -> list[Sheet]:
@@ -93,8 +103,14 @@ def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommenda
     query_1D = encoder.queries(torch.tensor([row]), known.history, known.disliked)  # collective
     item, score = _best(encoder.items(), query_1D, known.seen, k)  # collective
     recent = known.history.values.flip(0)[:k].tolist()
-    dataset = trained.dataset
-    return Recommendations(name_items(dataset, item), score, name_items(dataset, recent))
+    dataset, note = trained.dataset, None
+    if not is_known(query_1D).item():
+        item, score = _most_popular(encoder, known.seen, k)
+        note = (
+            "no training interaction of this user, and nothing else that the model reads: these "
+            "are the most popular items, with their training interactions as the score"
+        )
+    return Recommendations(name_items(dataset, item), score, name_items(dataset, recent), note)
 
 
 def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendations:
@@ -103,13 +119,19 @@ def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendation
     (row,) = find_rows(trained.dataset, "item", [arguments.item])
     encoder = Encoder.of_run(trained, ranks)
     rows = encoder.items()  # collective
-    unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row)
+    unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row, rows.unranked_X)
     query_1D = functional.normalize(encoder.candidates(torch.tensor([row]).numpy()), dim=1)
     k = min(arguments.k, trained.dataset.num_items)
     item, score = _best(unit, query_1D, ItemLists.from_lists([[row]]), k)  # collective
-    return Recommendations(
-        name_items(trained.dataset, item), score, name_items(trained.dataset, [row])
-    )
+    note = None
+    if not is_known(query_1D).item():
+        item, score = [], []
+        note = (
+            "no training interaction with this item, and nothing else that the model reads: "
+            "what it is like is unknown"
+        )
+    dataset = trained.dataset
+    return Recommendations(name_items(dataset, item), score, name_items(dataset, [row]), note)
 
 
 def _best(
@@ -125,6 +147,14 @@ def _best(
     score_K, item_K = (part[0] for part in decode_keys(key_1K))
     real_K = item_K >= 0
     return item_K[real_K].tolist(), score_K[real_K].tolist()
+
+
+def _most_popular(encoder: Encoder, seen: ItemLists, k: int) -> tuple[list[int], list[float]]:
+    """The k items with the most training interactions that one user has not seen; with those."""
+    count_I = torch.from_numpy(encoder.store.item_count_I)
+    found_K = PopularityRanking(count_I).topk(seen, min(k, len(count_I)))[0]
+    found_K = found_K[found_K >= 0]
+    return found_K.tolist(), count_I[found_K].double().tolist()
 
 
 def _somebody_new(dataset: Dataset, encoder: Encoder, raw_ids: str) -> KnownUsers:

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -59,9 +60,7 @@ class Filter:
         """The fastest on this device; on a CPU, where bfloat16 may be emulated, by trying both."""
         if device.type == "cuda":
             return Filter("bfloat16", chunk_items=1 << 16)
-        seconds = {kind: _gemm_seconds(Filter(kind)) for kind in ("float32", "bfloat16")}
-        faster = seconds["bfloat16"] < seconds["float32"]
-        return Filter("bfloat16" if faster else "float32", chunk_items=4096)
+        return Filter(_faster_precision(), chunk_items=4096)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,14 +71,20 @@ class ItemRows:
     """One rank's contiguous range of items, with what bounds the filter's rounding error.
 
     Memory: the embeddings as given (not copied) and 8 bytes per GROUP items.
+
+    Args:
+        unranked_X: items, counted from `first_row` and ascending, that no query is answered with.
     """
 
-    def __init__(self, embedding_ID: Tensor, first_row: int = 0) -> None:
+    def __init__(
+        self, embedding_ID: Tensor, first_row: int = 0, unranked_X: Tensor | None = None
+    ) -> None:
         last_row = first_row + embedding_ID.size(0) - 1
         if last_row > MAX_ITEM_ROW:
             raise Mistake(f"item row {last_row} is over the limit of {MAX_ITEM_ROW}.")
         self.embedding_ID = _checked(embedding_ID, "item")
         self.first_row = first_row
+        self.unranked_X = unranked_X
         bounds = [torch.stack(_norms(part), dim=1) for part in self.embedding_ID.split(1 << 16)]
         self.bound_G2 = _group_max(torch.cat(bounds))
 
@@ -99,6 +104,25 @@ def exact_topk(
     for chunk in range(search.num_chunks):
         search.walk(chunk)
     return search.keys()
+
+
+class _UnrankedByChunk:
+    """Rows of each chunk's scores that no query is answered with."""
+
+    def __init__(self, items: ItemRows, chunk_items: int) -> None:
+        self.row_X, self.bounds = items.unranked_X, None
+        if self.row_X is not None and len(self.row_X):
+            starts = torch.arange(
+                0, len(items) + chunk_items, chunk_items, device=self.row_X.device
+            )
+            self.bounds = torch.searchsorted(self.row_X, starts).tolist()  # sync, once a block
+            self.place_X = self.row_X % chunk_items
+
+    def remove(self, chunk: int, score_NQ: Tensor) -> None:
+        """Put -inf at the chunk's unranked items."""
+        if self.bounds is not None and self.bounds[chunk] < self.bounds[chunk + 1]:
+            rows = self.place_X[self.bounds[chunk] : self.bounds[chunk + 1]]
+            score_NQ.index_fill_(0, rows, -torch.inf)
 
 
 class _SeenByChunk:
@@ -189,6 +213,7 @@ class Search:
         self.items, self.k, self.how = items, k, how
         self.num_chunks = -(-len(items) // how.chunk_items)
         self.removed = _SeenByChunk(seen, items, how.chunk_items)
+        self.unranked = _UnrankedByChunk(items, how.chunk_items)
         num_queries, width = query_QD.shape
         self.best = _Best(items, query_QD, k)
         self.threshold_Q = torch.full((num_queries,), -torch.inf, device=query_QD.device)
@@ -211,6 +236,7 @@ class Search:
         first = chunk * self.how.chunk_items
         score_NQ = self._filter_scores(first)
         self.removed.remove(chunk, score_NQ)
+        self.unranked.remove(chunk, score_NQ)
         score_GNQ = score_NQ.unflatten(0, (-1, GROUP))
         bound_G2 = self.items.bound_G2[first // GROUP :][: len(score_GNQ)]
         margin_Q = self.slack_Q2 @ bound_G2.amax(0)
@@ -302,6 +328,13 @@ def _norms(embedding_ND: Tensor) -> tuple[Tensor, Tensor]:
 def _group_max(value_I2: Tensor) -> Tensor:
     padding = -len(value_I2) % GROUP
     return torch.nn.functional.pad(value_I2, (0, 0, 0, padding)).unflatten(0, (-1, GROUP)).amax(1)
+
+
+@cache
+def _faster_precision() -> Precision:
+    """Of this machine's GEMMs; tried once, not in every evaluation while training."""
+    seconds = {kind: _gemm_seconds(Filter(kind)) for kind in get_args(Precision)}
+    return "bfloat16" if seconds["bfloat16"] < seconds["float32"] else "float32"
 
 
 def _gemm_seconds(how: Filter) -> float:
