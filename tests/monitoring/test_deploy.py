@@ -1,53 +1,20 @@
-"""Containers and Kubernetes manifests, as far as they can be held to anything without a cluster."""
+"""Images and Compose, as far as they can be held to anything without a daemon."""
 
+import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from cluster.cli import COMMANDS
 from cluster.train import parse_train
+from tests.monitoring.chart import DEPLOY
 from tests.monitoring.conftest import ROOT
 
-DEPLOY = ROOT / "deploy"
 DOCKERFILES = sorted((DEPLOY / "docker").glob("Dockerfile.*"))
-MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))
-FIELDS = {
-    "RayCluster": {"rayVersion", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"},
-    "RayJob": {
-        "entrypoint",
-        "submissionMode",
-        "shutdownAfterJobFinishes",
-        "ttlSecondsAfterFinished",
-        "backoffLimit",
-        "rayClusterSpec",
-    },
-}
-
-
-def documents() -> list[dict[str, Any]]:
-    return [each for file in MANIFESTS for each in yaml.safe_load_all(file.read_text())]
-
-
-def of_kind(*kinds: str) -> list[dict[str, Any]]:
-    return [each for each in documents() if each["kind"] in kinds]
-
-
-def ray_clusters() -> list[dict[str, Any]]:
-    jobs = [each["spec"]["rayClusterSpec"] for each in of_kind("RayJob")]
-    return jobs + [each["spec"] for each in of_kind("RayCluster")]
-
-
-def groups() -> list[dict[str, Any]]:
-    return [
-        group
-        for spec in ray_clusters()
-        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])
-    ]
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
@@ -92,78 +59,64 @@ def test_compose_is_accepted_by_docker() -> None:
     subprocess.run(["docker", "compose", "-f", file, "config", "-q"], check=True)
 
 
-def test_ray_resources_have_the_fields_of_kuberay() -> None:
-    """A subset of the CRDs' schemas, by hand: no field that KubeRay does not know."""
-    found = of_kind("RayCluster", "RayJob")
-    assert len(found) == 3
-    for each in found:
-        assert each["apiVersion"] == "ray.io/v1" and set(each["spec"]) <= FIELDS[each["kind"]]
-    for spec in ray_clusters():
-        assert set(spec) <= FIELDS["RayCluster"]
-        assert spec["rayVersion"] == installed_ray()
-        for group in spec["workerGroupSpecs"]:
-            assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-
-
-def installed_ray() -> str:
-    base = (ROOT / "requirements" / "base.txt").read_text()
-    found = re.search(r"^ray(?:\[\w+\])?==([\d.]+)$", base, re.MULTILINE)
-    assert found is not None
-    return found.group(1)
-
-
-def test_pods_state_resources_storage_and_rights() -> None:
-    claims = {each["metadata"]["name"] for each in of_kind("PersistentVolumeClaim")}
-    for group in groups():
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-        pod = group["template"]["spec"]
-        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"]
-        volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        (container,) = pod["containers"]
-        assert {"cpu", "memory"} <= set(container["resources"]["limits"])
-        assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
-        assert not container["securityContext"]["allowPrivilegeEscalation"]
-        for volume in volumes.values():
-            claim = volume.get("persistentVolumeClaim")
-            assert claim is None or claim["claimName"] in claims
-    gpus = [
-        g
-        for g in groups()
-        if "nvidia.com/gpu" in g["template"]["spec"]["containers"][0]["resources"]["limits"]
-    ]
-    assert len(gpus) == 2
-
-
-def test_prometheus_finds_the_pods() -> None:
-    (monitor,) = of_kind("PodMonitor")
-    labels = monitor["spec"]["selector"]["matchLabels"]
-    (port,) = {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]}
-    for group in groups():
-        template = group["template"]
-        assert labels.items() <= template["metadata"]["labels"].items()
-        ports = {p["name"]: p["containerPort"] for p in template["spec"]["containers"][0]["ports"]}
-        assert str(ports[port]) == group["rayStartParams"]["metrics-export-port"]
-    (service,) = of_kind("Service")
-    (scrape,) = of_kind("ScrapeConfig")
-    url = scrape["spec"]["httpSDConfigs"][0]["url"]
-    assert url.startswith(f"http://{service['metadata']['name']}.default.svc:9480/")
-    heads = [spec["headGroupSpec"]["template"]["spec"] for spec in ray_clusters()]
-    for head in heads:
-        assert {"name": "discovery", "containerPort": 9480} in head["containers"][0]["ports"]
-
-
-def commands() -> list[str]:
-    """Every `tandem ...` in these files."""
+def test_composes_command_is_understood() -> None:
     text = re.sub(r"\\\n#\s+", " ", (DEPLOY / "compose.yaml").read_text())
-    compose = re.search(r"ray-head (tandem train [^\n]*)", text)
-    assert compose is not None
-    return [each["spec"]["entrypoint"] for each in of_kind("RayJob")] + [compose.group(1)]
+    found = re.search(r"ray-head (tandem train [^\n]*)", text)
+    assert found is not None
+    program, subcommand, *flags = shlex.split(found.group(1))
+    assert program == "tandem" and subcommand in COMMANDS
+    _, parsed = parse_train(flags)
+    assert parsed.config.metrics.host == parsed.discovery_host == "0.0.0.0"
 
 
-def test_commands_in_them_are_understood() -> None:
-    assert len(commands()) == 3
-    for command in commands():
-        program, subcommand, *flags = shlex.split(command)
-        assert program == "tandem" and subcommand in COMMANDS
-        _, parsed = parse_train(flags)
-        assert parsed.config.metrics.host == parsed.discovery_host == "0.0.0.0"
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_images_have_what_they_run_and_no_more(file: Path) -> None:
+    (line,) = re.findall(r"--no-install-recommends(.*?)\n &&", file.read_text(), re.DOTALL)
+    packages = set(line.replace("\\", " ").split())
+    # A compiler for kernels; KubeRay asks the workers of a service for their health by wget.
+    assert packages >= {"gcc", "libc6-dev", "wget"}
+    rdma = {"libibverbs1", "ibverbs-providers", "librdmacm1"}
+    assert packages - {"gcc", "libc6-dev", "wget"} == (rdma if "cuda" in file.name else set())
+
+
+def test_an_image_holds_nothing_that_git_ignores() -> None:
+    """Docker's patterns begin at the root, git's anywhere, unless they begin with a slash."""
+    lines = (ROOT / ".gitignore").read_text().splitlines()
+    patterns = [line.rstrip("/") for line in lines if line and not line.startswith("#")]
+    kept_out = (ROOT / ".dockerignore").read_text().splitlines()
+    wanted = [p.lstrip("/") if p.startswith("/") else f"**/{p}" for p in patterns]
+    assert len(wanted) > 10 and set(wanted) <= set(kept_out)
+    assert {".git", "tests", "docs"} <= set(kept_out)
+
+
+def make_images(folder: Path, *flags: str, answers: bool) -> subprocess.CompletedProcess[str]:
+    """`make images` with a docker that writes down what it is asked for."""
+    docker = folder / "docker"
+    docker.write_text(f'#!/bin/sh\n[ "$1" = info ] && exit {0 if answers else 1}\necho "ran $*"\n')
+    docker.chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["make", "--no-print-directory", "-C", str(ROOT), "images", *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_make_images_builds_what_the_files_name(tmp_path: Path) -> None:
+    done = make_images(tmp_path, answers=True)
+    ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
+    assert ran == [
+        f"ran build -f deploy/docker/Dockerfile.{k} -t tandem:{k} ." for k in ("cpu", "cuda")
+    ]
+    tags = set(
+        re.findall(r"docker build -f \S+ -t (\S+) \.", "".join(f.read_text() for f in DOCKERFILES))
+    )
+    assert tags == {"tandem:cpu", "tandem:cuda"}
+    ours = make_images(tmp_path, "IMAGE=registry.example/team/tandem", "SETS=cuda", answers=True)
+    assert (
+        "ran build -f deploy/docker/Dockerfile.cuda -t registry.example/team/tandem:cuda ."
+        in ours.stdout
+    )
+
+
+def test_make_images_says_that_there_is_no_daemon(tmp_path: Path) -> None:
+    done = make_images(tmp_path, answers=False)
+    assert done.returncode and "ran" not in done.stdout
+    assert "error: no daemon answers `docker info`" in done.stdout
