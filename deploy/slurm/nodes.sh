@@ -78,13 +78,15 @@ threads_of_a_rank() {
   echo $((threads > 0 ? threads : 1))
 }
 
-# Run a command until it ends. If Slurm's signal comes before (--signal=B:TERM@300: the time is nearly
-# over, or the job is preempted), pass it on, wait for the checkpoint, and put the job back into the queue.
+# run_and_requeue step|process COMMAND ...: run it until it ends. If Slurm's signal comes before
+# (--signal=B:TERM@300: the time is nearly over, or the job is preempted), pass it on, wait for the
+# checkpoint, and put the job back into the queue.
 run_and_requeue() {
-  local status stopped=
+  local kind=$1 status stopped=
+  shift
   "$@" &
   local command=$!
-  trap 'stopped=yes; say "asked to stop: waiting for a checkpoint"; kill -TERM "$command" 2>/dev/null' TERM
+  trap 'stopped=yes; say "asked to stop: waiting for a checkpoint"; ask_to_stop "$kind" "$command"' TERM
   while true; do
     wait "$command" && status=0 || status=$?
     # A signal ends the wait, not the command.
@@ -98,9 +100,19 @@ run_and_requeue() {
     say "stopped after ${SLURM_RESTART_COUNT} requeues; the same sbatch goes on (TANDEM_REQUEUES)"
     return "$status"
   fi
-  say "stopped with a checkpoint; job $SLURM_JOB_ID goes back into the queue"
+  say "stopped; job $SLURM_JOB_ID goes back into the queue"
   scontrol requeue "$SLURM_JOB_ID"
   # Slurm ends this script; where it is slow, nothing else may follow.
   sleep 60
   return "$status"
+}
+
+# SIGTERM for a process, or for the tasks of the job's steps: srun itself would take it for a wish to end
+# them at once, and kill them after Slurm's KillWait of 30 seconds.
+ask_to_stop() {
+  if [[ $1 == step ]]; then
+    scancel --signal=TERM "$SLURM_JOB_ID"
+  else
+    kill -TERM "$2" 2>/dev/null
+  fi
 }

@@ -14,7 +14,7 @@ DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "kuberay"
 SCHEMAS = ROOT / ".schemas"
 EXAMPLES = sorted(file.stem for file in (CHART / "examples").glob("*.yaml"))
-WORKLOADS = tuple(name for name in EXAMPLES if name != "shared")
+WORKLOADS = tuple(name for name in EXAMPLES if name not in ("shared", "command"))
 RELEASE = "mine"
 NAMESPACE = "recommenders"
 # What an example asks the user for.
@@ -103,3 +103,14 @@ def environment(container: Object) -> dict[str, str]:
 
 def ports(container: Object) -> dict[str, int]:
     return {port["name"]: port["containerPort"] for port in container["ports"]}
+
+
+def pod_templates(part: Any) -> list[Object]:
+    """Pod templates, wherever in the objects they are."""
+    if isinstance(part, list):
+        return [found for each in part for found in pod_templates(each)]
+    if not isinstance(part, dict):
+        return []
+    if "containers" in part.get("spec", {}):
+        return [part]
+    return [found for each in part.values() for found in pod_templates(each)]

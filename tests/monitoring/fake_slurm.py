@@ -24,7 +24,11 @@ words = sys.argv[1:]
 while words[0].startswith("--"):
     words.pop(0)
 tasks = []
-signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
+# As Slurm's: SIGTERM to srun ends its tasks at once, a signal by scancel is one that they may heed.
+signal.signal(signal.SIGTERM, lambda *_: [task.kill() for task in tasks])
+signal.signal(signal.SIGUSR1, lambda *_: [task.terminate() for task in tasks])
+with open(os.path.join(os.environ["FAKE_FOLDER"], "srun.pid"), "w") as file:
+    file.write(str(os.getpid()))
 for number, name in enumerate(os.environ["FAKE_NODES"].split(",")):
     own = {"SLURM_NODEID": str(number), "SLURMD_NODENAME": name}
     tasks.append(subprocess.Popen(words, env=os.environ | own))
@@ -38,6 +42,9 @@ else
   echo "NodeName=$3 Arch=x86_64"
   echo "   NodeAddr=$(cat "$FAKE_FOLDER/$3.told") NodeHostName=x Version=22"
 fi
+"""
+SCANCEL = """
+[[ $* == "--signal=TERM $SLURM_JOB_ID" ]] && kill -USR1 "$(cat "$FAKE_FOLDER/srun.pid")"
 """
 IP = """
 cards=$FAKE_FOLDER/$SLURMD_NODENAME.cards
@@ -101,7 +108,7 @@ class FakeSlurm:
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shell = {"scontrol": SCONTROL, "ip": IP, "getent": GETENT, "sleep": ""}
+        shell = {"scontrol": SCONTROL, "ip": IP, "scancel": SCANCEL, "getent": GETENT, "sleep": ""}
         for name, text in shell.items():
             _program(self.folder / "bin" / name, "/bin/bash", text)
         _program(self.folder / "bin" / "srun", PYTHON, SRUN)

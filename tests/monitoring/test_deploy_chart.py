@@ -281,6 +281,21 @@ def test_the_service_runs_the_application() -> None:
     assert ports(ray_container(group))["serve"] == 8000
 
 
+def test_a_command_runs_in_a_pod_that_has_the_data() -> None:
+    (job,) = render("command")
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (container["command"], container["args"]) == (["tandem"], ["synth", "/data/demo"])
+    assert container["args"][0] in COMMANDS and container["image"] == "tandem:cpu"
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"/data", "/runs", "/dev/shm"}
+    (gpu,) = render("command", "command.gpus=8", "command.arguments={evaluate,/runs/mine}")
+    (container,) = gpu["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert container["image"] == "tandem:cuda" and container["args"] == ["evaluate", "/runs/mine"]
+    assert "which tandem command?" in mistake("--set=workload=command")
+
+
 def test_rules_are_those_of_deploy_prometheus() -> None:
     base = "monitoring.runbookBase=https://git.example/tandem/"
     (rule,) = of_kind(render("shared", base), "PrometheusRule")

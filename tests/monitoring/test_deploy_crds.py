@@ -21,8 +21,8 @@ from tests.monitoring.chart import (
     Object,
     needs_helm,
     of_kind,
+    pod_templates,
     render,
-    the_workload,
 )
 
 CRDS = SCHEMAS / "crds"
@@ -51,6 +51,7 @@ WAYS = (
         ),
     ),
     ("shared", ("storage.className=nfs", "monitoring.runbookBase=https://git.example/tandem")),
+    ("command", ("command.gpus=8", "command.tolerations[0].operator=Exists")),
     ("service", ("serve.arguments.run=/runs/a", "serve.deployments[0].name=R")),
 )
 
@@ -138,13 +139,13 @@ def test_kubernetes_own_objects_are_of_its_schemas() -> None:
             if not each["apiVersion"].startswith(OURS):
                 validate(each, KUBERNETES, strict=True)
                 kinds.add(each["kind"])
-    assert kinds == {"ConfigMap", "NetworkPolicy", "PersistentVolumeClaim", "Service"}
+    assert kinds == {"ConfigMap", "Job", "NetworkPolicy", "PersistentVolumeClaim", "Service"}
 
 
 @pytest.mark.parametrize("example", [name for name in EXAMPLES if name != "shared"])
 def test_pods_are_of_kubernetes_schemas(example: str) -> None:
     """What KubeRay makes pods of; its CRDs know pods, too, of its own time."""
-    for template in templates(the_workload(render(example))):
+    for template in pod_templates(render(example)):
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -152,17 +153,6 @@ def test_pods_are_of_kubernetes_schemas(example: str) -> None:
             "spec": template["spec"],
         }
         kubernetes_validate().validate(pod, KUBERNETES, strict=True)
-
-
-def templates(part: Any) -> list[Object]:
-    """Pod templates, wherever they are."""
-    if isinstance(part, list):
-        return [found for each in part for found in templates(each)]
-    if not isinstance(part, dict):
-        return []
-    if "containers" in part.get("spec", {}):
-        return [part]
-    return [found for each in part.values() for found in templates(each)]
 
 
 def test_ways_name_examples_that_there_are() -> None:

@@ -1,4 +1,4 @@
-"""The commands of compose.yaml and of the KubeRay manifests, run here, with their Prometheus."""
+"""The commands of compose.yaml and of the chart, run here, with their Prometheus."""
 
 import json
 import os
@@ -20,8 +20,8 @@ import yaml
 from cluster.session import short_temp_folder
 from tests.cluster.nodes import RAY, Node, authentication, wait_for_port
 from tests.cluster.runs import SMALL
+from tests.monitoring.chart import DEPLOY, RELEASE, cluster_spec, needs_helm, render, the_workload
 from tests.monitoring.conftest import needs
-from tests.monitoring.test_deploy import DEPLOY, of_kind
 from tests.monitoring.two_ranks import Reader, free_port
 from trainer.live.prometheus import Prometheus
 
@@ -81,11 +81,14 @@ def flags(command: str, changed: Mapping[str, str | int | None]) -> list[str]:
     return kept + [f"--{name}={value}" for name, value in values.items()]
 
 
-def on_this_machine(command: str, data: str, out: Path) -> str:
+def on_this_machine(command: str, data: str, out: Path, run: str = "/runs/demo") -> str:
     """A `tandem train ...` of the files on these data, small."""
-    for name, place in (("/data/demo", data), ("/runs/demo", str(out))):
+    for name, place in (("/data/demo", data), (run, str(out))):
         assert name in command
         command = command.replace(name, place)
+    # A first start, on ports that nobody has.
+    command = command.replace("--resume auto", "")
+    command = re.sub(r"--(metrics|discovery).port=\d+", "", command)
     small = shlex.join((*SMALL, "--discovery-port=0"))
     return f"{TANDEM} {command.removeprefix('tandem ')} {small}"
 
@@ -169,15 +172,17 @@ def as_kuberay_starts(params: Mapping[str, str], first: str) -> str:
     return " ".join(["ray start", first, "--block", *(f"--{k}={v}" for k, v in params.items())])
 
 
-def test_the_ray_job_for_cpus_trains_to_its_end(data: str, tmp_path: Path) -> None:
+@needs_helm
+def test_the_charts_job_trains_to_its_end(data: str, tmp_path: Path) -> None:
     """The operator's head, workers and submitter, by hand."""
-    (job,) = [each for each in of_kind("RayJob") if "cpu" in each["metadata"]["name"]]
-    spec = job["spec"]["rayClusterSpec"]
+    job = the_workload(render("demo"))
+    spec = cluster_spec(job)
     (group,) = spec["workerGroupSpecs"]
     head = as_kuberay_starts(spec["headGroupSpec"]["rayStartParams"], "--head --port=6379")
     worker = as_kuberay_starts(group["rayStartParams"], "--address=ray-head:6379")
-    entrypoint = on_this_machine(job["spec"]["entrypoint"], data, tmp_path / "run")
+    out = tmp_path / "run"
+    entrypoint = on_this_machine(job["spec"]["entrypoint"], data, out, f"/runs/{RELEASE}")
     with cluster(head, worker) as ray:
         done = submitted(ray, entrypoint)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["workers"] == 2
+    assert json.loads((out / "summary.json").read_text())["workers"] == 2

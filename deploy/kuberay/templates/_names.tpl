@@ -26,7 +26,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "tandem.image" -}}
-{{- $tag := "cpu" }}
+{{- $tag := ternary "cuda" "cpu" (gt (int .Values.command.gpus) 0) }}
 {{- range include "tandem.groups" . | fromYamlArray }}{{ if .gpus }}{{ $tag = "cuda" }}{{ end }}{{ end }}
 {{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default $tag | toString) }}
 {{- end }}

@@ -1,4 +1,4 @@
-{{/* A Ray container's environment. Takes a dict of values by name. */}}
+{{/* A container's environment. Takes a dict of values by name. */}}
 {{- define "tandem.env" -}}
 {{- range $name, $value := . }}
 - {name: {{ $name }}, value: {{ $value | toString | quote }}}
