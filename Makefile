@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SET ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/installed-$(SET)
 KERNELS := $(VENV)/kernels-$(SET)
-CODE := cluster trainer embeddings losses tests
+CODE := tandem_start cluster trainer embeddings losses tests
 
 DEMO ?= demo
 WORKERS ?= 2
@@ -25,25 +25,34 @@ setup: $(STAMP)  ## .venv with everything pinned, and .venv/bin/tandem
 
 # Every requirement file is complete, so pip resolves nothing (--no-deps): torchrec's wheel would
 # otherwise pull the CUDA fbgemm beside the CPU one, which breaks both.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
+# Of torch's CPU builds PyPI has none; where the index that is configured has none either:
+PYTORCH_CPU := https://download.pytorch.org/whl/cpu
+TORCH = $(shell grep '^torch==' requirements/$(SET).txt)
+
 $(STAMP): requirements/base.txt requirements/dev.txt requirements/$(SET).txt pyproject.toml
+	@test "$$(uname -s)" = Linux || { echo "error: Tandem's libraries are made for Linux alone; use a \
+	container: docker build -f deploy/docker/Dockerfile.cpu -t tandem:cpu ."; exit 1; }
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3.12 found; install one"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
 	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12; run: make setup PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the $(SET) set into $(VENV) (minutes, the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  -r requirements/$(SET).txt -r requirements/dev.txt || { $(MAKE) --no-print-directory \
-	  setup-failed; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --no-build-isolation --editable .
+	@$(PIP) $(TORCH) 2>/dev/null || test $(SET) = cuda || { \
+	  echo "The configured package index has no $(TORCH); trying PyTorch's own"; \
+	  $(PIP) --extra-index-url $(PYTORCH_CPU) $(TORCH); } || \
+	  { $(MAKE) --no-print-directory setup-failed; exit 1; }
+	@$(PIP) -r requirements/$(SET).txt -r requirements/dev.txt || \
+	  { $(MAKE) --no-print-directory setup-failed; exit 1; }
+	@$(PIP) --no-build-isolation --editable .
 	@$(BIN)/python -m trainer.doctor
 	@rm -f $(VENV)/installed-* && touch $@
 
 .PHONY: setup-failed
 setup-failed:
 	@echo "error: pip could not install requirements/$(SET).txt (its own message is above)."
-	@echo "If it found no torch with +cpu: PyTorch publishes CPU builds on an index of its own;"
-	@echo "name it in PIP_EXTRA_INDEX_URL and run make again."
+	@echo "Packages come from the index that pip is configured with (PIP_INDEX_URL), and torch's CPU"
+	@echo "build from $(PYTORCH_CPU) where that has none: one of the two must be reachable."
 
 doctor: $(STAMP)  ## Versions, devices, and what is wrong with them
 	@$(BIN)/tandem doctor
@@ -56,8 +65,7 @@ clean-demo:  ## Remove what `make demo` wrote
 	rm -rf $(DEMO)
 
 $(KERNELS): $(STAMP) requirements/kernels.txt
-	@test $(SET) = cuda || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --no-deps -r requirements/kernels.txt
+	@test $(SET) = cuda || $(PIP) -r requirements/kernels.txt
 	@touch $@
 
 test: $(KERNELS)  ## Unit tests, under two minutes on two cores

@@ -1,1 +1,3 @@
-"""Ray: launching, submitting, the command line. The only package that knows Ray."""
+"""Tandem on Ray: launching, submitting, the command line. The only package that knows Ray."""
+
+import tandem_start as tandem_start  # the other packages are ours, whatever else has their names

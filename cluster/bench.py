@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from importlib import import_module
 
-from cluster.usage import UsageError, parse, suggest
+from cluster.usage import parse, suggest
+from trainer.mistake import UsageError
+from trainer.screen import say
 
 PARTS = {
     "loss": "LossBenchArguments",
@@ -17,7 +19,7 @@ PARTS = {
 def main(arguments: Sequence[str]) -> int:
     """Measure one of PARTS."""
     if not arguments or arguments[0] in ("--help", "-h"):
-        print(f"usage: tandem bench PART ..., one of: {', '.join(PARTS)}")
+        say(f"usage: tandem bench PART ..., one of: {', '.join(PARTS)}")
         return 0 if arguments else 2
     part, *flags = arguments
     if part not in PARTS:

@@ -1,10 +1,14 @@
 """`tandem`: one table of subcommands. Each imports what it needs when it is called."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster.usage import VERBOSE, UsageError, guarded, suggest
+from cluster.usage import VERBOSE, suggest
+from trainer.ending import guarded
+from trainer.mistake import UsageError
+from trainer.screen import say
 
 Arguments = list[str]
 
@@ -227,10 +231,14 @@ COMMANDS = {
 
 def print_help() -> None:
     """The subcommands, a line each."""
-    print("tandem: two-tower retrieval training\n\nusage: tandem COMMAND ... [--verbose]\n")
+    say("tandem: two-tower retrieval training")
+    say()
+    say("usage: tandem COMMAND ... [--verbose]")
+    say()
     for name, command in COMMANDS.items():
-        print(f"  {name:12}{command.summary}")
-    print("\n`tandem COMMAND --help` lists a command's flags.")
+        say(f"  {name:12}{command.summary}")
+    say()
+    say("`tandem COMMAND --help` lists a command's flags.")
 
 
 def run(arguments: Arguments, verbose: bool) -> int:
@@ -248,11 +256,11 @@ def run(arguments: Arguments, verbose: bool) -> int:
 
 
 def main(arguments: Arguments | None = None) -> int:
-    """Exit status: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM."""
+    """Exit status: see trainer/ending.py."""
     given = sys.argv[1:] if arguments is None else arguments
     verbose = VERBOSE in given
     rest = [argument for argument in given if argument != VERBOSE]
-    return guarded(lambda: run(rest, verbose), verbose)
+    return guarded(lambda: run(rest, verbose), shlex.join(["tandem", *rest]), verbose)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """One message for a failed run: the first cause, not what followed from it on other ranks."""
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 
+import ray
 import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from cluster.pulses import Beat
+from cluster.ray_private import health_check_error
+from trainer.agreement import ElsewhereError
 from trainer.mistake import Mistake
 
 # What a rank says when *another* one went away.
@@ -16,14 +20,22 @@ CONSEQUENCES = re.compile(
     re.IGNORECASE,
 )
 MOST_LINES = 3
+MISSED_SECONDS = 10.0
+"""Ray knows of a killed node within seconds: its connection breaks."""
 
 
 class RunFailedError(RuntimeError):
-    """A run that ended by a failure; the message is the first cause. `retry`: worth a restart."""
+    """A run that ended by a failure; the message is the first cause.
 
-    def __init__(self, message: str, retry: bool) -> None:
+    Args:
+        retry: worth a restart.
+        is_consequence: it is mere hearsay of what happened to a worker elsewhere.
+    """
+
+    def __init__(self, message: str, retry: bool, is_consequence: bool = False) -> None:
         super().__init__(message)
         self.retry = retry
+        self.is_consequence = is_consequence
 
 
 def first_cause(error: Exception) -> RunFailedError | Mistake:
@@ -41,7 +53,35 @@ def first_cause(error: Exception) -> RunFailedError | Mistake:
     text = _short(str(cause)) or type(cause).__name__
     told_alike = all(str(other) == str(cause) for other in failures.values())
     prefix = "" if told_alike and len(failures) > 1 else _rank_name(rank)
-    return RunFailedError(f"{prefix}{type(cause).__name__}: {text}", retry=_is_retryable(cause))
+    return RunFailedError(
+        f"{prefix}{type(cause).__name__}: {text}",
+        retry=_is_retryable(cause),
+        is_consequence=_is_consequence(cause),
+    )
+
+
+def lost_nodes(beats: Iterable[Beat], patiently: bool) -> str:
+    """Which of the nodes that these ranks were on have gone; empty where all are there.
+
+    Args:
+        patiently: a node that is killed is missed after seconds; wait so long.
+    """
+    ranks = list(beats)
+    deadline = time.monotonic() + (MISSED_SECONDS if patiently else 0.0)
+    while True:
+        try:
+            nodes = ray.nodes()
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError):
+            return ""  # the cluster does not answer
+        gone = {node["NodeID"]: node for node in nodes if not node["Alive"]}
+        told = [
+            f"node {gone[node]['NodeManagerAddress']} went away, and with it "
+            + ", ".join(f"rank {beat.rank} ({beat.where})" for beat in ranks if beat.node == node)
+            for node in sorted({beat.node for beat in ranks} & set(gone))
+        ]
+        if told or time.monotonic() > deadline:
+            return "; ".join(told)
+        time.sleep(0.5)
 
 
 def worker_failures(error: Exception) -> Mapping[int, BaseException]:
@@ -57,7 +97,7 @@ def _unwrapped(error: BaseException) -> BaseException:
     """The user's exception inside Ray's wrapping of it."""
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
         return _unwrapped(error.cause)
-    if isinstance(error, WorkerHealthCheckFailedError):
+    if isinstance(error, health_check_error()):
         return _unwrapped(error.health_check_failure)
     return error
 
@@ -78,7 +118,12 @@ def _gravity(error: BaseException) -> int:
         return 0
     if isinstance(error, ray.exceptions.RayActorError):
         return 2
-    return 3 if CONSEQUENCES.search(str(error)) else 1
+    return 3 if _is_consequence(error) else 1
+
+
+def _is_consequence(error: BaseException) -> bool:
+    """Whether it tells of another rank."""
+    return isinstance(error, ElsewhereError) or bool(CONSEQUENCES.search(str(error)))
 
 
 def _rank_name(rank: int) -> str:

@@ -1,23 +1,24 @@
 """Groups of workers, one after the other, until the run has come to its end."""
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 import ray.exceptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from cluster.elastic import GroupWatch, choose, free_room, wait_for_room
-from cluster.failures import RunFailedError, first_cause
-from cluster.preemption import ListeningTorchConfig, leaving
+from cluster.elastic import choose, wait_for_room
+from cluster.failures import RunFailedError, first_cause, lost_nodes
+from cluster.group_watch import GroupWatch, InThread
+from cluster.preemption import ListeningTorchConfig
+from cluster.pulses import LONGEST_PATIENCE
+from cluster.relay import Look, RelayLink
 from cluster.workers import Workers
 from trainer.mistake import Mistake
 from trainer.progress import Progress
-from trainer.stopping import Terminated
+from trainer.stopping import Told
 
 RETRY_WAIT_SECONDS = 2.0
 COLLECTIVE_SLACK_SECONDS = 300
@@ -25,7 +26,7 @@ COLLECTIVE_SLACK_SECONDS = 300
 
 @dataclass
 class Groups:
-    """Starts groups: anew after a failure, larger when there is room, none after SIGTERM.
+    """Starts groups: anew after a failure, larger when there is room, none once told to end.
 
     `worker(payload)` runs in each process; it returns a summary whose "stopped_on_request" says
     that it was asked to stop before its end.
@@ -35,46 +36,55 @@ class Groups:
     payload: dict[str, Any]
     workers: Workers
     global_batch_size: int
-    on_gpu: bool
-    relay: Any
+    has_gpus: Callable[[], bool]
+    """Whether the cluster has GPUs, now."""
+    saved_step: Callable[[], int]
+    """Of the newest checkpoint, as far as the driver sees it; 0: none."""
+    link: RelayLink
     progress: Progress
     notes: str
-    terminated: threading.Event
+    told: Told
     max_failures: int
     step_timeout_seconds: float
     resize_seconds: float
     patience_seconds: float
     verbose: bool
     _started: int = field(default=0, init=False)
+    _failures: int = field(default=0, init=False)
+    """Since the newest checkpoint that was there at a failure."""
+    _saved: int = field(default=0, init=False)
     _grows: bool = field(default=False, init=False)
     _hoped: int = field(default=0, init=False)
     """Workers that the next group may have, as it was seen while the last one ran."""
+    _on_gpu: bool = field(default=False, init=False)
+    _last: Look | None = field(default=None, init=False)
+    """At the ranks of the group that ran last."""
 
     @property
     def unit(self) -> str:
-        return "GPU" if self.on_gpu else "CPU"
+        return "GPU" if self._on_gpu else "CPU"
 
     def to_the_end(self) -> dict[str, Any]:
         """The summary of the group that came to the run's end."""
-        failures = 0
+        self._saved = self.saved_step()
+        before = None
         while True:
             count = self._count()
+            if before not in (None, count):
+                self.progress.message(f"going on with {count} worker{'s' if count > 1 else ''}")
+            before = count
             try:
                 summary = self.run_group(count)
             except (TrainingFailedError, ray.exceptions.RayError) as error:
-                failures += 1
-                self._restart_or_raise(error, failures)
+                self._restart_or_raise(error)
                 continue
             if not summary["stopped_on_request"]:
                 return summary
-            if self.terminated.is_set():
-                raise Terminated(
-                    f"stopped on SIGTERM after step {summary['steps']:,}, with a checkpoint; "
-                    "go on with --resume"
+            if self.told.is_set():
+                raise self.told.ended(
+                    f" after step {summary['steps']:,}, with a checkpoint; go on with --resume"
                 )
-            if self._grows:
-                self.progress.message(f"growing from {count} workers")
-            else:
+            if not self._grows:
                 self.progress.message(
                     f"a node or worker is taken away (SIGTERM): checkpoint of step "
                     f"{summary['steps']:,} written, going on from there"
@@ -83,19 +93,39 @@ class Groups:
     def run_group(self, count: int) -> dict[str, Any]:
         """One group of `count` workers, from its start to its end."""
         self._started += 1
-        ray.get(self.relay.begin.remote(self._started, count))
-        trainer = TorchTrainer(
+        self._last = None
+        self.link.begin(self._started, count)
+        watch = GroupWatch(
+            link=self.link,
+            group=self._started,
+            count=count,
+            told=self.told,
+            could_grow=lambda: self._could_grow(count),
+            look_every_seconds=self.resize_seconds,
+            progress=self.progress,
+        )
+        fit = InThread(self._trainer(count).fit)
+        try:
+            watch.until(fit.over)
+        finally:
+            self._grows, self._last = watch.grows, watch.last
+        summary: dict[str, Any] = fit.result().return_value
+        return summary
+
+    def _trainer(self, count: int) -> TorchTrainer:
+        return TorchTrainer(
             self.worker,
-            train_loop_config={**self.payload, "relay": self.relay, "group": self._started},
+            train_loop_config={**self.payload, "relay": self.link.relay, "group": self._started},
             torch_config=ListeningTorchConfig(
-                backend="nccl" if self.on_gpu else "gloo",
+                backend="nccl" if self._on_gpu else "gloo",
                 # Longer than ours, which knows the culprit.
-                timeout_s=round(self.step_timeout_seconds) + COLLECTIVE_SLACK_SECONDS,
+                timeout_s=round(LONGEST_PATIENCE * self.step_timeout_seconds)
+                + COLLECTIVE_SLACK_SECONDS,
             ),
             scaling_config=ScalingConfig(
                 num_workers=count,
-                use_gpu=self.on_gpu,
-                resources_per_worker={"GPU": 1, "CPU": 1} if self.on_gpu else {"CPU": 1},
+                use_gpu=self._on_gpu,
+                resources_per_worker={"GPU": 1, "CPU": 1} if self._on_gpu else {"CPU": 1},
                 placement_strategy="PACK",
             ),
             run_config=RunConfig(
@@ -105,52 +135,55 @@ class Groups:
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )
-        watch = GroupWatch(
-            ask_to_stop=lambda: self.relay.ask_to_stop.remote(self._started),
-            terminated=self.terminated,
-            leaving=self._leaving,
-            could_grow=lambda: self._could_grow(count),
-            look_every_seconds=self.resize_seconds,
-        )
-        with watch:
-            summary = trainer.fit().return_value
-        self._grows = watch.grows
-        return summary
 
     def _count(self) -> int:
-        if not self.workers.is_elastic:
-            return self.workers.least
         hoped, self._hoped = self._hoped, 0
+        self._on_gpu = self.has_gpus()
         return wait_for_room(
             self.workers,
             self.global_batch_size,
             self.unit,
             self.progress,
             self.patience_seconds,
+            lambda: self.link.room(self._on_gpu),
+            self.told,
             hoped,
         )
-
-    def _leaving(self) -> bool:
-        return leaving(ray.get(self.relay.nodes.remote()))
 
     def _could_grow(self, count: int) -> bool:
         if count == self.workers.most:
             return False
-        room = count + free_room(self.unit)
+        room = count + (self.link.room(self._on_gpu) or 0)
         self._hoped = choose(self.workers, room, self.global_batch_size) or 0
         return self._hoped > count
 
-    def _restart_or_raise(self, error: Exception, failures: int) -> None:
+    def _restart_or_raise(self, error: Exception) -> None:
         """Tell the cause and wait a moment, or raise it where a restart would not help."""
-        verdict = ray.get(self.relay.verdict.remote())
-        cause = RunFailedError(verdict, retry=True) if verdict else first_cause(error)
+        cause = self._cause(error)
         if self.verbose:
             self.progress.message(str(error))
-        left = self.max_failures - failures
-        if self.terminated.is_set():
-            raise Terminated(f"stopped on SIGTERM; go on with --resume ({cause})") from error
+        if self.told.is_set():
+            raise self.told.ended(f"; go on with --resume ({cause})") from error
+        saved = self.saved_step()
+        if saved > self._saved:  # the failures before had not kept it from getting on
+            self._saved, self._failures = saved, 0
+        self._failures += 1
+        left = self.max_failures - self._failures
         if isinstance(cause, Mistake) or not cause.retry or left < 0:
             raise cause from error
         self.progress.message(f"failed: {cause}")
-        self.progress.message(f"restarting from the last checkpoint ({left} restarts left)")
+        where = "from the last checkpoint" if saved else "from the start"
+        self.progress.message(f"restarting {where} ({left} restarts left)")
         time.sleep(RETRY_WAIT_SECONDS)
+
+    def _cause(self, error: Exception) -> RunFailedError | Mistake:
+        """The relay's verdict, a node that is gone, or what the workers raised."""
+        self._last = self.link.look(self._started, 0) or self._last
+        if self._last is not None and self._last.verdict is not None:
+            return RunFailedError(self._last.verdict, retry=True)
+        cause = first_cause(error)
+        if self._last is not None and isinstance(cause, RunFailedError) and cause.retry:
+            lost = lost_nodes(self._last.beats, cause.is_consequence)
+            if lost:
+                return RunFailedError(lost, retry=True)
+        return cause

@@ -22,13 +22,14 @@ from cluster.elastic import check_divides
 from cluster.groups import Groups
 from cluster.heartbeat import Heartbeat
 from cluster.options import LaunchOptions
-from cluster.relay import RelayLog, RelayProgress, RelayReader, start_relay
+from cluster.relay import RelayLink, RelayLog, RelayProgress, RelayReader, start_relay
 from cluster.service_discovery import ReachableTargets, ServiceDiscovery
-from cluster.session import metrics_addresses, ray_session
-from cluster.workers import Workers
+from cluster.session import cluster_resources, metrics_addresses, ray_session
+from cluster.workers import Resources, Workers
 from trainer.hooks import Hooks
 from trainer.progress import TerminalProgress, quiet_libraries
 from trainer.run import RunSpec
+from trainer.run_state import read_state
 from trainer.stopping import terminations
 
 
@@ -38,7 +39,7 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
     Raises:
         Mistake: the user's mistakes, from the driver or from any worker.
         RunFailedError: when restarts are used up, or a restart would not help.
-        Terminated: on SIGTERM, once a checkpoint is written.
+        Terminated: on SIGTERM and Ctrl-C, once a checkpoint is written.
     """
     wanted = options.workers
     min_cpus = wanted.most if wanted else 1
@@ -47,6 +48,7 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
         workers = wanted or Workers.exactly(resources.default_workers)
         workers.check_fits(resources)
         check_divides(workers, spec.config.training.global_batch_size)
+        told = stack.enter_context(terminations())
         progress = stack.enter_context(TerminalProgress())
         discovery = ServiceDiscovery(
             spec.out, options.discovery_host, options.discovery_port, metrics_addresses
@@ -72,12 +74,13 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
             },
             workers=workers,
             global_batch_size=spec.config.training.global_batch_size,
-            on_gpu=resources.gpus > 0,
-            relay=relay,
+            has_gpus=lambda: has_gpus(resources, workers),
+            saved_step=lambda: saved_step(spec.out),
+            link=RelayLink(relay),
             progress=progress,
             # Ray Train's own notes: nobody reads them, checkpoints are ours.
             notes=stack.enter_context(TemporaryDirectory(prefix="tandem-")),
-            terminated=stack.enter_context(terminations()),
+            told=told,
             max_failures=options.max_failures,
             step_timeout_seconds=options.step_timeout_seconds,
             resize_seconds=options.resize_seconds,
@@ -87,24 +90,39 @@ def launch(spec: RunSpec, options: LaunchOptions) -> dict[str, Any]:
         return groups.to_the_end()
 
 
+def has_gpus(at_start: Resources, workers: Workers) -> bool:
+    """Whether the next group trains on GPUs: a range may find them only now, or no longer."""
+    now = cluster_resources() if workers.is_elastic else at_start
+    return now.gpus > 0
+
+
+def saved_step(run: str) -> int:
+    """Step of the newest checkpoint of RUN; 0 where there is none, or none that is seen here."""
+    try:
+        return read_state(run).checkpoint_step or 0
+    except (ValueError, OSError):
+        return 0
+
+
 def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """What each worker process runs. Ray has set RANK, WORLD_SIZE, … and made the process group."""
     quiet_libraries(payload["verbose"])
     from trainer.train import run_worker  # torchrec is imported in workers only
 
-    relay, rank = payload["relay"], int(os.environ["RANK"])
+    relay, group, rank = payload["relay"], payload["group"], int(os.environ["RANK"])
     here = ray.util.get_node_ip_address()
     if rank == 0:
-        relay.put.remote("world_size", int(os.environ["WORLD_SIZE"]))
-        logging.getLogger("trainer").addHandler(RelayLog(relay))
-    heartbeat = Heartbeat(relay, payload["group"], rank, payload["step_timeout_seconds"])
+        relay.put.remote(group, "world_size", int(os.environ["WORLD_SIZE"]))
+        logging.getLogger("trainer").addHandler(RelayLog(relay, group))
+    heartbeat = Heartbeat(relay, group, rank, payload["step_timeout_seconds"])
     heartbeat.start()
     hooks = Hooks(
-        on_serving=lambda rank, address: relay.put.remote("serving", rank, address, here),
+        on_serving=lambda rank, address: relay.put.remote(group, "serving", rank, address, here),
+        on_phase=heartbeat.on_phase,
         on_step=heartbeat.on_step,
         stop_requested=heartbeat.stop_requested,
     )
     try:
-        return run_worker(payload["spec"], progress=RelayProgress(relay), hooks=hooks)
+        return run_worker(payload["spec"], progress=RelayProgress(relay, group), hooks=hooks)
     finally:
         heartbeat.stop()

@@ -1,6 +1,8 @@
 """How `tandem train` starts its workers. Imports neither Ray nor torch."""
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.workers import Workers
@@ -54,9 +56,51 @@ class LaunchOptions:
             raise Mistake("--discovery-host is empty; 0.0.0.0 listens on every address")
 
 
-def existing_address(address: str | None) -> str | None:
+@dataclass(frozen=True)
+class ClusterAddress:
+    """An existing Ray cluster to train on, and who named it."""
+
+    text: str
+    """The word auto, HOST:PORT or ray://HOST:PORT."""
+    named_by: str
+    """--address, or RAY_ADDRESS."""
+
+    def __post_init__(self) -> None:
+        if self.text.startswith(("http://", "https://")):
+            raise Mistake(
+                f"{self}: a dashboard takes jobs (`tandem submit --address {self.text} -- train "
+                "...`); to train from here name the cluster itself, as HOST:6379, or auto on one "
+                "of its machines"
+            )
+        if self.text != "auto" and self.host_and_port is None:
+            raise Mistake(
+                f"{self}: no address of a Ray cluster; give HOST:6379, or auto on one of its "
+                "machines"
+            )
+
+    @property
+    def host_and_port(self) -> tuple[str, int] | None:
+        """None: it names none, as "auto" does."""
+        found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/\s]+?)\]?:(\d{1,5})", self.text)
+        if found is None or not 0 < int(found.group(2)) <= LAST_PORT:
+            return None
+        return found.group(1), int(found.group(2))
+
+    def __str__(self) -> str:
+        return f"{self.named_by} {self.text}"
+
+
+def existing_address(
+    address: str | None, environment: Mapping[str, str] = os.environ
+) -> ClusterAddress | None:
     """The cluster to join: what was asked for, else RAY_ADDRESS (set inside Ray jobs), else none.
 
-    None: a local cluster is started for this command alone.
+    None, and "local": a local cluster is started for this command alone.
     """
-    return address or os.environ.get("RAY_ADDRESS") or None
+    named = (("--address", address), ("RAY_ADDRESS", environment.get("RAY_ADDRESS")))
+    for name, text in named:
+        if text == "local":
+            return None
+        if text:
+            return ClusterAddress(text, name)
+    return None

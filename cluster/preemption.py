@@ -7,16 +7,16 @@ a worker that gets one asks for the same, where Ray would end it on the spot. Al
 a step, write a checkpoint and return; what is left of the cluster goes on from there.
 """
 
+import os
 import signal
 import threading
-from collections.abc import Collection
 from types import FrameType
 from typing import Any
 
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
+from cluster.ray_private import torch_backend
 from trainer.ranks import choose_interface
 
 TOLD = threading.Event()
@@ -37,12 +37,22 @@ def choose_own_interface() -> None:
     choose_interface(ray.util.get_node_ip_address())
 
 
-class ListeningBackend(_TorchBackend):
+def hide_gpus() -> None:
+    """In a worker that has no GPU of its own: Ray leaves the node's in sight."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+TorchBackend: Any = torch_backend()
+
+
+class ListeningBackend(TorchBackend):  # type: ignore[misc]
     """Ray Train's process group, made by workers that listen to SIGTERM."""
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(listen)  # training has a thread of its own, and signals do not
         worker_group.execute(choose_own_interface)
+        if backend_config.backend == "gloo":
+            worker_group.execute(hide_gpus)
         super().on_start(worker_group, backend_config)
 
 
@@ -50,10 +60,5 @@ class ListeningTorchConfig(TorchConfig):
     """Torch's configuration with `ListeningBackend`."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[ListeningBackend]:
         return ListeningBackend
-
-
-def leaving(nodes: Collection[str]) -> bool:
-    """Whether one of these nodes (Ray's ids) is draining."""
-    return not set(nodes).isdisjoint(ray._private.state.state.get_draining_nodes())

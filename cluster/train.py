@@ -14,9 +14,9 @@ from cluster.options import LaunchOptions, existing_address
 from cluster.usage import expect_preset, parse
 from cluster.workers import Workers
 from trainer.arguments import TrainArguments, parse_preset
-from trainer.config import Config
 from trainer.presets import PRESETS
 from trainer.run import RunFolder, RunSpec, absolute, open_run
+from trainer.screen import say
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class ResumeArguments(OnRay):
 
     def run_spec(self) -> RunSpec:
         before = RunFolder(self.run).read_config()
-        config = Config.from_json(before["config"])
-        return RunSpec(before["preset"], config, before["data"], absolute(self.run), resume=True)
+        out = absolute(self.run)
+        return RunSpec(before.preset, before.config, before.named_data, out, resume=True)
 
 
 def main(arguments: Sequence[str], verbose: bool) -> int:
@@ -92,7 +92,7 @@ def train(spec: RunSpec, options: LaunchOptions) -> int:
     from cluster.launch import launch  # Ray Train and torch: seconds, and mistakes are told before
 
     summary = launch(spec, options)
-    print(
+    say(
         f"trained {summary['steps']:,} steps with {summary['workers']} workers in "
         f"{summary['seconds']:.0f} s: {spec.out}"
     )
@@ -112,5 +112,8 @@ def precheck(spec: RunSpec, options: LaunchOptions) -> None:
 
     Workers check again, where it counts.
     """
-    if existing_address(options.address) is None or Path(spec.data).exists():
+    here = existing_address(options.address) is None
+    if here and options.workers is not None:
+        options.workers.check_fits_here()
+    if here or Path(spec.data).exists():
         open_run(spec)

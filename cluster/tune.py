@@ -26,6 +26,7 @@ from trainer.hooks import Hooks
 from trainer.mistake import Mistake
 from trainer.progress import Progress, SilentProgress, TerminalProgress
 from trainer.run import RunSpec, absolute, open_run
+from trainer.screen import say
 
 TEMPERATURE_RANGE = (0.03, 0.3)
 SPREAD = 5.0
@@ -292,6 +293,7 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
             f"no trial came to an evaluation without failing; their logs are in {out}/ray"
         )
     write_results(trials, spec, out)
-    print(table(trials, config.evaluation.metric))
-    print(f"the best as a preset: tandem train {out}/best.json --data {parsed.data} --out RUN")
+    for line in table(trials, config.evaluation.metric).splitlines():
+        say(line)
+    say(f"the best as a preset: tandem train {out}/best.json --data {parsed.data} --out RUN")
     return 0

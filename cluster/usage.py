@@ -1,29 +1,19 @@
-"""Mistakes on the command line: the near name is suggested, one line is printed, the status is 2.
+"""Mistakes on the command line: the near name is suggested, the status is 2.
 
 Commands parse with tyro; the user's mistakes inside a command are `Mistake`s, status 1.
 """
 
 import difflib
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TypeVar, get_type_hints
 
-import tyro
-
-from trainer.mistake import Mistake
-from trainer.stopping import TERMINATED_STATUS, Terminated
+from trainer.mistake import UsageError
+from trainer.screen import say
 
 T = TypeVar("T")
 
-FAILED = 1
-USAGE = 2
-STOPPED = 130
 VERBOSE = "--verbose"
-
-
-class UsageError(Mistake):
-    """The command line itself is wrong."""
 
 
 def suggest(kind: str, name: str, known: Sequence[str]) -> str:
@@ -38,30 +28,32 @@ def parse(kind: type[T], program: str, arguments: Sequence[str]) -> T:
 
     A Mistake of the dataclass' own checks passes through.
     """
-    return tyro.cli(kind, args=arguments, prog=program, description=kind.__doc__)
+    import tyro  # a fifth of a second, that `tandem` and its help do not wait for
 
-
-def guarded(command: Callable[[], int], verbose: bool) -> int:
-    """Run a command; print failures as one `error:` line, with the traceback if `verbose`."""
     try:
-        return command()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return STOPPED
-    except Terminated as stop:
-        print(stop, file=sys.stderr)
-        return TERMINATED_STATUS
-    except (Mistake, OSError, RuntimeError) as error:
-        if verbose:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError) else FAILED
+        return tyro.cli(kind, args=arguments, prog=program, description=kind.__doc__)
+    except SystemExit as end:
+        if end.code:
+            for hint in dash_hints(kind, arguments):
+                say(hint, file=sys.stderr)
+        raise
+
+
+def dash_hints(kind: type, arguments: Sequence[str]) -> list[str]:
+    """How to give a value that begins with a dash, for flags of text that seem to lack theirs."""
+    types = {f"--{name.replace('_', '-')}": each for name, each in get_type_hints(kind).items()}
+    hints = []
+    for flag, value in zip(arguments, [*arguments[1:], "-"], strict=True):
+        if types.get(flag) in (str, str | None) and value.startswith("-") and value not in types:
+            shown = "VALUE" if value == "-" else value
+            hints.append(f"a value that begins with a dash is joined to its flag: {flag}={shown}")
+    return hints
 
 
 def expect_no_arguments(command: str, arguments: Sequence[str]) -> None:
     """Refuse flags where a command has none."""
     if arguments and arguments[0] in ("--help", "-h"):
-        print(f"usage: tandem {command}")
+        say(f"usage: tandem {command}")
         raise SystemExit(0)
     if arguments:
         raise UsageError(f"tandem {command} takes no arguments, not {' '.join(arguments)}")

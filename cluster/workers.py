@@ -3,8 +3,11 @@
 import re
 from dataclasses import dataclass
 
-from cluster.usage import UsageError
-from trainer.mistake import Mistake
+from trainer.machine import usable_memory_bytes
+from trainer.mistake import Mistake, UsageError
+
+WORKER_BYTES = 400 * 2**20
+"""Python, torch, torchrec and Ray in one process, roughly."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,17 @@ class Workers:
         return self.least < self.most
 
     def __str__(self) -> str:
-        return f"{self.least}..{self.most}" if self.is_elastic else str(self.least)
+        return f"{self.least}..{self.most}" if self.least != self.most else str(self.least)
+
+    def check_fits_here(self) -> None:
+        """Raise where a cluster of this machine alone could never hold so many."""
+        memory = usable_memory_bytes()
+        if self.most > max(memory // WORKER_BYTES, 1):
+            raise Mistake(
+                f"--workers {self}: each takes {WORKER_BYTES / 2**30:.1f} GiB of memory before it "
+                f"holds any data, and this machine has {memory / 2**30:.1f} GiB: take at most "
+                f"{max(memory // WORKER_BYTES, 1)}, or name a cluster with --address"
+            )
 
     def check_fits(self, resources: Resources) -> None:
         """Raise where the cluster could never start so many: Ray would wait for ever.

@@ -1,4 +1,4 @@
-"""Sharded embedding tables: what a table is, how it is initialised, sharded and optimised.
+"""Tandem's sharded embedding tables: what a table is, how it is initialised, sharded and optimised.
 
 TorchRec holds the tables and FBGEMM's kernels look them up and update them; this package states
 the tables a two-tower model needs and turns them into a `DistributedModelParallel` model on any

@@ -1,4 +1,4 @@
-"""Retrieval losses over streamed negatives. Imports torch alone."""
+"""Tandem's retrieval losses over streamed negatives. Imports torch alone."""
 
 from losses.build import build_loss
 from losses.formulas import Correction, LossName

@@ -8,16 +8,15 @@ import resource
 import sys
 from typing import Any
 
-from torch.distributed import checkpoint as dcp
-
 import trainer.checkpoint
+import trainer.checkpoint_facts
 import trainer.shard_files
 from tests.test_training import small_config
 from trainer.progress import TerminalProgress
 from trainer.run import RunSpec
 from trainer.train import run_worker
 
-STAGES = ("before data", "after data", "before metadata", "before commit", "in commit", "dropping")
+STAGES = ("before data", "in data", "after data", "before commit", "in commit", "dropping")
 DISK_FULL = "disk full"
 STATUS = 9
 EVERY_STEPS = 4
@@ -26,22 +25,40 @@ SMALL_FILE_BYTES = 4096
 
 def die_at(stage: str) -> None:
     """Patch the writer so that the second checkpoint kills the process at `stage`."""
-    module = trainer.checkpoint
+    facts, writer = trainer.checkpoint_facts, trainer.shard_files.ShardWriter
     match stage:
         case "before data":
-            replace(dcp.FileSystemWriter, "write_data", before=True)
+            replace(writer, "write_data", before=True)
+        case "in data":
+            die_in_data()
         case "after data":
-            replace(dcp.FileSystemWriter, "finish", before=True)
-        case "before metadata":
-            replace(trainer.shard_files.DigestedFiles, "rename", before=True)
+            replace(writer, "finish", before=True)
         case "before commit":
-            replace(module, "write_json", before=True, only=module.COMMIT_FILE)
+            replace(facts, "write_json", before=True, only=facts.COMMIT_FILE)
         case "in commit":
-            replace(module, "write_json", before=True, only=module.COMMIT_FILE, half=True)
+            replace(facts, "write_json", before=True, only=facts.COMMIT_FILE, half=True)
         case "dropping":
-            replace(module, "remove_tree", before=True, only="step-00000004")
+            replace(trainer.checkpoint, "remove_tree", before=True, only="step-00000004")
         case _:
             raise ValueError(stage)
+
+
+def die_in_data() -> None:
+    """Some bytes of the second checkpoint's file are on the disk by then."""
+    files, real, begun = trainer.shard_files, trainer.shard_files._header, []
+
+    def header(items: Any) -> Any:
+        begun.append(1)
+        return real(items)
+
+    def blocks(value: Any) -> Any:
+        for number, block in enumerate(real_blocks(value)):
+            if len(begun) == 2 and number + len(block) > 512:
+                os._exit(STATUS)
+            yield block
+
+    real_blocks = files._blocks
+    files._header, files._blocks = header, blocks
 
 
 def replace(owner: Any, name: str, before: bool, only: str = "", half: bool = False) -> None:

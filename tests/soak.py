@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.format_utils import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from tests.datasets import make_dataset
 from tests.distributed import free_port, start_rank
 from tests.test_training import small_config
+from trainer.checkpoint_facts import DTYPES, read_facts
+from trainer.checkpoint_read import Found, load
 from trainer.progress import SilentProgress
 from trainer.ranks import process_group
 from trainer.run import RunSpec
@@ -86,24 +85,14 @@ def losses(out: Path) -> dict[int, float]:
 
 def tables(out: Path) -> dict[str, torch.Tensor]:
     """All tensors of the newest checkpoint."""
-    state: dict[str, Any] = {}
-    _load_state_dict(
-        state,
-        storage_reader=dcp.FileSystemReader(str(committed(out / "checkpoints")[-1])),
-        planner=_EmptyStateDictLoadPlanner(),
-        no_dist=True,
-    )
-    flat: dict[str, torch.Tensor] = {}
-
-    def visit(name: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            flat[name] = value
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                visit(f"{name}/{key}", inner)
-
-    visit("", state)
-    return flat
+    path = committed(out / "checkpoints")[-1]
+    facts = read_facts(path)
+    state = {
+        name: torch.empty(saved.shape, dtype=DTYPES[saved.dtype])
+        for name, saved in facts.tensors.items()
+    }
+    load(Found(path, facts), state)
+    return state
 
 
 def soak(kills: int, data: Path, out: Path, seed: int = 0, slowness: float = 1.0) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.killed_checkpoint import DISK_FULL, STAGES, STATUS
 from tests.test_training import small_config
-from trainer import checkpoint, shard_files
+from trainer import checkpoint, checkpoint_facts
+from trainer.checkpoint_facts import read_facts, write_facts
 from trainer.progress import SilentProgress
 from trainer.run import RunSpec
 from trainer.train import run_worker
@@ -78,8 +81,9 @@ def test_a_damaged_shard_is_found_and_the_one_before_used(
     assert run("before commit", data, out).returncode == STATUS  # one checkpoint, of step 4
     first = checkpoints(out)[-1]
     second = first.with_name("step-00000006")
-    subprocess.run(["cp", "-r", first, second], check=True)
-    shard = max(second.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    shutil.copytree(first, second)
+    write_facts(second, replace(read_facts(first), step=6))
+    (shard,) = second.glob("*.safetensors")
     content = bytearray(shard.read_bytes())
     if hurt == "gone":
         shard.unlink()
@@ -131,8 +135,8 @@ def train_with_a_full_disk(spec: RunSpec, rank: int, stage: str) -> list[str]:
         return real(*arguments, **keywords)
 
     owner, name = {
-        "shards": (shard_files.DigestedFiles, "create_stream"),
-        "commit": (checkpoint, "write_json"),
+        "shards": (Path, "open"),
+        "commit": (checkpoint_facts, "write_json"),
         "folder": (checkpoint, "remove_tree"),
     }[stage]
     real = getattr(owner, name)

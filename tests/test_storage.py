@@ -17,6 +17,7 @@ from tests.monitoring.test_pages import read_when_there
 from tests.s3 import s3_server
 from tests.test_training import _worker, losses, small_config, train
 from trainer import lock
+from trainer.line_file import LineFile, read_records
 from trainer.live.dashboard import DashboardArguments, dashboard
 from trainer.lock import RunLock
 from trainer.report.norms import norms_by_popularity
@@ -26,7 +27,7 @@ from trainer.retrieval.recommend import RecommendArguments, recommend
 from trainer.run import RunFolder, RunSpec
 from trainer.run_files import write_json
 from trainer.run_state import read_state
-from trainer.storage import LineFile, RemotePath, storage_path
+from trainer.storage import RemotePath, storage_path
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -73,7 +74,7 @@ def test_lines_survive_a_kill_while_they_are_rewritten(
     """Each resume rewrites metrics.jsonl; a kill in its midst once took a run's first 155 steps."""
     file = LineFile(tmp_path / "lines.jsonl")
     for number in range(3):
-        file.append(f"line {number}")
+        file.append(json.dumps({"step": number}))
 
     def killed_midway(path: Path, text: str) -> int:
         with path.open("w") as stream:
@@ -83,12 +84,12 @@ def test_lines_survive_a_kill_while_they_are_rewritten(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", killed_midway)
         with pytest.raises(KeyboardInterrupt):
-            file.rewrite(["line 0", "line 1"])
+            file.keep(lambda record: record["step"] < 2)
     again = LineFile(file.path)
-    assert again.read() == ["line 0", "line 1", "line 2"]
-    again.rewrite(["line 0", "line 1"])
-    again.append("another")
-    assert again.read() == ["line 0", "line 1", "another"]
+    assert [record["step"] for record in read_records(again.path)] == [0, 1, 2]
+    again.keep(lambda record: record["step"] < 2)
+    again.append('{"step": 9}')
+    assert [record["step"] for record in read_records(again.path)] == [0, 1, 9]
     assert [path.name for path in tmp_path.iterdir()] == ["lines.jsonl"]
 
 
@@ -196,7 +197,7 @@ def test_a_run_on_s3(data: str, tmp_path: Path) -> None:
         spec = RunSpec("ml-100k", config, data, out)
         with pytest.raises(AssertionError, match="exists already; choose another --out"):
             run_ranks(2, on_s3, spec, variables)
-        shard = storage_path(f"{out}/checkpoints/step-00000006/__0_0.distcp")
+        shard = storage_path(f"{out}/checkpoints/step-00000006/rank-00000.safetensors")
         shard.write_text("damaged")
         run_ranks(2, on_s3, replace(spec, resume=True), variables)
         lines = RunFolder(out).metrics_file.read_text().splitlines()

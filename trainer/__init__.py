@@ -1,1 +1,3 @@
-"""The trainer proper: configuration, model, loop, checkpoints. Runs under Ray or torchrun alike."""
+"""Tandem's trainer proper: configuration, model, loop, checkpoints. Under Ray or torchrun alike."""
+
+import tandem_start as tandem_start  # the other packages are ours, whatever else has their names

@@ -1,8 +1,9 @@
 """A run's configuration: frozen dataclasses, one a section. A field's docstring is its `--help`.
 
 Presets (presets.py) are values of `Config`; the command line overrides fields by
-`--section.field VALUE`. Configs stop at the `build_*` functions: classes below them take plain
-arguments.
+`--section.field VALUE`. Type, choices and range of a field are its annotation's, and hold however a
+config comes about: by a flag, a file, or Python (typed.py). Configs stop at the `build_*`
+functions: classes below them take plain arguments.
 """
 
 from __future__ import annotations
@@ -11,15 +12,34 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from embeddings.choices import Placement, Sharding, TableOptimizer, TablePrecision
 from trainer.mistake import Mistake
+from trainer.typed import Range, check, nearest, read_as
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 HistoryPooling = Literal["mean", "attention", "places"]
 LogQ = Literal["none", "counts", "streaming", "counts_clipped"]
+Schedule = Literal["constant", "linear", "cosine"]
+Tower = Literal["mf", "mlp", "graph", "history", "sequence"]
+Measure = Literal["recall", "ndcg", "hit", "mrr", "map", "coverage"]
+"""What can be watched: more is better."""
+
+MOST_COLUMNS = 2**24
+"""Rows or negatives of a step, at most: they are counted in float32."""
+MOST_STEPS = 10**12
+MOST_WIDTH = 1024
+"""FBGEMM's tables are silently zero beyond it."""
 LAST_PORT = 65_535
+Cutoff = Annotated[int, Range(least=1, most=1_000_000)]
+Layer = Annotated[int, Range(least=1, most=65_536)]
+Columns = Annotated[int, Range(least=0, most=MOST_COLUMNS)]
+Steps = Annotated[int, Range(least=1, most=MOST_STEPS)]
+Weight = Annotated[float, Range(least=0, most=1e6)]
+Temperature = Annotated[float, Range(least=0.01, most=1000)]
+LearningRate = Annotated[float, Range(above=0, most=1e4)]
+Decay = Annotated[float, Range(least=0, most=100)]
 
 
 def require(condition: bool, message: str) -> None:
@@ -34,31 +54,24 @@ class DataConfig:
 
     train_splits: tuple[str, ...] = ("train",)
     """Splits trained on. Add "validation" only for a final model whose settings are chosen."""
-    shuffle_window_rows: int = 131_072
+    shuffle_window_rows: Annotated[int, Range(least=1, most=2**31)] = 131_072
     """Rows shuffled together in memory; row groups are permuted as a whole before that."""
-    streams: int = 0
+    streams: Annotated[int, Range(least=0, most=65_536)] = 0
     """Parts of the epoch read side by side; 0: the least common multiple of 8 and the workers,
     so that 1, 2, 4 and 8 workers see the same global batches."""
-    history_length: int | None = None
-    """Most recent history items fed to the query tower; None: all that were prepared."""
+    history_length: Annotated[int, Range(least=1, most=100_000)] | None = None
+    """Most recent history items fed to the query tower; None: all that were prepared. To leave the
+    history out, set model.use_history to False."""
     skip_corrupt: bool = False
     """Count and skip row groups that cannot be read, instead of stopping."""
 
     def __post_init__(self) -> None:
+        check(self, "data")
         unknown = set(self.train_splits) - {"train", "validation"}
         require(
             "train" in self.train_splits and not unknown,
             f"data.train_splits={self.train_splits}: 'train', optionally with 'validation'; "
             "the test split is never trained on",
-        )
-        require(
-            self.shuffle_window_rows >= 1,
-            f"data.shuffle_window_rows={self.shuffle_window_rows}: must be at least 1",
-        )
-        require(
-            self.history_length is None or self.history_length >= 1,
-            f"data.history_length={self.history_length}: at least 1; to leave the history out, "
-            "set model.use_history to False",
         )
 
 
@@ -66,15 +79,15 @@ class DataConfig:
 class ModelConfig:
     """The two towers and what they read."""
 
-    tower: Literal["mf", "mlp", "graph", "history", "sequence"] = "mf"
+    tower: Tower = "mf"
     """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them. graph: mf
     plus each side's neighbours in train, weighted as LightGCN's first hop. history: a gate between
     user and pooled history. sequence: a causal transformer over the ordered history."""
-    dim: int = 64
+    dim: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 64
     """Width of every embedding table."""
-    hidden: tuple[int, ...] = (128,)
+    hidden: Annotated[tuple[Layer, ...], Range(most=64)] = (128,)
     """Hidden layers of the mlp towers."""
-    output_dim: int = 64
+    output_dim: Annotated[int, Range(least=1, most=8192)] = 64
     """Width of the towers' output (mlp only; mf's is `dim`)."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """cosine: outputs are L2-normalised. dot: inner product."""
@@ -91,20 +104,20 @@ class ModelConfig:
     history_pooling: HistoryPooling = "mean"
     """history: how the items of the history become one vector. places: the last items, each
     through a matrix of its own, for data where the order tells what comes next."""
-    sequence_length: int = 20
+    sequence_length: Annotated[int, Range(least=1, most=10_000)] = 20
     """sequence, history with attention or places: most recent items of a list that are read one
     by one."""
-    sequence_layers: int = 1
+    sequence_layers: Annotated[int, Range(least=1, most=64)] = 1
     """sequence: layers of the transformer."""
-    sequence_heads: int = 2
+    sequence_heads: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 2
     """sequence: attention heads; must divide dim."""
-    neighbours: int | None = 16
+    neighbours: Annotated[int, Range(least=1, most=100_000)] | None = 16
     """graph: most neighbours drawn for a row in training; None: all. Evaluation takes all."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of each tower's inputs dropped in training."""
-    init_std: float = 0.1
+    init_std: Annotated[float, Range(above=0, most=100)] = 0.1
     """Standard deviation of the tables' first values."""
-    spectral_start: float = 0.0
+    spectral_start: Annotated[float, Range(least=0, most=1000)] = 0.0
     """Length of the spectral vector added to each user's and item's first value (the leading
     singular vectors of the training graph, seconds to compute); 0: noise alone."""
     table_precision: TablePrecision = "fp32"
@@ -115,8 +128,7 @@ class ModelConfig:
     """uvm_caching (GPUs): tables in host memory, the rows in use cached on the GPU."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be in [0, 1)")
-        require(self.init_std > 0, f"model.init_std={self.init_std}: must be above 0")
+        check(self, "model")
         require(
             self.use_user_id
             or self.use_history
@@ -125,28 +137,13 @@ class ModelConfig:
             "the query tower has no input: set model.use_user_id, model.use_history or "
             "model.user_attributes",
         )
-        for name in ("sequence_length", "sequence_layers", "sequence_heads"):
-            value = getattr(self, name)
-            require(value >= 1, f"model.{name}={value}: must be at least 1")
         require(
-            self.dim % self.sequence_heads == 0,
+            self.tower != "sequence" or self.dim % self.sequence_heads == 0,
             f"model.sequence_heads={self.sequence_heads} does not divide model.dim={self.dim}",
         )
         require(
             self.tower != "graph" or self.use_user_id,
             "model.tower='graph' needs the users' table: leave model.use_user_id on",
-        )
-        require(
-            self.spectral_start >= 0,
-            f"model.spectral_start={self.spectral_start}: must not be negative",
-        )
-        require(
-            self.neighbours is None or self.neighbours >= 1,
-            f"model.neighbours={self.neighbours}: at least 1; None takes all",
-        )
-        require(
-            all(width >= 1 for width in self.hidden),
-            f"model.hidden={self.hidden}: every width must be at least 1",
         )
 
     @property
@@ -175,18 +172,18 @@ class LossConfig:
     """ssm: implicit feedback, huge catalogs: begin here. improved_logq: the same, the positive left
     uncorrected. bsl: noisy positives. ntr: explicit dislikes, or items that must not be shown;
     ssm_ntr: they are negatives too. sl, ccl: clean implicit data. ova, bpr: for comparison."""
-    temperature: float | None = None
+    temperature: Temperature | None = None
     """Scores are divided by this; None: the loss's own default (0.1; ccl has none)."""
-    negative_temperature: float | None = None
+    negative_temperature: Temperature | None = None
     """bsl: the negatives' temperature; None: `temperature`."""
-    negative_weight: float | None = None
+    negative_weight: Annotated[float, Range(above=0, most=1e6)] | None = None
     """bsl: factor of the log-sum-exp (None: the ratio of temperatures, the paper's form; with one
     temperature it is the authors' exponent). ccl, ova: w of w/N, None is a plain sum."""
-    margin: float | None = None
+    margin: Annotated[float, Range(least=-1000, most=1000)] | None = None
     """ccl: negatives scored below this cost nothing; None: 0.9."""
-    disliked_weight: float | None = None
+    disliked_weight: Weight | None = None
     """ntr: weight of the disliked rows; None: 1."""
-    alpha: float | None = None
+    alpha: Weight | None = None
     """ssm_ntr: weight of its NTR half, disliked rows pushed down; its SSM half has the user's
     disliked items among the negatives. None: 1."""
     several_positives: bool = False
@@ -199,7 +196,7 @@ class LossConfig:
     """Leave out columns that the same user has as positives in the global batch."""
     mask_history: bool = False
     """Leave out columns that are in the row's own history."""
-    embedding_penalty: float = 0.0
+    embedding_penalty: Decay = 0.0
     """L2 on what a step looks up (each feature's pooled embedding), a row's mean: regularises the
     touched rows with every table optimizer."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -215,10 +212,7 @@ class LossConfig:
     candidates do not fit a rank. Same result; a third more work and twice the bytes moved."""
 
     def __post_init__(self) -> None:
-        require(
-            self.embedding_penalty >= 0,
-            f"loss.embedding_penalty={self.embedding_penalty}: must not be negative",
-        )
+        check(self, "loss")
         require(
             not (self.ring and self.name == "ssm_ntr"),
             "loss.ring with loss.name=ssm_ntr: a user's disliked items must reach its rows on "
@@ -250,13 +244,13 @@ class NegativesConfig:
 
     in_batch: bool = True
     """The other rows' positives, gathered from every rank."""
-    uniform: int = 0
+    uniform: Columns = 0
     """Items drawn uniformly from the catalog a step, shared by all ranks."""
-    popularity: int = 0
+    popularity: Columns = 0
     """Items drawn by their count in train a step, shared by all ranks."""
-    queue: int = 0
+    queue: Columns = 0
     """Candidates of past steps kept as further negatives (cross-batch queue), without gradient."""
-    queue_warmup_steps: int = 1000
+    queue_warmup_steps: Annotated[int, Range(least=0, most=MOST_STEPS)] = 1000
     """Steps before the queue is used: early embeddings move too fast to be kept."""
     log_q: LogQ = "counts"
     """Correction for how often an item is drawn. counts: exact, from train. streaming: estimated
@@ -264,9 +258,7 @@ class NegativesConfig:
     log(1e-6) as in TFRS, which is wrong for an item in fewer than a millionth of the rows."""
 
     def __post_init__(self) -> None:
-        for name in ("uniform", "popularity", "queue", "queue_warmup_steps"):
-            value = getattr(self, name)
-            require(value >= 0, f"negatives.{name}={value}: must not be negative")
+        check(self, "negatives")
         require(
             self.in_batch or self.uniform + self.popularity > 0,
             "there are no negatives: set negatives.in_batch, negatives.uniform or "
@@ -285,101 +277,85 @@ class OptimizerConfig:
 
     tables: TableOptimizer = "rowwise_adagrad"
     """Fused into the backward pass; adam runs on GPUs only."""
-    table_learning_rate: float = 0.05
+    table_learning_rate: LearningRate = 0.05
     """Peak learning rate of the tables."""
-    table_weight_decay: float = 0.0
+    table_weight_decay: Decay = 0.0
     """L2 on the rows a step touches, on GPUs; on CPUs see loss.embedding_penalty."""
-    tower_learning_rate: float = 1e-3
+    tower_learning_rate: LearningRate = 1e-3
     """Peak learning rate of the towers (AdamW)."""
-    tower_weight_decay: float = 0.0
+    tower_weight_decay: Decay = 0.0
     """AdamW's decoupled weight decay."""
-    tower_averaging: float = 0.0
+    tower_averaging: Annotated[float, Range(least=0, below=1)] = 0.0
     """Decay a step of the towers' moving average, which evaluation and export then use; 0: none."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """How learning rates fall to zero over the run, after the warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, Range(least=0, most=MOST_STEPS)] = 0
     """Steps over which learning rates rise from zero."""
 
     def __post_init__(self) -> None:
-        for name in ("table_learning_rate", "tower_learning_rate"):
-            value = getattr(self, name)
-            require(value > 0, f"optimizer.{name}={value}: must be above 0")
-        require(
-            0 <= self.tower_averaging < 1,
-            f"optimizer.tower_averaging={self.tower_averaging}: must be in [0, 1)",
-        )
-        for name in ("table_weight_decay", "tower_weight_decay", "warmup_steps"):
-            value = getattr(self, name)
-            require(value >= 0, f"optimizer.{name}={value}: must not be negative")
+        check(self, "optimizer")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Length, batch and seed of the run."""
 
-    epochs: int = 5
+    epochs: Annotated[int, Range(least=1, most=10**9)] = 5
     """Passes over the training rows."""
-    max_steps: int | None = None
+    max_steps: Steps | None = None
     """Stop after this many steps even if epochs are left."""
-    global_batch_size: int = 2048
+    global_batch_size: Annotated[int, Range(least=1, most=MOST_COLUMNS)] = 2048
     """Rows a step over all workers together; must divide by the number of workers."""
-    seed: int = 1
+    seed: Annotated[int, Range(least=0, below=2**63)] = 1
     """Seeds tables, shuffling and sampling."""
-    log_every_steps: int = 50
+    log_every_steps: Steps = 50
     """Steps between two lines of metrics; the only steps where a GPU is waited for."""
-    threads: int = 0
+    threads: Annotated[int, Range(least=0, most=1024)] = 0
     """CPU threads a worker; 0: the machine's cores divided by its workers."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch_size", "log_every_steps"):
-            value = getattr(self, name)
-            require(value >= 1, f"training.{name}={value}: must be at least 1")
-        require(
-            self.max_steps is None or self.max_steps >= 1,
-            f"training.max_steps={self.max_steps}: must be at least 1",
-        )
+        check(self, "training")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When checkpoints are written and how many are kept."""
 
-    every_steps: int | None = None
+    every_steps: Steps | None = None
     """Steps between checkpoints; None: one an epoch."""
-    keep: int = 2
+    keep: Annotated[int, Range(least=1, most=10**6)] = 2
     """Newest checkpoints kept."""
 
     def __post_init__(self) -> None:
-        require(self.keep >= 1, f"checkpoint.keep={self.keep}: must be at least 1")
-        require(
-            self.every_steps is None or self.every_steps >= 1,
-            f"checkpoint.every_steps={self.every_steps}: must be at least 1",
-        )
+        check(self, "checkpoint")
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation on the validation split while training."""
 
-    every_epochs: int = 0
+    every_epochs: Annotated[int, Range(least=0, most=10**9)] = 0
     """Epochs between evaluations; 0: none while training."""
-    patience: int | None = None
+    patience: Annotated[int, Range(least=1, most=10**9)] | None = None
     """Stop when the metric has not risen for this many evaluations; None: never."""
     metric: str = "ndcg@20"
     """What patience watches."""
-    k: tuple[int, ...] = (10, 20, 50)
+    k: Annotated[tuple[Cutoff, ...], Range(least=1, most=100)] = (10, 20, 50)
     """Cut-offs."""
-    users: int | None = None
+    users: Annotated[int, Range(least=2, most=10**12)] | None = None
     """Users sampled for an evaluation while training; None: all."""
 
     def __post_init__(self) -> None:
+        check(self, "evaluation")
         require(
             self.patience is None or self.every_epochs > 0,
             "evaluation.patience needs evaluation.every_epochs of at least 1",
         )
+        measure, at, cutoff = self.metric.partition("@")
         require(
-            bool(self.k) and all(k >= 1 for k in self.k),
-            f"evaluation.k={self.k}: one or more cut-offs of at least 1",
+            measure in get_args(Measure) and at == "@" and cutoff.isdecimal(),
+            f"evaluation.metric={self.metric!r}: {nearest(measure, get_args(Measure))}must be one "
+            f"of {', '.join(get_args(Measure))} at one of the cut-offs, as in ndcg@20",
         )
 
 
@@ -391,18 +367,15 @@ class MetricsConfig:
     """Serve metrics while training."""
     host: str = "127.0.0.1"
     """Address listened on; set 0.0.0.0 to let other machines scrape it."""
-    port: int = 0
+    port: Annotated[int, Range(least=0, most=LAST_PORT)] = 0
     """Port of each machine's first rank; its other ranks take the next ones. 0: any free port."""
     advertise: str | None = None
     """Address that Prometheus is told in place of `host`, where it reaches the machine by another
     (the same on all machines, so for runs on one). Left out: found out."""
 
     def __post_init__(self) -> None:
+        check(self, "metrics")
         require(bool(self.host), "metrics.host is empty; 0.0.0.0 listens on every address")
-        require(
-            0 <= self.port <= LAST_PORT,
-            f"metrics.port={self.port}: must be 0 (any free one) to {LAST_PORT}",
-        )
 
 
 @dataclass(frozen=True)
@@ -420,6 +393,13 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     def __post_init__(self) -> None:
+        check(self, "")
+        drawn = self.negatives.uniform + self.negatives.popularity + self.negatives.queue
+        require(
+            self.training.global_batch_size > 1 or drawn > 0,
+            "training.global_batch_size=1 leaves no negatives in the batch: raise it, or set "
+            "negatives.uniform or negatives.popularity",
+        )
         require(
             not self.loss.ring or self.negatives.queue == 0,
             f"loss.ring with negatives.queue={self.negatives.queue}: the queue holds every rank's "
@@ -441,22 +421,12 @@ class Config:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Config:
-        """Inverse of `to_json`; unknown sections or fields raise Mistake."""
-        sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
-        unknown = set(data) - set(sections)
-        require(not unknown, f"config has unknown sections {sorted(unknown)}")
-        return Config(**{name: _section(sections[name], value) for name, value in data.items()})
+    def from_json(data: Any) -> Config:
+        """Inverse of `to_json`; Mistake names the first field that is unknown or wrong."""
+        return read_as(Config, data)
 
     @property
     def digest(self) -> str:
         """Short hash: ranks compare it at start."""
         text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _section(section: Any, values: dict[str, Any]) -> Any:
-    fields = {f.name for f in dataclasses.fields(section)}
-    unknown = set(values) - fields
-    require(not unknown, f"config section {section.__name__} has unknown fields {sorted(unknown)}")
-    return section(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

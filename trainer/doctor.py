@@ -18,6 +18,7 @@ from pathlib import Path
 
 from trainer.machine import usable_cpus, usable_memory_bytes
 from trainer.mistake import Mistake
+from trainer.screen import say
 
 Packages = Mapping[str, "Package"]
 
@@ -54,7 +55,7 @@ class Problem:
     fatal: bool = True
 
     def __str__(self) -> str:
-        return f"{self.what}\n    remedy: {self.remedy}"
+        return f"{self.what} (remedy: {self.remedy})"
 
 
 def read_packages() -> dict[str, Package]:
@@ -88,8 +89,8 @@ def check_versions(packages: Packages | None = None) -> None:
     fatal = [p for p in find_problems(found, sys.version_info[:2]) if p.fatal]
     if fatal:
         raise Mistake(
-            "the installed packages do not fit together:\n  - "
-            + "\n  - ".join(str(problem) for problem in fatal)
+            "the installed packages do not fit together: "
+            + "; ".join(str(problem) for problem in fatal)
         )
 
 
@@ -231,21 +232,22 @@ def import_problems() -> list[Problem]:
 def report() -> int:
     """Print versions, devices and problems. Returns the exit code: 1 if a problem is fatal."""
     packages, gpus = read_packages(), gpu_names()
-    print(f"{'python':20}{sys.version.split()[0]}  {sys.executable}")
+    say(f"{'python':20}{sys.version.split()[0]}  {sys.executable}")
     for name, package in packages.items():
-        print(f"{name:20}{package.version or 'unknown version'}")
-    print(f"{'cpus':20}{usable_cpus()}")
-    print(f"{'memory':20}{usable_memory_bytes() / 2**30:.1f} GiB")
-    print(f"{'gpus':20}{'; '.join(gpus) or 'none'}")
+        say(f"{name:20}{package.version or 'unknown version'}")
+    say(f"{'cpus':20}{usable_cpus()}")
+    say(f"{'memory':20}{usable_memory_bytes() / 2**30:.1f} GiB")
+    say(f"{'gpus':20}{'; '.join(gpus) or 'none'}")
     problems = find_problems(packages, sys.version_info[:2], has_gpu=bool(gpus))
     problems += machine_problems()
     if not any(problem.fatal for problem in problems):
         problems += import_problems()
     for problem in problems:
-        print(f"{'error' if problem.fatal else 'warning'}: {problem}")
+        say(f"{'error' if problem.fatal else 'warning'}: {problem.what}")
+        say(f"    remedy: {problem.remedy}")
     fatal = any(problem.fatal for problem in problems)
     if not problems:
-        print("All is well: these versions belong together and load.")
+        say("All is well: these versions belong together and load.")
     return int(fatal)
 
 

@@ -23,7 +23,6 @@ from trainer.phases import TimedPipeline
 from trainer.ranks import Ranks
 from trainer.recorder import Recorder
 from trainer.run_phases import RunPhases
-from trainer.validation import Verdict
 
 
 @dataclass
@@ -53,7 +52,8 @@ class TrainingLoop:
 
     Args:
         save: writes a checkpoint of the place reached. Collective.
-        evaluate: evaluates on the validation split. Collective.
+        evaluate: evaluates on the validation split, unless that was done before the place was
+            restored, and notes it in the checkpoint; True: it is time to stop. Collective.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TrainingLoop:
         seed: int,
         phases: RunPhases,
         save: Callable[[Place], None],
-        evaluate: Callable[[Place], Verdict],
+        evaluate: Callable[[Place], bool],
     ) -> None:
         self.model = model
         self.schedule = schedule
@@ -88,10 +88,14 @@ class TrainingLoop:
         checkpoint_every_steps: int | None,
         evaluate_every_epochs: int,
     ) -> None:
-        """Train until `total_steps`. Collective: every rank runs it, with as many batches."""
+        """Train until `total_steps`. Collective: every rank runs it, with as many batches.
+
+        An evaluation comes after the checkpoint of its step: nothing it may meet costs the epoch.
+        """
         source = TimedBatches(batches)
         self.model.train()
-        while self.place.step < total_steps:
+        stop = self._is_due(evaluate_every_epochs) and self._evaluate_detached()
+        while self.place.step < total_steps and not stop:
             seed_step(self.seed, self.place.step, self.ranks.rank)
             self.schedule.set_step(self.place.step)
             self.model.module.head.task.loss.watched = self.recorder.watches(self.place.step + 1)
@@ -103,30 +107,31 @@ class TrainingLoop:
             self.recorder.record(self.place, outputs, source.take_wait_seconds(), batch)
             self.phases.at("training", self.place.step, total_steps)
 
-            verdict = Verdict()
-            epoch_ended = self.place.epoch_ended
-            if epoch_ended and is_due(self.place.epoch + 1, evaluate_every_epochs):
-                verdict = self._evaluate_detached()
-            stop = verdict.stop or self.recorder.stop_agreed
-            last = stop or verdict.best or self.place.step == total_steps
+            evaluation_due = self._is_due(evaluate_every_epochs)
+            last = self.recorder.stop_agreed or self.place.step == total_steps
             every = checkpoint_every_steps
-            if last or (epoch_ended if every is None else is_due(self.place.step, every)):
+            save_due = self.place.epoch_ended if every is None else is_due(self.place.step, every)
+            if save_due or evaluation_due or last:
                 self.recorder.flush(self.place)
                 self.save(self.place)
-            if stop:
+            if self.recorder.stop_agreed:
                 break
+            stop = evaluation_due and self._evaluate_detached()
         self.recorder.flush(self.place)
         self.pipeline.detach()
 
-    def _evaluate_detached(self) -> Verdict:
+    def _is_due(self, evaluate_every_epochs: int) -> bool:
+        """Whether the place reached is to be evaluated."""
+        return self.place.epoch_ended and is_due(self.place.epoch + 1, evaluate_every_epochs)
+
+    def _evaluate_detached(self) -> bool:
         """Evaluate through the modules' own forwards, which the pipeline has rewritten."""
-        self.recorder.flush(self.place)
         self.pipeline.detach()
         self.model.eval()
-        verdict = self.evaluate(self.place)
+        stop = self.evaluate(self.place)
         self.model.train()
         self.recorder.restart_clock()
-        return verdict
+        return stop
 
 
 class TimedBatches:

@@ -283,7 +283,9 @@ class RankMetrics:
         deadline = time.monotonic() + PORT_PATIENCE_SECONDS
         while True:
             try:
-                return SmallServer(host, port, pages, "tandem-metrics", "--metrics.host, --metrics.port")
+                return SmallServer(
+                    host, port, pages, "tandem-metrics", "--metrics.host, --metrics.port"
+                )
             except PortTakenError as error:
                 if time.monotonic() > deadline:
                     raise Mistake(

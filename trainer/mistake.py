@@ -15,6 +15,18 @@ class Mistake(ValueError):
     """The user's mistake. One line: the value, the limit, the remedy."""
 
 
+class ToldByFirst(Exception):
+    """What every rank of a run raises: rank 0 tells it, for all."""
+
+
+class MistakeOfAll(Mistake, ToldByFirst):
+    """The user's mistake, raised on every rank."""
+
+
+class UsageError(Mistake):
+    """The command line itself is wrong."""
+
+
 @contextmanager
 def mistakes() -> Iterator[None]:
     """What losses and embeddings refuse is the user's mistake: they know ValueError alone."""

@@ -11,8 +11,6 @@ import re
 from dataclasses import asdict, dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table as RichTable
 from torch import Tensor
 from torchrec.distributed.planner.types import PlannerError
 
@@ -27,6 +25,7 @@ from trainer.data.schema import Dataset
 from trainer.inputs import Inputs, build_inputs
 from trainer.mistake import Mistake
 from trainer.model import TwoTower
+from trainer.screen import Sheet, say
 
 GIB = 1024**3
 LOSS_WORKSPACE_BYTES = 160 * 1024**2
@@ -231,34 +230,31 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def show(plan: Plan, console: Console) -> None:
+def show(plan: Plan) -> None:
     """Print the plan as tables."""
     estimate = plan.estimate
     if plan.tables is not None:
-        shards = RichTable(title=f"tables on {plan.gpus} GPUs", title_justify="left")
-        for column in ("table", "sharding", "kernel", "most rows on a GPU"):
-            shards.add_column(column)
+        headings = ("table", "sharding", "kernel", "most rows on a GPU")
+        shards = Sheet(*headings, numbers=headings[-1:], title=f"tables on {plan.gpus} GPUs")
         for name, facts in plan.tables.items():
             most = max(rows for _, rows in facts["rows_by_rank"])  # type: ignore[attr-defined]
             kind, kernel = str(facts["sharding_type"]), str(facts["compute_kernel"])
-            shards.add_row(name, kind, kernel, f"{most:,}")
-        console.print(shards)
+            shards.add(name, kind, kernel, f"{most:,}")
+        shards.print()
     given = estimate.limit / (1 - STORAGE_RESERVED)
     rows = f"{plan.local_batch_size:,} rows a step on each of {plan.gpus} GPUs"
-    budget = RichTable(title=rows, title_justify="left")
-    budget.add_column("on the fullest GPU")
-    budget.add_column("bytes", justify="right")
+    budget = Sheet("on the fullest GPU", "memory", numbers=("memory",), title=rows)
     for name in ("weights", "optimizer_state", "towers", "activations", "total"):
-        budget.add_row(name.replace("_", " "), as_bytes(getattr(estimate, name)))
-    budget.add_row(f"limit: 90 % of {as_bytes(given)}", as_bytes(estimate.limit))
-    budget.add_section()
+        budget.add(name.replace("_", " "), as_bytes(getattr(estimate, name)))
+    limit = f"limit: 90 % of {as_bytes(given)}"
+    budget.add(limit, as_bytes(estimate.limit), ends_section=True)
     for name in ("sent_ids", "sent_embeddings", "sent_candidates", "sent_tower_gradients"):
         label = f"sent in a step: {name[5:].replace('_', ' ')}"
-        budget.add_row(label, as_bytes(getattr(estimate, name)))
-    console.print(budget)
-    console.print("it fits" if estimate.fits else "[bold red]it does not fit[/]; what helps:")
+        budget.add(label, as_bytes(getattr(estimate, name)))
+    budget.print()
+    say("it fits" if estimate.fits else "it does not fit; what helps:")
     for line in plan.advice:
-        console.print(f"  {line}")
+        say(f"  {line}")
 
 
 def as_bytes(size: float) -> str:
@@ -281,4 +277,4 @@ def plan(arguments: PlanArguments) -> None:
     if arguments.json:
         print(made.to_json())
     else:
-        show(made, Console())
+        show(made)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,8 @@ from trainer.config import (
     TrainingConfig,
 )
 from trainer.mistake import Mistake
+from trainer.run_files import read_json
+from trainer.typed import nearest
 
 
 def _default() -> Config:
@@ -188,15 +188,20 @@ def find_preset(name: str) -> Config:
         return read_preset(Path(name))
     if name in PRESETS:
         return PRESETS[name]()
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = nearest(name, PRESETS)
     raise Mistake(f"unknown preset {name!r}: {hint}there are {', '.join(PRESETS)}")
 
 
 def read_preset(path: Path) -> Config:
-    """A preset file. Raises Mistake where it cannot be read."""
+    """A preset file: a config, or a file with one under "config".
+
+    Raises:
+        Mistake: naming the file, and the first field in it that is unknown or wrong.
+    """
     try:
-        contents = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise Mistake(f"preset file {path} cannot be read: {error}") from error
-    return Config.from_json(contents.get("config", contents))
+        contents = read_json(path)
+        inner = contents.get("config", contents) if isinstance(contents, dict) else contents
+        return Config.from_json(inner)
+    except (OSError, Mistake) as error:
+        told = str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")
+        raise Mistake(f"preset file {path}: {told}") from error

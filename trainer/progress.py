@@ -17,9 +17,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from trainer.screen import plain_console, shown
 
 PLAIN_LINE_SECONDS = 10.0
 RECENT_UPDATES = 100  # that the time left is reckoned from
@@ -87,7 +88,7 @@ class TerminalProgress:
         every_seconds: float = PLAIN_LINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._console = plain_console(stream or sys.stderr)
         self._every_seconds = every_seconds
         self._clock = clock
         self._live: RichProgress | None = None
@@ -103,10 +104,13 @@ class TerminalProgress:
         if self._console.is_terminal:
             self._draw(name, done, total, values)
         elif self._is_due(name, done == total):
-            self._console.print(self._plain_line(name, done, total, values), markup=False)
+            self._print(self._plain_line(name, done, total, values))
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(shown(text, keep="\n"), soft_wrap=True)
 
     def close(self) -> None:
         if self._live is not None:
@@ -128,19 +132,19 @@ class TerminalProgress:
     def _draw(self, name: str, done: int, total: int | None, values: dict[str, float]) -> None:
         if self._live is None:
             self._live = RichProgress(
-                TextColumn("{task.description:<12}"),
+                TextColumn("{task.description:<12}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[values]}"),
+                TextColumn("{task.fields[values]}", markup=False),
                 TimeRemainingColumn(compact=True),
                 console=self._console,
                 refresh_per_second=4,
             )
             self._live.start()
         if name not in self._tasks:
-            self._tasks[name] = self._live.add_task(name, total=total, values="")
-        shown = "  ".join(format_value(key, value) for key, value in values.items())
-        self._live.update(self._tasks[name], completed=done, total=total, values=shown)
+            self._tasks[name] = self._live.add_task(shown(name), total=total, values="")
+        beside = "  ".join(format_value(key, value) for key, value in values.items())
+        self._live.update(self._tasks[name], completed=done, total=total, values=beside)
 
     def _is_due(self, name: str, is_last: bool) -> bool:
         now = self._clock()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.agreement import together
 from trainer.build import build_model
-from trainer.checkpoint import load, newest_sound
+from trainer.checkpoint_read import load, newest_sound
 from trainer.config import Config
 from trainer.data.schema import Dataset
 from trainer.mistake import Mistake
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
-from trainer.run import RunFolder
+from trainer.run import RunFacts, RunFolder
 from trainer.storage import StoragePath
 
 
@@ -39,31 +39,51 @@ def load_run(path: str | StoragePath, ranks: Ranks, data: str | None = None) -> 
         Mistake: where there is no run, no finished checkpoint, or the data has changed.
     """
     folder = RunFolder(path)
-    facts, dataset = together(lambda: _open(folder, data))
-    config = Config.from_json(facts["config"])
-    found = newest_sound(folder.checkpoints, ranks, best=True)  # collective
+    run, dataset = together(lambda: open_data(folder, data))  # collective
+    config = for_reading(run.config)
+    found = newest_sound(folder.checkpoints, ranks, _is_read, best=True)  # collective
     if found is None:
         raise Mistake(
             f"{path} has no finished checkpoint: train it to its first one "
             "(`tandem train ... --resume`)"
         )
-    checkpoint, checkpoint_facts = found
-    sharded = build_model(config, dataset, ranks, checkpoint_facts["known_rows"])  # collective
-    state = {"model": sharded.state_dict()}
-    load(checkpoint, state)  # collective
-    sharded.load_state_dict(state["model"])
+    facts = found.facts
+    sharded = build_model(config, dataset, ranks, facts.known_rows)  # collective
+    state = {"model": {k: v for k, v in sharded.state_dict().items() if _is_read(f"model.{k}")}}
+    load(found, state)  # collective
+    sharded.load_state_dict(state["model"], strict=False)
     sharded.module.use_averaged_towers()
     sharded.eval()
-    return TrainedRun(config, dataset, sharded.module, checkpoint_facts["step"])
+    return TrainedRun(run.config, dataset, sharded.module, facts.step)
 
 
-def _open(folder: RunFolder, data: str | None) -> tuple[dict, Dataset]:
-    facts = folder.read_config()
-    dataset = Dataset.load(data or facts["data"])
-    if facts["dataset_digest"] not in (dataset.digest, dataset.parent_digest):
+def for_reading(config: Config) -> Config:
+    """The same model on whatever machine reads it: nothing that only training needs."""
+    return replace(
+        config,
+        model=replace(config.model, placement="device"),
+        loss=replace(config.loss, backend="auto"),
+        optimizer=replace(config.optimizer, tables="sgd", table_weight_decay=0.0),
+    )
+
+
+def _is_read(name: str) -> bool:
+    """Tables and towers: neither the optimizer's state, nor the queue, nor what is estimated."""
+    return name.startswith("model.") and not name.startswith("model.head.task.")
+
+
+def open_data(folder: RunFolder, data: str | None) -> tuple[RunFacts, Dataset]:
+    """config.json and the dataset of a run, or the one at `data`.
+
+    Raises:
+        Mistake: where there is no run, or the data are not those it was trained on.
+    """
+    run = folder.read_config()
+    dataset = Dataset.load(data or run.named_data)
+    if run.dataset_digest not in (dataset.digest, dataset.parent_digest):
         raise Mistake(
             f"the data in {dataset.path} is not what {folder.path} was trained on (digest "
-            f"{dataset.digest[:12]}, then {facts['dataset_digest'][:12]}); pass that dataset "
+            f"{dataset.digest[:12]}, then {run.dataset_digest[:12]}); pass that dataset "
             "by --data, or one made from it by `tandem prepare --extend`"
         )
-    return facts, dataset
+    return run, dataset

@@ -8,7 +8,8 @@ RUN/checkpoints/    see checkpoint.py
 RUN/owner.json      who writes the folder now, see lock.py
 RUN/summary.json    written at the end
 
-RUN is a local or shared folder, or a URI (s3://bucket/run).
+RUN is a local or shared folder, or a URI (s3://bucket/run). config.json is written once a start has
+come to its first step: one that fails before leaves RUN as it was, or no RUN at all.
 """
 
 from __future__ import annotations
@@ -17,23 +18,32 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from trainer.config import Config
 from trainer.data.schema import Dataset
+from trainer.line_file import LineFile, last_record, read_records
 from trainer.lock import RunLock
 from trainer.mistake import Mistake
-from trainer.run_files import committed, step_of, write_json
-from trainer.storage import LineFile, StoragePath, storage_path
+from trainer.run_files import committed, read_json, write_json
+from trainer.run_start import absent_folders, check_kinds, check_unchanged, names_in, remove_empty
+from trainer.storage import StoragePath, storage_path
+from trainer.transient import is_lasting
+from trainer.typed import Range, read_as
 
 logger = logging.getLogger(__name__)
-BEFORE_CONFIG = {".lock", "owner.json", "starts.jsonl"}
+BEFORE_CONFIG = {".lock", "owner.json"}
 """All that a start killed before config.json was written leaves behind: no run yet."""
 PACKAGES = ("torch", "torchrec", "pyarrow")
+STORES = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "memory")
+"""Storage that a run's config may send its reader to."""
+SEEN_SECONDS = 60.0
+"""So long a network disk may take to show other nodes a new file."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,45 @@ class RunSpec:
     """The same for all attempts of one start: a restarted worker group goes on by itself."""
 
 
+@dataclass(frozen=True)
+class RunFacts:
+    """What config.json says."""
+
+    run_id: str
+    preset: str
+    data: str
+    dataset_digest: str
+    world_size: Annotated[int, Range(least=1)]
+    versions: dict[str, str]
+    config: Config
+
+    @property
+    def named_data(self) -> str:
+        """The dataset's place, where it may be read without being named again.
+
+        Raises:
+            Mistake: for a URI of another kind than object stores: whoever wrote the file would
+                have this machine ask any server for anything.
+        """
+        scheme, there, _ = self.data.partition("://")
+        if (there and scheme not in STORES) or "::" in self.data:
+            raise Mistake(
+                f"the run's config.json names data at {self.data!r}, which is not followed "
+                f"(folders and {', '.join(STORES)} are): name the data yourself by --data"
+            )
+        return self.data
+
+
 def absolute(path: str) -> str:
     """A local path made absolute, since workers may stand in another folder; a URI as it is."""
-    return path if "://" in path else str(Path(path).resolve())
+    if "://" in path:
+        return path
+    if not path:
+        raise Mistake("an empty path: name a folder, or a URI")
+    try:
+        return str(Path(path).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL
+        raise Mistake(f"{path!r} is no path: {error}") from error
 
 
 def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
@@ -69,7 +115,7 @@ class RunFolder:
 
     def __init__(self, path: str | StoragePath) -> None:
         self.path = storage_path(path)
-        self._lock = RunLock(self.path)
+        self.lock = RunLock(self.path)
         self._metrics = LineFile(self.metrics_file)
         self._validation = LineFile(self.path / "validation.jsonl")
         self._starts = LineFile(self.path / "starts.jsonl")
@@ -83,8 +129,8 @@ class RunFolder:
     def metrics_file(self) -> StoragePath:
         return self.path / "metrics.jsonl"
 
-    def read_config(self) -> dict[str, Any]:
-        """config.json as plain data. Raises Mistake where there is no run."""
+    def read_config(self) -> RunFacts:
+        """config.json. Raises Mistake where there is no run, or what it says is wrong."""
         file = self.path / "config.json"
         if not file.is_file():
             raise Mistake(
@@ -92,100 +138,95 @@ class RunFolder:
                 f"make one with `tandem train PRESET --data DIR --out {self.path}`. "
                 "A run that was just started has it once its workers are up"
             )
-        return json.loads(file.read_text())
+        try:
+            return read_as(RunFacts, read_json(file))
+        except Mistake as mistake:
+            told = str(mistake).removeprefix(f"{file} ")
+            raise Mistake(f"{file}: {told}") from mistake
 
     def check_start(self, spec: RunSpec, dataset: Dataset) -> bool:
         """May this start use the folder? True: as a continuation; False: as a new run.
 
         Raises:
-            Mistake: if it exists and `--resume` is not given; if there is nothing to resume;
-                if config or data changed since.
+            Mistake: if it exists and `--resume` is not given; if there is nothing to resume; if
+                config or data changed since its checkpoints; if it is no folder of a run's.
         """
-        if not self.path.exists() or self._names() <= BEFORE_CONFIG:
+        check_kinds(self.path)
+        if not self.path.exists() or names_in(self.path) <= BEFORE_CONFIG:
             if spec.resume:
                 raise Mistake(f"--resume: {self.path} does not exist; leave --resume out")
             return False
         before = self.read_config()
-        if not spec.resume and before["run_id"] != spec.run_id:
-            raise Mistake(
-                f"{self.path} exists already; choose another --out, or go on with it by --resume"
-            )
-        self._check_unchanged(before, spec, dataset)
+        kept = bool(committed(self.checkpoints))
+        if not spec.resume and before.run_id != spec.run_id:
+            way = "go on with it by --resume" if kept else "begin it anew by --resume"
+            state = "exists already" if kept else "exists already, without a checkpoint"
+            raise Mistake(f"{self.path} {state}; choose another --out, or {way}")
+        if kept:
+            check_unchanged(self.path, before.dataset_digest, before.config, spec, dataset)
         return True
 
-    def _names(self) -> set[str]:
-        """What is in the folder, without an empty folder of checkpoints."""
-        names = {path.name.removesuffix(".partial") for path in self.path.iterdir()}
-        if not (self.path / "config.json").is_file():
-            names.discard("config.json")  # its beginning
-        if "checkpoints" in names and not any(self.checkpoints.iterdir()):
-            names.remove("checkpoints")
-        return names
+    @contextmanager
+    def taken(self, run_id: str) -> Iterator[None]:
+        """Rank 0: hold the folder for the body; what a body made that fails before `begin` goes.
 
-    def _check_unchanged(self, before: dict[str, Any], spec: RunSpec, dataset: Dataset) -> None:
-        if before["dataset_digest"] not in (dataset.digest, dataset.parent_digest):
-            raise Mistake(
-                f"the data in {spec.data} changed since {self.path} was trained (digest "
-                f"{before['dataset_digest'][:12]}, now {dataset.digest[:12]}); resume with the "
-                "data of then, extend it by `tandem prepare --extend`, or start a new run"
-            )
-        # Read back as a config, so that fields added since have their defaults.
-        config_then = Config.from_json(before["config"]).to_json()
-        config_now = spec.config.to_json()
-        for section in ("model", "loss", "negatives"):
-            then, now = config_then[section], config_now[section]
-            changed = [
-                f"--{section}.{key}: was {json.dumps(then[key])}, now {json.dumps(now[key])}"
-                for key in now
-                if then[key] != now[key]
-            ]
-            if changed:
+        Raises:
+            Mistake: where another run holds it, or it cannot be written.
+        """
+        absent = absent_folders(self.path)
+        with named_when_lasting(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.lock.take(run_id)
+        try:
+            yield
+        finally:
+            begun = (self.path / "config.json").is_file()
+            self.lock.release(forget=not begun)
+            if not begun:
+                remove_empty(self.path, absent)
+
+    def seen_by_all(self, run_id: str) -> None:
+        """Every rank: raise Mistake where this machine does not see the folder that rank 0 took."""
+        deadline = time.monotonic() + SEEN_SECONDS
+        while not self.lock.is_held_by(run_id):
+            if time.monotonic() > deadline:
                 raise Mistake(
-                    f"--resume cannot change what the model is ({'; '.join(changed)}); "
-                    "start a new run, or leave these flags as they were"
+                    f"this worker's machine does not see {self.path} as rank 0 wrote it: --out "
+                    "must be a folder that all machines share, or a URI"
                 )
+            time.sleep(0.5)
 
-    def begin(self, spec: RunSpec, dataset: Dataset, world_size: int) -> None:
-        """Rank 0: make the folder, take its lock, write config.json and a line of starts.jsonl."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._lock.take(spec.run_id)
-        newest = committed(self.checkpoints)[-1:]
-        step = step_of(newest[0]) if newest else 0
-        start = {"time": time.time(), "step": step, "world_size": world_size}
-        self._starts.append(json.dumps(start))
-        self._starts.flush()
-        write_json(
-            self.path / "config.json",
-            {
-                "run_id": spec.run_id,
-                "preset": spec.preset,
-                "data": spec.data,
-                "dataset_digest": dataset.digest,
-                "world_size": world_size,
-                "versions": {name: metadata.version(name) for name in PACKAGES},
-                "config": spec.config.to_json(),
-            },
+    def begin(self, spec: RunSpec, dataset: Dataset, world_size: int, step: int) -> None:
+        """Rank 0, which has taken the folder: write config.json and a line of starts.jsonl.
+
+        Lines of metrics of steps after `step`, which will be trained again, go.
+        """
+        facts = RunFacts(
+            run_id=spec.run_id,
+            preset=spec.preset,
+            data=spec.data,
+            dataset_digest=dataset.digest,
+            world_size=world_size,
+            versions={name: metadata.version(name) for name in PACKAGES},
+            config=spec.config,
         )
+        start = {"time": time.time(), "step": step, "world_size": world_size}
+        with named_when_lasting(self.path):
+            for lines in (self._metrics, self._validation):
+                lines.keep(lambda record: _step_of(record) <= step)
+            write_json(self.path / "config.json", asdict(facts))
+            (self.path / "summary.json").unlink(missing_ok=True)  # of a run that has ended
+            self._starts.append(json.dumps(start))
+            self._starts.flush()
 
     @property
     def restarts(self) -> int:
-        """How often the run was started in this folder after the first time."""
-        return len(LineFile(self._starts.path).read()) - 1
+        """How often the run was started in this folder before this time."""
+        return len(read_records(self._starts.path))
 
     def note_phase(self, phase: str, done: int, total: int | None) -> None:
         """Rank 0: what the run is at, for those who read the folder."""
-        self._lock.note_phase(phase, done, total)
-
-    def unlock(self) -> None:
-        """Rank 0: let another run have the folder."""
-        self._lock.release()
-
-    def keep_metrics_until(self, step: int) -> None:
-        """Rank 0, on resuming: drop lines of steps that will be trained again."""
-        for lines in (self._metrics, self._validation):
-            kept = [line for line in lines.read() if json.loads(line)["step"] <= step]
-            if lines.path.exists():
-                lines.rewrite(kept)
+        self.lock.note_phase(phase, done, total)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Rank 0: one line of metrics.jsonl."""
@@ -196,22 +237,21 @@ class RunFolder:
         self._append(self._validation, record)
 
     def flush(self) -> None:
-        """Rank 0: have every line so far be there for others; before each checkpoint."""
+        """Rank 0: have every line so far be there for others. From any thread."""
         for lines in (self._metrics, self._validation):
             self._guarded(lines.flush)
 
     def last_metrics(self) -> dict[str, Any]:
         """The last whole line of metrics.jsonl; empty where there is none."""
-        text = self.metrics_file.read_text() if self.metrics_file.is_file() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        return json.loads(lines[-1]) if lines else {}
+        return last_record(self.metrics_file)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self.flush()
         write_json(self.path / "summary.json", summary)
 
     def _append(self, lines: LineFile, record: dict[str, Any]) -> None:
-        self._guarded(lambda: lines.append(json.dumps(record)))
+        if not self.lock.is_lost:
+            self._guarded(lambda: lines.append(json.dumps(record)))
 
     def _guarded(self, write: Callable[[], None]) -> None:
         """A disk that is full loses lines of metrics, not the run; said once."""
@@ -221,3 +261,20 @@ class RunFolder:
             if not self._said_full:
                 logger.error("metrics are not written to %s: %s", self.path, error)
             self._said_full = True
+
+
+def _step_of(record: dict[str, Any]) -> float:
+    """The step of a line of metrics; infinite where it says none."""
+    step = record.get("step")
+    return step if isinstance(step, int | float) else float("inf")
+
+
+@contextmanager
+def named_when_lasting(path: StoragePath) -> Iterator[None]:
+    """No room, no rights, no such place: the user's mistake, named; anything else is a fault."""
+    try:
+        yield
+    except OSError as error:
+        if is_lasting(error):
+            raise Mistake(f"{path} cannot be written: {error}") from error
+        raise

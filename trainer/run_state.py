@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from trainer.lock import SILENT_SECONDS
+from trainer.lock import Owner, read_owner
+from trainer.mistake import Mistake
 from trainer.run import RunFolder
-from trainer.run_files import committed, step_of
+from trainer.run_files import committed, read_json, step_of
 from trainer.storage import StoragePath
 
 
@@ -23,13 +22,8 @@ class RunState:
     """The last step in metrics.jsonl."""
     total_steps: int | None
     checkpoint_step: int | None
-    host: str | None
-    """Where it runs."""
-    phase: str | None = None
-    """What it is at, of hooks.RunPhase, while it runs."""
-    done: int = 0
-    total: int | None = None
-    """How far it is with that."""
+    owner: Owner | None = None
+    """Who writes it, while it runs: where, and what it is at."""
 
     def describe(self) -> str:
         """One line for people."""
@@ -37,33 +31,45 @@ class RunState:
         saved = "no checkpoint yet"
         if self.checkpoint_step is not None:
             saved = f"newest checkpoint of step {self.checkpoint_step:,}"
-        where = f" on {self.host}" if self.host else ""
-        phase = f", {self.phase}" if self.phase not in (None, "training") else ""
-        if phase and self.total:
-            phase += f" {self.done:,} of {self.total:,}"
-        return f"{self.run}: {self.state}{where}, step {self.step:,}{total}{phase}, {saved}"
+        where = f" on {self.owner.host}" if self.owner else ""
+        return f"{self.run}: {self.state}{where}, step {self.step:,}{total}{self._phase()}, {saved}"
+
+    def _phase(self) -> str:
+        """What it is at besides training, and how far."""
+        if self.owner is None or self.owner.phase == "training":
+            return ""
+        total = f" {self.owner.done:,} of {self.owner.total:,}" if self.owner.total else ""
+        return f", {self.owner.phase}{total}"
 
 
 def read_state(run: str | StoragePath) -> RunState:
     """The state of RUN. Raises Mistake where there is no run."""
     folder = RunFolder(run)
     folder.read_config()
-    owner_file, summary_file = folder.path / "owner.json", folder.path / "summary.json"
-    owner = json.loads(owner_file.read_text()) if owner_file.is_file() else None
-    alive = owner is not None and time.time() - owner["renewed"] < SILENT_SECONDS
+    owner = read_owner(folder.path)
+    alive = owner is not None and owner.is_alive
     last = folder.last_metrics()
-    step, total = last.get("step", 0), last.get("total_steps")
-    finished = summary_file.is_file() and not alive
-    if finished:
-        summary = json.loads(summary_file.read_text())
-        finished = not summary["stopped_on_request"] and summary["steps"] >= step
+    step, total = _whole(last.get("step")), _whole(last.get("total_steps"))
     checkpoints = committed(folder.checkpoints)
     return RunState(
         str(run),
-        "running" if alive else "finished" if finished else "stopped",
-        step,
+        "running" if alive else "finished" if _is_finished(folder) else "stopped",
+        step or 0,
         total,
         step_of(checkpoints[-1]) if checkpoints else None,
-        owner["host"] if alive and owner is not None else None,
-        **({key: owner[key] for key in ("phase", "done", "total")} if alive and owner else {}),
+        owner if alive else None,
     )
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    """Whether the last start came to its end: a stop on request is none, and a start takes the
+    summary of the one before away."""
+    try:
+        summary: Any = read_json(folder.path / "summary.json")
+    except Mistake:
+        return False
+    return isinstance(summary, dict) and summary.get("stopped_on_request") is False
+
+
+def _whole(value: Any) -> int | None:
+    return value if type(value) is int else None

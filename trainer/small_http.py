@@ -3,23 +3,32 @@
 Training shares its process with this server, so each of these costs little: slow, broken and
 surplus connections are cut; connections are taken at most CONNECTIONS_PER_SECOND a second (the
 rest wait in the kernel's queue); a page is generated at most once in PAGE_SECONDS.
+
+A server for this machine alone answers to this machine's names alone: a page elsewhere whose name
+leads to 127.0.0.1 would otherwise be read by whoever opens it in a browser here.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
+from urllib.parse import urlsplit
 
-from trainer.address import with_port
+from trainer.address import is_loopback, with_port
 from trainer.mistake import Mistake
 
-REQUEST_TIMEOUT_SECONDS = 5.0
+READ_SECONDS = 5.0
+"""Without a byte of a request."""
+REQUEST_SECONDS = 20.0
+"""From its connection to the last byte of the answer."""
 MAX_CONNECTIONS = 16
 CONNECTIONS_PER_SECOND = 50.0
 PAGE_SECONDS = 0.2
@@ -55,8 +64,10 @@ class SmallServer:
     ) -> None:
         self._pages = {path: _Cached(page) for path, page in pages.items()}
         kind = _LimitedHTTPServerV6 if ":" in host else _LimitedHTTPServer
+        guest = f"only this machine's own names are answered; {flags} let others in"
+        handler = _handler_of(self._pages, guest if is_loopback(host) else None)
         try:
-            self._http = kind((host, port), _handler_of(self._pages))
+            self._http = kind((host, port), handler)
         except (OSError, OverflowError, UnicodeError) as error:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise PortTakenError(errno.EADDRINUSE, f"port {port} is taken") from error
@@ -128,6 +139,8 @@ class _LimitedHTTPServer(ThreadingHTTPServer):
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._allowance = MAX_CONNECTIONS * 1.0
         self._last = time.monotonic()
+        self._since: dict[socket.socket, float] = {}
+        """Connections under way, and when they began."""
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -138,6 +151,7 @@ class _LimitedHTTPServer(ThreadingHTTPServer):
     def process_request(self, request, client_address) -> None:  # type: ignore[no-untyped-def]
         self._hold_back()
         if self._free.acquire(blocking=False):
+            self._since[request] = time.monotonic()
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -146,7 +160,16 @@ class _LimitedHTTPServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._since.pop(request, None)
             self._free.release()
+
+    def service_actions(self) -> None:
+        """Several times a second: cut the connections that have had their time."""
+        now = time.monotonic()
+        for request, since in list(self._since.items()):
+            if now - since > REQUEST_SECONDS:
+                with suppress(OSError):  # gone meanwhile
+                    request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address) -> None:  # type: ignore[no-untyped-def]
         """A client that broke off is not worth a traceback in the run's output."""
@@ -169,23 +192,49 @@ class _LimitedHTTPServerV6(_LimitedHTTPServer):
         super().server_bind()
 
 
-def _handler_of(pages: Mapping[str, _Cached]) -> type[BaseHTTPRequestHandler]:
+def _is_own_name(host: str) -> bool:
+    """Whether a Host header, `name` or `name:port`, is a name of this machine's for itself."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return is_loopback(name) and not {"@", " "} & set(host)
+
+
+def _handler_of(
+    pages: Mapping[str, _Cached], told_to_guests: str | None
+) -> type[BaseHTTPRequestHandler]:
+    """Answers GET and HEAD. `told_to_guests`: refuse other names than this machine's, saying it."""
+
     class Handler(BaseHTTPRequestHandler):
-        timeout = REQUEST_TIMEOUT_SECONDS
+        timeout = READ_SECONDS
 
         def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path not in pages:
+            path, host = self.path.partition("?")[0], self.headers.get("Host")
+            if told_to_guests is not None and host is not None and not _is_own_name(host):
+                self.send_error(403, explain=told_to_guests)
+            elif path not in pages:
                 self.send_error(404)
-                return
-            body = pages[path].body()
-            self.send_response(200)
-            self.send_header("Content-Type", pages[path].content_type)
+            else:
+                self._answer(pages[path])
+
+        do_HEAD = do_GET
+
+        def _answer(self, page: _Cached) -> None:
+            try:
+                status, kind, body = 200, page.content_type, page.body()
+            except Exception as error:  # noqa: BLE001 - the client is told
+                told = f"{type(error).__name__}: {error}".partition("\n")[0]
+                status, kind = 500, "application/json"
+                body = json.dumps({"error": told}).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
-            self.wfile.write(body)
-            pages[path].count()
+            if self.command == "GET":
+                self.wfile.write(body)
+                page.count()
 
         def log_message(self, format: str, *args: object) -> None:
             """Requests are not news."""

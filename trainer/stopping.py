@@ -1,4 +1,6 @@
-"""SIGTERM: a scheduler wants the machine back. The run writes a checkpoint and ends."""
+"""SIGTERM, of a scheduler that wants the machine back, and Ctrl-C: a checkpoint, then the end."""
+
+from __future__ import annotations
 
 import signal
 import threading
@@ -6,26 +8,65 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-TERMINATED_STATUS = 128 + signal.SIGTERM
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class Terminated(Exception):
-    """The run has ended early on SIGTERM, with a checkpoint of its last step."""
+    """The run has ended early because it was told to. `status`: the process' exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Told(threading.Event):
+    """Set once the process is told to end; `by`: by which of NAMES, the first that came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._number = signal.SIGTERM
+
+    def hear(self, number: int) -> None:
+        """Note a signal. A second Ctrl-C raises KeyboardInterrupt: there is haste."""
+        if self.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.is_set():
+            self._number = signal.Signals(number)
+            self.set()
+
+    @property
+    def by(self) -> str:
+        return NAMES[self._number]
+
+    @property
+    def status(self) -> int:
+        """As a shell reports a program that the signal ended."""
+        return 128 + self._number
+
+    def ended(self, message: str) -> Terminated:
+        """The exception for a run that has done what it was told."""
+        return Terminated(f"stopped on {self.by}{message}", self.status)
 
 
 @contextmanager
-def terminations() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, in place of ending the process. Main thread only.
+def terminations() -> Iterator[Told]:
+    """What SIGTERM and Ctrl-C set, in place of ending the process. Main thread only.
 
-    The handler does no more than that: it interrupts whatever the main thread is in.
+    The handler does no more than that: it interrupts whatever the main thread is in. A signal that
+    the process was started to ignore (Ctrl-C, in a shell's background) stays ignored.
     """
-    told = threading.Event()
+    told = Told()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        told.set()
+        told.hear(number)
 
-    before = signal.signal(signal.SIGTERM, handle)
+    before = {
+        number: signal.signal(number, handle)
+        for number in NAMES
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

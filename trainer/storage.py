@@ -6,10 +6,8 @@ which has those of Path's methods that a run needs, over fsspec. `StoragePath` i
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from trainer.mistake import Mistake
-
-REWRITE_SECONDS = 30.0
-"""An object store cannot append: a file of lines is written anew at most so often."""
+from trainer.transient import patiently
 
 
 class RemotePath:
@@ -75,7 +71,9 @@ class RemotePath:
         except FileNotFoundError:
             return
         for path in found:
-            yield self / str(path).rstrip("/").rpartition("/")[2]
+            inner = str(path).rstrip("/")
+            if inner != self._inner.rstrip("/"):  # the marker that consoles make for a folder
+                yield self / inner.rpartition("/")[2]
 
     def open(self, mode: str = "r") -> Any:
         return self._filesystem.open(self._inner, mode)
@@ -85,6 +83,12 @@ class RemotePath:
 
     def read_bytes(self) -> bytes:
         return self._fresh().cat_file(self._inner)
+
+    def read_range(self, begin: int, end: int) -> bytes:
+        """The bytes [begin, end) of a file, fewer where it is shorter."""
+        if end <= begin:
+            return b""
+        return self._filesystem.cat_file(self._inner, start=begin, end=end)
 
     def write_text(self, text: str) -> None:
         """Whole or not at all, as object stores do it."""
@@ -109,6 +113,10 @@ class RemotePath:
             self._fresh().rm(self._inner, recursive=True)
         except FileNotFoundError:
             return
+
+    def size(self) -> int:
+        """Bytes of a file."""
+        return int(self._fresh().size(self._inner))
 
     def modified_at(self) -> float:
         return self._fresh().modified(self._inner).timestamp()
@@ -144,10 +152,33 @@ def remove_tree(path: StoragePath) -> None:
         path.remove_tree()
 
 
-def file_digest(path: StoragePath) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def file_size(path: StoragePath) -> int:
+    """Bytes of a regular file; -1 where there is none."""
+
+    def look() -> int:
+        if not path.is_file():
+            return -1
+        return path.stat().st_size if isinstance(path, Path) else path.size()
+
+    return patiently(look, f"looking at {path}")
+
+
+def read_range(path: StoragePath, begin: int, end: int) -> bytes | bytearray:
+    """The bytes [begin, end) of a file, fewer where it is shorter; tried again where a disk or a
+    network fails it."""
+
+    def read() -> bytes | bytearray:
+        if not isinstance(path, Path):
+            return path.read_range(begin, end)
+        with path.open("rb", buffering=0) as stream:
+            stream.seek(begin)
+            data = bytearray(end - begin)
+            filled = 0
+            while filled < len(data) and (count := stream.readinto(memoryview(data)[filled:])):
+                filled += count
+            return data if filled == len(data) else data[:filled]
+
+    return patiently(read, f"reading {path}")
 
 
 def write_whole(path: StoragePath, text: str) -> None:
@@ -159,55 +190,11 @@ def write_whole(path: StoragePath, text: str) -> None:
         path.write_text(text)
         return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    with partial.open() as stream:
-        os.fsync(stream.fileno())
-    partial.rename(path)
-
-
-class LineFile:
-    """A growing file of lines; in an object store it is written anew now and then."""
-
-    def __init__(self, path: StoragePath) -> None:
-        self.path = path
-        self._lines: list[str] | None = None
-        self._unwritten = False
-        self._written_at = time.monotonic()
-
-    def append(self, line: str) -> None:
-        """One line, whole or not at all."""
-        if isinstance(self.path, Path):
-            size = self.path.stat().st_size if self.path.exists() else 0
-            try:
-                with self.path.open("a") as stream:
-                    stream.write(line + "\n")
-            except OSError:  # a full disk takes the beginning of it
-                os.truncate(self.path, size)
-                raise
-            return
-        self._known().append(line)
-        self._unwritten = True
-        if time.monotonic() - self._written_at > REWRITE_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Have every line appended so far be there for others."""
-        if self._unwritten:
-            self.path.write_text("".join(f"{line}\n" for line in self._known()))
-            self._unwritten, self._written_at = False, time.monotonic()
-
-    def read(self) -> list[str]:
-        """The lines so far; none where there is no file."""
-        if not isinstance(self.path, Path):
-            return list(self._known())
-        return self.path.read_text().splitlines() if self.path.exists() else []
-
-    def rewrite(self, lines: list[str]) -> None:
-        """Put other lines in their place: all of them, or, killed meanwhile, none."""
-        self._lines = list(lines)
-        write_whole(self.path, "".join(f"{line}\n" for line in lines))
-
-    def _known(self) -> list[str]:
-        if self._lines is None:
-            self._lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return self._lines
+    try:
+        partial.write_text(text)
+        with partial.open() as stream:
+            os.fsync(stream.fileno())
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

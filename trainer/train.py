@@ -7,33 +7,44 @@ Ray Train calls the very same function (cluster/launch.py).
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import asdict, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from embeddings.sharding import describe, initialise, sharded_weights
-from trainer.agreement import check_agreement, together
+from trainer.agreement import check_agreement, first_decides, together
 from trainer.arguments import TrainArguments, parse_preset
 from trainer.build import build_loader, build_model
-from trainer.checkpoint import CheckpointWriteError, CheckpointWriter, load, newest_sound
+from trainer.checkpoint import CheckpointWriteError, CheckpointWriter
+from trainer.checkpoint_facts import DataPosition, Facts
+from trainer.checkpoint_read import load, newest_sound
 from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
+from trainer.ending import guarded, is_first_rank
 from trainer.finite import FiniteWatch, NonFiniteError, check_tables
+from trainer.fitting import fitted
 from trainer.hooks import Hooks
 from trainer.loop import Place, TrainingLoop
 from trainer.machine import usable_cpus
 from trainer.metrics import RankMetrics
-from trainer.mistake import Mistake
+from trainer.mistake import Mistake, MistakeOfAll
 from trainer.optimizer import Schedule, build_optimizer
 from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.ranks import Ranks, process_group
 from trainer.recorder import Recorder
-from trainer.run import PACKAGES, RunFolder, RunSpec, open_run
+from trainer.run import PACKAGES, RunFolder, RunSpec
 from trainer.run_phases import RunPhases
-from trainer.stopping import TERMINATED_STATUS, terminations
+from trainer.stopping import terminations
+from trainer.typed import read_as
 from trainer.validation import Validation
 from trainer.vitals import Vitals
 
@@ -57,9 +68,14 @@ def run_worker(
         NonFiniteError: when the loss, a gradient or a table is NaN or infinite.
     """
     quiet_libraries()
-    with process_group() as ranks:
+    with process_group() as ranks, ExitStack() as stack:
+        hooks = hooks or Hooks()
+        hooks.on_phase("starting", 0, None)
         torch.set_num_threads(cpu_threads(spec, ranks))
-        dataset, folder, resuming = together(lambda: open_run(spec))  # collective
+        dataset = together(lambda: Dataset.load(spec.data))  # collective
+        folder = RunFolder(spec.out)
+        resuming = first_decides(lambda: folder.check_start(spec, dataset))  # collective
+        spec, notes = together(lambda: fitted(spec, dataset, ranks))  # collective
         check_agreement(  # collective
             {
                 "dataset digest": dataset.digest,
@@ -67,10 +83,14 @@ def run_worker(
                 "versions": {name: metadata.version(name) for name in PACKAGES},
             }
         )
-        together(lambda: folder.begin(spec, dataset, ranks.world_size) if ranks.is_first else None)
+        first_decides(lambda: stack.enter_context(folder.taken(spec.run_id)))  # collective
+        together(lambda: folder.seen_by_all(spec.run_id))  # collective
         reporter = progress if progress is not None else TerminalProgress()
         shown = reporter if ranks.is_first else SilentProgress()
-        run = Run(spec, dataset, folder, ranks, shown, hooks or Hooks())
+        stack.callback(shown.close)
+        for note in notes:
+            shown.message(note)
+        run = Run(spec, dataset, folder, ranks, shown, hooks)
         try:
             return run.train(resuming)
         finally:
@@ -105,8 +125,15 @@ class Run:
         self.metrics = RankMetrics()
         self.metrics.add("tandem_restarts_total", folder.restarts)  # before anyone can read a 0
         self.checkpoints = CheckpointWriter(  # collective
-            folder.checkpoints, ranks, spec.config.checkpoint.keep, self._checkpoint_written
+            folder.checkpoints,
+            ranks,
+            spec.config.checkpoint.keep,
+            self._checkpoint_written,
+            self._before_commit,
+            lambda done, total: self.phases.at("saving", done, total),
         )
+        self._evaluated_step: int | None = None
+        """Of the checkpoint that the run goes on from, where that was evaluated."""
         self.validation = Validation(
             spec.config.evaluation,
             dataset,
@@ -124,7 +151,11 @@ class Run:
         started = time.monotonic()
         together(self._serve)  # collective
         place = self._restore() if resuming else Place()
-        loader = build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
+        self.phases.at("starting")
+        loader = together(lambda: self._loader(place))  # collective
+        if self.ranks.is_first:
+            first = (self.spec, self.dataset, self.ranks.world_size, place.step)
+        together(lambda: self.folder.begin(*first) if self.ranks.is_first else None)  # collective
         total_steps = self._total_steps(loader, place)
         self._describe(loader)
         recorder = self._recorder(total_steps, loader, place)
@@ -138,7 +169,7 @@ class Run:
             seed=self.config.training.seed,
             phases=self.phases,
             save=self._save,
-            evaluate=lambda at: self.validation.evaluate(self.model.module, at.step, at.epoch),
+            evaluate=self._evaluate,
         )
         batches = iter(loader)
         try:
@@ -159,8 +190,6 @@ class Run:
     def close(self) -> None:
         """Let go of everything, in the order that ends the process cleanly. Collective."""
         self.metrics.close()
-        self.progress.close()
-        self.folder.unlock()
         self.checkpoints.close()
         del self.model, self.optimizer
 
@@ -217,48 +246,79 @@ class Run:
     def _save(self, place: Place) -> None:
         """Begin a checkpoint of `place`. Collective."""
         check_tables(sharded_weights(self.model), place.step)  # collective
-        facts = {
-            "position": place.position,
-            "rng": {"seed": self.config.training.seed, "rule": "seed_step(seed, step, rank)"},
-            "dataset_digest": self.dataset.digest,
-            "validation": self.validation.state,
-            "plan": describe(self.model.plan),
-            "known_rows": {table.name: table.known_rows for table in self.inputs.tables},
-            "config": self.config.to_json(),
-        }
+        facts = Facts(
+            step=place.step,
+            position=read_as(DataPosition, place.position),
+            dataset_digest=self.dataset.digest,
+            validation=self.validation.state,
+            plan=describe(self.model.plan),
+            known_rows={table.name: table.known_rows for table in self.inputs.tables},
+            config=self.config.to_json(),
+        )
         started = time.perf_counter()
-        try:
-            self.checkpoints.wait()
-        except CheckpointWriteError as error:  # the next one may succeed
-            self.metrics.add("tandem_checkpoint_failures_total")
-            self.progress.message(f"{error}; training goes on")
-        if self.ranks.is_first:
-            self.folder.flush()
-        self.checkpoints.save(place.step, self._state(), facts)
+        self._tolerant(self.checkpoints.wait)
+        self.checkpoints.save(self._state(), facts)
         self.metrics.observe("tandem_checkpoint_seconds", time.perf_counter() - started)
         self.hooks.on_checkpoint({"step": place.step})
 
+    def _before_commit(self) -> None:
+        """Rank 0, in the writing thread: lines first, and nothing once another start took over."""
+        self.folder.lock.confirm()
+        self.folder.flush()
+
+    def _tolerant(self, write: Callable[[], None]) -> None:
+        """A checkpoint that cannot be written is told, and training goes on."""
+        try:
+            write()
+        except CheckpointWriteError as error:  # the next one may succeed
+            self.metrics.add("tandem_checkpoint_failures_total")
+            self.progress.message(f"{error}; training goes on")
+
+    def _evaluate(self, place: Place) -> bool:
+        """Evaluate `place`, whose checkpoint is begun, and note it there. Collective.
+
+        True: it is time to stop.
+        """
+        if place.step != self._evaluated_step:
+            self.validation.evaluate(self.model.module, place.step, place.epoch)  # collective
+            state = replace(self.validation.state, evaluated=True)
+            self._tolerant(lambda: self.checkpoints.amend(state))  # collective
+        return self.validation.is_over
+
+    def _loader(self, place: Place) -> Loader:
+        return build_loader(
+            self.config,
+            self.dataset,
+            self.inputs,
+            self.ranks,
+            place.position,
+            lambda done, total: self.phases.at("starting", done, total),
+        )
+
     def _restore(self) -> Place:
         """Load the newest sound checkpoint, if there is one. Collective."""
-        found = newest_sound(self.folder.checkpoints, self.ranks)
+        found = newest_sound(  # collective
+            self.folder.checkpoints,
+            self.ranks,
+            reads=lambda name: True,
+            on_bytes=lambda done, total: self.phases.at("restoring", done, total),
+        )
         if found is None:
             return Place()
-        path, facts = found
-        state = self._state()
-        load(path, state)  # collective
+        facts, state = found.facts, self._state()
+        load(found, state, lambda done, total: self.phases.at("restoring", done, total))
         self.model.load_state_dict(state["model"])
-        self.validation.restore(facts["validation"])
         self.optimizer.load_state_dict(state["optimizer"])
-        position = facts["position"]
-        if facts["dataset_digest"] != self.dataset.digest:  # extended since: other rows, new epochs
-            initialise(
-                self.model, self.inputs.tables, self.config.training.seed, facts["known_rows"]
-            )
+        self.optimizer.set_optimizer_step(facts.step)  # Adam's, which no state dict holds
+        self.checkpoints.damaged |= found.damaged
+        self.validation.restore(facts.validation)
+        self._evaluated_step = facts.step if facts.validation.evaluated else None
+        position = None if facts.position is None else asdict(facts.position)
+        if facts.dataset_digest != self.dataset.digest:  # extended since: other rows, new epochs
+            initialise(self.model, self.inputs.tables, self.config.training.seed, facts.known_rows)
             position = None
-        if self.ranks.is_first:
-            self.folder.keep_metrics_until(facts["step"])
-        self.progress.message(f"going on from {path.name}")
-        return Place(step=facts["step"], position=position)
+        self.progress.message(f"going on from {found.path.name}")
+        return Place(step=facts.step, position=position)
 
     def _finish(
         self, place: Place, recorder: Recorder, loader: Loader, seconds: float
@@ -284,17 +344,29 @@ class Run:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line under torchrun; exit status 1 for the user's mistakes, 143 on SIGTERM."""
+    """The command line under torchrun; exit status: see trainer/ending.py."""
+    preset, parsed = parse(arguments)
+    with terminations() as told:
+        hooks = Hooks(stop_requested=told.is_set)
+        summary = run_worker(parsed.run_spec(preset), hooks=hooks)
+    if summary["stopped_on_request"]:
+        steps = f"{summary['steps']:,}"
+        raise told.ended(f" after step {steps}, with a checkpoint; go on with --resume")
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[str, TrainArguments]:
+    """Preset and flags. What is wrong with them is told by rank 0 alone."""
+    program = "torchrun -m trainer.train"
+    if is_first_rank():
+        return parse_preset(arguments, program, TrainArguments)
     try:
-        preset, parsed = parse_preset(arguments, "torchrun -m trainer.train", TrainArguments)
-        with terminations() as terminated:
-            hooks = Hooks(stop_requested=terminated.is_set)
-            summary = run_worker(parsed.run_spec(preset), hooks=hooks)
-    except Mistake as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return TERMINATED_STATUS if summary["stopped_on_request"] else 0
+        with Path(os.devnull).open("w") as nobody, redirect_stdout(nobody), redirect_stderr(nobody):
+            return parse_preset(arguments, program, TrainArguments)
+    except Mistake as mistake:
+        raise MistakeOfAll(str(mistake)) from mistake
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    verbose, given = "--verbose" in sys.argv[1:], [a for a in sys.argv[1:] if a != "--verbose"]
+    sys.exit(guarded(lambda: main(given), shlex.join(["trainer.train", *given]), verbose))

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
+from trainer.checkpoint_facts import ValidationState
 from trainer.config import EvaluationConfig
 from trainer.data.schema import Dataset
 from trainer.metrics import RankMetrics
-from trainer.mistake import Mistake
 from trainer.model import TwoTower
 from trainer.progress import Progress
 from trainer.ranks import Ranks
 from trainer.run import RunFolder
 from trainer.run_phases import RunPhases
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the training loop does after an evaluation."""
-
-    best: bool = False
-    """The best so far: its checkpoint is kept."""
-    stop: bool = False
-    """Patience is at its end."""
 
 
 class Validation:
@@ -52,21 +41,19 @@ class Validation:
         self.ranks = ranks
         self.progress = progress
         self.metrics = metrics
-        self.best = float("-inf")
-        self.best_step: int | None = None
-        self.since_best = 0
+        self.state = ValidationState()
+        """What a checkpoint holds of it; of a step that is not evaluated yet."""
 
     @property
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it: a resumed run goes on with the same best."""
-        return {"best": self.best, "best_step": self.best_step, "since_best": self.since_best}
+    def is_over(self) -> bool:
+        """Whether patience is at its end."""
+        return self.config.patience is not None and self.state.since_best >= self.config.patience
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`."""
-        self.best, self.best_step = state["best"], state["best_step"]
-        self.since_best = state["since_best"]
+    def restore(self, state: ValidationState) -> None:
+        """Go on as a checkpoint says."""
+        self.state = replace(state, evaluated=False)
 
-    def evaluate(self, model: TwoTower, step: int, epoch: int) -> Verdict:
+    def evaluate(self, model: TwoTower, step: int, epoch: int) -> None:
         """Evaluate and compare with the best so far. Collective."""
         from trainer.retrieval.evaluate import evaluate_model
 
@@ -88,15 +75,9 @@ class Validation:
             record = {"step": step, "epoch": epoch, "time": time.time(), **values}
             self.folder.append_evaluation(record)
             self.on_evaluation(record)
-        metric = self.config.metric
-        if metric not in values:
-            raise Mistake(
-                f"evaluation.metric={metric!r} is not computed; there are {', '.join(values)}"
-            )
-        self.progress.message(f"epoch {epoch + 1}: validation {metric} {values[metric]:.4f}")
-        better = values[metric] > self.best
-        if better:
-            self.best, self.best_step = values[metric], step
-        self.since_best = 0 if better else self.since_best + 1
-        patience = self.config.patience
-        return Verdict(best=better, stop=patience is not None and self.since_best >= patience)
+        metric, value = self.config.metric, values[self.config.metric]
+        self.progress.message(f"epoch {epoch + 1}: validation {metric} {value:.4f}")
+        if self.state.best is None or value > self.state.best:
+            self.state = ValidationState(best=value, best_step=step)
+        else:
+            self.state = replace(self.state, since_best=self.state.since_best + 1)

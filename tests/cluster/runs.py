@@ -26,12 +26,24 @@ class TrainRun:
     """A run of `tandem train demo`; its output is gathered as it comes.
 
     A context manager: leaving it leaves no process behind.
+
+    Args:
+        cwd: folder that it is started in; None: this process'.
+        environment: variables on top of this process'.
     """
 
-    def __init__(self, data: Path, out: Path, *flags: str, workers: str = "2") -> None:
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        *flags: str,
+        workers: str = "2",
+        cwd: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.out = out
         self.lines: list[str] = []
-        command = [sys.executable, "-m", "cluster.cli", "train", "demo", f"--data={data}"]
+        command = [sys.executable, "-m", "tandem_start", "train", "demo", f"--data={data}"]
         self.process = subprocess.Popen(
             [
                 *command,
@@ -43,7 +55,8 @@ class TrainRun:
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+            env=os.environ | {"RAY_AUTH_MODE": "disabled"} | (environment or {}),
+            cwd=cwd,
             text=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)

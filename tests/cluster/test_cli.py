@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import cli
-from cluster.usage import guarded, suggest
-from trainer.mistake import Mistake
+from cluster.usage import suggest
 
 
 def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -83,23 +82,31 @@ def test_train_names_near_presets_and_flags(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in missing.stderr
 
 
-def test_failures_are_one_line_and_a_traceback_only_when_verbose(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["similar", "R", "--item", "-Kx1_a"], "--item=-Kx1_a"),
+        (["similar", "R", "--item", "--verbose"], "--item=VALUE"),
+        (["recommend", "R", "--user", "-u0"], "--user=-u0"),
+        (["recommend", "R", "--items", "-Kx1_a,i5"], "--items=-Kx1_a,i5"),
+        (["evaluate", "R", "--data", "-D"], "--data=-D"),
+    ],
+)
+def test_a_value_that_begins_with_a_dash_is_told_its_form(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail() -> int:
-        raise Mistake("--k 0: must be at least 1")
-
-    assert guarded(fail, verbose=False) == 1
-    assert capsys.readouterr().err == "error: --k 0: must be at least 1\n"
-    assert guarded(fail, verbose=True) == 1
-    assert "Traceback" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == f"a value that begins with a dash is joined to its flag: {hint}"
 
 
-def test_interrupts_end_with_130(capsys: pytest.CaptureFixture[str]) -> None:
-    def stop() -> int:
-        raise KeyboardInterrupt
-
-    assert guarded(stop, verbose=False) == 130
+def test_other_mistakes_get_no_such_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["similar", "R", "--item", "--k", "3"], ["evaluate", "R", "--nope", "-x"]):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+    assert "joined" not in capsys.readouterr().err
 
 
 def test_suggestions_list_what_there_is_where_nothing_is_near() -> None:

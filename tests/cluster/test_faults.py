@@ -66,18 +66,58 @@ def test_restarts_are_counted_and_limited(data: Path, tmp_path: Path) -> None:
     assert "restarting" not in run.text
 
 
-def test_sigterm_writes_a_checkpoint_and_resuming_goes_on(
-    data: Path, tmp_path: Path, whole: dict[int, float]
+@pytest.mark.parametrize(
+    ("number", "name", "status"),
+    [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)],
+)
+def test_a_signal_writes_a_checkpoint_and_resuming_goes_on(
+    data: Path, tmp_path: Path, whole: dict[int, float], number: int, name: str, status: int
 ) -> None:
     with TrainRun(data, tmp_path / "run", *LONG) as run:
         run.wait_for_checkpoint()
-        run.process.send_signal(signal.SIGTERM)
-        assert run.finish() == 143, run.text
-    assert "stopped on SIGTERM after step" in run.lines[-1]
+        run.process.send_signal(number)
+        assert run.finish() == status, run.text
+    assert f"stopped on {name} after step" in run.lines[-1]
     assert run.checkpoints()[-1] == max(run.losses())
     with TrainRun(data, tmp_path / "run", *LONG, "--resume") as again:
         assert again.finish() == 0, again.text
     assert again.losses() == whole
+
+
+def test_waiting_for_room_is_told_and_can_be_ended(data: Path, tmp_path: Path) -> None:
+    """A fixed number of workers on a cluster that others use."""
+    with Cluster() as cluster:
+        cluster.add_node(cpus=2)
+        cluster.wait_for_cpus(2)
+        at = f"--address={cluster.address}"
+        endless = ("--training.epochs=100000", at)
+        with (
+            TrainRun(data, tmp_path / "first", *endless) as first,
+            TrainRun(data, tmp_path / "second", *LONG, at) as second,
+        ):
+            waiting = second
+            deadline = time.monotonic() + WAIT_SECONDS
+            while "waiting for 2 workers: 0 CPUs are free" not in waiting.text:
+                waiting = first if waiting is second else second
+                assert time.monotonic() < deadline, first.text + second.text
+                time.sleep(0.1)
+            waiting.process.send_signal(signal.SIGINT)
+            assert waiting.finish() == 130, waiting.text
+            assert "stopped on Ctrl-C while waiting for 2 workers" in waiting.lines[-1]
+            assert not waiting.out.exists()
+
+
+def test_a_head_that_dies_is_one_line(data: Path, tmp_path: Path) -> None:
+    with Cluster() as cluster:
+        cluster.add_node(cpus=2)
+        cluster.wait_for_cpus(2)
+        flags = (f"--address={cluster.address}", "--training.epochs=100000", "--patience=30")
+        with TrainRun(data, tmp_path / "run", *flags) as run:
+            run.wait_for_step(5)
+            cluster.head.kill()
+            assert run.finish() != 0, run.text
+        assert "Traceback" not in run.text
+        assert len([line for line in run.lines if not line.startswith("training")]) < 12, run.text
 
 
 def test_sigterm_of_a_worker_costs_no_step(
@@ -126,9 +166,11 @@ def test_a_node_is_killed_and_another_comes(
             run.wait_for_text("restarting from the last checkpoint")
             run.wait_for_checkpoint(after_step=max(run.checkpoints()))
             cluster.add_node()
-            run.wait_for_text("growing from 1 workers")
+            run.wait_for_text("going on with 2 workers")
             assert run.finish() == 0, run.text
         assert "with 2 workers" in run.lines[-1]
+    assert re.search(r"failed: node \S+ went away, and with it rank \d \(pid", run.text), run.text
+    assert "going on with 1 worker" in run.text
     assert_same_curve(run.losses(), whole)
 
 

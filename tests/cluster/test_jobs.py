@@ -85,8 +85,10 @@ def test_a_detached_job_is_looked_at_and_stopped(
     wait_for(lambda: "training  " in tandem("logs", job).stdout, lambda: tandem("logs", job).stdout)
     assert tandem("status", job).stdout.startswith(f"{job}  RUNNING")
     assert f"{job}  RUNNING     tandem train demo" in tandem("status").stdout
-    assert tandem("stop", job).stdout == f"stopping {job}\n"
-    wait_for(lambda: "STOPPED" in tandem("status", job).stdout, lambda: tandem("logs", job).stdout)
+    ended = tandem("stop", job).stdout.splitlines()
+    assert ended[0].startswith(f"stopping {job}: a run writes a checkpoint first"), ended
+    assert ended[1] == f"{job} is STOPPED"
+    assert f"{tmp_path / 'run'}: stopped" in ended[2] and "newest checkpoint of step" in ended[2]
     again = tandem("stop", job)
     assert again.returncode == 1
     assert again.stderr == f"error: job {job} is STOPPED already\n"

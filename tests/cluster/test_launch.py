@@ -1,17 +1,30 @@
 """`tandem train` on a Ray cluster of its own: it trains, and says little but what matters."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.runs import TrainRun
 from tests.datasets import make_dataset
+from tests.strangers import fill_with_strangers
 
 
 @pytest.mark.timeout(300)
 def test_two_workers_train_and_ray_stays_quiet(tmp_path: Path) -> None:
+    """In a folder, and with a path, full of modules that have our packages' names."""
     make_dataset(tmp_path / "data")
-    with TrainRun(tmp_path / "data", tmp_path / "run", "--training.max-steps=6") as run:
+    here, on_the_path = tmp_path / "project", tmp_path / "installed"
+    for folder in (here, on_the_path):
+        fill_with_strangers(folder)
+    path = os.pathsep.join([str(on_the_path), os.environ.get("PYTHONPATH", "")])
+    with TrainRun(
+        tmp_path / "data",
+        tmp_path / "run",
+        "--training.max-steps=6",
+        cwd=here,
+        environment={"PYTHONPATH": path},
+    ) as run:
         assert run.finish() == 0, run.text
     first, second, *steps, last = run.lines
     assert first.startswith("metrics: http://127.0.0.1:")

@@ -1,12 +1,15 @@
 """Corrupt files, foreign ids, threads that must end, object stores."""
 
+import errno
 import shutil
 import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -14,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.loader.conftest import epoch_of, make_loader, rows_of, rows_on_disk
+from trainer.data import damage, windows
 from trainer.data.schema import Dataset
 
 
@@ -141,3 +145,56 @@ def test_object_stores(dataset: Dataset, scheme: str) -> None:
     else:
         uri = Path(dataset.path).as_uri()
     assert Counter(rows_of(epoch_of(uri))) == Counter(rows_on_disk(dataset))
+
+
+def flaky_reads(monkeypatch: pytest.MonkeyPatch, failures: int, raw: int) -> list[int]:
+    """Row groups cannot be read `failures` times, nor their bare bytes `raw` times; the waits."""
+    waits: list[int] = []
+    left = {"decoded": failures, "raw": raw}
+    real_decoded, real_raw = pq.ParquetFile.read_row_group, damage.read_range
+
+    def failing(kind: str, read: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            if left[kind] > 0:
+                left[kind] -= 1
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return read(*arguments, **keywords)
+
+        return wrapped
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", failing("decoded", real_decoded))
+    monkeypatch.setattr(windows, "read_range", failing("raw", real_raw))
+    monkeypatch.setattr(damage.time, "sleep", waits.append)
+    return waits
+
+
+@pytest.mark.parametrize("skip_corrupt", [False, True])
+def test_a_storage_that_fails_for_a_moment_is_waited_for(
+    skip_corrupt: bool, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reset connection ended a run as the user's mistake, or dropped rows without a word."""
+    whole = rows_of(epoch_of(dataset))
+    monkeypatch.setattr("trainer.data.loader.READER_THREADS", 1)
+    waits = flaky_reads(monkeypatch, failures=2, raw=2)
+    loader = make_loader(dataset, skip_corrupt=skip_corrupt)
+    assert rows_of(loader.epoch(0)) == whole
+    assert loader.skipped_rows == 0 and len(waits) == 2
+
+
+@pytest.mark.parametrize("skip_corrupt", [False, True])
+def test_a_storage_that_keeps_failing_is_a_fault(
+    skip_corrupt: bool, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaky_reads(monkeypatch, failures=10**6, raw=10**6)
+    with pytest.raises(OSError, match="Stale file handle") as failed:
+        list(make_loader(dataset, skip_corrupt=skip_corrupt).epoch(0))
+    assert not isinstance(failed.value, ValueError)
+
+
+def test_a_place_that_the_data_do_not_have_is_refused(dataset: Dataset) -> None:
+    batch = next(iter(make_loader(dataset)))
+    for streams in ([[[0, 10**9]]], [[[-1, 5]]], [[[7, 3]]]):
+        with pytest.raises(ValueError, match=r"rows outside 0\.\."):
+            make_loader(dataset, position={**batch.position, "streams": streams})
+    with pytest.raises(ValueError, match="taken with seed = None"):
+        make_loader(dataset, position={**batch.position, "order": {}})

@@ -15,10 +15,11 @@ import pytest
 from tests.monitoring.chromium import Visit, visit
 from tests.monitoring.conftest import needs
 from tests.monitoring.two_ranks import free_port
+from trainer.line_file import read_records
 from trainer.live.dashboard import DashboardArguments, dashboard
 from trainer.live.page import as_script_data, panel_rows
 from trainer.live.panels import DASHBOARDS
-from trainer.live.runs import MOST_POINTS, as_columns, read_lines, read_run, thinned
+from trainer.live.runs import MOST_POINTS, as_columns, read_run, thinned
 from trainer.live.server import LivePage
 from trainer.report.norms import bands
 from trainer.report.report import ReportArguments, report
@@ -154,7 +155,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_become_gaps(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 3.0, "extra": 1.0}\n{"st')
-    columns = as_columns(read_lines(file))
+    columns = as_columns(read_records(file))
     assert columns == {"step": [1, 2], "loss": [None, 3.0], "extra": [None, 1.0]}
     long = thinned({"step": list(range(10_000))})
     assert len(long["step"]) <= MOST_POINTS + 1 and long["step"][-1] == 9_999

@@ -1,6 +1,9 @@
 """evaluate, recommend, similar and export on a run trained for a few steps."""
 
 import json
+import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +17,12 @@ from tests.datasets import make_dataset
 from tests.retrieval.ranks import run_on_ranks
 from trainer.config import Config
 from trainer.data.schema import Dataset
+from trainer.mistake import Mistake
 from trainer.presets import find_preset
 from trainer.progress import SilentProgress
 from trainer.ranks import Ranks, process_group
 from trainer.restore import load_run
+from trainer.retrieval import evaluate_run
 from trainer.retrieval.arguments import (
     EvaluateArguments,
     ExportArguments,
@@ -80,6 +85,51 @@ def test_evaluate_writes_each_split_beside_the_baseline(
     assert 0 < written["validation"]["popularity"]["ndcg@5"] <= 1
     assert written["test"]["interval_95"]["recall@10"] > 0
     assert written["test"]["users"] == 20
+    assert "popularity ranking" in capsys.readouterr().out
+
+
+def must_not_start(*arguments: object) -> None:
+    raise AssertionError("workers were started")
+
+
+def test_evaluate_takes_the_usual_cut_offs_as_far_as_there_are_items(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluate(EvaluateArguments(str(folder / "run")))
+    assert {name for name in found if name.startswith("recall")} == {"recall@10", "recall@20"}
+    assert "the catalog has 40 items: cut-offs 10, 20" in capsys.readouterr().err
+
+
+def test_what_can_be_known_before_the_work_is_told_before_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_run, "on_workers", must_not_start)
+    run, copy = str(folder / "run"), tmp_path / "run"
+    with pytest.raises(Mistake, match=r"k is 10, 41; .* at most 40"):
+        evaluate(EvaluateArguments(run, k=(10, 41)))
+    with pytest.raises(Mistake, match=r"k is .*at most 40"):
+        evaluate(EvaluateArguments(run, k=(1 << 70,)))
+    copy.mkdir()
+    shutil.copy(folder / "run/config.json", copy)
+    for damaged in ("", "{", "[]", "3", "[" * 100_000, "\xff"):
+        (copy / "evaluation.json").write_text(damaged, encoding="latin-1")
+        with pytest.raises(Mistake, match=r"evaluation.json .*move it away"):
+            evaluate(EvaluateArguments(str(copy)))
+    (copy / "evaluation.json").unlink()
+    os.mkfifo(copy / "evaluation.json")
+    with pytest.raises(Mistake, match=r"evaluation.json .*move it away"):
+        evaluate(EvaluateArguments(str(copy)))
+
+
+def test_figures_are_shown_where_they_cannot_be_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluate_run, "write_json", full)
+    with pytest.raises(Mistake, match=r"not kept: .*evaluation.json .*No space left"):
+        evaluate(EvaluateArguments(str(folder / "run"), k=(5,)))
     assert "popularity ranking" in capsys.readouterr().out
 
 
@@ -175,6 +225,47 @@ def test_tower_program_equals_the_tower(folder: Path, exported: Path) -> None:
     torch.testing.assert_close(program(pooled[:1]), expected[:1], rtol=1e-5, atol=1e-6)
 
 
+def test_the_examples_of_the_page_on_serving_run(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    search, encode = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(exported.parent)
+    (exported.parent / "VECTORS").symlink_to(exported)
+    names = {"USER": 1003, "SEEN": {0, 1, 2}, "LIKED": [3, 5, -1]}
+    exec(search, names)
+    assert len(names["answer"]) == 10 and not {"i0", "i1", "i2"} & set(names["answer"])  # type: ignore[arg-type,call-overload]
+    exec(encode, names)
+    assert (names["position"] >= 0).all()  # type: ignore[operator]
+    facts = json.loads((exported / "export.json").read_text())
+    asked = facts["programs"]["query_encoder"]["input"]
+    assert asked["user"] == "int64 [n, 1]" and asked["history"] == "int64 [n, L]"
+
+
+def test_export_says_how_its_files_are_called(exported: Path) -> None:
+    facts = json.loads((exported / "export.json").read_text())
+    index, programs = facts["index"], facts["programs"]
+    assert index["metric"] == "inner product" and index["none_found"] == -1
+    assert "item row" in index["position"] and index["seen_items_removed"] is False
+    assert faiss.read_index(str(exported / index["file"])).metric_type == faiss.METRIC_INNER_PRODUCT
+    for name, each in programs.items():
+        program = torch.export.load(exported / f"{name}.pt2").module()
+        sizes = {"n": 2, "L": 3}
+        if name.endswith("tower"):
+            given = torch.randn(shape_of(each["input"], sizes))
+            assert given.shape[1] == len(each["features"])
+        else:
+            given = {
+                key: torch.zeros(shape_of(s, sizes)).long() for key, s in each["input"].items()
+            }
+        assert program(given).shape == shape_of(each["output"], sizes)
+
+
+def shape_of(text: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    parts = text.partition("[")[2].removesuffix("]").split(", ")
+    return tuple(sizes.get(part) or int(part) for part in parts)
+
+
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_index_finds_what_exact_search_finds(kind: str, tmp_path: Path, exported: Path) -> None:
     index = build_index(kind, exported / "items", 40, 12)  # type: ignore[arg-type]
@@ -205,15 +296,15 @@ def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) ->
         find_rows(data, "user", ["anna"])
     with pytest.raises(ValueError, match=r"no item 'i33x'.*did you mean i33"):
         find_rows(data, "item", ["i33x"])
-    with pytest.raises(ValueError, match=r"does not read histories.*--model.use-history True"):
+    with pytest.raises(ValueError, match=r"does not read histories.*--model.use-history, or"):
         recommend(RecommendArguments(str(folder / "no-history"), items="i1"))
     with pytest.raises(ValueError, match="either --user ID or --items"):
         RecommendArguments(run)
-    with pytest.raises(ValueError, match="k is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="-k 0: at least 1"):
         SimilarArguments(run, item="i1", k=0)
     with pytest.raises(ValueError, match="exists already; choose another folder"):
         export(ExportArguments(run, str(exported)))
     with pytest.raises(ValueError, match=r"is no run: it has no config.json"):
         evaluate(EvaluateArguments(str(folder / "data")))
-    with pytest.raises(ValueError, match="workers is 0"):
+    with pytest.raises(ValueError, match="--workers 0"):
         evaluate(EvaluateArguments(run, workers=0))

@@ -23,6 +23,7 @@ from trainer.data.synth import SynthArguments, synth
 from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import SilentProgress
+from trainer.screen import say
 
 TARGET_RATIO = 0.5
 ROW_GROUP_ROWS = 32_768
@@ -160,8 +161,8 @@ def main(arguments: DataBenchArguments) -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    print(f"{result['rows']:,} rows, keys {', '.join(result['feature_keys'])}")
+    say(f"{result['rows']:,} rows, keys {', '.join(result['feature_keys'])}")
     for name, rate in result["rows_per_second"].items():
         cost = result["processor_seconds"][name] / result["rows"] * 1e9
-        print(f"{name:14}{rate:>12,.0f} rows/s  {cost:>6,.0f} ns of processor a row")
-    print(f"ratio loader over {result['bare']}: {result['ratio']:.2f}  (target {TARGET_RATIO})")
+        say(f"{name:14}{rate:>12,.0f} rows/s  {cost:>6,.0f} ns of processor a row")
+    say(f"ratio loader over {result['bare']}: {result['ratio']:.2f}  (target {TARGET_RATIO})")

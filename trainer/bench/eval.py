@@ -19,14 +19,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainer.mistake import Mistake
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.topk import Filter, ItemRows, Search
+from trainer.screen import Sheet
 
 CHUNKS_A_TURN = 64
 CLUSTERS = 1000
@@ -78,11 +77,11 @@ def main(arguments: EvalBenchArguments) -> dict[str, Any]:
     if arguments.json:
         print(json.dumps(result))
         return result
-    table = Table("measure", "value", title="exact top-k beside the bare GEMM")
+    sheet = Sheet("measure", "value", title="exact top-k beside the bare GEMM")
     for name, value in result.items():
         if name != "arguments":
-            table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+            sheet.add(name, f"{value:,.3f}" if isinstance(value, float) else str(value))
+    sheet.print()
     return result
 
 

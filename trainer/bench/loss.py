@@ -22,6 +22,7 @@ from torch import Tensor
 from losses import Backend, Candidates, LossName, Precision, Rows, build_loss
 from losses.reference import ReferenceSettings, dense_loss
 from trainer.mistake import Mistake
+from trainer.screen import say
 
 ZIPF_EXPONENT = 1.05
 
@@ -116,11 +117,11 @@ def main(arguments: LossBenchArguments) -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    print(
+    say(
         f"{arguments.loss} {arguments.precision}, {arguments.rows} x {arguments.columns} x "
         f"{arguments.dim}, {result['threads']} threads, torch {result['torch']}"
     )
-    print(f"{'':24}{'seconds':>10}{'to floor':>10}{'peak MiB':>10}")
+    say(f"{'':24}{'seconds':>10}{'to floor':>10}{'peak MiB':>10}")
     lines = [
         ("floor (three GEMMs)", result["floor_seconds"], None),
         (arguments.loss, result["seconds"], result["peak_bytes"]),
@@ -130,7 +131,7 @@ def main(arguments: LossBenchArguments) -> None:
         if seconds is None:
             continue
         memory = "" if peak is None else f"{peak / 2**20:.0f}"
-        print(f"{label:24}{seconds:>10.4f}{seconds / result['floor_seconds']:>10.2f}{memory:>10}")
+        say(f"{label:24}{seconds:>10.4f}{seconds / result['floor_seconds']:>10.2f}{memory:>10}")
 
 
 def make_problem(arguments: LossBenchArguments) -> tuple[Rows, Candidates]:

@@ -13,11 +13,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-
 from trainer.bench.workers import Group, Workload
 from trainer.machine import usable_cpus
+from trainer.screen import Sheet
 
 GIB = 1024**3
 SCALES = (0.1, 0.3, 1.0)
@@ -131,13 +129,11 @@ def main(arguments: StepBenchArguments) -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    table = Table(title="a training step")
-    table.add_column("what")
-    table.add_column("value", justify="right")
+    sheet = Sheet("what", "value", numbers=("value",), title="a training step")
     for name, value in result.items():
         for part, number in (value if isinstance(value, dict) else {"": value}).items():
-            table.add_row(f"{name} {part}".strip(), _text(name, number))
-    Console().print(table)
+            sheet.add(f"{name} {part}".strip(), _text(name, number))
+    sheet.print()
 
 
 def _text(name: str, value: Any) -> str:

@@ -6,8 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from trainer.screen import Sheet
 
 TITLES = {
     "losses": "Losses at equal tuning budgets (test)",
@@ -99,7 +98,7 @@ def _group_table(results: list[CaseResult]) -> tuple[Row, list[Row]]:
 def print_tables(comparison: Comparison) -> None:
     """All tables on the terminal."""
     for name, (header, rows) in tables(comparison).items():
-        table = Table(*header, title=TITLES[name])
+        sheet = Sheet(*header, title=TITLES[name])
         for row in rows:
-            table.add_row(*row)
-        Console().print(table)
+            sheet.add(*row)
+        sheet.print()

@@ -13,7 +13,7 @@ Shapes: B = rows of this rank in a step, E = extra candidates of this rank, S = 
 L = streams, b = rows that a step takes from each stream (global batch / L).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count, tee
 from pathlib import Path
@@ -52,8 +52,9 @@ class Loader:
     history_length: keep the last so many of `history` and `disliked`; None: as prepared.
     position: `Batch.position` of a checkpoint, made by any number of ranks.
     neighbours: the rule of the keys "user_items" and "item_users", where they are asked for.
-    skip_corrupt: count the rows of row groups that cannot be read and go on; they come as
+    skip_corrupt: count the rows of row groups that are damaged and go on; they come as
         padding, while `global_rows` still counts them.
+    on_opening: told how many parts of how many are through, while opening takes long.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Loader:
         batches_ahead: int = 4,
         pin_memory: bool = False,
         neighbours: NeighbourRule | None = None,
+        on_opening: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)
         self.local_batch_size = local_batch_size
@@ -90,7 +92,7 @@ class Loader:
         self._check_arguments()
         self._streams = self._choose_streams(streams)
         self._rows_per_stream = world_size * local_batch_size // self._streams
-        self._groups = self._open(tuple(splits), feedback, skip_corrupt)
+        self._groups = self._open(tuple(splits), feedback, skip_corrupt, on_opening)
         self.num_rows = int(self._groups.rows_G.sum())
         """Rows of the data in an epoch, over all ranks."""
         if self.num_rows == 0:
@@ -201,15 +203,28 @@ class Loader:
     def _restore(self, position: dict[str, Any]) -> Position:
         made = position["order"]
         for name, value in self._fingerprint.items():
-            if made[name] != value:
+            if made.get(name) != value:
                 raise Mistake(
-                    f"the checkpoint's place in the data was taken with {name} = {made[name]}, "
+                    f"the checkpoint's place in the data was taken with {name} = {made.get(name)}, "
                     f"now it is {value}: the rows have another order. Resume with the same "
                     "data and settings, or start a new epoch without the position."
                 )
-        return Position.from_json(position).dealt_to(self._streams)
+        here = Position.from_json(position)
+        ranges = [piece for stream in here.streams for piece in stream]
+        if not all(0 <= start <= stop <= self.num_rows for start, stop in ranges):
+            raise Mistake(
+                f"the checkpoint's place in the data has rows outside 0..{self.num_rows}: it was "
+                "not made by this run"
+            )
+        return here.dealt_to(self._streams)
 
-    def _open(self, splits: tuple[str, ...], feedback: str, skip_corrupt: bool) -> RowGroups:
+    def _open(
+        self,
+        splits: tuple[str, ...],
+        feedback: str,
+        skip_corrupt: bool,
+        on_opening: Callable[[int, int], None],
+    ) -> RowGroups:
         for split in splits:
             if split not in self.dataset.splits:
                 known = ", ".join(self.dataset.splits)
@@ -224,7 +239,7 @@ class Loader:
             skip_corrupt=skip_corrupt,
         )
         if groups.positives_only:
-            groups.count_positives()
+            groups.count_positives(on_opening)
         return groups
 
     @property

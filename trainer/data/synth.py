@@ -31,6 +31,7 @@ from trainer.data.summary import print_summary
 from trainer.machine import usable_cpus
 from trainer.mistake import Mistake
 from trainer.progress import Progress, TerminalProgress
+from trainer.screen import say
 
 ROWS_PER_PART = 1 << 20
 TRUTH_USERS = 20_000
@@ -151,11 +152,11 @@ def _print(arguments: SynthArguments, rows: int, best: BestPossible, seconds: fl
     out = arguments.out
     if not arguments.raw:
         print_summary(Dataset.load(out), seconds)
-    print(f"{out}: {rows:,} interactions in {seconds:.1f} s, {rows / seconds:,.0f} a second")
+    say(f"{out}: {rows:,} interactions in {seconds:.1f} s, {rows / seconds:,.0f} a second")
     if best.users:
         summary = best.summary()
         possible = ", ".join(f"recall@{k} {summary[f'recall@{k}']:.4f}" for k in CUTOFFS)
-        print(f"best possible on test ({best.users:,} users): {possible}")
+        say(f"best possible on test ({best.users:,} users): {possible}")
 
 
 def _build(arguments: SynthArguments, folder: Path, progress: Progress) -> tuple[int, BestPossible]:

@@ -4,9 +4,10 @@ Shapes: n = rows of a window, G = row groups of all files.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import fbgemm_gpu  # noqa: F401  registers torch.ops.fbgemm
 import numpy as np
@@ -14,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from trainer.data.damage import DamagedError, decoded, read_range
 from trainer.data.jagged import Jagged, concatenate, from_arrow, offsets_of
 from trainer.data.order import EpochOrder
-from trainer.data.storage import open_parquet
+from trainer.data.storage import filesystem_of, open_parquet
 from trainer.mistake import Mistake
 
 FILES_OPENED_AT_ONCE = 16
@@ -72,12 +74,16 @@ class RowGroups:
         rows = [self._metadata[file].row_group(group).num_rows for file, group in self._groups]
         self.rows_G = np.array(rows, dtype=np.int64)
 
-    def count_positives(self) -> None:
+    def count_positives(self, on_group: Callable[[int, int], None]) -> None:
         """Let `rows_G` count positive rows alone: reads the feedback column once.
 
         Rows of a group that cannot be read count all, if corrupt groups are to be skipped.
+
+        Args:
+            on_group: told how many groups, of how many, are counted.
         """
         for group in range(len(self._groups)):
+            on_group(group, len(self._groups))
             table = self._read(group, ["feedback"])
             if table is not None:
                 self.rows_G[group] = np.count_nonzero(table.column(0).to_numpy() > 0)
@@ -127,18 +133,40 @@ class RowGroups:
         return WindowRows(user, item, feedback, lists)
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table | None:
+        """Columns of a group; None where it is damaged and such are skipped.
+
+        Raises:
+            Mistake: where it is damaged.
+            OSError: where its storage fails, again and again.
+        """
         file, number = self._groups[group]
-        try:
+
+        def read() -> pa.Table:
             reader = self._reader(file)
-            table = reader.read_row_group(number, columns=list(columns), use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            if not self.skip_corrupt:
-                raise Mistake(
-                    f"{self._where(group)} cannot be read ({error}): restore the file, "
-                    "or go on without its rows with skip_corrupt"
-                ) from error
-            return None
-        return table
+            try:
+                return reader.read_row_group(number, columns=list(columns), use_threads=False)
+            except (OSError, pa.ArrowException):
+                self._forget(file)  # a reader that has met an error
+                raise
+
+        try:
+            return decoded(read, partial(self._read_bytes, group))
+        except DamagedError as error:
+            if self.skip_corrupt:
+                return None
+            raise Mistake(
+                f"{self._where(group)} cannot be read ({error}): restore the file, "
+                "or go on without its rows with data.skip_corrupt"
+            ) from error
+
+    def _read_bytes(self, group: int) -> None:
+        """All bytes of a group, not decoded."""
+        file, number = self._groups[group]
+        described = self._metadata[file].row_group(number)
+        chunks = [described.column(index) for index in range(described.num_columns)]
+        begins = [c.dictionary_page_offset or c.data_page_offset for c in chunks]
+        ends = [b + c.total_compressed_size for b, c in zip(begins, chunks, strict=True)]
+        read_range(*filesystem_of(self.paths[file]), min(begins), max(ends))
 
     def _reader(self, file: int) -> pq.ParquetFile:
         """This thread's reader of a file: pyarrow's are not to be shared."""
@@ -146,6 +174,9 @@ class RowGroups:
         if str(file) not in readers:
             readers[str(file)] = open_parquet(self.paths[file], self._metadata[file])
         return readers[str(file)]
+
+    def _forget(self, file: int) -> None:
+        self._open.__dict__.pop(str(file), None)
 
     def _check_ids(self, group: int, name: str, values: np.ndarray) -> None:
         """FBGEMM maps an id out of range to row 0 at most with a warning: stop it here."""

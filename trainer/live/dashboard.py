@@ -16,6 +16,7 @@ from trainer.live.prometheus import HOW_TO_INSTALL, Prometheus, is_installed, ma
 from trainer.live.server import LivePage
 from trainer.mistake import Mistake
 from trainer.run import RunFolder
+from trainer.screen import say
 from trainer.storage import StoragePath, storage_path
 
 
@@ -59,17 +60,17 @@ def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None
     with ExitStack() as closing:
         live = LivePage(run, arguments.host, arguments.port)
         closing.callback(live.close)
-        print(f"live page:  {live.url}", flush=True)
+        say(f"live page:  {live.url}")
         if arguments.prometheus and is_installed():
             folder = _prometheus_folder(arguments.storage, run, closing)
             config = make_config(list(arguments.discovery), arguments.ray_discovery)
             server = Prometheus(config, folder, arguments.prometheus_port)
             closing.callback(server.close)
-            print(f"prometheus: {server.url} (alerts: {server.url}/alerts)", flush=True)
-            print("grafana:    see deploy/grafana, or deploy/compose.yaml", flush=True)
+            say(f"prometheus: {server.url} (alerts: {server.url}/alerts)")
+            say("grafana:    see deploy/grafana, or deploy/compose.yaml")
         elif arguments.prometheus:
-            print(HOW_TO_INSTALL, flush=True)
-        print("Ctrl-C ends it; the run goes on.", flush=True)
+            say(HOW_TO_INSTALL)
+        say("Ctrl-C ends it; the run goes on.")
         (stop or _stopped_by_signal()).wait()
 
 

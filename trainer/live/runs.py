@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer.line_file import read_records
 from trainer.run import RunFolder
 from trainer.run_files import COMMIT_FILE, committed
+from trainer.run_state import read_state
 from trainer.storage import StoragePath, modified_at, storage_path
 
 MOST_POINTS = 600
-SILENT_SECONDS = 60.0
+CONFIG_FILE = "config.json"
 Columns = dict[str, list[Any]]
 
 
@@ -26,30 +28,22 @@ def read_run(path: str | StoragePath) -> dict[str, Any]:
     folder = RunFolder(path)
     facts = folder.read_config()
     root = storage_path(path)
-    metrics = read_lines(folder.metrics_file)
-    validation = read_lines(root / "validation.jsonl")
-    starts = read_lines(root / "starts.jsonl")
+    metrics = read_records(folder.metrics_file)
+    validation = read_records(root / "validation.jsonl")
+    starts = read_records(root / "starts.jsonl")
     return {
         "name": root.resolve().name if isinstance(root, Path) else root.name,
-        "preset": facts["preset"],
-        "data": facts["data"],
-        "config": facts["config"],
-        "versions": facts["versions"],
-        "starts": starts or [{"step": 0, "world_size": facts["world_size"], "time": None}],
+        "preset": facts.preset,
+        "data": facts.data,
+        "config": facts.config.to_json(),
+        "versions": facts.versions,
+        "starts": starts or [{"step": 0, "world_size": facts.world_size, "time": None}],
         "metrics": thinned(as_columns(metrics)),
         "validation": as_columns(validation),
         "summary": _read_json(root / "summary.json"),
         "evaluation": _read_json(root / "evaluation.json"),
-        "now": _now(folder, facts, metrics),
+        "now": _now(folder, metrics),
     }
-
-
-def read_lines(path: StoragePath) -> list[dict[str, Any]]:
-    """Lines of a JSONL file, without one that is being written; empty where there is none."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def as_columns(records: list[dict[str, Any]]) -> Columns:
@@ -67,29 +61,35 @@ def thinned(columns: Columns) -> Columns:
     return {key: [values[index] for index in kept] for key, values in columns.items()}
 
 
-def _now(folder: RunFolder, facts: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def _now(folder: RunFolder, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """The big numbers of the live page."""
     now = time.time()
     last = metrics[-1] if metrics else {}
-    total = last.get("total_steps")
-    step = last.get("step", 0)
-    silent = now - last.get("time", modified_at(folder.path / "config.json"))
-    if (folder.path / "summary.json").exists():
-        state = "finished"
-    else:
-        state = "running" if silent < SILENT_SECONDS else "stopped"
-    left = (total - step) * last["step_seconds"] if total and state == "running" else None
+    run = read_state(folder.path)
+    signs = [_number(last.get("time")), run.owner.renewed if run.owner else None]
+    known = [each for each in signs if each is not None]
+    silent = now - max(known or [modified_at(folder.path / CONFIG_FILE)])
+    pace, left = _number(last.get("step_seconds")), None
+    if run.state == "running" and run.total_steps is not None and pace is not None:
+        left = (run.total_steps - run.step) * pace
     newest = committed(folder.checkpoints)[-1:]
     return {
-        "step": step,
-        "total_steps": total,
+        "step": run.step,
+        "total_steps": run.total_steps,
         "seconds_left": left,
         "loss": _finite(last.get("loss")),
         "examples_per_second": last.get("examples_per_second"),
         "checkpoint_age_seconds": now - modified_at(newest[0] / COMMIT_FILE) if newest else None,
         "silent_seconds": silent,
-        "state": state,
+        "state": run.state,
+        "phase": run.owner.phase if run.owner else None,
+        "phase_done": run.owner.done if run.owner else None,
+        "phase_total": run.owner.total if run.owner else None,
     }
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) else None
 
 
 def _finite(value: Any) -> Any:

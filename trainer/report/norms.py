@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from trainer.checkpoint import SafeReader, load
+from trainer.checkpoint_facts import DTYPES, NotWholeError, read_facts
+from trainer.checkpoint_read import Found, load
+from trainer.mistake import Mistake
 from trainer.run_files import committed
 from trainer.storage import StoragePath
 
@@ -61,12 +62,15 @@ def _spread(norm: np.ndarray) -> tuple[float, float, float]:
 
 
 def _row_norms(checkpoint: StoragePath) -> np.ndarray | str:
-    saved = SafeReader(checkpoint, {}).read_metadata().state_dict_metadata.get(ITEM_TABLE)
-    if not isinstance(saved, TensorStorageMetadata):
+    try:
+        facts = read_facts(checkpoint)
+    except (NotWholeError, Mistake) as error:
+        return f"The newest checkpoint cannot be read: {error}."
+    saved = facts.tensors.get(ITEM_TABLE)
+    if saved is None or len(saved.shape) != 2:
         return "The model has no item table."
-    bytes_needed = saved.size.numel() * saved.properties.dtype.itemsize
-    if bytes_needed > MOST_BYTES:
-        return f"The item table is {bytes_needed / 2**30:.0f} GiB: too large for this page."
-    state: dict[str, Any] = {ITEM_TABLE: torch.empty(saved.size, dtype=saved.properties.dtype)}
-    load(checkpoint, state)
+    if saved.bytes > MOST_BYTES:
+        return f"The item table is {saved.bytes / 2**30:.0f} GiB: too large for this page."
+    state: dict[str, Any] = {ITEM_TABLE: torch.empty(saved.shape, dtype=DTYPES[saved.dtype])}
+    load(Found(checkpoint, facts), state)
     return state[ITEM_TABLE].float().norm(dim=1).numpy()

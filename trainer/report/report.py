@@ -11,6 +11,7 @@ import tyro
 from trainer.live.page import as_script_data, asset, page, panel_rows
 from trainer.live.runs import read_run
 from trainer.mistake import Mistake
+from trainer.screen import say
 from trainer.storage import StoragePath, storage_path
 
 
@@ -44,7 +45,7 @@ def report(arguments: ReportArguments) -> StoragePath:
     out = storage_path(arguments.out) if arguments.out else first / "report.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(report_html(runs))
-    print(out)
+    say(out)
     return out
 
 

@@ -20,8 +20,8 @@ class EvaluateArguments:
     """Folder of a trained run."""
     split: Literal["validation", "test"] = "validation"
     """test is for the final figures; every choice is made on validation."""
-    k: tuple[int, ...] = (10, 20, 50)
-    """Cut-offs of the lists."""
+    k: tuple[int, ...] | None = None
+    """Cut-offs of the lists. Left out: 10 20 50, as far as there are items."""
     users: int | None = None
     """Evaluate a random sample of this many users, with confidence intervals. Left out: all."""
     groups: int = 5
@@ -34,8 +34,17 @@ class EvaluateArguments:
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        if self.groups < 0 or self.groups > 255:
-            raise Mistake(f"groups is {self.groups}; it must be from 0 to 255")
+        _check_given(self, ("run", "data"))
+        if self.k == ():
+            raise Mistake("--k is empty: give at least one cut-off, or leave it out")
+        if self.k is not None and min(self.k) < 1:
+            raise Mistake(f"--k {' '.join(map(str, self.k))}: at least 1")
+        if self.users is not None:
+            _check_least("--users", self.users, 2, "a sample; leave it out for all")
+        if not 0 <= self.groups <= 255:
+            raise Mistake(f"--groups {self.groups}: from 0 to 255")
+        if not 0 <= self.seed < 1 << 63:
+            raise Mistake(f"--seed {self.seed}: from 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ class RecommendArguments:
     """Raw id of a user, as in the source."""
     items: str | None = None
     """Raw ids of liked items, oldest first, separated by commas: for somebody not seen in
-    training. Needs a model that reads histories."""
+    training. An id that holds a comma is quoted, as in '"Doe, Jane",i5'. Needs a model that reads
+    histories."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items recommended."""
     data: str | None = None
@@ -57,7 +67,8 @@ class RecommendArguments:
     def __post_init__(self) -> None:
         if (self.user is None) == (self.items is None):
             raise Mistake("give either --user ID or --items ID,ID,...")
-        _check_k(self.k)
+        _check_given(self, ("run", "user", "items", "data"))
+        _check_least("-k", self.k, 1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,8 @@ class SimilarArguments:
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        _check_k(self.k)
+        _check_given(self, ("run", "item", "data"))
+        _check_least("-k", self.k, 1)
 
 
 @dataclass(frozen=True)
@@ -100,12 +112,21 @@ class ExportArguments:
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        if self.index_k < 1:
-            raise Mistake(f"index-k is {self.index_k}; it must be at least 1")
+        _check_given(self, ("run", "out", "data"))
+        _check_least("--index-k", self.index_k, 1)
+        _check_least("--encoder-limit", self.encoder_limit, 0)
         if self.index is not None and not self.users:
             raise Mistake("--index compares with exact search by users: leave out --no-users")
 
 
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise Mistake(f"k is {k}; it must be at least 1")
+def _check_least(flag: str, value: int, least: int, what: str = "") -> None:
+    if value < least:
+        raise Mistake(f"{flag} {value}: at least {least}{f', for {what}' if what else ''}")
+
+
+def _check_given(arguments: object, names: tuple[str, ...]) -> None:
+    """An empty word is a variable of the shell that was not set, not a choice."""
+    for name in names:
+        if vars(arguments)[name] == "":
+            shown = name.upper() if name in ("run", "out") else f"--{name}"
+            raise Mistake(f"{shown} is empty")

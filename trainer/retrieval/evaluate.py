@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from trainer.data.schema import Dataset
-from trainer.mistake import Mistake
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
+from trainer.retrieval.cut_offs import DEFAULT, check_queries, cut_offs
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.keys import decode_keys
@@ -56,7 +56,7 @@ def evaluate_model(
     dataset: Dataset,
     split: str,
     ranks: Ranks,
-    ks: Sequence[int] = (10, 20, 50),
+    ks: Sequence[int] = DEFAULT,
     users: int | None = None,
     history_length: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -90,7 +90,8 @@ def evaluate_split(
         baseline: evaluate the popularity ranking too.
         on_progress: told how many queries of how many are through, block by block.
     """
-    _check(dataset, split, ks, users)
+    check_queries(dataset, split, users)
+    ks = cut_offs(ks, dataset)
     started = time.perf_counter()
     population = dataset.splits[split].queries
     rows = sample_rows(population, users, seed)
@@ -187,18 +188,3 @@ def own_share(block: QueryBlock, ranks: Ranks) -> QueryBlock:
     each = -(-len(block) // ranks.world_size)
     padded = block.padded(each * ranks.world_size)
     return padded.slice(ranks.rank * each, (ranks.rank + 1) * each)
-
-
-def _check(dataset: Dataset, split: str, ks: Sequence[int], users: int | None) -> None:
-    if dataset.splits[split].queries == 0:
-        raise Mistake(
-            f"the {split} split of {dataset.path} has no user with a positive interaction; "
-            "prepare the dataset with a larger held-out part"
-        )
-    if not ks or min(ks) < 1 or max(ks) > dataset.num_items:
-        raise Mistake(
-            f"k is {', '.join(map(str, ks)) or 'empty'}; cut-offs are at least 1 and at most "
-            f"{dataset.num_items}, the number of items"
-        )
-    if users is not None and users < 2:
-        raise Mistake(f"users is {users}; a sample has at least 2, or leave the flag out for all")

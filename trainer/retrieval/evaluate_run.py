@@ -3,36 +3,75 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from trainer.mistake import Mistake
 from trainer.progress import SilentProgress, TerminalProgress
 from trainer.ranks import Ranks
-from trainer.restore import load_run
+from trainer.restore import load_run, open_data
 from trainer.retrieval.arguments import EvaluateArguments
+from trainer.retrieval.cut_offs import DEFAULT, check_queries, cut_offs
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
-from trainer.retrieval.workers import on_workers
+from trainer.retrieval.workers import is_first_process, on_workers
+from trainer.run import RunFolder
 from trainer.run_files import write_json
-from trainer.storage import storage_path
+from trainer.screen import Sheet, say
+from trainer.storage import StoragePath, storage_path
 
 REPORT_FILE = "evaluation.json"
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
-    """Evaluate, write RUN/evaluation.json (other splits in it are kept), print one table."""
+    """Evaluate, print one table, write RUN/evaluation.json (other splits in it are kept).
+
+    Raises:
+        Mistake: before the work for whatever can be known before it; after the table where the
+            file cannot be written.
+    """
+    arguments, before = _checked(arguments)
     evaluation, beside = on_workers(evaluate_on_rank, arguments, arguments.workers)
     record = {**as_record(evaluation), **beside}
-    path = storage_path(arguments.run) / REPORT_FILE
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, {**before, arguments.split: record})
-    console = Console()
-    console.print(as_table(evaluation, arguments.split))
+    if not is_first_process():
+        return record
+    as_sheet(evaluation, arguments.split).print()
     for key, count in beside["unknown_ids"].items():
-        console.print(f"{count:,} look-ups of {key!r} met ids unknown to the model")
+        say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
+    path = storage_path(arguments.run) / REPORT_FILE
+    try:
+        write_json(path, {**before, arguments.split: record})
+    except OSError as error:
+        raise Mistake(
+            f"the figures above are not kept: {path} cannot be written ({error.strerror or error})"
+        ) from error
     return record
+
+
+def _checked(arguments: EvaluateArguments) -> tuple[EvaluateArguments, dict[str, Any]]:
+    """The arguments with their cut-offs, and what evaluation.json holds already."""
+    dataset = open_data(RunFolder(arguments.run), arguments.data)[1]
+    check_queries(dataset, arguments.split, arguments.users)
+    ks = cut_offs(arguments.k, dataset)
+    if arguments.k is None and ks != DEFAULT:
+        shown = ", ".join(map(str, ks))
+        say(f"the catalog has {dataset.num_items:,} items: cut-offs {shown}", file=sys.stderr)
+    return replace(arguments, k=ks), _read_before(storage_path(arguments.run) / REPORT_FILE)
+
+
+def _read_before(path: StoragePath) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        before = json.loads(path.read_bytes()) if path.is_file() else None
+    except (ValueError, RecursionError) as error:
+        raise Mistake(
+            f"{path} cannot be read ({error}): move it away, it is written anew"
+        ) from error
+    if not isinstance(before, dict):
+        raise Mistake(f"{path} holds no evaluations: move it away, it is written anew")
+    return before
 
 
 def evaluate_on_rank(
@@ -47,7 +86,7 @@ def evaluate_on_rank(
             encoder,
             trained.dataset,
             arguments.split,
-            sorted(set(arguments.k)),
+            arguments.k or DEFAULT,
             arguments.users,
             arguments.seed,
             arguments.groups,
@@ -72,32 +111,29 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def as_table(evaluation: Evaluation, split: str) -> Table:
+def as_sheet(evaluation: Evaluation, split: str) -> Sheet:
     """One table: the model's measures at every k, and the popularity ranking's below them."""
     users = f"{evaluation.num_queries:,} users"
     if evaluation.intervals:
         users = f"{evaluation.num_queries:,} of {evaluation.num_queries_of_split:,} users (±: 95 %)"
     names = list(dict.fromkeys(name.partition("@")[0] for name in evaluation.values))
     ks = list(dict.fromkeys(name.partition("@")[2] for name in evaluation.values))
-    table = Table(
-        title=f"{split}: {users}; all items ranked, seen ones left out; {evaluation.seconds:.1f} s",
-        title_justify="left",
-    )
-    table.add_column("model")
-    for k in ks:
-        table.add_column(f"@{k}", justify="right")
-    for name in names:
-        table.add_row(name, *(_with_interval(evaluation, f"{name}@{k}") for k in ks))
+    cut_offs = [f"@{k}" for k in ks]
+    title = f"{split}: {users}; all items ranked, seen ones left out; {evaluation.seconds:.1f} s"
+    sheet = Sheet("model", *cut_offs, numbers=cut_offs, title=title)
     num_groups = len(next(iter(evaluation.groups.values()), []))
+    for name in names:
+        values = [_with_interval(evaluation, f"{name}@{k}") for k in ks]
+        sheet.add(name, *values, ends_section=name == names[-1] and not num_groups)
     for group in range(num_groups):
         end = {0: " (rarest)", num_groups - 1: " (most popular)"}.get(group, "")
         values = [f"{evaluation.groups[f'recall@{k}'][group]:.4f}" for k in ks]
-        table.add_row(f"recall of items {group + 1}/{num_groups}{end}", *values, style="dim")
-    table.add_section()
-    table.add_row("[bold]popularity ranking[/bold]")
+        label = f"recall of items {group + 1}/{num_groups}{end}"
+        sheet.add(label, *values, style="dim", ends_section=group == num_groups - 1)
+    sheet.add("popularity ranking", style="bold")
     for name in names:
-        table.add_row(name, *(f"{evaluation.baseline[f'{name}@{k}']:.4f}" for k in ks))
-    return table
+        sheet.add(name, *(f"{evaluation.baseline[f'{name}@{k}']:.4f}" for k in ks))
+    return sheet
 
 
 def _with_interval(evaluation: Evaluation, name: str) -> str:

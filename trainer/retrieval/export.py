@@ -4,7 +4,9 @@
     OUT/users/part-R.parquet   user, raw_id, embedding           histories up to the present
     OUT/{item,query}_tower.pt2, OUT/{item,query}_encoder.pt2     see programs.py
     OUT/items.faiss            with --index
-    OUT/export.json            what made it, and the order of the towers' inputs
+    OUT/export.json            what made it, and how programs and index are called
+
+docs/serving.md tells how they are used.
 
 OUT appears whole or not at all: it is written as OUT.partial and renamed.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from torch import Tensor
 
 from trainer.agreement import together
@@ -46,10 +48,14 @@ from trainer.retrieval.programs import (
     export_encoders,
     export_towers,
     gather_tables,
+    program_facts,
+    save_program,
     table_bytes,
 )
 from trainer.retrieval.workers import on_workers
+from trainer.retrieval.writing import written
 from trainer.run_files import write_json
+from trainer.screen import say
 
 QUERIES_OF_RECALL = 1000
 
@@ -57,15 +63,14 @@ QUERIES_OF_RECALL = 1000
 def export(arguments: ExportArguments) -> dict[str, Any]:
     """Write OUT and print what is in it; returns the contents of export.json."""
     facts: dict[str, Any] = on_workers(export_on_rank, arguments, arguments.workers)
-    console = Console()
-    console.print(
+    say(
         f"exported {facts['items']:,} items and {facts['users']:,} users, "
         f"{facts['width']} wide, to {arguments.out}"
     )
-    console.print(f"programs: {', '.join(facts['programs'])}")
+    say(f"programs: {', '.join(facts['programs'])}")
     if "index" in facts:
         found = facts["index"]
-        console.print(
+        say(
             f"index {found['kind']}: recall@{found['k']} against exact search "
             f"{found['recall']:.4f} over {found['queries']:,} users"
         )
@@ -84,6 +89,7 @@ def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
         write_users(encoder, trained.dataset, partial / "users")  # collective
     programs = write_programs(trained, ranks, partial, arguments.encoder_limit)  # collective
     dist.barrier()  # collective: all parts are written
+    inputs = trained.model.inputs
     facts: dict[str, Any] = {
         "run": arguments.run,
         "step": trained.step,
@@ -92,10 +98,10 @@ def export_on_rank(arguments: ExportArguments, ranks: Ranks) -> dict[str, Any]:
         "items": trained.dataset.num_items,
         "users": trained.dataset.num_users if arguments.users else 0,
         "width": width,
-        "query_keys": list(trained.model.inputs.query_keys),
-        "candidate_keys": list(trained.model.inputs.candidate_keys),
-        "mean_keys": sorted(trained.model.inputs.mean_keys),
-        "programs": programs,
+        "query_keys": list(inputs.query_keys),
+        "candidate_keys": list(inputs.candidate_keys),
+        "mean_keys": sorted(inputs.mean_keys),
+        "programs": {name: program_facts(name, inputs, width) for name in programs},
     }
     if ranks.is_first:
         if arguments.index is not None:
@@ -143,7 +149,7 @@ def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) 
         tables = gather_tables(trained.model, ranks)  # collective
         programs |= export_encoders(trained.model, tables) if ranks.is_first else {}
     for name, program in programs.items():
-        torch.export.save(program, folder / f"{name}.pt2")
+        save_program(program, folder / f"{name}.pt2")
     return sorted(programs)
 
 
@@ -160,14 +166,14 @@ class _Part:
         self.starts = list(accumulate(sizes, initial=0))
         self.read_group = lru_cache(maxsize=2)(self._read_group)
         self.writer: pq.ParquetWriter | None = None
+        self.closing = ExitStack()
+        self.closing.callback(self.source.close)
 
     def __enter__(self) -> _Part:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.source.close()
-        if self.writer is not None:
-            self.writer.close()
+    def __exit__(self, *error: Any) -> None:
+        self.closing.__exit__(*error)
 
     def write(self, row_n: np.ndarray, embedding_nD: Tensor) -> None:
         """Rows, consecutive, with their embeddings."""
@@ -180,8 +186,9 @@ class _Part:
         table = pa.table({**columns, "embedding": embedding})
         if self.writer is None:
             # Floats of embeddings do not compress: no time is lost on trying.
-            self.writer = pq.ParquetWriter(
-                self.path, table.schema, compression="NONE", use_dictionary=False
+            stream = self.closing.enter_context(written(self.path))
+            self.writer = self.closing.enter_context(
+                pq.ParquetWriter(stream, table.schema, compression="NONE", use_dictionary=False)
             )
         self.writer.write_table(table)
 
@@ -215,7 +222,17 @@ def _write_index(arguments: ExportArguments, folder: Path, facts: dict[str, Any]
     k = min(arguments.index_k, facts["items"])
     recall = index_recall(index, folder / "items", torch.from_numpy(block[rows]), k)
     write_index(index, folder / "items.faiss")
-    return {"kind": arguments.index, "k": k, "recall": recall, "queries": len(rows)}
+    return {
+        "kind": arguments.index,
+        "file": "items.faiss",
+        "metric": "inner product",
+        "position": "item row, the column `item` of items/",
+        "none_found": -1,
+        "seen_items_removed": False,
+        "k": k,
+        "recall": recall,
+        "queries": len(rows),
+    }
 
 
 def _make_folders(out: Path, partial: Path) -> None:

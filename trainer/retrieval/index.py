@@ -21,6 +21,7 @@ from trainer.mistake import Mistake
 from trainer.retrieval.arguments import IndexKind
 from trainer.retrieval.keys import decode_keys, merge_keys
 from trainer.retrieval.topk import ItemRows, exact_topk
+from trainer.retrieval.writing import written
 
 ROWS_AT_ONCE = 1 << 16
 KMEANS_ROUNDS = 10
@@ -81,7 +82,9 @@ def index_recall(index: Any, folder: Path, query_QD: Tensor, k: int) -> float:
 
 def write_index(index: Any, path: Path) -> None:
     """Write an index for `faiss.read_index`."""
-    _faiss().write_index(index, str(path))
+    faiss = _faiss()
+    with written(path) as stream:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
 
 
 def _sample(blocks: Iterable[np.ndarray], num_rows: int, size: int) -> np.ndarray:

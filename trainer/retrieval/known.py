@@ -6,7 +6,9 @@ the split's start, from queries/<split>.parquet.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import duckdb
@@ -18,9 +20,12 @@ import torch
 from trainer.data import sql
 from trainer.data.jagged import Jagged, from_arrow
 from trainer.data.schema import Dataset
+from trainer.machine import usable_cpus, usable_memory_bytes
+from trainer.ranks import Ranks
 from trainer.retrieval.item_lists import ItemLists
 
 SPLITS = ("train", "validation")
+LEAST_MEMORY_MB = 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def known_users(
             nobody = _spread(np.empty(0, np.int64), None, start, min(start + block_size, stop))
             yield KnownUsers(start, nobody, nobody, nobody)
         return
-    with duckdb.connect() as connection:
+    with _connection() as connection:
         reader = _select(connection, dataset, first, stop, with_seen)
         rest = reader.schema.empty_table()
         for start in starts:
@@ -69,6 +74,17 @@ def known_users(
                     for name in ("history", "disliked", "seen")
                 ),
             )
+
+
+@contextmanager
+def _connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    """Within this rank's share of the machine; half of the memory is the model's."""
+    ranks = Ranks.from_environment().local_world_size
+    memory_mb = max(usable_memory_bytes() // 2 // ranks // 1_000_000, LEAST_MEMORY_MB)
+    with tempfile.TemporaryDirectory(prefix="tandem-") as spill:
+        limits = sql.Resources(f"{memory_mb}MB", max(usable_cpus() // ranks, 1), spill)
+        with closing(sql.connect(limits)) as connection:
+            yield connection
 
 
 def _select(

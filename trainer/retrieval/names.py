@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +19,11 @@ from trainer.mistake import Mistake
 
 ROWS_READ_AT_ONCE = 1 << 18
 IDS_COMPARED = 50_000
+WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,39}")
+HOW_TO_QUOTE = (
+    "an id that holds a comma or a quotation mark, or blanks at its edges, is quoted as in CSV: "
+    "--items '\"Doe, Jane\",i5'"
+)
 
 
 @dataclass(frozen=True)
@@ -33,18 +40,43 @@ class Item:
         return f"{self.title} ({self.raw_id})" if self.title else str(self.raw_id)
 
 
-def find_rows(dataset: Dataset, side: Literal["user", "item"], raw_ids: Sequence[str]) -> list[int]:
+def split_ids(written: str) -> list[tuple[str, ...]]:
+    """The ids of `--items`, each as it stands and without the blanks around it.
+
+    They are parted and quoted as in CSV: `i3,i8`, `"Doe, Jane",i5`.
+    """
+    try:
+        (fields,) = csv.reader([written], strict=True)
+    except (csv.Error, ValueError) as error:
+        raise Mistake(f"--items {written!r} cannot be read ({error}): {HOW_TO_QUOTE}") from error
+    ids = [tuple(dict.fromkeys((each, each.strip()))) for each in fields if each.strip()]
+    if not ids:
+        raise Mistake("--items is empty: give at least one item id")
+    return ids
+
+
+def find_rows(
+    dataset: Dataset,
+    side: Literal["user", "item"],
+    raw_ids: Sequence[str | tuple[str, ...]],
+    hint: str = "",
+) -> list[int]:
     """Rows of raw ids, in their order. Reads the ids' column once, without keeping it.
+
+    Args:
+        raw_ids: an id, or forms of it, of which the first that is there is taken.
+        hint: said beside an id that is not there.
 
     Raises:
         Mistake: for an id that is not there, with near ones.
     """
     path = dataset.file(f"{side}s.parquet")
+    forms = [(each,) if isinstance(each, str) else each for each in raw_ids]
     found: dict[Any, int] = {}
     with open_parquet(path) as file:
         kind = file.schema_arrow.field("raw_id").type
-        wanted = [_as_id(raw_id, kind, side) for raw_id in raw_ids]
-        values = pa.array(wanted, kind)
+        wanted = [_as_ids(each, kind, side) for each in forms]
+        values = pa.array([raw_id for each in wanted for raw_id in each], kind)
         some: list[Any] = []
         start = 0
         for batch in file.iter_batches(ROWS_READ_AT_ONCE, columns=["raw_id"]):
@@ -53,10 +85,11 @@ def find_rows(dataset: Dataset, side: Literal["user", "item"], raw_ids: Sequence
             found |= {column[hit].as_py(): start + hit for hit in hits}
             some += column.slice(0, max(IDS_COMPARED - len(some), 0)).to_pylist()
             start += len(column)
-    for raw_id in wanted:
-        if raw_id not in found:
-            raise Mistake(f"no {side} {raw_id!r} in {dataset.path}: {_near(raw_id, some)}")
-    return [found[raw_id] for raw_id in wanted]
+    for each in wanted:
+        if not found.keys() & set(each):
+            message = f"no {side} {each[-1]!r} in {dataset.path}: {_near(each[-1], some)}"
+            raise Mistake(f"{message}; {hint}" if hint else message)
+    return [next(found[raw_id] for raw_id in each if raw_id in found) for each in wanted]
 
 
 def name_items(dataset: Dataset, rows: Sequence[int]) -> list[Item]:
@@ -68,6 +101,7 @@ def name_items(dataset: Dataset, rows: Sequence[int]) -> list[Item]:
         path,
         filesystem=filesystem,
         columns=["item", "raw_id", "title"],
+        partitioning=None,  # a folder `item=5` above is no column
         filters=pc.field("item").isin(sorted(set(rows))),
     )
     items = {
@@ -77,13 +111,25 @@ def name_items(dataset: Dataset, rows: Sequence[int]) -> list[Item]:
     return [items[row] for row in rows]
 
 
-def _as_id(raw_id: str, kind: pa.DataType, side: str) -> int | str:
+def _as_ids(forms: Sequence[str], kind: pa.DataType, side: str) -> list[Any]:
+    """Forms of an id as values of the ids' column; `1_0` and `+10` are not the number 10."""
     if not pa.types.is_integer(kind):
-        return raw_id
-    try:
-        return int(raw_id)
-    except ValueError as error:
-        raise Mistake(f"{side} {raw_id!r}: the ids of this dataset are whole numbers") from error
+        return list(forms)
+    numbers = [int(each) for each in forms if WHOLE_NUMBER.fullmatch(each)]
+    least, most = _range_of(kind)
+    fitting = [number for number in numbers if least <= number <= most]
+    if not fitting:
+        raise Mistake(
+            f"{side} {forms[0]!r}: the ids of this dataset are whole numbers from {least} to {most}"
+        )
+    return fitting
+
+
+def _range_of(kind: pa.DataType) -> tuple[int, int]:
+    bits = kind.bit_width
+    if pa.types.is_unsigned_integer(kind):
+        return 0, (1 << bits) - 1
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
 def _near(raw_id: int | str, some: list[Any]) -> str:

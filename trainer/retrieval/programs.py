@@ -8,7 +8,8 @@ Two kinds, both for any number of rows n at least 1:
                                written where the tables together fit a limit, since it holds them,
                                and no tower reads the graph, whose bags are weighted.
 
-An encoder sends ids that the model does not know to its row for them, as the model does.
+An encoder sends ids that the model does not know to its row for them, as the model does. How
+they are called is told to their users in docs/serving.md.
 
 Tensor shapes: n rows, F features of the tower, D columns of a table, O columns of the output.
 """
@@ -16,7 +17,9 @@ Tensor shapes: n rows, F features of the tower, D columns of a table, O columns 
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from torch.export import Dim, ExportedProgram
 from trainer.inputs import Inputs
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
+from trainer.retrieval.writing import written
 
 
 class TowerProgram(nn.Module):
@@ -106,6 +110,26 @@ def export_encoders(model: TwoTower, tables: dict[str, Tensor]) -> dict[str, Exp
             module, (example,), dynamic_shapes=(shapes,)
         )
     return programs
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Write a program for `torch.export.load`. Memory: its bytes once more."""
+    packed = io.BytesIO()
+    torch.export.save(program, packed)  # its own writer ends the process where a disk is full
+    with written(path) as stream:
+        stream.write(packed.getbuffer())
+
+
+def program_facts(name: str, inputs: Inputs, width: int) -> dict[str, Any]:
+    """How a program is called, for export.json."""
+    side, _, kind = name.partition("_")
+    keys = inputs.candidate_keys if side == "item" else inputs.query_keys
+    output = f"float32 [n, {width}]"
+    if kind == "tower":
+        pooled = f"float32 [n, {len(keys)}, {inputs.tables[0].dim}]"
+        return {"input": pooled, "features": list(keys), "output": output}
+    lists = {key: f"int64 [n, {'L' if key in inputs.mean_keys else 1}]" for key in keys}
+    return {"input": lists, "padding": -1, "output": output}
 
 
 def table_bytes(inputs: Inputs) -> int:

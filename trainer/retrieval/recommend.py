@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,9 +19,10 @@ from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.keys import decode_keys
 from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.merge import merge_rankings, share_queries
-from trainer.retrieval.names import Item, find_rows, name_items
+from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, split_ids
 from trainer.retrieval.topk import ItemRows, exact_topk
-from trainer.retrieval.workers import on_workers
+from trainer.retrieval.workers import is_first_process, on_workers
+from trainer.screen import Sheet, window_width
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,45 @@ class Recommendations:
 def recommend(arguments: RecommendArguments) -> Recommendations:
     """Print recommendations with the recent history beside them, and return them."""
     found: Recommendations = on_workers(recommend_on_rank, arguments, workers=1)
-    table = Table(title=f"user {arguments.user}" if arguments.user else "somebody new")
-    for heading in ("", "recommended", "score", "recent history"):
-        table.add_column(heading, justify="right" if heading in ("", "score") else "left")
-    for rank in range(max(len(found.items), min(len(found.history), arguments.k))):
-        item = found.items[rank].label if rank < len(found.items) else ""
-        score = f"{found.scores[rank]:.4f}" if rank < len(found.items) else ""
-        past = found.history[rank].label if rank < len(found.history) else ""
-        table.add_row(str(rank + 1), item, score, past)
-    Console().print(table)
+    title = "somebody new" if arguments.user is None else f"user {arguments.user}"
+    if is_first_process():
+        for sheet in sheets(found, title, window_width()):
+            sheet.print()
     return found
 
 
 def similar(arguments: SimilarArguments) -> Recommendations:
     """Print the items most like one item, and return them."""
     found: Recommendations = on_workers(similar_on_rank, arguments, workers=1)
-    table = Table("", "item", "cosine", title=f"like {found.history[0].label}")
-    for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True)):
-        table.add_row(str(rank + 1), item.label, f"{score:.4f}")
-    Console().print(table)
+    title = f"like {found.history[0].label}"
+    sheet = Sheet("", "item", "cosine", numbers=("", "cosine"), title=title)
+    for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1):
+        sheet.add(rank, item.label, f"{score:.4f}")
+    if is_first_process():
+        sheet.print()
     return found
+
+
+def sheets(found: Recommendations, title: str, window: int | None) -> list[Sheet]:
+    """Items and history beside each other where the window is wide enough, else one by one."""
+    items = [
+        (rank, item.label, f"{score:.4f}")
+        for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1)
+    ]
+    past = [item.label for item in found.history]
+    numbers = ("", "score")
+    beside = Sheet("", "recommended", "score", "recent history", numbers=numbers, title=title)
+    for rank, (item, label) in enumerate(zip_longest(items, past), 1):
+        beside.add(*(item or (rank, "", "")), label or "")
+    if window is None or beside.width() <= window:
+        return [beside]
+    first = Sheet("", "recommended", "score", numbers=numbers, title=title)
+    for item in items:
+        first.add(*item)
+    second = Sheet("", "recent history", numbers=("",), title="recent history")
+    for rank, label in enumerate(past, 1):
+        second.add(rank, label)
+    return [first, second] if past else [first]
 
 
 def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommendations:
@@ -70,9 +89,10 @@ def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommenda
     else:
         row = -1
         known = _somebody_new(trained.dataset, encoder, arguments.items or "")
+    k = min(arguments.k, trained.dataset.num_items)
     query_1D = encoder.queries(torch.tensor([row]), known.history, known.disliked)  # collective
-    item, score = _best(encoder.items(), query_1D, known.seen, arguments.k)  # collective
-    recent = known.history.values.flip(0)[: arguments.k].tolist()
+    item, score = _best(encoder.items(), query_1D, known.seen, k)  # collective
+    recent = known.history.values.flip(0)[:k].tolist()
     dataset = trained.dataset
     return Recommendations(name_items(dataset, item), score, name_items(dataset, recent))
 
@@ -85,7 +105,8 @@ def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendation
     rows = encoder.items()  # collective
     unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row)
     query_1D = functional.normalize(encoder.candidates(torch.tensor([row]).numpy()), dim=1)
-    item, score = _best(unit, query_1D, ItemLists.from_lists([[row]]), arguments.k)  # collective
+    k = min(arguments.k, trained.dataset.num_items)
+    item, score = _best(unit, query_1D, ItemLists.from_lists([[row]]), k)  # collective
     return Recommendations(
         name_items(trained.dataset, item), score, name_items(trained.dataset, [row])
     )
@@ -111,11 +132,9 @@ def _somebody_new(dataset: Dataset, encoder: Encoder, raw_ids: str) -> KnownUser
     if not encoder.uses_history:
         raise Mistake(
             "--items: this model does not read histories, so it knows nothing of somebody new; "
-            "train with --model.use-history True, or give --user ID"
+            "train with --model.use-history, or give --user ID"
         )
-    rows = find_rows(dataset, "item", [each.strip() for each in raw_ids.split(",") if each.strip()])
-    if not rows:
-        raise Mistake("--items is empty: give at least one item id")
+    rows = find_rows(dataset, "item", split_ids(raw_ids), HOW_TO_QUOTE)
     nothing = ItemLists.from_lists([[]])
     seen = ItemLists.from_lists([sorted(set(rows))])
     return KnownUsers(-1, ItemLists.from_lists([rows]), nothing, seen)

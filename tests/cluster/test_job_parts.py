@@ -1,0 +1,170 @@
+"""What a job is made of, without a cluster: its command, its folder, its end."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.cli import COMMANDS
+from cluster.job_command import ARGUMENTS, LASTING, WITHOUT_PATHS, arguments_of, check_command
+from cluster.job_package import STOP_SECONDS, refusal_message, runtime_env
+from cluster.ray_private import LARGEST_PACKAGE_BYTES
+from cluster.submit import what_stopping_takes
+from cluster.usage import UsageError
+from trainer.mistake import Mistake
+
+RUN = "/shared/run"
+TRAIN = ("train", "demo", "--data", "/shared/data", "--out", RUN)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        TRAIN,
+        ("train", "demo", "--data=s3://bucket/data", "--out=s3://bucket/run", "--workers", "4"),
+        ("prepare", "plays.csv", "/shared/data", "--items", "films.csv"),
+        ("synth", "/shared/data", "--seed", "2"),
+        ("evaluate", RUN),
+        ("report", RUN, "/shared/other"),
+        ("export", RUN, "/shared/vectors"),
+        ("resume", RUN, "--verbose"),
+        ("bench", "loss"),
+        ("doctor",),
+    ],
+    ids=" ".join,
+)
+def test_commands_that_every_node_understands(command: tuple[str, ...], tmp_path: Path) -> None:
+    check_command(command, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("train", "demo", "--data", "data", "--out", RUN), "--data data: "),
+        (("train", "demo", "--data", "/d", "--out=runs/a"), "--out runs/a: "),
+        (("prepare", "plays.csv", "DATA"), "OUT DATA: "),
+        (("prepare", "/plays.csv", "/d", "--extend", "OLD"), "--extend OLD: "),
+        (("synth", "SYN", "--users", "200"), "OUT SYN: "),
+        (("evaluate", "runs/a"), "RUN runs/a: "),
+        (("evaluate", RUN, "--data=d"), "--data d: "),
+        (("recommend", "./a", "--user", "u1"), "RUN ./a: "),
+        (("similar", "~/a", "--item", "i1"), "RUN ~/a: "),
+        (("export", RUN, "VECTORS"), "OUT VECTORS: "),
+        (("report", RUN, "b"), "RUNS b: "),
+        (("report", RUN, "--out", "page.html"), "--out page.html: "),
+        (("tune", "demo", "--data", "/d", "--out", "t"), "--out t: "),
+        (("compare", "d", "--out", "/o"), "DATA d: "),
+        (("resume", "a"), "RUN a: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_paths_that_end_with_the_job_are_refused(
+    command: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="an absolute path") as raised:
+        check_command(command, tmp_path)
+    assert str(raised.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "demo", "--data", "/d", "--out", RUN, "--training.epoch", "3"),
+        ("evaluate", RUN, "--slit", "test"),
+        ("export", RUN),
+    ],
+    ids=" ".join,
+)
+def test_wrong_flags_are_told_here(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        check_command(command, tmp_path)
+    assert raised.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_what_is_no_command_is_wrong_usage(tmp_path: Path) -> None:
+    for command, told in ((), "which command?"), (("trian",), "'train'"), (("stop",), "there are"):
+        with pytest.raises(UsageError, match=told):
+            check_command(command, tmp_path)
+    with pytest.raises(UsageError, match="unknown preset 'dmo'"):
+        check_command(("train", "dmo", *TRAIN[2:]), tmp_path)
+
+
+def test_preset_files_lie_in_the_folder_that_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("{}")
+    check_command(("train", "mine.json", *TRAIN[2:]), tmp_path)
+    with pytest.raises(Mistake, match=r"absent\.json"):
+        check_command(("train", "absent.json", *TRAIN[2:]), tmp_path)
+
+
+def test_every_command_is_known_by_its_arguments() -> None:
+    at_home = {"dashboard", "submit", "status", "logs", "stop"}
+    assert {*ARGUMENTS, *WITHOUT_PATHS} == set(COMMANDS) - at_home
+    for name in ARGUMENTS:
+        fields = set(arguments_of(name).__dataclass_fields__)
+        assert fields & set(LASTING), name
+
+
+class TestFolder:
+    def sparse(self, file: Path, size: int) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as opened:
+            opened.truncate(size)
+
+    def test_a_large_folder_is_told_before_it_is_read(self, tmp_path: Path) -> None:
+        self.sparse(tmp_path / "data/plays.parquet", LARGEST_PACKAGE_BYTES - 1000)
+        self.sparse(tmp_path / "b.bin", 60 * 2**20)
+        (tmp_path / "train.py").write_text("")
+        with pytest.raises(Mistake, match=r"has 160 MiB to send, and a cluster takes 100 MiB") as e:
+            runtime_env(tmp_path)
+        text = str(e.value)
+        assert str(tmp_path) in text and "--working-dir" in text and ".gitignore" in text
+        assert "data/plays.parquet (100.0 MiB), b.bin (60.0 MiB), train.py" in text
+
+    def test_what_is_ignored_does_not_count(self, tmp_path: Path) -> None:
+        self.sparse(tmp_path / "data/plays.parquet", LARGEST_PACKAGE_BYTES + 1)
+        (tmp_path / "data/.gitignore").write_text("*.parquet\n")
+        (tmp_path / "broken").symlink_to("/nowhere")
+        assert runtime_env(tmp_path)["working_dir"] == str(tmp_path)
+
+    def test_ours_go_along_but_with_our_own_checkout(self, tmp_path: Path) -> None:
+        (tmp_path / "cluster").mkdir()
+        (tmp_path / "cluster" / "cli.py").write_text("")  # somebody else's
+        modules = runtime_env(tmp_path)["py_modules"]
+        assert all(Path(module).is_dir() for module in modules)  # files are refused by its client
+        assert {Path(module).name for module in modules} == {
+            "tandem_start",
+            "cluster",
+            "trainer",
+            "embeddings",
+            "losses",
+        }
+        (tmp_path / "tandem_start").mkdir()
+        (tmp_path / "tandem_start" / "__init__.py").write_text("")
+        assert "py_modules" not in runtime_env(tmp_path)
+
+    def test_a_job_has_time_to_write_its_checkpoint(self, tmp_path: Path) -> None:
+        environment = runtime_env(tmp_path)
+        assert environment["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        assert f"in {STOP_SECONDS} seconds" in what_stopping_takes(details(environment))
+        assert "in 3 seconds" in what_stopping_takes(details(None))  # not submitted by us
+
+    def test_no_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(Mistake, match=r"--working-dir .*/none: no such folder"):
+            runtime_env(tmp_path / "none")
+
+
+def details(runtime_env: dict[str, Any] | None) -> Any:
+    return SimpleNamespace(runtime_env=runtime_env)
+
+
+def test_a_refusal_says_what_to_do() -> None:
+    agent = RuntimeError("Request failed with status code 500: No available agent to submit job")
+    assert "--dashboard-agent-listen-port=0" in refusal_message("http://h:8265", agent)
+    large = RuntimeError("Request failed with status code 413: Maximum request body size 104857600")
+    assert "--working-dir" in refusal_message("http://h:8265", large)
+    other = refusal_message("http://h:8265", RuntimeError("no space left"))
+    assert other == "the cluster at http://h:8265 refused the job: no space left"

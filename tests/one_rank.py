@@ -1,0 +1,54 @@
+"""Runs of one rank in this process: trained, hurt, and gone on with."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.test_training import small_config
+from trainer.checkpoint_facts import COMMIT_FILE
+from trainer.progress import SilentProgress
+from trainer.run import RunSpec
+from trainer.train import run_worker
+
+STEPS = 10
+"""Of a whole run: one epoch."""
+
+
+class Notes(SilentProgress):
+    """Keeps what the user would be told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def spec_of(data: str, out: Path, resume: bool = False, /, **sections: dict[str, Any]) -> RunSpec:
+    """One epoch of STEPS steps on `make_dataset(users=60, items=40, rows=1400)`."""
+    settings: dict[str, dict[str, Any]] = {
+        "training": {"epochs": 1},
+        "checkpoint": {"every_steps": 4, "keep": 2},
+        "optimizer": {"schedule": "constant"},
+    }
+    for name, values in sections.items():
+        settings[name] = {**settings.get(name, {}), **values}
+    return RunSpec("ml-100k", small_config(**settings), data, str(out), resume=resume)
+
+
+def begun(data: str, out: Path, /, **sections: dict[str, Any]) -> list[str]:
+    """A new run to its end; what was said."""
+    notes = Notes()
+    run_worker(spec_of(data, out, **sections), notes)
+    return notes.said
+
+
+def resumed(data: str, out: Path, /, **sections: dict[str, Any]) -> list[str]:
+    """Go on with a run to its end; what was said."""
+    notes = Notes()
+    run_worker(spec_of(data, out, True, **sections), notes)
+    return notes.said
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Finished ones, oldest first."""
+    return sorted(path.parent for path in out.glob(f"checkpoints/step-*/{COMMIT_FILE}"))

@@ -1,0 +1,108 @@
+"""A preset's settings fitted to the data they meet, and settings that cannot work refused at start.
+
+What the user asked for is done or refused; what a preset says by default gives way, with a note.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from trainer.build import local_batch_size
+from trainer.config import Config, require
+from trainer.data.schema import Dataset
+from trainer.inputs import build_inputs
+from trainer.memory import check_memory
+from trainer.presets import PRESETS
+from trainer.ranks import Ranks
+from trainer.run import RunSpec
+
+
+def fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, list[str]]:
+    """The spec with a config that fits the data, and what was changed for it. No collective.
+
+    Raises:
+        Mistake: where what was asked for does not fit the data or the workers; nothing has been
+            built or written by then.
+    """
+    config, notes = spec.config, []
+    default = PRESETS[spec.preset]() if spec.preset in PRESETS else None
+    for fit in (_batch, _split, _cutoffs, _metric):
+        config, note = fit(config, default, dataset)
+        notes += [note] if note else []
+    build_inputs(config.model, dataset, config.data.train_splits)
+    local_batch_size(config, ranks)
+    check_memory(config, dataset, ranks)
+    return replace(spec, config=config), notes
+
+
+Fit = tuple[Config, str | None]
+
+
+def _batch(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+    """A step never holds more rows than there are: the rest of it would be padding."""
+    splits = [dataset.splits[name] for name in config.data.train_splits]
+    rows = sum(s.rows if config.loss.uses_dislikes else s.positives for s in splits)
+    asked = config.training.global_batch_size
+    if asked <= rows:
+        return config, None
+    require(
+        default is not None and default.training.global_batch_size == asked and rows > 1,
+        f"training.global_batch_size={asked} is more than the {rows:,} rows trained on; set it to "
+        f"{rows:,} at most",
+    )
+    size = 1 << int(math.log2(rows))  # what 1, 2, 4 and 8 workers divide
+    config = _with(config, "training", global_batch_size=size)
+    return config, f"training.global_batch_size: {size:,}, since there are {rows:,} rows"
+
+
+def _split(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+    """Evaluation while training needs users with held-out items."""
+    evaluation = config.evaluation
+    if not evaluation.every_epochs or dataset.splits["validation"].queries:
+        return config, None
+    require(
+        default is not None and default.evaluation == evaluation,
+        "evaluation.every_epochs: the validation split has no user with a positive interaction; "
+        "prepare the data with a larger one, or set evaluation.every_epochs to 0",
+    )
+    config = _with(config, "evaluation", every_epochs=0, patience=None)
+    return config, "no evaluation while training: the data have no validation split"
+
+
+def _cutoffs(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+    """No list is longer than the catalog."""
+    asked, items = config.evaluation.k, dataset.num_items
+    if not config.evaluation.every_epochs or max(asked) <= items:
+        return config, None
+    require(
+        default is not None and default.evaluation.k == asked,
+        f"evaluation.k={_listed(asked)}: cut-offs are at most {items:,}, the number of items",
+    )
+    ks = tuple(k for k in asked if k <= items) or (items,)
+    config = _with(config, "evaluation", k=ks)
+    return config, f"evaluation.k: {_listed(ks)}, since there are {items:,} items"
+
+
+def _metric(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+    """What is watched is among what is computed."""
+    metric, ks = config.evaluation.metric, config.evaluation.k
+    measure, _, cutoff = metric.partition("@")
+    if not config.evaluation.every_epochs or int(cutoff) in ks:
+        return config, None
+    near = f"{measure}@{max(ks)}"
+    require(
+        default is not None and default.evaluation.metric == metric,
+        f"evaluation.metric={metric!r} is not computed at evaluation.k={_listed(ks)}: add {cutoff} "
+        f"to evaluation.k, or take {near}",
+    )
+    return _with(config, "evaluation", metric=near), f"evaluation.metric: {near}"
+
+
+def _with(config: Config, section: str, **changes: Any) -> Config:
+    return replace(config, **{section: replace(getattr(config, section), **changes)})
+
+
+def _listed(ks: tuple[int, ...]) -> str:
+    return ", ".join(map(str, ks))
