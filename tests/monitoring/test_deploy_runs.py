@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -63,11 +64,29 @@ def cluster(head: str, worker: str) -> Iterator[Cluster]:
         wait_for_port("127.0.0.1", port, started.process)
         joined = {"address": places["ray-head:6379"], "metrics-export-port": None}
         nodes.append(Node(*flags(worker, joined), environment=os.environ | authentication(None)))
-        yield Cluster(places, f"http://127.0.0.1:{dashboard_port}", folder)
+        found = Cluster(places, f"http://127.0.0.1:{dashboard_port}", folder)
+        wait_for_nodes(found, len(nodes))
+        yield found
     finally:
         for node in reversed(nodes):
             node.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_nodes(ray: Cluster, count: int) -> None:
+    """As KubeRay does before it submits a job: the head alone has no CPUs."""
+    deadline = time.monotonic() + SERVICE_SECONDS
+    while True:
+        try:
+            with urlopen(f"{ray.dashboard}/nodes?view=summary", timeout=10) as answer:
+                summary = json.load(answer)["data"]["summary"]
+        except (OSError, ValueError):  # it starts
+            summary = []
+        alive = [node for node in summary if node["raylet"].get("state") == "ALIVE"]
+        if len(alive) >= count:
+            return
+        assert time.monotonic() < deadline, f"{len(alive)} of {count} Ray nodes are there"
+        time.sleep(1)
 
 
 def flags(command: str, changed: Mapping[str, str | int | None]) -> list[str]:
