@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.monitoring.chart import DEPLOY, SCHEMAS
+from tests.deploy.chart import DEPLOY, SCHEMAS
 
 MODULES = SCHEMAS / "node_modules"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))

@@ -12,9 +12,9 @@ import pytest
 from cluster.session import short_temp_folder
 from tests.cluster.namespaces import need_namespaces
 from tests.cluster.runs import SMALL
-from tests.monitoring.conftest import ROOT
-from tests.monitoring.fake_slurm import SCRIPTS
-from tests.monitoring.real_slurm import Slurm, need_slurm
+from tests.deploy.conftest import ROOT
+from tests.deploy.fake_slurm import SCRIPTS
+from tests.deploy.real_slurm import Slurm, need_slurm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 WAIT_SECONDS = 400

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.monitoring.chart import SCHEMAS, program
+from tests.deploy.chart import SCHEMAS, program
 
 START_SECONDS = 240
 TOKEN = "of-the-test-alone"

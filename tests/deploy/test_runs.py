@@ -21,7 +21,7 @@ import yaml
 from cluster.session import short_temp_folder
 from tests.cluster.nodes import RAY, Node, authentication, wait_for_port
 from tests.cluster.runs import SMALL
-from tests.monitoring.chart import DEPLOY, RELEASE, cluster_spec, needs_helm, render, the_workload
+from tests.deploy.chart import DEPLOY, RELEASE, cluster_spec, needs_helm, render, the_workload
 from tests.monitoring.conftest import needs
 from tests.monitoring.two_ranks import Reader, free_port
 from trainer.live.prometheus import Prometheus

@@ -14,7 +14,7 @@ import yaml
 
 from cluster.cli import COMMANDS
 from cluster.train import parse_train
-from tests.monitoring.chart import (
+from tests.deploy.chart import (
     CHART,
     EXAMPLES,
     RELEASE,
@@ -26,7 +26,7 @@ from tests.monitoring.chart import (
     render,
     the_workload,
 )
-from tests.monitoring.conftest import ROOT
+from tests.deploy.conftest import ROOT
 
 pytestmark = needs_helm
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.monitoring.chart import (
+from tests.deploy.chart import (
     CHART,
     WORKLOADS,
     cluster_spec,
@@ -18,7 +18,7 @@ from tests.monitoring.chart import (
     the_workload,
     values_of,
 )
-from tests.monitoring.conftest import ROOT
+from tests.deploy.conftest import ROOT
 
 pytestmark = needs_helm
 GIB = 2**30

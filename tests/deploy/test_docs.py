@@ -11,8 +11,8 @@ from torch.distributed.run import get_args_parser
 
 from cluster.cli import COMMANDS
 from cluster.train import parse_train
-from tests.monitoring.chart import CHART, needs_helm, parsed, template
-from tests.monitoring.conftest import ROOT
+from tests.deploy.chart import CHART, needs_helm, parsed, template
+from tests.deploy.conftest import ROOT
 
 PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("kubernetes", "clusters")}
 

@@ -11,8 +11,8 @@ import yaml
 
 from cluster.cli import COMMANDS
 from cluster.train import parse_train
-from tests.monitoring.chart import DEPLOY
-from tests.monitoring.conftest import ROOT
+from tests.deploy.chart import DEPLOY
+from tests.deploy.conftest import ROOT
 
 DOCKERFILES = sorted((DEPLOY / "docker").glob("Dockerfile.*"))
 

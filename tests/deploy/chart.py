@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.monitoring.conftest import ROOT
+from tests.deploy.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "kuberay"

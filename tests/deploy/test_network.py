@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from tests.monitoring.chart import (
+from tests.deploy.chart import (
     DEPLOY,
     NAMESPACE,
     WORKLOADS,

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.monitoring.conftest import ROOT
+from tests.deploy.conftest import ROOT
 
 SCRIPTS = ROOT / "deploy" / "slurm"
 PYTHON = f"{sys.executable} -S"

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.monitoring.chart import (
+from tests.deploy.chart import (
     ASKED,
     CHART,
     EXAMPLES,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.monitoring.api_server import ApiServer, api_server, assets
-from tests.monitoring.chart import (
+from tests.deploy.api_server import ApiServer, api_server, assets
+from tests.deploy.chart import (
     ASKED,
     CHART,
     EXAMPLES,
@@ -20,7 +20,7 @@ from tests.monitoring.chart import (
     the_workload,
     values_of,
 )
-from tests.monitoring.test_deploy_crds import CRDS, RELEASES, WAYS
+from tests.deploy.test_crds import CRDS, RELEASES, WAYS
 
 RESTRICTED, PRIVILEGED = "restricted", "privileged"
 NEWEST = [max((r for r in RELEASES if r.startswith(n)), default="") for n in ("kube", "prometheus")]

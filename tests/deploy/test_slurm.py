@@ -9,8 +9,8 @@ import ray.scripts.scripts
 from torch.distributed.run import get_args_parser
 
 from cluster.train import parse_train
-from tests.monitoring.conftest import ROOT
-from tests.monitoring.fake_slurm import SCRIPTS, FakeSlurm, Node
+from tests.deploy.conftest import ROOT
+from tests.deploy.fake_slurm import SCRIPTS, FakeSlurm, Node
 
 TRAIN = ("default", "--data=/data/mine", "--out=/runs/mine")
 TWO = {
