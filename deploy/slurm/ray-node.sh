@@ -16,10 +16,16 @@ else
   wait_for_ray $$
   place=(--address="$TANDEM_HEAD:$TANDEM_PORT")
 fi
-# Not exec: the folder is removed when Ray is gone.
-.venv/bin/ray start "${place[@]}" --node-ip-address="$here" --block --disable-usage-stats \
-  --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
-  --dashboard-agent-listen-port=0 --object-store-memory=1000000000 &
-ray=$!
-trap 'kill -TERM "$ray" 2>/dev/null' TERM
-wait "$ray" || wait "$ray" || true
+# Not exec: the folder is removed when Ray is gone. On a busy node Ray may not come up in its own time.
+stopped=
+trap 'stopped=yes; kill -TERM "$ray" 2>/dev/null' TERM
+for start in 1 2 3; do
+  .venv/bin/ray start "${place[@]}" --node-ip-address="$here" --block --disable-usage-stats \
+    --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
+    --dashboard-agent-listen-port=0 --object-store-memory=1000000000 &
+  ray=$!
+  # A signal ends the first wait, not Ray.
+  wait "$ray" || wait "$ray" || true
+  [[ -z $stopped ]] || break
+  say "Ray on $SLURMD_NODENAME ended (start $start of 3)"
+done

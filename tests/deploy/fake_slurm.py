@@ -78,6 +78,9 @@ def stop(*_):
     (folder / f"{name}-{node}-stopped").touch()
     sys.exit(int(os.environ.get("FAKE_STATUS", "143")))
 signal.signal(signal.SIGTERM, stop)
+if name == "ray" and "FAKE_BUSY" in os.environ and not (folder / f"busy-{node}").exists():
+    (folder / f"busy-{node}").touch()
+    sys.exit(1)
 (folder / "new").write_text(json.dumps(said))
 (folder / "new").replace(folder / f"{name}-{node}.json")
 if "--head" in sys.argv:

@@ -138,7 +138,7 @@ def test_composes_commands_train_and_its_prometheus_reads_them(data: str, tmp_pa
         )
         prometheus = None
         try:
-            discovery = wait_for(driver, log, r"metrics: http://0\.0\.0\.0:(\d+)/targets")
+            discovery = wait_for(driver, log, r"metrics: http://[^/]+:(\d+)/targets")
             config = (DEPLOY / "prometheus" / "prometheus.compose.yml").read_text()
             config = config.replace("ray-head:9480", f"127.0.0.1:{discovery}")
             config = config.replace("/ray/", f"{ray.folder}/")

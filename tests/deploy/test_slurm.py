@@ -176,9 +176,10 @@ def test_ray_is_on_every_node_and_tandem_on_the_first(tmp_path: Path) -> None:
     assert slurm.stopped("ray-n1") and slurm.stopped("ray-n2")
 
 
-def test_workers_may_be_given(tmp_path: Path) -> None:
-    slurm = FakeSlurm(tmp_path, TWO)
-    slurm.run("ray.sbatch", *TRAIN, "--workers=1..2")
+def test_workers_may_be_given_and_ray_is_started_again_on_a_busy_node(tmp_path: Path) -> None:
+    slurm = FakeSlurm(tmp_path, TWO, {"FAKE_BUSY": ""})
+    status, said = slurm.run("ray.sbatch", *TRAIN, "--workers=1..2")
+    assert status == 0 and "Ray on n2 ended (start 1 of 3)" in said, said
     command, _ = slurm.said("tandem-n1")
     assert [flag for flag in command if flag.startswith("--workers")] == ["--workers=1..2"]
 
