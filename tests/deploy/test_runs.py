@@ -62,10 +62,11 @@ def cluster(head: str, worker: str) -> Iterator[Cluster]:
     nodes = [started]
     try:
         wait_for_port("127.0.0.1", port, started.process)
+        found = Cluster(places, f"http://127.0.0.1:{dashboard_port}", folder)
+        wait_for_nodes(found, nodes)
         joined = {"address": places["ray-head:6379"], "metrics-export-port": None}
         nodes.append(Node(*flags(worker, joined), environment=os.environ | authentication(None)))
-        found = Cluster(places, f"http://127.0.0.1:{dashboard_port}", folder)
-        wait_for_nodes(found, len(nodes))
+        wait_for_nodes(found, nodes)
         yield found
     finally:
         for node in reversed(nodes):
@@ -73,7 +74,7 @@ def cluster(head: str, worker: str) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for_nodes(ray: Cluster, count: int) -> None:
+def wait_for_nodes(ray: Cluster, nodes: list[Node]) -> None:
     """As KubeRay does before it submits a job: the head alone has no CPUs."""
     deadline = time.monotonic() + SERVICE_SECONDS
     while True:
@@ -83,9 +84,11 @@ def wait_for_nodes(ray: Cluster, count: int) -> None:
         except (OSError, ValueError):  # it starts
             summary = []
         alive = [node for node in summary if node["raylet"].get("state") == "ALIVE"]
-        if len(alive) >= count:
+        if len(alive) == len(nodes):
             return
-        assert time.monotonic() < deadline, f"{len(alive)} of {count} Ray nodes are there"
+        for node in nodes:
+            assert node.process.poll() is None, node.said
+        assert time.monotonic() < deadline, f"{len(alive)} of {len(nodes)} Ray nodes are there"
         time.sleep(1)
 
 

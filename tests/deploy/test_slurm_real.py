@@ -1,4 +1,4 @@
-"""The batch scripts on Slurm itself: two nodes train, are stopped, and go on by the same line."""
+"""torchrun.sbatch on Slurm itself: two nodes train, are stopped, and go on by the same line."""
 
 import json
 import sys
@@ -19,17 +19,15 @@ from tests.deploy.real_slurm import Slurm, need_slurm
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 WAIT_SECONDS = 400
 # `--resume auto`, as long as train takes no such word: --resume where there is a run.
-PROGRAM = f"""#!{sys.executable}
+PYTHON = f"""#!{sys.executable}
 import os, sys
 from pathlib import Path
 words = sys.argv[1:]
-if "--resume" in words:
-    at = words.index("--resume")
-    out = next(word.partition("=")[2] for word in words if word.startswith("--out="))
-    words[at : at + 2] = ["--resume"] if Path(out, "config.json").exists() else []
+at = words.index("--resume")
+out = next(word.partition("=")[2] for word in words if word.startswith("--out="))
+words[at : at + 2] = ["--resume"] if Path(out, "config.json").exists() else []
 os.environ["PYTHONPATH"] = {str(ROOT)!r}
-program = str(Path({sys.executable!r}).with_name(Path(sys.argv[0]).name))
-os.execv(program, [program, *words])
+os.execv({sys.executable!r}, [{sys.executable!r}, *words])
 """
 
 
@@ -47,9 +45,8 @@ def home(folder: Path) -> Path:
     """The checkout as the scripts see it."""
     programs = folder / "home" / ".venv" / "bin"
     programs.mkdir(parents=True)
-    for name in ("python", "ray", "tandem"):
-        (programs / name).write_text(PROGRAM)
-        (programs / name).chmod(0o755)
+    (programs / "python").write_text(PYTHON)
+    (programs / "python").chmod(0o755)
     (folder / "home" / "deploy").mkdir()
     (folder / "home" / "deploy" / "slurm").symlink_to(SCRIPTS)
     return folder / "home"
@@ -62,15 +59,14 @@ def wait(what: str, slurm: Slurm, log: Path, done) -> None:  # type: ignore[no-u
         time.sleep(1)
 
 
-@pytest.mark.parametrize("script", ["torchrun.sbatch", "ray.sbatch"])
 def test_a_job_is_stopped_and_goes_on_from_its_checkpoint(
-    slurm: Slurm, data: str, tmp_path: Path, script: str
+    slurm: Slurm, data: str, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     job = slurm.run(
         *("sbatch", "--parsable", "--nodes=2", "--cpus-per-task=1", f"--output={log}"),
         f"--export=ALL,TANDEM_HOME={home(tmp_path)}",
-        *(str(SCRIPTS / script), "demo", f"--data={data}", f"--out={out}"),
+        *(str(SCRIPTS / "torchrun.sbatch"), "demo", f"--data={data}", f"--out={out}"),
         *(*SMALL, "--training.epochs=100000"),
     )
 
