@@ -16,7 +16,7 @@ JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types imports test-faults gpu-check doctor clean-demo
+.PHONY: help setup demo test check lint format types imports test-faults gpu-check doctor clean-demo images
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -93,3 +93,16 @@ test-faults: $(KERNELS)  ## Long tests: kills, hangs and cuts on a real Ray clus
 gpu-check: $(STAMP)  ## Tests and timings that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --timeout 600
 	$(BIN)/python -m trainer.bench.gpu_loss
+
+# As an argument: IMAGE=registry.example/team/tandem, SETS=cuda, DOCKER=podman.
+IMAGE ?= tandem
+SETS ?= cpu cuda
+DOCKER ?= docker
+
+images:  ## tandem:cpu and tandem:cuda, where a Docker daemon answers
+	@$(DOCKER) info >/dev/null 2>&1 || { echo "error: no daemon answers \`$(DOCKER) info\`: start" \
+	  "one, or build where there is one (DOCKER=podman does without)"; exit 1; }
+	@set -e; for set in $(SETS); do \
+	  echo "$(DOCKER) build -f deploy/docker/Dockerfile.$$set -t $(IMAGE):$$set ."; \
+	  $(DOCKER) build -f deploy/docker/Dockerfile.$$set -t $(IMAGE):$$set .; \
+	done

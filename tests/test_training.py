@@ -53,6 +53,11 @@ def _worker(spec: RunSpec) -> None:
     run_worker(spec, SilentProgress())
 
 
+def _worker_of_torchrun(spec: RunSpec) -> None:
+    """Each process reads the command line for itself, and so makes an id of its own."""
+    _worker(replace(spec, run_id=f"process-{dist.get_rank()}"))
+
+
 def losses(run: Path) -> dict[int, float]:
     return logged(run, "loss")
 
@@ -67,6 +72,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "data"
     make_dataset(path, users=80, items=60, rows=1500)
     return str(path)
+
+
+def test_ranks_that_torchrun_started_share_one_run(data: str, tmp_path: Path) -> None:
+    config = small_config(training={"max_steps": 2})
+    run_ranks(2, _worker_of_torchrun, RunSpec("ml-100k", config, data, str(tmp_path / "run")))
+    assert sorted(losses(tmp_path / "run")) == [1, 2]
+    facts = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert facts["run_id"] == "process-0"
 
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {

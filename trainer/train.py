@@ -59,6 +59,8 @@ def run_worker(
         hooks = hooks or Hooks()
         hooks.on_phase("starting", 0, None)
         torch.set_num_threads(cpu_threads(spec, ranks))
+        # Each process that torchrun starts has made an id of its own.
+        run_id = first_decides(lambda: spec.run_id)  # collective
         dataset = together(lambda: Dataset.load(spec.data))  # collective
         folder = RunFolder(spec.out)
         resuming = first_decides(lambda: folder.check_start(spec, dataset))  # collective
@@ -70,8 +72,8 @@ def run_worker(
                 "versions": {name: metadata.version(name) for name in PACKAGES},
             }
         )
-        first_decides(lambda: stack.enter_context(folder.taken(spec.run_id)))  # collective
-        together(lambda: folder.seen_by_all(spec.run_id))  # collective
+        first_decides(lambda: stack.enter_context(folder.taken(run_id)))  # collective
+        together(lambda: folder.seen_by_all(run_id))  # collective
         reporter = progress if progress is not None else TerminalProgress()
         shown = reporter if ranks.is_first else SilentProgress()
         stack.callback(shown.close)

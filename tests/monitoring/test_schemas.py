@@ -1,13 +1,10 @@
-"""deploy/ held to others' schemas: Grafana's types, Compose's, KubeRay's and the operator's CRDs.
+"""deploy/ held to others' schemas: Grafana's types, Compose's; a linter's verdict on Dockerfiles.
 
 `deploy/schemas.sh` brings them; what is not there is skipped.
 """
 
 import json
-import os
 import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,10 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.monitoring.conftest import ROOT
+from tests.deploy.chart import DEPLOY, SCHEMAS
 
-DEPLOY = ROOT / "deploy"
-SCHEMAS = ROOT / ".schemas"
 MODULES = SCHEMAS / "node_modules"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
-MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))
 OF_PROMETHEUS = ("expr", "titleFormat", "step")
 """What the Prometheus data source reads of an annotation; Grafana's schema leaves it to that."""
 TYPES = """
@@ -91,49 +85,6 @@ def test_compose_is_of_its_schema() -> None:
     schema = json.loads((SCHEMAS / "compose-spec.json").read_text())
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     jsonschema.validate(compose, schema)
-
-
-@cache
-def crds() -> dict[tuple[str, str], dict[str, Any]]:
-    """Schemas by kind and version; fields they do not know are refused, not dropped."""
-    found = {}
-    for file in SCHEMAS.glob("*.yaml"):
-        crd = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]
-        for version in crd["versions"]:
-            schema = strict(version["schema"]["openAPIV3Schema"])
-            schema["properties"]["metadata"] = {"type": "object"}
-            found[crd["names"]["kind"], f"{crd['group']}/{version['name']}"] = schema
-    return found
-
-
-def strict(schema: Any) -> Any:
-    if isinstance(schema, dict):
-        if schema.get("x-kubernetes-int-or-string"):
-            schema.pop("type", None), schema.pop("pattern", None)
-        elif "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
-            schema.setdefault("additionalProperties", False)
-    for part in schema.values() if isinstance(schema, dict) else schema:
-        if isinstance(part, dict | list):
-            strict(part)
-    return schema
-
-
-@pytest.mark.slow
-@needs_schema(SCHEMAS / "ray.io_rayjobs.yaml")
-@needs_schema(SCHEMAS / "python")
-@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.stem)
-def test_manifests_are_of_their_schemas(file: Path) -> None:
-    ours = [each for each in yaml.safe_load_all(file.read_text()) if "." in each["apiVersion"]]
-    for each in ours:
-        kind = each["kind"], each["apiVersion"]
-        errors = [
-            error.message for error in jsonschema.Draft7Validator(crds()[kind]).iter_errors(each)
-        ]
-        assert errors == [], kind
-    command = [sys.executable, "-m", "kubernetes_validate", "--strict", str(file)]
-    environment = os.environ | {"PYTHONPATH": str(SCHEMAS / "python")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_schema(SCHEMAS / "python" / "bin" / "hadolint")

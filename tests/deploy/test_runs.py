@@ -1,4 +1,4 @@
-"""The commands of compose.yaml and of the KubeRay manifests, run here, with their Prometheus."""
+"""The commands of compose.yaml and of the chart, run here, with their Prometheus."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -20,8 +21,8 @@ import yaml
 from cluster.session import short_temp_folder
 from tests.cluster.nodes import RAY, Node, authentication, wait_for_port
 from tests.cluster.runs import SMALL
+from tests.deploy.chart import DEPLOY, RELEASE, cluster_spec, needs_helm, render, the_workload
 from tests.monitoring.conftest import needs
-from tests.monitoring.test_deploy import DEPLOY, of_kind
 from tests.monitoring.two_ranks import Reader, free_port
 from trainer.live.prometheus import Prometheus
 
@@ -61,13 +62,34 @@ def cluster(head: str, worker: str) -> Iterator[Cluster]:
     nodes = [started]
     try:
         wait_for_port("127.0.0.1", port, started.process)
+        found = Cluster(places, f"http://127.0.0.1:{dashboard_port}", folder)
+        wait_for_nodes(found, nodes)
         joined = {"address": places["ray-head:6379"], "metrics-export-port": None}
         nodes.append(Node(*flags(worker, joined), environment=os.environ | authentication(None)))
-        yield Cluster(places, f"http://127.0.0.1:{dashboard_port}", folder)
+        wait_for_nodes(found, nodes)
+        yield found
     finally:
         for node in reversed(nodes):
             node.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_nodes(ray: Cluster, nodes: list[Node]) -> None:
+    """As KubeRay does before it submits a job: the head alone has no CPUs."""
+    deadline = time.monotonic() + SERVICE_SECONDS
+    while True:
+        try:
+            with urlopen(f"{ray.dashboard}/nodes?view=summary", timeout=10) as answer:
+                summary = json.load(answer)["data"]["summary"]
+        except (OSError, ValueError):  # it starts
+            summary = []
+        alive = [node for node in summary if node["raylet"].get("state") == "ALIVE"]
+        if len(alive) == len(nodes):
+            return
+        for node in nodes:
+            assert node.process.poll() is None, node.said
+        assert time.monotonic() < deadline, f"{len(alive)} of {len(nodes)} Ray nodes are there"
+        time.sleep(1)
 
 
 def flags(command: str, changed: Mapping[str, str | int | None]) -> list[str]:
@@ -81,11 +103,14 @@ def flags(command: str, changed: Mapping[str, str | int | None]) -> list[str]:
     return kept + [f"--{name}={value}" for name, value in values.items()]
 
 
-def on_this_machine(command: str, data: str, out: Path) -> str:
+def on_this_machine(command: str, data: str, out: Path, run: str = "/runs/demo") -> str:
     """A `tandem train ...` of the files on these data, small."""
-    for name, place in (("/data/demo", data), ("/runs/demo", str(out))):
+    for name, place in (("/data/demo", data), (run, str(out))):
         assert name in command
         command = command.replace(name, place)
+    # A first start, on ports that nobody has.
+    command = command.replace("--resume auto", "")
+    command = re.sub(r"--(metrics|discovery).port=\d+", "", command)
     small = shlex.join((*SMALL, "--discovery-port=0"))
     return f"{TANDEM} {command.removeprefix('tandem ')} {small}"
 
@@ -116,7 +141,7 @@ def test_composes_commands_train_and_its_prometheus_reads_them(data: str, tmp_pa
         )
         prometheus = None
         try:
-            discovery = wait_for(driver, log, r"metrics: http://0\.0\.0\.0:(\d+)/targets")
+            discovery = wait_for(driver, log, r"metrics: http://[^/]+:(\d+)/targets")
             config = (DEPLOY / "prometheus" / "prometheus.compose.yml").read_text()
             config = config.replace("ray-head:9480", f"127.0.0.1:{discovery}")
             config = config.replace("/ray/", f"{ray.folder}/")
@@ -169,15 +194,17 @@ def as_kuberay_starts(params: Mapping[str, str], first: str) -> str:
     return " ".join(["ray start", first, "--block", *(f"--{k}={v}" for k, v in params.items())])
 
 
-def test_the_ray_job_for_cpus_trains_to_its_end(data: str, tmp_path: Path) -> None:
+@needs_helm
+def test_the_charts_job_trains_to_its_end(data: str, tmp_path: Path) -> None:
     """The operator's head, workers and submitter, by hand."""
-    (job,) = [each for each in of_kind("RayJob") if "cpu" in each["metadata"]["name"]]
-    spec = job["spec"]["rayClusterSpec"]
+    job = the_workload(render("demo"))
+    spec = cluster_spec(job)
     (group,) = spec["workerGroupSpecs"]
     head = as_kuberay_starts(spec["headGroupSpec"]["rayStartParams"], "--head --port=6379")
     worker = as_kuberay_starts(group["rayStartParams"], "--address=ray-head:6379")
-    entrypoint = on_this_machine(job["spec"]["entrypoint"], data, tmp_path / "run")
+    out = tmp_path / "run"
+    entrypoint = on_this_machine(job["spec"]["entrypoint"], data, out, f"/runs/{RELEASE}")
     with cluster(head, worker) as ray:
         done = submitted(ray, entrypoint)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["workers"] == 2
+    assert json.loads((out / "summary.json").read_text())["workers"] == 2
