@@ -18,6 +18,7 @@ from trainer.build import build_loader, build_task
 from trainer.config import Config, NegativesConfig
 from trainer.data.schema import Dataset
 from trainer.data.synth import SynthArguments, synth
+from trainer.data.trained import trained_items
 from trainer.inputs import build_inputs
 from trainer.presets import find_preset
 from trainer.progress import SilentProgress
@@ -115,11 +116,15 @@ def config_of(loss: str, negatives: dict[str, Any]) -> Config:
     )
 
 
+def trained_of(data: Dataset) -> int:
+    return int(trained_items(data, ("train",)).sum())
+
+
 def draw(config: Config, data: Dataset, ranks: Ranks, first: int, steps: int) -> Drawn:
     """Columns of the steps `first` to `first + steps`, as the task hands them to the loss."""
     inputs = build_inputs(config.model, data)
     loader = build_loader(config, data, inputs, ranks, None)
-    task = build_task(config, data)
+    task = build_task(config, data, trained_of(data))
     task.loss = Tally(data.num_items)
     batches = iter(loader)
     for step, batch in enumerate(islice(batches, first + steps)):
@@ -187,7 +192,7 @@ def test_live_columns_stand_for_the_queues(data: Dataset, ranks: Ranks) -> None:
     """With (n + K) / n of their gradient; a dislike, which is not queued, with its own."""
     config = config_of("ssm_ntr", {"queue": 100})
     loader = build_loader(config, data, build_inputs(config.model, data), ranks, None)
-    task = build_task(config, data)
+    task = build_task(config, data, trained_of(data))
     task.loss = Everything()
     batches = iter(loader)
     for queued in (0, None):
@@ -210,7 +215,8 @@ def test_the_expected_number_of_columns(data: Dataset, ranks: Ranks) -> None:
     catalog's."""
     config = config_of("ssm", SOURCES["in-batch, uniform"])
     per_step = replace(config, loss=replace(config.loss, correction="negatives"))
-    task, once = build_task(config, data), build_task(per_step, data)
+    trained = trained_of(data)
+    task, once = build_task(config, data, trained), build_task(per_step, data, trained)
     ids, counts = torch.arange(5), torch.tensor([9, 5, 2, 1, 0])
     draws = torch.tensor([60.0, 50.0], dtype=torch.float64)
     difference = once.correction(ids, counts, draws) - task.correction(ids, counts, draws)

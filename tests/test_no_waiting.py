@@ -112,7 +112,9 @@ def test_no_value_is_read_on_the_host(
     config = variant_config(*VARIANTS[variant])
     inputs = build_inputs(config.model, data)
     batch = one_batch(config, data, inputs)
-    head = Head(Towers(config.model, inputs), build_task(config, data), 0.0, 0.1).to(META)
+    head = Head(
+        Towers(config.model, inputs), build_task(config, data, data.num_items), 0.0, 0.1
+    ).to(META)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         outputs = run(head, inputs, config.model.dim, on_meta(mode, batch))
     assert "loss" in outputs and "hit_share" in outputs

@@ -58,7 +58,10 @@ def test_a_first_start_that_fails_leaves_nothing(data: str, tmp_path: Path) -> N
         ({"training": {"global_batch_size": 1_000_000}}, "more than the 1,1.. rows trained on"),
         ({"loss": {"backend": "triton"}}, "is the CUDA kernel, and there is no GPU here: use auto"),
         ({"data": {"streams": 7}}, "streams = 7 must be a multiple"),
-        ({"loss": {"name": "ccl", "temperature": 0.5}}, "ccl works on cosines"),
+        (
+            {"loss": {"name": "ccl", "temperature": 0.5}, "negatives": {"uniform": 64}},
+            "ccl works on cosines",
+        ),
     ):
         with pytest.raises(Mistake, match=said):
             begun(data, out, **sections)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("ranks")
 
 def test_weight_decay_is_refused_where_the_kernels_would_ignore_it() -> None:
     tables = build_embedding_bags([Table("item", 4, 4, ("item",))])
-    with pytest.raises(ValueError, match=r"leave weight decay out.*embedding_penalty"):
+    with pytest.raises(ValueError, match=r"leaves weight decay out.*embedding_penalty"):
         fuse_table_optimizer(tables, "sgd", 0.1, 0.5, "cpu")
 
 

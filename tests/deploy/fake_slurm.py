@@ -81,8 +81,8 @@ signal.signal(signal.SIGTERM, stop)
 if name == "ray" and "FAKE_BUSY" in os.environ and not (folder / f"busy-{node}").exists():
     (folder / f"busy-{node}").touch()
     sys.exit(1)
-(folder / "new").write_text(json.dumps(said))
-(folder / "new").replace(folder / f"{name}-{node}.json")
+(folder / f"{name}-{node}.new").write_text(json.dumps(said))
+(folder / f"{name}-{node}.new").replace(folder / f"{name}-{node}.json")
 if "--head" in sys.argv:
     (folder / "head").touch()
 def all_nodes():

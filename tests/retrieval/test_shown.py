@@ -47,7 +47,7 @@ def test_an_evaluation_keeps_its_figures_whole_at_40_columns(
     values = {"recall@10": 0.1234, "recall@20": 0.2345}
     evaluation = Evaluation(
         values, {"recall@10": 0.01}, {"recall@10": [0.1, 0.3], "recall@20": [0.2, 0.4]}, values,
-        100, 1000, 0.7,
+        100, 1000, 0, 0, 0.7,
     )  # fmt: skip
     monkeypatch.setenv("COLUMNS", "40")
     stream = io.StringIO()
