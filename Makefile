@@ -45,7 +45,7 @@ $(STAMP): requirements/base.txt requirements/dev.txt requirements/$(SET).txt pyp
 	@$(PIP) -r requirements/$(SET).txt -r requirements/dev.txt || \
 	  { $(MAKE) --no-print-directory setup-failed; exit 1; }
 	@$(PIP) --no-build-isolation --editable .
-	@$(BIN)/python -m trainer.doctor
+	@$(BIN)/python -m trainer.tools.doctor
 	@rm -f $(VENV)/installed-* && touch $@
 
 .PHONY: setup-failed

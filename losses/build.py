@@ -3,9 +3,9 @@
 import math
 
 from losses.formulas import Correction, LossName, form_of
+from losses.kernels.sizes import Blocking
+from losses.kernels.walk import Backend
 from losses.module import LARGEST_INVERSE_TEMPERATURE, Precision, RetrievalLoss
-from losses.sizes import Blocking
-from losses.walk import Backend
 
 BSL_WEIGHT = 1.2
 """BSL's factor of the negatives' log-sum-exp where no setting tells the sides apart."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.problem import Element
+from losses.kernels.problem import Element
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 """ssm: softmax with the positive in the denominator; implicit feedback, large catalogs: begin here.

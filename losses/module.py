@@ -31,10 +31,12 @@ from losses.formulas import (
     row_losses,
     softmax_row,
 )
-from losses.inputs import Candidates, Rows
+from losses.kernels.problem import Problem
+from losses.kernels.sizes import Blocking, Workspace
+from losses.kernels.walk import Backend, fused_loss
 from losses.pairs import log_add_exp
-from losses.problem import Problem
 from losses.ring import gather_columns, ring_reduction
+from losses.rows import Candidates, Rows
 from losses.scores import (
     Scored,
     mask_rules,
@@ -42,9 +44,7 @@ from losses.scores import (
     restricted_negatives,
     score,
 )
-from losses.sizes import Blocking, Workspace
 from losses.statistics import loss_statistics
-from losses.walk import Backend, fused_loss
 
 Precision = Literal["fp32", "bf16"]
 LARGEST_INVERSE_TEMPERATURE = 100.0
@@ -250,7 +250,9 @@ class RetrievalLoss(nn.Module):
                 problem, self.blocking, self._workspace, self.backend
             )
         elif self._takes_kernel(problem):
-            from losses.triton_launch import kernel_reduction  # triton is no CPU user's dependency
+            from losses.kernels.triton_launch import (
+                kernel_reduction,  # triton is no CPU user's dependency
+            )
 
             reduction_B, negatives_B = kernel_reduction(problem)
         else:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from losses.hits import MaskRule, RowValues, SortedColumns
+from losses.kernels.hits import MaskRule, RowValues, SortedColumns
 
 _PAIRS_AT_ONCE = 1 << 18  # of 64 floats: 64 MiB for the queries of a stripe's pairs, and columns'
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from losses.inputs import Candidates
+from losses.rows import Candidates
 
 
 class CandidateQueue(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.formulas import Correction, LossName
-from losses.inputs import Candidates, Rows
+from losses.rows import Candidates, Rows
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from losses.gather import gather_without_gradient
-from losses.inputs import Candidates
+from losses.kernels.problem import Problem
+from losses.kernels.sizes import Blocking, Workspace
+from losses.kernels.walk import Backend, make_walk, run_stripes
 from losses.pairs import log_add_exp
-from losses.problem import Problem
-from losses.sizes import Blocking, Workspace
-from losses.walk import Backend, make_walk, run_stripes
+from losses.rows import Candidates
 
 
 def gather_columns(candidates: Candidates, bias_X: Tensor) -> tuple[Candidates, Tensor]:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.formulas import Correction
-from losses.hits import MaskRule, RowValues
-from losses.inputs import Candidates, Rows
+from losses.kernels.hits import MaskRule, RowValues
+from losses.kernels.problem import Element
 from losses.pairs import log_add_exp, log_sum_exp_by_row, reduce_pairs, sum_by_row
-from losses.problem import Element
+from losses.rows import Candidates, Rows
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shapes: B rows, C columns, D width; R and K of them sampled.
 import torch
 from torch import Tensor
 
-from losses.inputs import Candidates, Rows
+from losses.rows import Candidates, Rows
 from losses.scores import Scored, shown_to_all
 
 SAMPLED = 128

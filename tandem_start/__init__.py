@@ -75,7 +75,7 @@ def claim() -> None:
 def main() -> int:
     """`tandem`."""
     try:
-        from cluster.cli import main
+        from cluster.commands.cli import main
     except ImportError as error:
         if error.name is not None:  # a library that is missing: the traceback tells of whom
             raise

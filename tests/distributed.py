@@ -18,7 +18,13 @@ from typing import Any
 # ours. pandas: pyarrow imports it at its first to_numpy(), half a second in every child.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["pandas", "pyarrow.compute", "trainer.train", "trainer.restore", "trainer.retrieval.evaluate"]
+    [
+        "pandas",
+        "pyarrow.compute",
+        "trainer.train",
+        "trainer.model.trained",
+        "trainer.retrieval.evaluate",
+    ]
 )
 
 

@@ -8,12 +8,12 @@ import resource
 import sys
 from typing import Any
 
-import trainer.checkpoint
-import trainer.checkpoint_facts
-import trainer.shard_files
+import trainer.run.checkpoint_facts
+import trainer.run.checkpoint_write
+import trainer.run.shard_files
 from tests.test_training import small_config
-from trainer.progress import TerminalProgress
-from trainer.run import RunSpec
+from trainer.observe.progress import TerminalProgress
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 STAGES = ("before data", "in data", "after data", "before commit", "in commit", "dropping")
@@ -25,7 +25,7 @@ SMALL_FILE_BYTES = 4096
 
 def die_at(stage: str) -> None:
     """Patch the writer so that the second checkpoint kills the process at `stage`."""
-    facts, writer = trainer.checkpoint_facts, trainer.shard_files.ShardWriter
+    facts, writer = trainer.run.checkpoint_facts, trainer.run.shard_files.ShardWriter
     match stage:
         case "before data":
             replace(writer, "write_data", before=True)
@@ -38,14 +38,14 @@ def die_at(stage: str) -> None:
         case "in commit":
             replace(facts, "write_json", before=True, only=facts.COMMIT_FILE, half=True)
         case "dropping":
-            replace(trainer.checkpoint, "remove_tree", before=True, only="step-00000004")
+            replace(trainer.run.checkpoint_write, "remove_tree", before=True, only="step-00000004")
         case _:
             raise ValueError(stage)
 
 
 def die_in_data() -> None:
     """Some bytes of the second checkpoint's file are on the disk by then."""
-    files, real, begun = trainer.shard_files, trainer.shard_files._header, []
+    files, real, begun = trainer.run.shard_files, trainer.run.shard_files._header, []
 
     def header(items: Any) -> Any:
         begun.append(1)

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.test_training import small_config
-from trainer.checkpoint_facts import COMMIT_FILE
-from trainer.progress import SilentProgress
-from trainer.run import RunSpec
+from trainer.observe.progress import SilentProgress
+from trainer.run.checkpoint_facts import COMMIT_FILE
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 STEPS = 10

@@ -1,7 +1,7 @@
 """A long run that is killed again and again: python -m tests.soak KILLS DATA OUT [SLOWNESS]
 
-Two ranks in plain processes, restarted as `cluster/groups.py` would restart them but without Ray,
-whose start takes longer than the run lives. At a random moment (start, step, checkpoint, anything)
+Two ranks in plain processes, restarted as `cluster/workers/groups.py` would restart them but without
+Ray, whose start takes longer than the run lives. At a random moment (start, step, checkpoint, anything)
 one rank gets SIGKILL, and the other ends by itself. One that does not is ended, as Ray and torchrun
 do, and counted: a rank that waits for others to come at the start of a process group waits long.
 After KILLS of them the run is let finish, and its curve and tables are compared, bit by bit, with
@@ -24,12 +24,12 @@ import torch
 from tests.datasets import make_dataset
 from tests.distributed import free_port, start_rank
 from tests.test_training import small_config
-from trainer.checkpoint_facts import DTYPES, read_facts
-from trainer.checkpoint_read import Found, load
-from trainer.progress import SilentProgress
-from trainer.ranks import process_group
-from trainer.run import RunSpec
-from trainer.run_files import committed
+from trainer.distributed.ranks import process_group
+from trainer.files.json_files import committed
+from trainer.observe.progress import SilentProgress
+from trainer.run.checkpoint_facts import DTYPES, read_facts
+from trainer.run.checkpoint_read import Found, load
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 RANKS = 2

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from trainer import address
-from trainer.address import interface_of, interfaces, is_loopback, reachable_address, with_port
-from trainer.config import MetricsConfig
-from trainer.metrics import RankMetrics
-from trainer.mistake import Mistake
-from trainer.ranks import choose_interface
+from trainer.base import address
+from trainer.base.address import interface_of, interfaces, is_loopback, reachable_address, with_port
+from trainer.base.mistake import Mistake
+from trainer.config.sections import MetricsConfig
+from trainer.distributed.ranks import choose_interface
+from trainer.observe.metrics import RankMetrics
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_a_host_that_cannot_be_listened_on_names_its_flag(host: str) -> None:
 
 
 def test_a_port_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.metrics.PORT_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("trainer.observe.metrics.PORT_PATIENCE_SECONDS", 0.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

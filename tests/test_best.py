@@ -8,11 +8,11 @@ import pytest
 
 from tests.datasets import make_dataset
 from tests.test_training import small_config
-from trainer.progress import SilentProgress
-from trainer.ranks import process_group
-from trainer.restore import load_run
+from trainer.distributed.ranks import process_group
+from trainer.model.trained import load_run
+from trainer.observe.progress import SilentProgress
 from trainer.retrieval.evaluate import evaluate_model
-from trainer.run import RunSpec
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.datasets import make_dataset
+from trainer.base.mistake import Mistake
 from trainer.compare import noise
-from trainer.compare.arguments import CompareArguments
 from trainer.compare.cases import (
     MOST_TUNING_TRIALS,
     Section,
@@ -17,16 +17,16 @@ from trainer.compare.cases import (
     candidate_settings,
     make_cases,
 )
-from trainer.compare.folder import own_folder
+from trainer.compare.comparison import _data_of, base_config, with_fitting_batch
+from trainer.compare.flags import CompareArguments
+from trainer.compare.html import write_page
 from trainer.compare.noise import noisy_dataset
-from trainer.compare.page import write_page
 from trainer.compare.results import CaseResult, Comparison
-from trainer.compare.run import _data_of, base_config, with_fitting_batch
 from trainer.compare.trials import Trial, run_trial, run_trials
-from trainer.config import LossName
+from trainer.compare.working_folder import own_folder
+from trainer.config.sections import LossName
 from trainer.data.schema import Dataset
-from trainer.mistake import Mistake
-from trainer.progress import SilentProgress
+from trainer.observe.progress import SilentProgress
 
 LOSSES: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
 SECTIONS: tuple[Section, ...] = ("noise", "dislikes", "negatives", "clipping")

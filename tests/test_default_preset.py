@@ -13,19 +13,19 @@ import pytest
 
 from tests.data.planted import Row, make, write_csv
 from tests.datasets import make_dataset
-from trainer.arguments import PlanArguments, TrainArguments, parse_preset
-from trainer.build import build_model, build_task
-from trainer.config import Config, LossName
+from trainer.base.mistake import Mistake
+from trainer.command_line import PlanArguments, TrainArguments, parse_preset
+from trainer.config.default_preset import default_preset, explain
+from trainer.config.presets import find_preset
+from trainer.config.sections import Config, LossName
 from trainer.data.schema import Dataset
-from trainer.default_preset import default_preset, explain
-from trainer.mistake import Mistake
-from trainer.presets import find_preset
-from trainer.progress import SilentProgress
-from trainer.ranks import process_group
-from trainer.restore import load_run
+from trainer.distributed.ranks import process_group
+from trainer.model.build import build_model, build_task
+from trainer.model.trained import load_run
+from trainer.observe.progress import SilentProgress
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
-from trainer.run import RunSpec
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 pytestmark = pytest.mark.xdist_group("ranks")

@@ -5,7 +5,13 @@ import sys
 
 import pytest
 
-from trainer.doctor import Package, check_versions, find_problems, is_cuda_build, read_packages
+from trainer.tools.doctor import (
+    Package,
+    check_versions,
+    find_problems,
+    is_cuda_build,
+    read_packages,
+)
 
 
 def packages(**versions: str) -> dict[str, Package]:
@@ -105,5 +111,6 @@ def test_fbgemm_without_metadata_is_not_complained_of() -> None:
 
 def test_this_environment_is_sound_and_checking_imports_no_torch() -> None:
     assert not [problem for problem in find_problems(read_packages()) if problem.fatal]
-    code = "import sys, trainer.doctor as d; d.check_versions(); sys.exit('torch' in sys.modules)"
+    code = "import sys, trainer.tools.doctor as d; d.check_versions()"
+    code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

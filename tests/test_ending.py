@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from trainer import train
-from trainer.data import sql
-from trainer.ending import guarded
-from trainer.finite import NonFiniteError
-from trainer.mistake import Mistake, MistakeOfAll, UsageError
-from trainer.screen import say
-from trainer.stopping import Terminated
+from trainer.base.ending import guarded
+from trainer.base.mistake import Mistake, MistakeOfAll, UsageError
+from trainer.base.screen import say
+from trainer.base.stopping import Terminated
+from trainer.sources import sql
+from trainer.watch.finite import NonFiniteError
 
 DOING = "tandem export RUN OUT"
 BUG = "this is a bug of Tandem"
@@ -169,7 +169,7 @@ def test_errors_of_libraries_that_are_not_imported_here(
 def test_a_reader_that_has_seen_enough_ends_it_quietly(arguments: tuple[str, ...]) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "cluster.cli", *arguments]
+    command = [sys.executable, "-m", "cluster.commands.cli", *arguments]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")

@@ -12,9 +12,9 @@ import trainer.train
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.test_training import _worker, losses, small_config
-from trainer.model import Head
-from trainer.recorder import Recorder
-from trainer.run import RunSpec
+from trainer.model.two_tower import Head
+from trainer.run.folder import RunSpec
+from trainer.watch.recorder import Recorder
 from trainer.worker_run import Run
 
 STEP = 7

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from cluster import cli
-from cluster.tune import TuneArguments
-from cluster.tune import main as tune
+from cluster.commands import cli
+from cluster.tune.search import TuneArguments
+from cluster.tune.search import main as tune
 from tests.datasets import make_dataset
-from trainer.arguments import PlanArguments
-from trainer.compare.arguments import CompareArguments
+from trainer.base.mistake import Mistake
+from trainer.command_line import PlanArguments
+from trainer.compare.flags import CompareArguments
+from trainer.config.presets import find_preset
 from trainer.live.dashboard import DashboardArguments
 from trainer.live.server import LivePage
-from trainer.mistake import Mistake
-from trainer.presets import find_preset
 
 HUGE = 1 << 70
 DEMO = find_preset("demo")

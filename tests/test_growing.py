@@ -6,8 +6,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from trainer.files.storage import RemotePath, StoragePath, storage_path
 from trainer.live.growing import GrowingColumns
-from trainer.storage import RemotePath, StoragePath, storage_path
 
 TORN = b'{"step": 9, "lo\n\x00\x00\x00\n[1]\n3\n\n\xff\n{"a":' + b"[" * 5000 + b"\n"
 

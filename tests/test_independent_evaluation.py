@@ -9,11 +9,11 @@ import torch
 
 from tests.datasets import make_dataset
 from tests.test_training import small_config
-from trainer.progress import SilentProgress
+from trainer.observe.progress import SilentProgress
 from trainer.retrieval.arguments import EvaluateArguments, ExportArguments
 from trainer.retrieval.evaluate_run import evaluate
 from trainer.retrieval.export import export
-from trainer.run import RunSpec
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from losses import Candidates, Rows
-from trainer.build import build_loader, build_task
-from trainer.config import Config, NegativesConfig
+from trainer.config.presets import find_preset
+from trainer.config.sections import Config, NegativesConfig
 from trainer.data.schema import Dataset
-from trainer.data.synth import SynthArguments, synth
-from trainer.data.trained import trained_items
-from trainer.inputs import build_inputs
-from trainer.presets import find_preset
-from trainer.progress import SilentProgress
-from trainer.ranks import Ranks, process_group
+from trainer.data.trained_rows import trained_items
+from trainer.distributed.ranks import Ranks, process_group
+from trainer.model.build import build_loader, build_task
+from trainer.model.inputs import build_inputs
+from trainer.observe.progress import SilentProgress
+from trainer.synth.synth import SynthArguments, synth
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import trainer
-from trainer.machine import usable_cpus, usable_memory_bytes
+from trainer.base.machine import usable_cpus, usable_memory_bytes
 
 GIB = 1 << 30
 PACKAGES = Path(trainer.__file__).parents[1]
@@ -120,7 +120,7 @@ def test_a_real_group_of_one_cpu(tmp_path: Path) -> None:
     """Where groups can be made (root): `tandem doctor` and a run's threads go by them."""
     group = make_group("tandem-test-machine")
     try:
-        code = "from trainer.machine import usable_cpus as c, usable_memory_bytes as m\n"
+        code = "from trainer.base.machine import usable_cpus as c, usable_memory_bytes as m\n"
         code += "print(c(), m())"
         entered = (
             f"echo $$ | tee {' '.join(f'{folder}/cgroup.procs' for folder in group)} > /dev/null"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from trainer.metrics import METRICS, RankMetrics
-from trainer.small_http import MAX_CONNECTIONS
-from trainer.step_values import StepValues, means_of
+from trainer.observe.http import MAX_CONNECTIONS
+from trainer.observe.metrics import METRICS, RankMetrics
+from trainer.observe.step_values import StepValues, means_of
 
 
 def scrape(address: str, path: str = "/metrics") -> str:

@@ -19,16 +19,16 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from losses.problem import Problem
+from losses.kernels.problem import Problem
 from tests.datasets import make_dataset
-from trainer.build import build_loader, build_task
-from trainer.config import Config, NegativesConfig
-from trainer.data.batch import Batch
+from trainer.config.presets import find_preset
+from trainer.config.sections import Config, NegativesConfig
 from trainer.data.schema import Dataset
-from trainer.inputs import Inputs, build_inputs
-from trainer.model import Head, Towers
-from trainer.presets import find_preset
-from trainer.ranks import Ranks
+from trainer.distributed.ranks import Ranks
+from trainer.loader.batch import Batch
+from trainer.model.build import build_loader, build_task
+from trainer.model.inputs import Inputs, build_inputs
+from trainer.model.two_tower import Head, Towers
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -73,9 +73,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
             score_BC = score_BC + listed_L.sum()
         return torch.logsumexp(score_BC, 1), score_BC.detach().sum(1)
 
-    module = ModuleType("losses.triton_launch")
+    module = ModuleType("losses.kernels.triton_launch")
     module.kernel_reduction = kernel_reduction  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "losses.triton_launch", module)
+    monkeypatch.setitem(sys.modules, "losses.kernels.triton_launch", module)
     # Device "meta" has no autocast.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 

@@ -16,12 +16,12 @@ import torch
 
 from tests.data.planted import interactions, make, table
 from tests.test_training import small_config
-from trainer.build import build_model
 from trainer.data.schema import Dataset
-from trainer.data.trained import trained_rows
-from trainer.progress import SilentProgress
-from trainer.ranks import process_group
-from trainer.restore import load_run
+from trainer.data.trained_rows import trained_rows
+from trainer.distributed.ranks import process_group
+from trainer.model.build import build_model
+from trainer.model.trained import load_run
+from trainer.observe.progress import SilentProgress
 from trainer.retrieval.arguments import (
     EvaluateArguments,
     ExportArguments,
@@ -33,10 +33,10 @@ from trainer.retrieval.evaluate import evaluate_split
 from trainer.retrieval.evaluate_run import evaluate
 from trainer.retrieval.export import export
 from trainer.retrieval.index import build_index, index_recall
-from trainer.retrieval.popularity import PopularityRanking
+from trainer.retrieval.measures.popularity import PopularityRanking
 from trainer.retrieval.queries import read_queries
 from trainer.retrieval.recommend import recommend, similar
-from trainer.run import RunSpec
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 pytestmark = pytest.mark.xdist_group("ranks")

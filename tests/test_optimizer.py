@@ -9,12 +9,12 @@ import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 
-from embeddings.optimizer import fuse_table_optimizer, sharder_arguments
+from embeddings.fused_optimizer import fuse_table_optimizer, sharder_arguments
 from embeddings.sharding import Layout, shard
 from embeddings.tables import Table, build_embedding_bags
-from trainer.config import OptimizerConfig
-from trainer.optimizer import Schedule, build_optimizer
-from trainer.ranks import Ranks, process_group
+from trainer.config.sections import OptimizerConfig
+from trainer.distributed.ranks import Ranks, process_group
+from trainer.model.optimizer import Schedule, build_optimizer
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

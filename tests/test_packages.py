@@ -34,7 +34,7 @@ def python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("first", ["tandem_start", "cluster.usage", "trainer.mistake"])
+@pytest.mark.parametrize("first", ["tandem_start", "trainer.base.usage", "trainer.base.mistake"])
 def test_ours_win_over_the_folder_and_the_path(first: str, tmp_path: Path) -> None:
     """`tandem_start` is nobody else's name; `trainer` of `python -m trainer.train` must be ours."""
     own_name = first.partition(".")[0]

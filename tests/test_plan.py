@@ -10,15 +10,15 @@ from embeddings.sharding import Layout, make_planner
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.test_training import losses, small_config, train
-from trainer.build import build_model
-from trainer.config import Config
+from trainer.base.mistake import Mistake
+from trainer.config.presets import find_preset
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.inputs import build_inputs
-from trainer.mistake import Mistake
-from trainer.plan import GIB, as_bytes, make_plan, parse_bytes
-from trainer.presets import find_preset
-from trainer.ranks import Ranks
-from trainer.run import RunSpec
+from trainer.distributed.ranks import Ranks
+from trainer.model.build import build_model
+from trainer.model.inputs import build_inputs
+from trainer.run.folder import RunSpec
+from trainer.tools.plan import GIB, as_bytes, make_plan, parse_bytes
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from trainer.progress import TerminalProgress, format_seconds, format_value, quiet_libraries
+from trainer.observe.progress import TerminalProgress, format_seconds, format_value, quiet_libraries
 
 
 class Terminal(io.StringIO):
@@ -76,7 +76,7 @@ def test_values_are_formatted_by_name() -> None:
 
 def test_libraries_are_quiet_unless_verbose() -> None:
     code = (
-        "import sys, os, logging; from trainer.progress import quiet_libraries;"
+        "import sys, os, logging; from trainer.observe.progress import quiet_libraries;"
         "quiet_libraries(verbose=len(sys.argv) > 1);"
         "print(logging.getLogger('torchrec').level, os.environ.get('TORCH_CPP_LOG_LEVEL'))"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.retrieval.test_full_disk import files_of_at_most
-from trainer.mistake import Mistake
-from trainer.presets import find_preset
+from trainer.base.mistake import Mistake
+from trainer.config.presets import find_preset
 from trainer.report.report import ReportArguments, report
 
 

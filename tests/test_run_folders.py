@@ -19,14 +19,14 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from tests.datasets import make_dataset
 from tests.one_rank import STEPS, begun, checkpoints, resumed
 from tests.test_training import losses
-from trainer.agreement import first_decides
-from trainer.checkpoint_facts import COMMIT_FILE, NotWholeError, _digest, read_facts
-from trainer.checkpoint_read import Found, load, newest_sound
-from trainer.mistake import Mistake
-from trainer.ranks import process_group
-from trainer.restore import load_run
-from trainer.run import RunFolder
-from trainer.run_state import read_state
+from trainer.base.mistake import Mistake
+from trainer.distributed.agreement import first_decides
+from trainer.distributed.ranks import process_group
+from trainer.model.trained import load_run
+from trainer.run.checkpoint_facts import COMMIT_FILE, NotWholeError, _digest, read_facts
+from trainer.run.checkpoint_read import Found, load, newest_sound
+from trainer.run.folder import RunFolder
+from trainer.run.state import read_state
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,14 +8,13 @@ import pytest
 
 from tests.datasets import make_dataset
 from tests.test_training import small_config
-from trainer import lock
-from trainer.hooks import Hooks
-from trainer.lock import RunLock
-from trainer.progress import SilentProgress
+from trainer.distributed.hooks import Hooks
+from trainer.files.json_files import write_json
+from trainer.observe.progress import SilentProgress
 from trainer.retrieval import evaluate
-from trainer.run import RunFolder, RunSpec
-from trainer.run_files import write_json
-from trainer.run_state import read_state
+from trainer.run.folder import RunFolder, RunSpec, lock
+from trainer.run.lock import RunLock
+from trainer.run.state import read_state
 from trainer.train import run_worker
 
 

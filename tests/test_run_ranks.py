@@ -11,11 +11,10 @@ from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.one_rank import STEPS, checkpoints, spec_of
 from tests.test_training import _worker, losses
-from trainer import checkpoint_read
-from trainer import run as run_module
-from trainer.checkpoint_facts import read_facts
-from trainer.lock import RunLock
-from trainer.run import RunSpec
+from trainer.run.checkpoint_facts import read_facts
+from trainer.run.folder import RunSpec, checkpoint_read
+from trainer.run.folder import folder as run_module
+from trainer.run.lock import RunLock
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

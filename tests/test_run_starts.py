@@ -12,17 +12,16 @@ import pytest
 from tests.datasets import make_dataset
 from tests.one_rank import STEPS, Notes, begun, checkpoints, resumed, spec_of
 from tests.test_training import losses, small_config
-from trainer import lock
-from trainer import run as run_module
-from trainer.checkpoint import CheckpointWriteError
-from trainer.checkpoint_facts import read_facts
+from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
+from trainer.files.line_file import LineFile
 from trainer.fitting import fitted
-from trainer.line_file import LineFile
-from trainer.mistake import Mistake
 from trainer.retrieval import evaluate
-from trainer.run import RunFacts, RunFolder, RunSpec
-from trainer.run_state import read_state
+from trainer.run.checkpoint_facts import read_facts
+from trainer.run.checkpoint_write import CheckpointWriteError
+from trainer.run.folder import RunFacts, RunFolder, RunSpec, lock
+from trainer.run.folder import folder as run_module
+from trainer.run.state import read_state
 from trainer.train import run_worker
 
 
@@ -175,7 +174,7 @@ def test_settings_of_a_preset_give_way_to_small_data(tmp_path: Path) -> None:
 def test_memory_that_cannot_suffice_is_told_before_it_is_asked_for(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.memory.usable_memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr("trainer.model.memory.usable_memory_bytes", lambda: 1 << 30)
     for sections, said in (
         ({"negatives": {"uniform": 2**24}}, "candidates 2.0 GiB.*or the sampled negatives"),
         ({"negatives": {"queue": 2**24, "queue_warmup_steps": 0}}, "queue 1.0 GiB.*lower negativ"),
@@ -193,7 +192,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_fails(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("trainer.checkpoint.write_facts", full)
+    monkeypatch.setattr("trainer.run.checkpoint_write.write_facts", full)
     notes, out = Notes(), tmp_path / "run"
     spec = spec_of(data, out, evaluation={"every_epochs": 1, "k": (20,)})
     with pytest.raises(CheckpointWriteError, match=r"rank 0: .* No space left"):

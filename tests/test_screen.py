@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from trainer.screen import Sheet, plain_console, say, shown, window_width
+from trainer.base.screen import Sheet, plain_console, say, shown, window_width
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(f for folder in ("cluster", "trainer") for f in (ROOT / folder).rglob("*.py"))
-MAY_USE_RICH = {"trainer/screen.py", "trainer/progress.py"}
-MAY_PRINT = {"trainer/screen.py", "cluster/submit.py"}  # submit passes a job's own output on
+MAY_USE_RICH = {"trainer/base/screen.py", "trainer/observe/progress.py"}
+MAY_PRINT = {
+    "trainer/base/screen.py",
+    "cluster/jobs/submit.py",
+}  # submit passes a job's own output on
 UUID = "0b1e4a57-7b1a-4e0c-9a51-0d5a3f1d9b11"
 HOSTILE = (
     "[untitled]",
@@ -51,7 +54,7 @@ def test_everything_that_is_shown_goes_through_one_place() -> None:
         if name not in MAY_PRINT:
             prints = [node for node in ast.walk(tree) if prints_words(node)]
             by_themselves += [f"{name}: {ast.unparse(node)}" for node in prints]
-    assert not by_themselves, "take Sheet and say of trainer/screen.py"
+    assert not by_themselves, "take Sheet and say of trainer/base/screen.py"
 
 
 @pytest.mark.parametrize("words", HOSTILE)

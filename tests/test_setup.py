@@ -66,7 +66,7 @@ def test_an_index_that_has_everything_is_the_only_one_asked(tmp_path: Path) -> N
     assert setup.status == 0, setup.text
     assert len(setup.torch) == 1
     assert PYTORCH not in "".join(setup.asked)
-    assert setup.asked[-1] == "-m trainer.doctor"
+    assert setup.asked[-1] == "-m trainer.tools.doctor"
     assert setup.text.splitlines() == [
         "Installing the cpu set into .venv (minutes, the first time)"
     ]
@@ -86,7 +86,7 @@ def test_what_cannot_be_installed_is_told_with_the_indexes(tmp_path: Path) -> No
     setup = Setup(tmp_path, HAS_THE_REST="no")
     assert setup.status != 0
     assert "PIP_INDEX_URL" in setup.text and PYTORCH in setup.text
-    assert not any("trainer.doctor" in line for line in setup.asked)
+    assert not any("trainer.tools.doctor" in line for line in setup.asked)
 
 
 def test_other_systems_are_sent_to_a_container(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from trainer import small_http
-from trainer.small_http import Page, SmallServer
+from trainer.observe import http as small_http
+from trainer.observe.http import Page, SmallServer
 
 
 def broken() -> bytes:

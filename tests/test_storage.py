@@ -17,18 +17,18 @@ from tests.distributed import free_port, run_ranks
 from tests.monitoring.test_pages import read_when_there
 from tests.s3 import s3_server
 from tests.test_training import _worker, losses, small_config, train
-from trainer import line_file, lock
-from trainer.line_file import LineFile, read_records
+from trainer.files import line_file
+from trainer.files.json_files import write_json
+from trainer.files.line_file import LineFile, read_records
+from trainer.files.storage import RemotePath, storage_path
 from trainer.live.dashboard import DashboardArguments, dashboard
-from trainer.lock import RunLock
 from trainer.report.norms import norms_by_popularity
 from trainer.report.report import ReportArguments, report
 from trainer.retrieval.evaluate_run import EvaluateArguments, evaluate
 from trainer.retrieval.recommend import RecommendArguments, recommend
-from trainer.run import RunFolder, RunSpec
-from trainer.run_files import write_json
-from trainer.run_state import read_state
-from trainer.storage import RemotePath, storage_path
+from trainer.run.folder import RunFolder, RunSpec, lock
+from trainer.run.lock import RunLock
+from trainer.run.state import read_state
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

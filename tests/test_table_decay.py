@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from embeddings.optimizer import fuse_table_optimizer
+from embeddings.fused_optimizer import fuse_table_optimizer
 from embeddings.tables import Table, build_embedding_bags
 from tests.datasets import make_dataset
 from tests.test_training import losses, small_config, train
-from trainer.model import mean_square
-from trainer.run import RunSpec
+from trainer.model.two_tower import mean_square
+from trainer.run.folder import RunSpec
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -15,17 +15,17 @@ import torch.distributed as dist
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.test_training import losses, small_config, train
-from trainer.build import build_model
-from trainer.config import ModelConfig
+from trainer.base.mistake import Mistake
+from trainer.config.sections import ModelConfig
 from trainer.data import neighbours
 from trainer.data.features import list_bags
 from trainer.data.neighbours import Draw, NeighbourRule, Neighbours
 from trainer.data.schema import Dataset
-from trainer.inputs import build_inputs
-from trainer.mistake import Mistake
-from trainer.ranks import Ranks
-from trainer.run import RunSpec
-from trainer.sequence import HistoryTower, SequenceTower
+from trainer.distributed.ranks import Ranks
+from trainer.model.build import build_model
+from trainer.model.inputs import build_inputs
+from trainer.model.sequence import HistoryTower, SequenceTower
+from trainer.run.folder import RunSpec
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

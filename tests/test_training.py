@@ -13,14 +13,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
-from trainer.arguments import TrainArguments, parse_preset
-from trainer.config import Config
+from trainer.command_line import TrainArguments, parse_preset
+from trainer.config.presets import find_preset
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.presets import find_preset
-from trainer.progress import SilentProgress
-from trainer.ranks import process_group
-from trainer.restore import load_run
-from trainer.run import RunSpec
+from trainer.distributed.ranks import process_group
+from trainer.model.trained import load_run
+from trainer.observe.progress import SilentProgress
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 pytestmark = pytest.mark.xdist_group("ranks")

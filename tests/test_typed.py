@@ -8,11 +8,11 @@ from typing import Annotated, Any, get_type_hints
 
 import pytest
 
-from trainer.arguments import TrainArguments, parse_preset
-from trainer.config import Config, ModelConfig, OptimizerConfig, TrainingConfig
-from trainer.mistake import Mistake
-from trainer.presets import PRESETS, find_preset
-from trainer.typed import Range, check, fields_of, read_as
+from trainer.base.mistake import Mistake
+from trainer.base.typed import Range, check, fields_of, read_as
+from trainer.command_line import TrainArguments, parse_preset
+from trainer.config.presets import PRESETS, find_preset
+from trainer.config.sections import Config, ModelConfig, OptimizerConfig, TrainingConfig
 
 WRONG: list[tuple[Any, str]] = [
     ({"model": {"tower": "nope"}}, "model.tower='nope': must be one of mf, mlp, graph, history"),

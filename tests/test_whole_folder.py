@@ -14,9 +14,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from trainer import whole_folder as module
-from trainer.mistake import Mistake
-from trainer.whole_folder import NEW, OLD, OWNER, PREFIX, REPLACED, whole_folder
+from trainer.base.mistake import Mistake
+from trainer.files import whole_folder as module
+from trainer.files.whole_folder import NEW, OLD, OWNER, PREFIX, REPLACED, whole_folder
 
 
 def make(out: Path | str, word: str = "new", names: tuple[str, ...] = ("a", "deep/b")) -> None:
@@ -255,7 +255,7 @@ def test_a_second_command_is_told_at_once(tmp_path: Path) -> None:
 
 def test_a_killed_process_is_no_command_at_work(tmp_path: Path) -> None:
     program = (
-        "import sys, time\nfrom trainer.whole_folder import whole_folder\n"
+        "import sys, time\nfrom trainer.files.whole_folder import whole_folder\n"
         "with whole_folder(sys.argv[1]) as folder:\n"
         "    (folder / 'a').write_text('half')\n"
         "    print('ready', flush=True)\n    time.sleep(60)\n"

@@ -14,8 +14,8 @@ from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.test_training import _worker, losses, small_config, train
 from trainer.data.schema import Dataset
-from trainer.recorder import Recorder
-from trainer.run import RunSpec
+from trainer.run.folder import RunSpec
+from trainer.watch.recorder import Recorder
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

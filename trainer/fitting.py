@@ -9,10 +9,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from trainer.config import Config, require
+from trainer.config.presets import PRESETS, find_preset
+from trainer.config.sections import Config, require
 from trainer.data.schema import Dataset
-from trainer.presets import PRESETS, find_preset
-from trainer.run import RunSpec
+from trainer.run.folder import RunSpec
 
 
 def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:

@@ -17,12 +17,12 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from trainer.data.batch import Batch
-from trainer.optimizer import Schedule
-from trainer.phases import TimedPipeline
-from trainer.ranks import Ranks
-from trainer.recorder import Recorder
-from trainer.run_phases import RunPhases
+from trainer.distributed.ranks import Ranks
+from trainer.loader.batch import Batch
+from trainer.model.optimizer import Schedule
+from trainer.observe.phases import TimedPipeline
+from trainer.watch.recorder import Recorder
+from trainer.watch.run_phases import RunPhases
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m trainer.train gowalla --data G --out R
 
-Ray Train calls the very same function (cluster/launch.py).
+Ray Train calls the very same function (cluster/workers/launch.py).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any
 
 import torch
 
-from trainer.agreement import check_agreement, first_decides, together
-from trainer.arguments import TrainArguments, parse_preset
-from trainer.build import local_batch_size
-from trainer.config import require
+from trainer.base.ending import guarded, is_first_rank
+from trainer.base.machine import usable_cpus
+from trainer.base.mistake import Mistake, MistakeOfAll
+from trainer.base.stopping import terminations
+from trainer.command_line import TrainArguments, parse_preset
+from trainer.config.sections import require
 from trainer.data.schema import Dataset
-from trainer.ending import guarded, is_first_rank
+from trainer.distributed.agreement import check_agreement, first_decides, together
+from trainer.distributed.hooks import Hooks
+from trainer.distributed.ranks import Ranks, process_group
 from trainer.fitting import fitted
-from trainer.hooks import Hooks
-from trainer.inputs import build_inputs
-from trainer.machine import usable_cpus
-from trainer.memory import check_memory
-from trainer.mistake import Mistake, MistakeOfAll
-from trainer.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
-from trainer.ranks import Ranks, process_group
-from trainer.run import PACKAGES, RunFolder, RunSpec
-from trainer.stopping import terminations
+from trainer.model.build import local_batch_size
+from trainer.model.inputs import build_inputs
+from trainer.model.memory import check_memory
+from trainer.observe.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
+from trainer.run.folder import PACKAGES, RunFolder, RunSpec
 from trainer.worker_run import Run
 
 
@@ -109,7 +109,7 @@ def cpu_threads(spec: RunSpec, ranks: Ranks) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line under torchrun; exit status: see trainer/ending.py."""
+    """The command line under torchrun; exit status: see trainer/base/ending.py."""
     preset, parsed = parse(arguments)
     with terminations() as told:
         hooks = Hooks(stop_requested=told.is_set)

@@ -8,27 +8,27 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from embeddings.sharding import describe, initialise, sharded_weights
-from trainer.agreement import together
-from trainer.build import build_loader, build_model, trained_of_tables
-from trainer.checkpoint import CheckpointWriteError, CheckpointWriter
-from trainer.checkpoint_facts import DataPosition, Facts
-from trainer.checkpoint_read import load, newest_sound
-from trainer.config import Config
-from trainer.data.loader import Loader
+from trainer.base.typed import read_as
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.finite import FiniteWatch, NonFiniteError, check_tables
-from trainer.hooks import Hooks
+from trainer.distributed.agreement import together
+from trainer.distributed.hooks import Hooks
+from trainer.distributed.ranks import Ranks
+from trainer.loader.loader import Loader
 from trainer.loop import Place, TrainingLoop
-from trainer.metrics import RankMetrics
-from trainer.optimizer import Schedule, build_optimizer
-from trainer.progress import Progress
-from trainer.ranks import Ranks
-from trainer.recorder import Recorder
-from trainer.run import RunFolder, RunSpec
-from trainer.run_phases import RunPhases
-from trainer.typed import read_as
-from trainer.validation import Validation
-from trainer.vitals import Vitals
+from trainer.model.build import build_loader, build_model, trained_of_tables
+from trainer.model.optimizer import Schedule, build_optimizer
+from trainer.observe.metrics import RankMetrics
+from trainer.observe.progress import Progress
+from trainer.run.checkpoint_facts import DataPosition, Facts
+from trainer.run.checkpoint_read import load, newest_sound
+from trainer.run.checkpoint_write import CheckpointWriteError, CheckpointWriter
+from trainer.run.folder import RunFolder, RunSpec
+from trainer.watch.finite import FiniteWatch, NonFiniteError, check_tables
+from trainer.watch.recorder import Recorder
+from trainer.watch.run_phases import RunPhases
+from trainer.watch.validation import Validation
+from trainer.watch.vitals import Vitals
 
 
 class Run:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from cluster.session import short_temp_folder
+from cluster.workers.session import short_temp_folder
 from tests.cluster.namespaces import Network
 
 RAY = Path(sys.executable).parent / "ray"

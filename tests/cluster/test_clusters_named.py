@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.dashboard import (
+from cluster.jobs.job_api import (
     DEFAULT_ADDRESS,
     JobCluster,
     connect,
@@ -21,9 +21,9 @@ from cluster.dashboard import (
     interpreter,
     is_here,
 )
-from cluster.options import ClusterAddress, existing_address
-from cluster.session import ray_session
-from trainer.mistake import Mistake
+from cluster.workers.options import ClusterAddress, existing_address
+from cluster.workers.session import ray_session
+from trainer.base.mistake import Mistake
 
 SESSION = "session_2026-01-02_03-04-05_678901_2345"
 ONE, OTHER = "http://one:8265", "http://other:8265"
@@ -143,7 +143,7 @@ class TestWhere:
     def test_a_job_has_this_python_on_this_machine_alone(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("cluster.dashboard.is_here", lambda session: session == SESSION)
+        monkeypatch.setattr("cluster.jobs.job_api.is_here", lambda session: session == SESSION)
         client = None
         here = JobCluster("http://127.0.0.1:8265", client, SESSION)  # type: ignore[arg-type]
         tunnel = JobCluster("http://127.0.0.1:8265", client, "another")  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ class TestClusters:
             raise ConnectionError("Could not find any running Ray instance")
 
         monkeypatch.setenv("RAY_ADDRESS", "192.0.2.9:6379")
-        monkeypatch.setattr("cluster.session.running_cluster", none_here)
+        monkeypatch.setattr("cluster.workers.session.running_cluster", none_here)
         with pytest.raises(Mistake, match="answers at --address auto"), ray_session("auto"):
             pass
         assert seen == [None]

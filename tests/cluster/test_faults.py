@@ -221,7 +221,7 @@ def test_the_head_is_restarted(
     (tmp_path / "empty").mkdir()
     out = tmp_path / "run"
     with Cluster() as cluster:
-        at = f"--address={cluster.dashboard}"
+        at = f"--address={cluster.jobs.job_api}"
         folder = f"--working-dir={tmp_path / 'empty'}"
         cluster.add_node(cpus=2)
         cluster.wait_for_cpus(2)
@@ -247,7 +247,7 @@ def test_the_head_is_restarted(
 
 
 def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cluster.cli", *arguments]
+    command = [sys.executable, "-m", "cluster.commands.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 

@@ -15,16 +15,15 @@ import ray
 import ray.exceptions
 from ray.train import WorkerGroupError
 
-from cluster import group_watch
-from cluster.elastic import check_divides, choose, wait_for_room
-from cluster.failures import RunFailedError, lost_nodes
-from cluster.group_watch import GroupWatch, InThread
-from cluster.groups import Groups
-from cluster.pulses import Beat
-from cluster.relay import Look
-from cluster.workers import Workers
-from trainer.mistake import Mistake
-from trainer.stopping import Terminated, Told, terminations
+from cluster.workers.counts import Workers, group_watch
+from cluster.workers.elastic import check_divides, choose, wait_for_room
+from cluster.workers.failures import RunFailedError, lost_nodes
+from cluster.workers.group_watch import GroupWatch, InThread
+from cluster.workers.groups import Groups
+from cluster.workers.pulses import Beat
+from cluster.workers.relay import Look
+from trainer.base.mistake import Mistake
+from trainer.base.stopping import Terminated, Told, terminations
 
 BEATS = tuple(Beat(rank, 7, "training", 7, 9, 1, f"pid {rank}", f"n{rank}") for rank in range(2))
 CALM = Look(BEATS, None, leaving=False)
@@ -35,13 +34,13 @@ GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection reset by peer [
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.elastic.LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("cluster.group_watch.LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("cluster.group_watch.GLANCE_SECONDS", 0.005)
-    monkeypatch.setattr("cluster.groups.RETRY_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr("cluster.failures.MISSED_SECONDS", 0.0)
-    monkeypatch.setattr("cluster.failures.ray.nodes", list)
-    monkeypatch.setattr("cluster.group_watch.is_waiting_for_place", lambda: False)
+    monkeypatch.setattr("cluster.workers.elastic.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("cluster.workers.group_watch.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("cluster.workers.group_watch.GLANCE_SECONDS", 0.005)
+    monkeypatch.setattr("cluster.workers.groups.RETRY_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("cluster.workers.failures.MISSED_SECONDS", 0.0)
+    monkeypatch.setattr("cluster.workers.failures.ray.nodes", list)
+    monkeypatch.setattr("cluster.workers.group_watch.is_waiting_for_place", lambda: False)
 
 
 @dataclass
@@ -185,7 +184,7 @@ class TestRestarts:
             {"NodeID": "n0", "Alive": True, "NodeManagerAddress": "10.0.0.1"},
             {"NodeID": "n1", "Alive": False, "NodeManagerAddress": "10.0.0.2"},
         ]
-        monkeypatch.setattr("cluster.failures.ray.nodes", lambda: nodes)
+        monkeypatch.setattr("cluster.workers.failures.ray.nodes", lambda: nodes)
         link = Link(rooms=itertools.chain([2], itertools.repeat(1)))
         run = groups([failure(GLOO, GLOO), DONE], monkeypatch, link, workers=Workers(1, 2))
         assert run.to_the_end() == DONE
@@ -347,7 +346,7 @@ class TestRoom:
         """The old group's workers are told free one by one, now and then with a pause."""
         assert self.wait([1, 1, 1, 2, 2], Workers(1, 4), hoped=2) == 2
         # The node went away again: fewer start, after a while.
-        monkeypatch.setattr("cluster.elastic.SETTLE_SECONDS", 0.0)
+        monkeypatch.setattr("cluster.workers.elastic.SETTLE_SECONDS", 0.0)
         assert self.wait([1], Workers(1, 4), hoped=2) == 1
 
     def test_patience_ends_and_says_what_is_there(self) -> None:
@@ -361,7 +360,7 @@ class TestRoom:
         self, workers: Workers, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Also of a fixed number, where Ray itself would wait for ever and say nothing."""
-        monkeypatch.setattr("cluster.elastic.NOTICE_SECONDS", 0.0)
+        monkeypatch.setattr("cluster.workers.elastic.NOTICE_SECONDS", 0.0)
         told, screen = Told(), Screen()
         threading.Timer(0.2, told.hear, [signal.SIGINT]).start()
         with pytest.raises(Terminated, match=r"Ctrl-C while waiting for . workers: 2 CPUs are"):

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from cluster.cli import COMMANDS
-from cluster.job_command import ARGUMENTS, LASTING, WITHOUT_PATHS, arguments_of, check_command
-from cluster.job_package import STOP_SECONDS, refusal_message, runtime_env
-from cluster.ray_private import LARGEST_PACKAGE_BYTES
-from cluster.submit import what_stopping_takes
-from cluster.usage import UsageError
-from trainer.mistake import Mistake
+from cluster.commands.cli import COMMANDS
+from cluster.jobs.job_command import ARGUMENTS, LASTING, WITHOUT_PATHS, arguments_of, check_command
+from cluster.jobs.job_package import STOP_SECONDS, refusal_message, runtime_env
+from cluster.jobs.submit import what_stopping_takes
+from cluster.workers.ray_private import LARGEST_PACKAGE_BYTES
+from trainer.base.mistake import Mistake
+from trainer.base.usage import UsageError
 
 RUN = "/shared/run"
 TRAIN = ("train", "demo", "--data", "/shared/data", "--out", RUN)

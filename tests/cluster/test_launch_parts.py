@@ -14,14 +14,14 @@ import ray
 import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 
-from cluster.failures import RunFailedError, first_cause
-from cluster.options import LaunchOptions
-from cluster.service_discovery import ReachableTargets, ServiceDiscovery
-from cluster.session import held_errors, join_message, ray_session
-from cluster.usage import UsageError
-from cluster.workers import Resources, Workers
-from trainer.mistake import Mistake
-from trainer.small_http import PAGE_SECONDS
+from cluster.workers.counts import Resources, Workers
+from cluster.workers.failures import RunFailedError, first_cause
+from cluster.workers.options import LaunchOptions
+from cluster.workers.service_discovery import ReachableTargets, ServiceDiscovery
+from cluster.workers.session import held_errors, join_message, ray_session
+from trainer.base.mistake import Mistake
+from trainer.base.usage import UsageError
+from trainer.observe.http import PAGE_SECONDS
 
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:41312")
 
@@ -52,12 +52,12 @@ class TestWorkers:
     def test_more_than_this_machine_can_hold_is_refused(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("cluster.workers.usable_memory_bytes", lambda: 8 * 2**30)
+        monkeypatch.setattr("cluster.workers.counts.usable_memory_bytes", lambda: 8 * 2**30)
         Workers.parse("20").check_fits_here()
         for text in ("1000", "1..1000"):
             with pytest.raises(Mistake, match=f"--workers {text}: .*at most 20"):
                 Workers.parse(text).check_fits_here()
-        monkeypatch.setattr("cluster.workers.usable_memory_bytes", lambda: 2**28)
+        monkeypatch.setattr("cluster.workers.counts.usable_memory_bytes", lambda: 2**28)
         Workers.exactly(1).check_fits_here()
 
     def test_more_than_the_cluster_has_is_refused_not_waited_for(self) -> None:

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from cluster.prepare import main
-from cluster.prepare_tasks import prepare_on_node, run_tasks
-from cluster.session import ray_session
+from cluster.commands.prepare_run import main
+from cluster.commands.prepare_tasks import prepare_on_node, run_tasks
+from cluster.workers.session import ray_session
 from tests.data.planted import Row, make, write_csv
-from trainer.data.partition import PartitionPlan
-from trainer.data.prepare import PrepareArguments, prepare
 from trainer.data.schema import Dataset
-from trainer.data.splits import SplitRule
-from trainer.data.sql import Resources, bytes_of
-from trainer.progress import SilentProgress
+from trainer.observe.progress import SilentProgress
+from trainer.prepare.partition import PartitionPlan
+from trainer.prepare.pipeline import PrepareArguments, prepare
+from trainer.prepare.splits import SplitRule
+from trainer.sources.sql import Resources, bytes_of
 
 ROWS = [Row(u, (u * i) % 97, 1 + i % 5, i % 7) for u in range(60) for i in range(70)]
 
 
 def test_ray_makes_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.staging.HISTORY_VALUES_A_PARTITION", 20_000)
+    monkeypatch.setattr("trainer.prepare.staging.HISTORY_VALUES_A_PARTITION", 20_000)
     source = write_csv(tmp_path / "rows.csv", ROWS)
     here = make(source, tmp_path / "here")
     assert len(here.splits["train"].files) > 2

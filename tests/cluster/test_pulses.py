@@ -8,9 +8,9 @@ from unittest.mock import Mock
 import pytest
 import ray.exceptions
 
-from cluster.heartbeat import CONDEMNED_STATUS, Heartbeat
-from cluster.pulses import PATIENCE, SILENT_SECONDS, Answer, Beat, Pulses
-from trainer.hooks import RunPhase
+from cluster.workers.heartbeat import CONDEMNED_STATUS, Heartbeat
+from cluster.workers.pulses import PATIENCE, SILENT_SECONDS, Answer, Beat, Pulses
+from trainer.distributed.hooks import RunPhase
 
 TIMEOUT = 30.0
 
@@ -165,7 +165,7 @@ def test_a_group_is_asked_to_stop_by_its_number(group: Group) -> None:
 @pytest.fixture
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.get_runtime_context", Mock())
-    monkeypatch.setattr("cluster.heartbeat.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("cluster.workers.heartbeat.BEAT_SECONDS", 0.05)
 
 
 @pytest.mark.parametrize("reachable", [True, False])
@@ -202,11 +202,11 @@ def test_the_first_beat_does_not_wait(monkeypatch: pytest.MonkeyPatch, quick_bea
     relay = Mock()
     relay.beat.remote = lambda *_: heard.set()
     monkeypatch.setattr("ray.get", lambda *_, **__: Answer())
-    monkeypatch.setattr("cluster.heartbeat.BEAT_SECONDS", 3600.0)
+    monkeypatch.setattr("cluster.workers.heartbeat.BEAT_SECONDS", 3600.0)
     heartbeat = Heartbeat(relay, group=1, rank=0, step_timeout_seconds=30.0)
     heartbeat.start()
     assert heard.wait(30.0)
-    monkeypatch.setattr("cluster.heartbeat.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("cluster.workers.heartbeat.BEAT_SECONDS", 0.05)
     heartbeat.stop()
 
 

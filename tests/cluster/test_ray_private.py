@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import cluster
-from cluster import ray_private
-from cluster.dashboard import without_variables
+from cluster.jobs.job_api import without_variables
+from cluster.workers.counts import ray_private
 
 PACKAGE = Path(cluster.__file__).parent
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import ray.exceptions
 
-from cluster import relay as module
-from cluster.pulses import Beat
-from cluster.relay import (
+from cluster.workers.counts import relay as module
+from cluster.workers.pulses import Beat
+from cluster.workers.relay import (
     Receipt,
     Relay,
     RelayLink,

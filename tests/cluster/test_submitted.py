@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import submitted
-from cluster.submitted import Submitted, jobs_file, remember, remembered
+from cluster.jobs import submitted
+from cluster.jobs.submitted import Submitted, jobs_file, remember, remembered
 
 HEAD = "http://head:8265"
 TORN = b'{"job": "j9", "addr\n[]\n\x00\x00\n\xff\n{"job": 3, "address": "x"}\n{"new": 1}\n'

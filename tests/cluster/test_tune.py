@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from cluster.tune import (
+from cluster.tune.search import (
     SPREAD,
     TEMPERATURE_RANGE,
     Trial,
@@ -23,9 +23,9 @@ from cluster.tune import (
     write_results,
 )
 from tests.datasets import make_dataset
-from trainer.config import NegativesConfig
-from trainer.presets import find_preset
-from trainer.run import RunSpec
+from trainer.config.presets import find_preset
+from trainer.config.sections import NegativesConfig
+from trainer.run.folder import RunSpec
 
 SETTINGS = {
     "loss.name": "ssm",

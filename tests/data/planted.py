@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from trainer.data.prepare import PrepareArguments, prepare
 from trainer.data.schema import Dataset
-from trainer.progress import SilentProgress
+from trainer.observe.progress import SilentProgress
+from trainer.prepare.pipeline import PrepareArguments, prepare
 
 
 class Row(NamedTuple):

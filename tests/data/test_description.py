@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.planted import make, some_rows, write_csv
+from trainer.base.mistake import Mistake
 from trainer.data.description import dataset_of
-from trainer.data.loader import Loader
 from trainer.data.schema import Dataset, FileRecord, combined_digest
-from trainer.mistake import Mistake
+from trainer.loader.loader import Loader
 from trainer.retrieval.known import known_users
 from trainer.retrieval.queries import read_queries
 

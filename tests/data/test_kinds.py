@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.planted import Row, make, some_rows, table, write_csv
-from trainer.data import kinds
+from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
-from trainer.mistake import Mistake
+from trainer.sources import kinds
 
 ITEMS = 200
 IDS = range(ITEMS)

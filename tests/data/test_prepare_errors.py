@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from tests.data.planted import make, some_rows, write_csv
-from trainer.data.prepare import PrepareArguments
+from trainer.prepare.pipeline import PrepareArguments
 
 GOOD = "user,item,rating,timestamp\n" + "".join(
     f"{user},{item},{1 + (user + item) % 5},{item}\n" for user in range(5) for item in range(8)

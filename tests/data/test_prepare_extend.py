@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.planted import Row, interactions, make, queries, table, write_csv
 from trainer.data.schema import Dataset
-from trainer.whole_folder import OWNER, PREFIX
+from trainer.files.whole_folder import OWNER, PREFIX
 
 OLD = [
     Row(u, 100 + (3 * u + i) % 20, 1 + (u + i) % 5, 10 * i + u) for i in range(14) for u in range(8)

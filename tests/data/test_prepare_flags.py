@@ -8,11 +8,11 @@ from typing import Any
 import duckdb
 import pytest
 
-from cluster.cli import main
+from cluster.commands.cli import main
 from tests.data.planted import make, some_rows, write_csv
-from trainer.data import sql
-from trainer.data.synth import SynthArguments
-from trainer.mistake import Mistake
+from trainer.base.mistake import Mistake
+from trainer.sources import sql
+from trainer.synth.synth import SynthArguments
 
 SMALL = {"users": 60, "items": 40, "interactions": 500}
 
@@ -78,8 +78,8 @@ class TestErrors:
 
         source = write_csv(tmp_path / "rows.csv", some_rows())
         for name in (
-            "trainer.data.partition.history_tables",
-            "trainer.data.prepare_steps.stage_rows",
+            "trainer.prepare.partition.history_tables",
+            "trainer.prepare.steps.stage_rows",
         ):
             with monkeypatch.context() as patch:
                 patch.setattr(name, fails)

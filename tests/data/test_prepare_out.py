@@ -14,16 +14,16 @@ import duckdb
 import fsspec
 import pytest
 
-from cluster.cli import main
+from cluster.commands.cli import main
 from tests.data.planted import make, some_rows, write_csv
-from trainer.data import sql
-from trainer.data.partition import PartitionCounts, PartitionPlan
-from trainer.data.prepare import PrepareArguments, prepare, run_here
+from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
-from trainer.data.synth import SynthArguments, synth
-from trainer.mistake import Mistake
-from trainer.progress import SilentProgress
-from trainer.whole_folder import PREFIX
+from trainer.files.whole_folder import PREFIX
+from trainer.observe.progress import SilentProgress
+from trainer.prepare.partition import PartitionCounts, PartitionPlan
+from trainer.prepare.pipeline import PrepareArguments, prepare, run_here
+from trainer.sources import sql
+from trainer.synth.synth import SynthArguments, synth
 
 SMALL = {"users": 60, "items": 40, "interactions": 500}
 
@@ -187,7 +187,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
         "    connection.execute('SELECT sum(hash(a.i + b.i)) FROM range(10000000) a(i), "
         "range(1000000) b(i)')\n"
         "prepare_steps.stage_rows = endless\n"
-        "from cluster.cli import main\n"
+        "from cluster.commands.cli import main\n"
         f"sys.exit(main(['prepare', {str(source)!r}, {str(tmp_path / 'out')!r}]))\n"
     )
     ended = subprocess.run(
@@ -203,7 +203,7 @@ def test_a_kill_leaves_nothing_for_long(source: Path, tmp_path: Path) -> None:
     program = (
         "import sys, time\nfrom trainer.data import prepare_steps\n"
         "def waits(*others):\n    print('ready', flush=True)\n    time.sleep(100)\n"
-        "prepare_steps.stage_rows = waits\nfrom cluster.cli import main\n"
+        "prepare_steps.stage_rows = waits\nfrom cluster.commands.cli import main\n"
         f"main(['prepare', {str(source)!r}, {str(tmp_path / 'out')!r}])\n"
     )
     process = subprocess.Popen(

@@ -9,8 +9,8 @@ import duckdb
 import pytest
 
 from tests.data.planted import Row, make, write_csv
-from trainer.data import watch
-from trainer.data.prepare import PrepareArguments, prepare
+from trainer.prepare.pipeline import PrepareArguments, prepare
+from trainer.sources import statement_watch as watch
 
 
 class Heard:

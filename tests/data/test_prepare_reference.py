@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.data.planted import Row, interactions, make, queries, table, write_csv
 from tests.data.reference import Kept, history_of, query_of, surviving
-from trainer.data import staging
 from trainer.data.schema import SPLITS, Dataset
+from trainer.prepare import staging
 
 LENGTH = 3
 EXAMPLES = 5

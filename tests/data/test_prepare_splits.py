@@ -131,7 +131,7 @@ def test_random_shares_hold_for_short_users(tmp_path: Path) -> None:
 def test_digest_is_free_of_threads_and_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.data.staging.HISTORY_VALUES_A_PARTITION", 20_000)
+    monkeypatch.setattr("trainer.prepare.staging.HISTORY_VALUES_A_PARTITION", 20_000)
     rows = [Row(u, (u * i) % 97, 1 + i % 5, i % 7) for u in range(60) for i in range(70)]
     source = write_csv(tmp_path / "rows.csv", rows)
     first = make(source, tmp_path / "first")

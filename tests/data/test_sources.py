@@ -10,12 +10,12 @@ import fsspec
 import pytest
 
 from tests.data.planted import make, some_rows, table, write_csv
-from trainer.data import sources
-from trainer.data.columns import Columns
-from trainer.data.formats import read_source
-from trainer.data.side_tables import SideFiles
-from trainer.data.sources import beside, list_files
-from trainer.mistake import Mistake
+from trainer.base.mistake import Mistake
+from trainer.sources import sources
+from trainer.sources.columns import Columns
+from trainer.sources.formats import read_source
+from trainer.sources.side_tables import SideFiles
+from trainer.sources.sources import beside, list_files
 
 ODD = [
     "a[1]",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.prepare import PrepareArguments, prepare
+from trainer.prepare.pipeline import PrepareArguments, prepare
 
 
 def summary_of(

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from tests.data.planted import make, some_rows, table, write_csv
-from trainer.data import sql
-from trainer.data.columns import Table
-from trainer.data.text_files import header_of, readable
-from trainer.mistake import Mistake
+from trainer.base.mistake import Mistake
+from trainer.sources import sql
+from trainer.sources.columns import Table
+from trainer.sources.text_files import header_of, readable
 
 NAMES = ("user_id", "item_id", "time")
 LINES = "".join(f"{n % 7},{n % 5},{n}\n" for n in range(200))

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from tests.data.planted import Row, interactions, make, some_rows, write_csv
-from trainer.data import sql
-from trainer.data.times import times_of, unit_of
-from trainer.mistake import Mistake
+from trainer.base.mistake import Mistake
+from trainer.sources import sql
+from trainer.sources.times import times_of, unit_of
 
 SECONDS = [1_700_000_000 + 60 * n for n in range(40)]
 
@@ -145,7 +145,7 @@ class TestUnits:
 
 
 def test_one_time_for_all_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from trainer.data.prepare import PrepareArguments, prepare
+    from trainer.prepare.pipeline import PrepareArguments, prepare
 
     rows = [row._replace(timestamp=7) for row in some_rows()]
     source = write_csv(tmp_path / "rows.csv", rows)

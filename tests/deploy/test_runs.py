@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from cluster.session import short_temp_folder
+from cluster.workers.session import short_temp_folder
 from tests.cluster.nodes import RAY, Node, authentication, wait_for_port
 from tests.cluster.runs import SMALL
 from tests.deploy.chart import DEPLOY, RELEASE, cluster_spec, needs_helm, render, the_workload
@@ -27,7 +27,7 @@ from tests.monitoring.two_ranks import Reader, free_port
 from trainer.live.prometheus import Prometheus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-TANDEM = f"{sys.executable} -m cluster.cli"
+TANDEM = f"{sys.executable} -m cluster.commands.cli"
 SERVICE_SECONDS = 400.0
 
 

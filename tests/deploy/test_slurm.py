@@ -8,7 +8,7 @@ import pytest
 import ray.scripts.scripts
 from torch.distributed.run import get_args_parser
 
-from cluster.train import parse_train
+from cluster.commands.train_run import parse_train
 from tests.deploy.conftest import ROOT
 from tests.deploy.fake_slurm import SCRIPTS, FakeSlurm, Node
 

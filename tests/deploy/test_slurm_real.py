@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.session import short_temp_folder
+from cluster.workers.session import short_temp_folder
 from tests.cluster.namespaces import need_namespaces
 from tests.cluster.runs import SMALL
 from tests.deploy.conftest import ROOT

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.cli import COMMANDS
-from cluster.train import parse_train
+from cluster.commands.cli import COMMANDS
+from cluster.commands.train_run import parse_train
 from tests.deploy.chart import (
     CHART,
     EXAMPLES,

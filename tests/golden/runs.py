@@ -17,11 +17,11 @@ import torch
 
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
-from trainer.config import Config
-from trainer.doctor import read_packages
-from trainer.presets import find_preset
-from trainer.progress import SilentProgress
-from trainer.run import RunSpec
+from trainer.config.presets import find_preset
+from trainer.config.sections import Config
+from trainer.observe.progress import SilentProgress
+from trainer.run.folder import RunSpec
+from trainer.tools.doctor import read_packages
 from trainer.train import run_worker
 
 CURVES = Path(__file__).with_name("curves.json")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.datasets import make_dataset
-from trainer.data.batch import Batch
-from trainer.data.loader import Loader
 from trainer.data.schema import Dataset
+from trainer.loader.batch import Batch
+from trainer.loader.loader import Loader
 
 QUERY_KEYS = ("user", "history", "disliked", "user.age")
 CANDIDATE_KEYS = ("item", "item.genre", "item.tags")

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.loader.conftest import epoch_of, make_loader, rows_of, rows_on_disk
-from trainer.data import damage, windows
 from trainer.data.schema import Dataset
+from trainer.files import damage
+from trainer.loader import windows
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_threads_end_when_the_stream_does(dataset: Dataset) -> None:
 
 def test_a_process_ends_with_a_stream_left_open(dataset: Dataset) -> None:
     program = (
-        "from trainer.data.loader import Loader\n"
+        "from trainer.loader.loader import Loader\n"
         f"stream = iter(Loader({dataset.path!r}, local_batch_size=8))\n"
         "next(stream)\n"
         "print('done')\n"
@@ -174,7 +175,7 @@ def test_a_storage_that_fails_for_a_moment_is_waited_for(
 ) -> None:
     """One reset connection ended a run as the user's mistake, or dropped rows without a word."""
     whole = rows_of(epoch_of(dataset))
-    monkeypatch.setattr("trainer.data.loader.READER_THREADS", 1)
+    monkeypatch.setattr("trainer.loader.loader.READER_THREADS", 1)
     waits = flaky_reads(monkeypatch, failures=2, raw=2)
     loader = make_loader(dataset, skip_corrupt=skip_corrupt)
     assert rows_of(loader.epoch(0)) == whole

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.loader.conftest import bags, epoch_of, make_loader, rows_of, rows_on_disk
-from trainer.data.batch import Batch
-from trainer.data.order import EpochOrder, Position, default_streams
 from trainer.data.schema import Dataset
+from trainer.loader.batch import Batch
+from trainer.loader.order import EpochOrder, Position, default_streams
 
 GLOBAL_BATCH = 192
 

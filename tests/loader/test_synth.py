@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.loader.conftest import epoch_of
-from trainer.data.planted import TASTE_WEIGHTS, PlantedModel
-from trainer.data.planted_rows import make_part
-from trainer.data.planted_tables import titles
-from trainer.data.planted_truth import CUTOFFS, best_possible
-from trainer.data.prepare import PrepareArguments, prepare
 from trainer.data.schema import Dataset
-from trainer.data.synth import SynthArguments, synth
+from trainer.prepare.pipeline import PrepareArguments, prepare
+from trainer.synth.planted import TASTE_WEIGHTS, PlantedModel
+from trainer.synth.planted_rows import make_part
+from trainer.synth.planted_tables import titles
+from trainer.synth.planted_truth import CUTOFFS, best_possible
+from trainer.synth.synth import SynthArguments, synth
 
 SIZES = {"users": 400, "items": 300, "interactions": 8000, "seed": 3}
 

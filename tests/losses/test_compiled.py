@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from losses import build_loss, native
-from losses.native import load_kernel
+from losses import build_loss
+from losses.kernels import native
+from losses.kernels.native import load_kernel
 from tests.losses.cases import cast, leaves, make_case, reference, streamed
 
 KERNEL, REASON = load_kernel()

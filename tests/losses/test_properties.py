@@ -21,7 +21,7 @@ from losses import (
     scores,
 )
 from tests.losses.cases import cast, leaves, make_case, reference, streamed
-from trainer.config import LossConfig
+from trainer.config.sections import LossConfig
 
 NAMES = get_args(LossName)
 

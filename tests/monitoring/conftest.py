@@ -9,7 +9,7 @@ import pytest
 from tests.datasets import make_dataset
 from tests.monitoring.two_ranks import Scraped, scraped_run
 from tests.test_training import small_config, train
-from trainer.run import RunSpec
+from trainer.run.folder import RunSpec
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,16 +11,16 @@ import pytest
 import losses.module
 from tests.datasets import make_dataset
 from tests.test_training import small_config
-from trainer.finite import FiniteWatch
-from trainer.log_q import FrequencyCorrection
 from trainer.loop import TimedBatches, TrainingLoop
-from trainer.metrics import RankMetrics
-from trainer.phases import PhaseClock
-from trainer.progress import SilentProgress
-from trainer.recorder import Recorder
-from trainer.run import RunSpec
+from trainer.model.log_q import FrequencyCorrection
+from trainer.observe.metrics import RankMetrics
+from trainer.observe.phases import PhaseClock
+from trainer.observe.progress import SilentProgress
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
-from trainer.vitals import Vitals
+from trainer.watch.finite import FiniteWatch
+from trainer.watch.recorder import Recorder
+from trainer.watch.vitals import Vitals
 
 MOST_SHARE = 0.01
 MOST_WATCH_SHARE = {1024: 0.04, 2048: 0.03}

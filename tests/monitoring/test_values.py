@@ -12,14 +12,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.distributed import run_ranks
 from tests.test_training import small_config
-from trainer.data.batch import Batch
-from trainer.metrics import METRICS, RankMetrics
-from trainer.progress import SilentProgress
+from trainer.files.json_files import committed
+from trainer.loader.batch import Batch
+from trainer.observe.metrics import METRICS, RankMetrics
+from trainer.observe.progress import SilentProgress
 from trainer.report.norms import _row_norms
-from trainer.run import RunSpec
-from trainer.run_files import committed
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
-from trainer.vitals import Vitals
+from trainer.watch.vitals import Vitals
 
 pytestmark = pytest.mark.slow
 EPOCHS = 2

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import trainer.live.prometheus as local
-from cluster.service_discovery import ServiceDiscovery
+from cluster.workers.service_discovery import ServiceDiscovery
 from trainer.live.prometheus import Prometheus, make_config
 
 INTERVAL_SECONDS = 1

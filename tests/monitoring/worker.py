@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.test_training import small_config
-from trainer.data.prefetch import BatchStream
-from trainer.hooks import Hooks
-from trainer.progress import SilentProgress
-from trainer.run import RunSpec
+from trainer.distributed.hooks import Hooks
+from trainer.loader.prefetch import BatchStream
+from trainer.observe.progress import SilentProgress
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tests.distributed import CONTEXT
-from trainer.ranks import Ranks, process_group
+from trainer.distributed.ranks import Ranks, process_group
 
 
 def run_on_ranks(

@@ -15,13 +15,14 @@ import torch
 
 from tests.datasets import make_dataset
 from tests.retrieval.ranks import run_on_ranks
-from trainer.config import Config
+from trainer.base.mistake import Mistake
+from trainer.config.presets import find_preset
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.mistake import Mistake
-from trainer.presets import find_preset
-from trainer.progress import SilentProgress
-from trainer.ranks import Ranks, process_group
-from trainer.restore import load_run
+from trainer.distributed.ranks import Ranks, process_group
+from trainer.files.whole_folder import whole_folder
+from trainer.model.trained import load_run
+from trainer.observe.progress import SilentProgress
 from trainer.retrieval import evaluate_run
 from trainer.retrieval import export as export_module
 from trainer.retrieval.arguments import (
@@ -34,13 +35,12 @@ from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate_run import evaluate
 from trainer.retrieval.export import export
 from trainer.retrieval.index import build_index, index_recall, read_embeddings
-from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.known import known_users
 from trainer.retrieval.names import find_rows
 from trainer.retrieval.recommend import recommend, similar
-from trainer.run import RunSpec
+from trainer.retrieval.search.item_lists import ItemLists
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
-from trainer.whole_folder import whole_folder
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -11,17 +11,17 @@ import torch
 
 from tests.datasets import make_dataset
 from tests.retrieval.ranks import run_on_ranks
-from trainer.build import build_model
-from trainer.config import Config
+from trainer.config.presets import find_preset
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.presets import find_preset
-from trainer.ranks import Ranks
+from trainer.distributed.ranks import Ranks
+from trainer.model.build import build_model
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import Evaluation, evaluate_model, evaluate_split
-from trainer.retrieval.keys import decode_keys
-from trainer.retrieval.merge import merge_rankings, share_queries
 from trainer.retrieval.queries import read_queries, sample_rows
-from trainer.retrieval.topk import ItemRows, exact_topk
+from trainer.retrieval.search.keys import decode_keys
+from trainer.retrieval.search.merge import merge_rankings, share_queries
+from trainer.retrieval.search.topk import ItemRows, exact_topk
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

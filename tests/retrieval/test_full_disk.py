@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.data import sql
-from trainer.ranks import Ranks
+from trainer.distributed.ranks import Ranks
 from trainer.retrieval.export import _Part
 from trainer.retrieval.index import write_index
 from trainer.retrieval.programs import save_program
+from trainer.sources import sql
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.datasets import make_dataset
+from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
-from trainer.mistake import Mistake
 from trainer.retrieval.arguments import (
     EvaluateArguments,
     ExportArguments,

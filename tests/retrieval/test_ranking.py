@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from trainer.retrieval.item_lists import ItemLists
-from trainer.retrieval.popularity import PopularityRanking, popularity_groups
-from trainer.retrieval.ranking import disliked_metrics, gini, is_member, ranking_metrics
+from trainer.retrieval.measures.popularity import PopularityRanking, popularity_groups
+from trainer.retrieval.measures.ranking import disliked_metrics, gini, is_member, ranking_metrics
+from trainer.retrieval.search.item_lists import ItemLists
 
 
 def test_measures_by_hand() -> None:

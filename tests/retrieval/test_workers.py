@@ -7,12 +7,12 @@ import time
 import pytest
 import torch.distributed as dist
 
-from trainer.ending import error_line
-from trainer.machine import usable_cpus
-from trainer.mistake import Mistake
-from trainer.ranks import Ranks
-from trainer.retrieval import workers
-from trainer.retrieval.workers import RankFailedError, on_workers
+from trainer.base.ending import error_line
+from trainer.base.machine import usable_cpus
+from trainer.base.mistake import Mistake
+from trainer.distributed.ranks import Ranks
+from trainer.retrieval import on_workers as workers
+from trainer.retrieval.on_workers import RankFailedError, on_workers
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -16,14 +16,14 @@ from typing import Any
 import pyarrow.dataset as pads
 import torch
 
-from trainer.data.loader import Loader
+from trainer.base.machine import usable_cpus
+from trainer.base.mistake import Mistake
+from trainer.base.screen import say
+from trainer.data.parquet import filesystem_of, open_parquet
 from trainer.data.schema import Dataset
-from trainer.data.storage import filesystem_of, open_parquet
-from trainer.data.synth import SynthArguments, synth
-from trainer.machine import usable_cpus
-from trainer.mistake import Mistake
-from trainer.progress import SilentProgress
-from trainer.screen import say
+from trainer.loader.loader import Loader
+from trainer.observe.progress import SilentProgress
+from trainer.synth.synth import SynthArguments, synth
 
 TARGET_RATIO = 0.5
 ROW_GROUP_ROWS = 32_768

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainer.mistake import Mistake
-from trainer.retrieval.item_lists import ItemLists
-from trainer.retrieval.topk import Filter, ItemRows, Search
-from trainer.screen import Sheet
+from trainer.base.mistake import Mistake
+from trainer.base.screen import Sheet
+from trainer.retrieval.search.item_lists import ItemLists
+from trainer.retrieval.search.topk import Filter, ItemRows, Search
 
 CHUNKS_A_TURN = 64
 CLUSTERS = 1000

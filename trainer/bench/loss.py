@@ -21,8 +21,8 @@ from torch import Tensor
 
 from losses import Backend, Candidates, LossName, Precision, Rows, build_loss
 from losses.reference import ReferenceSettings, dense_loss
-from trainer.mistake import Mistake
-from trainer.screen import say
+from trainer.base.mistake import Mistake
+from trainer.base.screen import say
 
 ZIPF_EXPONENT = 1.05
 

@@ -13,9 +13,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer.bench.workers import Group, Workload
-from trainer.machine import usable_cpus
-from trainer.screen import Sheet
+from trainer.base.machine import usable_cpus
+from trainer.base.screen import Sheet
+from trainer.bench.worker_processes import Group, Workload
 
 GIB = 1024**3
 SCALES = (0.1, 0.3, 1.0)

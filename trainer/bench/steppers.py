@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from trainer.bench.workers import PartTimer, Workload
-from trainer.build import build_model
-from trainer.config import Config, LossConfig, ModelConfig, OptimizerConfig, TrainingConfig
-from trainer.data.batch import Batch
+from trainer.bench.worker_processes import PartTimer, Workload
+from trainer.config.sections import Config, LossConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from trainer.data.schema import SCHEMA_VERSION, Dataset, Split
-from trainer.optimizer import Schedule, build_optimizer
-from trainer.ranks import Ranks
+from trainer.distributed.ranks import Ranks
+from trainer.loader.batch import Batch
+from trainer.model.build import build_model
+from trainer.model.optimizer import Schedule, build_optimizer
 
 INTERACTIONS = 4_000_000
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from trainer.config import Config, LossConfig, LossName, NegativesConfig
+from trainer.config.sections import Config, LossConfig, LossName, NegativesConfig
 
 Section = Literal["losses", "noise", "dislikes", "negatives", "clipping"]
 Setting = tuple[dict[str, Any], float]

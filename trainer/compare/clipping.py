@@ -7,8 +7,8 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from trainer import build
-from trainer.log_q import FrequencyCorrection
+from trainer.model import build
+from trainer.model.log_q import FrequencyCorrection
 
 LEAST_LOG_Q = math.log(1e-6)
 """Below this TFRS clips."""

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.base.mistake import Mistake
+from trainer.data.parquet import open_parquet
 from trainer.data.schema import Dataset, FileRecord, combined_digest, sha256_of
-from trainer.data.storage import open_parquet
-from trainer.mistake import Mistake
 
 ROW_GROUP_ROWS = 32_768
 TRAIN, ITEMS = "train/part-00000.parquet", "items.parquet"

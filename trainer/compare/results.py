@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.screen import Sheet
+from trainer.base.screen import Sheet
 
 TITLES = {
     "losses": "Losses at equal tuning budgets (test)",

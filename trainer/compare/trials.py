@@ -18,17 +18,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from trainer.base.mistake import Mistake
 from trainer.compare.clipping import clipped_log_q
-from trainer.config import Config
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.mistake import Mistake
-from trainer.progress import Progress, SilentProgress
-from trainer.ranks import process_group
-from trainer.restore import load_run
+from trainer.distributed.ranks import process_group
+from trainer.files.json_files import read_json, write_json
+from trainer.model.trained import load_run
+from trainer.observe.progress import Progress, SilentProgress
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
-from trainer.run import RunSpec
-from trainer.run_files import read_json, write_json
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 POPULARITY_GROUPS = 5

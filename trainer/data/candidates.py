@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from trainer.mistake import Mistake
+from trainer.base.mistake import Mistake
 
 Distribution = Literal["uniform", "popularity"]
 

@@ -14,6 +14,9 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 
+from trainer.base.mistake import Mistake
+from trainer.base.typed import Range, read_as
+from trainer.data.parquet import open_parquet
 from trainer.data.schema import (
     RESERVED,
     SCHEMA_VERSION,
@@ -22,9 +25,6 @@ from trainer.data.schema import (
     Dataset,
     combined_digest,
 )
-from trainer.data.storage import open_parquet
-from trainer.mistake import Mistake
-from trainer.typed import Range, read_as
 
 Integer = Annotated[int, Range(least=-(2**63), most=2**63 - 1)]
 Share = Annotated[float, Range(least=0, below=1)]

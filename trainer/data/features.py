@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from trainer.base.mistake import Mistake
 from trainer.data.jagged import Column, Jagged, from_arrow, offsets_of, spread, take_bags
 from trainer.data.neighbours import (
     NEIGHBOUR_KEYS,
@@ -25,9 +26,8 @@ from trainer.data.neighbours import (
     Neighbours,
     WeightedBags,
 )
+from trainer.data.parquet import open_parquet
 from trainer.data.schema import Attribute, Dataset
-from trainer.data.storage import open_parquet
-from trainer.mistake import Mistake
 
 Side = Literal["user", "item"]
 CountColumn = Literal["count", "count_with_validation"]

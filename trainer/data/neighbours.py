@@ -24,11 +24,11 @@ from typing import Literal
 
 import numpy as np
 
+from trainer.base.mistake import Mistake
 from trainer.data.candidates import hash_counter, hash_key
 from trainer.data.jagged import Jagged, take_ranges
+from trainer.data.parquet import open_parquet
 from trainer.data.schema import DERIVED, Dataset
-from trainer.data.storage import open_parquet
-from trainer.mistake import Mistake
 
 Side = Literal["user", "item"]
 

@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 
 import fsspec
 
-from trainer.filesystems import filesystem_of, reached, readable
-from trainer.mistake import Mistake
-from trainer.typed import Range
+from trainer.base.mistake import Mistake
+from trainer.base.typed import Range
+from trainer.files.filesystems import filesystem_of, reached, readable
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "validation", "test")

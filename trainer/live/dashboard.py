@@ -12,12 +12,12 @@ from typing import Annotated
 
 import tyro
 
-from trainer.flags import check_given, check_ranges
+from trainer.base.ranges import check_given, check_ranges
+from trainer.base.screen import say
+from trainer.files.storage import StoragePath, storage_path
 from trainer.live.prometheus import HOW_TO_INSTALL, Prometheus, is_installed, make_config
 from trainer.live.server import LivePage
-from trainer.run import RunFolder
-from trainer.screen import say
-from trainer.storage import StoragePath, storage_path
+from trainer.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from trainer.storage import StoragePath, modified_at
+from trainer.files.storage import StoragePath, modified_at
 
 Columns = dict[str, list[Any]]
 Record = dict[str, Any]

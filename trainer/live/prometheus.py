@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from trainer.mistake import Mistake
+from trainer.base.mistake import Mistake
 
 RULES = Path(__file__).parents[2] / "deploy" / "prometheus"
 START_SECONDS = 20.0

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.line_file import read_records
+from trainer.base.mistake import Mistake
+from trainer.files.json_files import COMMIT_FILE, committed, read_json
+from trainer.files.line_file import read_records
+from trainer.files.storage import StoragePath, modified_at, storage_path
 from trainer.live.growing import Columns, GrowingColumns, finite
-from trainer.mistake import Mistake
-from trainer.run import RunFolder
-from trainer.run_files import COMMIT_FILE, committed, read_json
-from trainer.run_state import read_state
-from trainer.storage import StoragePath, modified_at, storage_path
+from trainer.run.folder import RunFolder
+from trainer.run.state import read_state
 
 MOST_POINTS = 600
 CONFIG_FILE = "config.json"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from trainer.address import EVERY_ADDRESS, reachable_address, with_port
+from trainer.base.address import EVERY_ADDRESS, reachable_address, with_port
+from trainer.base.mistake import Mistake
+from trainer.files.storage import StoragePath
 from trainer.live.page import asset, page, panel_rows
 from trainer.live.runs import RunReader
-from trainer.mistake import Mistake
-from trainer.small_http import Page, PortTakenError, SmallServer
-from trainer.storage import StoragePath
+from trainer.observe.http import Page, PortTakenError, SmallServer
 
 BODY = """<header><h1 id="run">Run</h1><div class="state" id="state"></div></header>
 <div class="numbers" id="numbers"></div>

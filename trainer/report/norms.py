@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from trainer.checkpoint_facts import DTYPES, NotWholeError, read_facts
-from trainer.checkpoint_read import Found, load
-from trainer.mistake import Mistake
-from trainer.run_files import committed
-from trainer.storage import StoragePath
+from trainer.base.mistake import Mistake
+from trainer.files.json_files import committed
+from trainer.files.storage import StoragePath
+from trainer.run.checkpoint_facts import DTYPES, NotWholeError, read_facts
+from trainer.run.checkpoint_read import Found, load
 
 MOST_BYTES = 4 << 30
 ITEM_TABLE = "model.embeddings.embedding_bags.item.weight"

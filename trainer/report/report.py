@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import tyro
 
+from trainer.base.mistake import Mistake
+from trainer.base.screen import say
+from trainer.files.storage import StoragePath, storage_path, write_whole
 from trainer.live.page import as_script_data, asset, page, panel_rows
 from trainer.live.runs import read_run
-from trainer.mistake import Mistake
-from trainer.screen import say
-from trainer.storage import StoragePath, storage_path, write_whole
 
 TITLE = "Tandem report: "
 PAGE_HEAD_BYTES = 4096

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from trainer.flags import MOST, check_given, check_range, check_ranges
-from trainer.mistake import Mistake
+from trainer.base.mistake import Mistake
+from trainer.base.ranges import MOST, check_given, check_range, check_ranges
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
 

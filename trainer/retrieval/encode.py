@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from trainer.agreement import gather_objects
 from trainer.data.features import FeatureStore, count_column, list_of
 from trainer.data.schema import Dataset
-from trainer.model import TwoTower
-from trainer.ranks import Ranks
-from trainer.restore import TrainedRun
-from trainer.retrieval.item_lists import ItemLists
-from trainer.retrieval.topk import ItemRows
+from trainer.distributed.agreement import gather_objects
+from trainer.distributed.ranks import Ranks
+from trainer.model.trained import TrainedRun
+from trainer.model.two_tower import TwoTower
+from trainer.retrieval.search.item_lists import ItemLists
+from trainer.retrieval.search.topk import ItemRows
 
 ROWS_AT_ONCE = 1 << 15
 

@@ -19,18 +19,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.data.schema import Dataset
-from trainer.model import TwoTower
-from trainer.ranks import Ranks
-from trainer.retrieval.cut_offs import DEFAULT, check_queries, cut_offs
+from trainer.distributed.ranks import Ranks
+from trainer.model.two_tower import TwoTower
 from trainer.retrieval.encode import Encoder, is_known
-from trainer.retrieval.item_lists import ItemLists
-from trainer.retrieval.keys import decode_keys
-from trainer.retrieval.merge import merge_rankings, share_queries
-from trainer.retrieval.popularity import PopularityRanking, popularity_groups
+from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
+from trainer.retrieval.measures.popularity import PopularityRanking, popularity_groups
+from trainer.retrieval.measures.ranking import disliked_metrics, is_member, ranking_metrics
+from trainer.retrieval.measures.totals import Exposure, Means
 from trainer.retrieval.queries import QueryBlock, read_queries, sample_rows
-from trainer.retrieval.ranking import disliked_metrics, is_member, ranking_metrics
-from trainer.retrieval.topk import Filter, exact_topk
-from trainer.retrieval.totals import Exposure, Means
+from trainer.retrieval.search.item_lists import ItemLists
+from trainer.retrieval.search.keys import decode_keys
+from trainer.retrieval.search.merge import merge_rankings, share_queries
+from trainer.retrieval.search.topk import Filter, exact_topk
 
 QUERIES_AT_ONCE = {"cpu": 1024, "cuda": 4096}
 

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from trainer.mistake import Mistake
-from trainer.progress import SilentProgress, TerminalProgress
-from trainer.ranks import Ranks
-from trainer.restore import load_run, open_data
+from trainer.base.mistake import Mistake
+from trainer.base.screen import Sheet, say
+from trainer.distributed.ranks import Ranks
+from trainer.files.json_files import read_json, write_json
+from trainer.files.storage import StoragePath, storage_path
+from trainer.model.trained import load_run, open_data
+from trainer.observe.progress import SilentProgress, TerminalProgress
 from trainer.retrieval.arguments import EvaluateArguments
-from trainer.retrieval.cut_offs import DEFAULT, check_queries, cut_offs
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
-from trainer.retrieval.workers import is_first_process, on_workers
-from trainer.run import RunFolder
-from trainer.run_files import read_json, write_json
-from trainer.screen import Sheet, say
-from trainer.storage import StoragePath, storage_path
+from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
+from trainer.retrieval.on_workers import is_first_process, on_workers
+from trainer.run.folder import RunFolder
 
 REPORT_FILE = "evaluation.json"
 

@@ -31,14 +31,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.agreement import gather_objects
+from trainer.base.mistake import Mistake
+from trainer.base.screen import say
 from trainer.data.features import CountColumn
+from trainer.data.parquet import open_parquet
 from trainer.data.schema import Dataset
-from trainer.data.storage import open_parquet
-from trainer.filesystems import is_uri
-from trainer.mistake import Mistake
-from trainer.ranks import Ranks
-from trainer.restore import TrainedRun, load_run
+from trainer.distributed.agreement import gather_objects
+from trainer.distributed.ranks import Ranks
+from trainer.files.filesystems import is_uri
+from trainer.files.json_files import write_json
+from trainer.files.whole_folder import whole_folder
+from trainer.files.writing import written
+from trainer.model.trained import TrainedRun, load_run
 from trainer.retrieval.arguments import ExportArguments
 from trainer.retrieval.encode import (
     ROWS_AT_ONCE,
@@ -53,8 +57,8 @@ from trainer.retrieval.index import (
     read_embeddings,
     write_index,
 )
-from trainer.retrieval.item_lists import ItemLists
 from trainer.retrieval.known import known_users
+from trainer.retrieval.on_workers import is_first_process, on_workers
 from trainer.retrieval.programs import (
     export_encoders,
     export_towers,
@@ -63,11 +67,7 @@ from trainer.retrieval.programs import (
     save_program,
     table_bytes,
 )
-from trainer.retrieval.workers import is_first_process, on_workers
-from trainer.retrieval.writing import written
-from trainer.run_files import write_json
-from trainer.screen import say
-from trainer.whole_folder import whole_folder
+from trainer.retrieval.search.item_lists import ItemLists
 
 QUERIES_OF_RECALL = 1000
 

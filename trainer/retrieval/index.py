@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from trainer.mistake import Mistake
+from trainer.base.mistake import Mistake
+from trainer.files.writing import written
 from trainer.retrieval.arguments import IndexKind
-from trainer.retrieval.keys import decode_keys, merge_keys
-from trainer.retrieval.topk import ItemRows, exact_topk
-from trainer.retrieval.writing import written
+from trainer.retrieval.search.keys import decode_keys, merge_keys
+from trainer.retrieval.search.topk import ItemRows, exact_topk
 
 ROWS_AT_ONCE = 1 << 16
 KMEANS_ROUNDS = 10

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from trainer.data import sql
-from trainer.data.histories import latest
 from trainer.data.jagged import Jagged, from_arrow
 from trainer.data.schema import Dataset
-from trainer.retrieval.item_lists import ItemLists
+from trainer.prepare.histories import latest
+from trainer.retrieval.search.item_lists import ItemLists
+from trainer.sources import sql
 
 SPLITS = ("train", "validation")
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from trainer.base.mistake import Mistake
+from trainer.data.parquet import filesystem_of, open_parquet
 from trainer.data.schema import Dataset
-from trainer.data.storage import filesystem_of, open_parquet
-from trainer.mistake import Mistake
 
 ROWS_READ_AT_ONCE = 1 << 18
 IDS_COMPARED = 50_000

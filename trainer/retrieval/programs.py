@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from trainer.inputs import Inputs
-from trainer.model import TwoTower
-from trainer.ranks import Ranks
-from trainer.retrieval.writing import written
-from trainer.towers import zeros_where_nothing_is_known
+from trainer.distributed.ranks import Ranks
+from trainer.files.writing import written
+from trainer.model.inputs import Inputs
+from trainer.model.towers import zeros_where_nothing_is_known
+from trainer.model.two_tower import TwoTower
 
 
 class TowerProgram(nn.Module):

@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from trainer.base.mistake import Mistake
 from trainer.data.jagged import from_arrow
+from trainer.data.parquet import open_parquet
 from trainer.data.schema import Dataset
-from trainer.data.storage import open_parquet
-from trainer.mistake import Mistake
-from trainer.retrieval.item_lists import ItemLists
+from trainer.retrieval.search.item_lists import ItemLists
 
 ROWS_READ_AT_ONCE = 1 << 16
 LIST_COLUMNS = ("targets", "disliked_targets", "seen", "history", "disliked")

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.base.mistake import Mistake
+from trainer.base.screen import Sheet, say, window_width
 from trainer.data.schema import Dataset
-from trainer.mistake import Mistake
-from trainer.ranks import Ranks
-from trainer.restore import load_run
+from trainer.distributed.ranks import Ranks
+from trainer.model.trained import load_run
 from trainer.retrieval.arguments import RecommendArguments, SimilarArguments
 from trainer.retrieval.encode import Encoder, is_known
-from trainer.retrieval.item_lists import ItemLists
-from trainer.retrieval.keys import decode_keys
 from trainer.retrieval.known import KnownUsers, known_users
-from trainer.retrieval.merge import merge_rankings, share_queries
+from trainer.retrieval.measures.popularity import PopularityRanking
 from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, split_ids
-from trainer.retrieval.popularity import PopularityRanking
-from trainer.retrieval.topk import ItemRows, exact_topk
-from trainer.retrieval.workers import is_first_process, on_workers
-from trainer.screen import Sheet, say, window_width
+from trainer.retrieval.on_workers import is_first_process, on_workers
+from trainer.retrieval.search.item_lists import ItemLists
+from trainer.retrieval.search.keys import decode_keys
+from trainer.retrieval.search.merge import merge_rankings, share_queries
+from trainer.retrieval.search.topk import ItemRows, exact_topk
 
 
 @dataclass(frozen=True)

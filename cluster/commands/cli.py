@@ -1,0 +1,266 @@
+"""`tandem`: one table of subcommands. Each imports what it needs when it is called."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.base.ending import guarded
+from trainer.base.mistake import UsageError
+from trainer.base.screen import say
+from trainer.base.usage import VERBOSE, suggest
+
+Arguments = list[str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: one line of help, and what runs it: (arguments after its name, verbose)."""
+
+    summary: str
+    run: Callable[[Arguments, bool], int]
+
+
+def doctor(arguments: Arguments, verbose: bool) -> int:
+    from trainer.base.usage import expect_no_arguments
+    from trainer.tools.doctor import report
+
+    expect_no_arguments("doctor", arguments)
+    return report()
+
+
+def prepare(arguments: Arguments, verbose: bool) -> int:
+    from cluster.commands.prepare_run import main
+
+    return main(arguments, verbose)
+
+
+def synth(arguments: Arguments, verbose: bool) -> int:
+    from trainer.base.usage import parse
+    from trainer.synth.synth import SynthArguments, synth
+
+    synth(parse(SynthArguments, "tandem synth", arguments))
+    return 0
+
+
+def tune(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.tune.search import main
+    from trainer.base.usage import expect_preset
+    from trainer.config.presets import PRESETS
+
+    expect_preset("tandem tune", arguments, list(PRESETS))
+    return main(arguments, verbose)
+
+
+def plan(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from trainer.base.usage import expect_preset
+    from trainer.command_line import PlanArguments, parse_preset
+    from trainer.config.presets import PRESETS
+
+    expect_preset("tandem plan", arguments, list(PRESETS))
+    _, parsed = parse_preset(arguments, "tandem plan", PlanArguments)
+    from trainer.tools.plan import plan
+
+    return plan(parsed)
+
+
+def train(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.commands.train_run import main
+
+    return main(arguments, verbose)
+
+
+def evaluate(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from trainer.base.usage import parse
+    from trainer.retrieval.arguments import EvaluateArguments
+
+    parsed = parse(EvaluateArguments, "tandem evaluate", arguments)
+    from trainer.retrieval.evaluate_run import evaluate
+
+    evaluate(parsed)
+    return 0
+
+
+def recommend(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from trainer.base.usage import parse
+    from trainer.retrieval.arguments import RecommendArguments
+
+    parsed = parse(RecommendArguments, "tandem recommend", arguments)
+    from trainer.retrieval.recommend import recommend
+
+    recommend(parsed)
+    return 0
+
+
+def similar(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from trainer.base.usage import parse
+    from trainer.retrieval.arguments import SimilarArguments
+
+    parsed = parse(SimilarArguments, "tandem similar", arguments)
+    from trainer.retrieval.recommend import similar
+
+    similar(parsed)
+    return 0
+
+
+def export(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from trainer.base.usage import parse
+    from trainer.retrieval.arguments import ExportArguments
+
+    parsed = parse(ExportArguments, "tandem export", arguments)
+    from trainer.retrieval.export import export
+
+    export(parsed)
+    return 0
+
+
+def compare(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from trainer.base.usage import parse
+    from trainer.compare.flags import CompareArguments
+
+    parsed = parse(CompareArguments, "tandem compare", arguments)
+    from trainer.compare.comparison import compare
+
+    compare(parsed)
+    return 0
+
+
+def resume(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.commands.train_run import resume
+
+    return resume(arguments, verbose)
+
+
+def submit(arguments: Arguments, verbose: bool) -> int:
+    from cluster.jobs.submit import submit
+    from trainer.observe.progress import quiet_libraries
+
+    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+    return submit(arguments)
+
+
+def status(arguments: Arguments, verbose: bool) -> int:
+    from cluster.jobs.submit import status
+    from trainer.observe.progress import quiet_libraries
+
+    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+    return status(arguments)
+
+
+def logs(arguments: Arguments, verbose: bool) -> int:
+    from cluster.jobs.submit import logs
+    from trainer.observe.progress import quiet_libraries
+
+    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+    return logs(arguments)
+
+
+def stop(arguments: Arguments, verbose: bool) -> int:
+    from cluster.jobs.submit import stop
+    from trainer.observe.progress import quiet_libraries
+
+    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+    return stop(arguments)
+
+
+def bench(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from cluster.commands.bench_run import main
+
+    return main(arguments)
+
+
+def _ready_for_torch(verbose: bool) -> None:
+    """Before anything imports torchrec: libraries quiet, versions that belong together."""
+    from trainer.observe.progress import quiet_libraries
+    from trainer.tools.doctor import check_versions
+
+    quiet_libraries(verbose)
+    check_versions()
+
+
+def dashboard(arguments: Arguments, verbose: bool) -> int:
+    from trainer.base.usage import parse
+    from trainer.live.dashboard import DashboardArguments, dashboard
+
+    dashboard(parse(DashboardArguments, "tandem dashboard", arguments))
+    return 0
+
+
+def report(arguments: Arguments, verbose: bool) -> int:
+    _ready_for_torch(verbose)
+    from trainer.base.usage import parse
+    from trainer.report.report import ReportArguments, report
+
+    report(parse(ReportArguments, "tandem report", arguments))
+    return 0
+
+
+COMMANDS = {
+    "doctor": Command("Versions and devices, and what is wrong with them", doctor),
+    "prepare": Command("Make a dataset of your interactions", prepare),
+    "synth": Command("Generate a dataset whose best possible recall is known", synth),
+    "tune": Command("Search settings on the validation split", tune),
+    "plan": Command("Say whether a preset fits the GPUs, and what to change if not", plan),
+    "train": Command("Train a preset on a dataset, on Ray", train),
+    "resume": Command("Go on with a run that stopped, as it was configured", resume),
+    "evaluate": Command("Measure a run over the whole catalog, beside popularity", evaluate),
+    "compare": Command("Losses against each other at equal tuning budgets", compare),
+    "recommend": Command("Items for a user", recommend),
+    "similar": Command("Items like an item", similar),
+    "export": Command("Embeddings and an index for serving", export),
+    "dashboard": Command("Watch a run: a live page, Prometheus, alerts", dashboard),
+    "report": Command("One page of plots of runs, side by side", report),
+    "submit": Command("Run a command as a job on a Ray cluster", submit),
+    "status": Command("A cluster's jobs, or how far a run has come", status),
+    "logs": Command("A job's output", logs),
+    "stop": Command("End a job", stop),
+    "bench": Command("Measure a part beside a floor or a peer: loss, step, data, eval", bench),
+}
+
+
+def print_help() -> None:
+    """The subcommands, a line each."""
+    say("tandem: two-tower retrieval training")
+    say()
+    say("usage: tandem COMMAND ... [--verbose]")
+    say()
+    for name, command in COMMANDS.items():
+        say(f"  {name:12}{command.summary}")
+    say()
+    say("`tandem COMMAND --help` lists a command's flags.")
+
+
+def run(arguments: Arguments, verbose: bool) -> int:
+    """Find the subcommand and run it."""
+    if not arguments:
+        print_help()
+        return 2
+    name, *rest = arguments
+    if name in ("--help", "-h", "help"):
+        print_help()
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(suggest("command", name, list(COMMANDS)))
+    return COMMANDS[name].run(rest, verbose)
+
+
+def main(arguments: Arguments | None = None) -> int:
+    """Exit status: see trainer/base/ending.py."""
+    given = sys.argv[1:] if arguments is None else arguments
+    verbose = VERBOSE in given
+    rest = [argument for argument in given if argument != VERBOSE]
+    return guarded(lambda: run(rest, verbose), shlex.join(["tandem", *rest]), verbose)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""`tandem train PRESET --data DIR --out RUN [--workers N] [--section.field VALUE]`.
+
+Imports torch and torchrec: `check_versions` comes before the import of this module.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cluster.workers.counts import Workers
+from cluster.workers.options import LaunchOptions, existing_address
+from trainer.base.screen import say
+from trainer.base.usage import expect_preset, parse
+from trainer.command_line import TrainArguments, parse_preset
+from trainer.config.presets import PRESETS
+from trainer.fitting import fitted
+from trainer.run.folder import RunFolder, RunSpec, absolute, open_run
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """How workers are started."""
+
+    workers: str | None = None
+    """How many workers: 4; or 2..8 where nodes may come and go. Left out: one a GPU, or one for
+    every second CPU."""
+    address: str | None = None
+    """Ray cluster to train on ("auto": the one of this machine). Left out: RAY_ADDRESS, else a
+    local cluster for this run alone."""
+    max_failures: int = 3
+    """Restarts after failures, from the last checkpoint; a newer one since then starts the count
+    anew."""
+    step_timeout: float = 600.0
+    """Seconds without a step, a block of an evaluation or other progress, after which workers count
+    as hung; three times as many while they start, restore or save."""
+    resize_every: float = 30.0
+    """Seconds between two looks for room to grow, with --workers LEAST..MOST."""
+    patience: float = 600.0
+    """Seconds that a run waits for room for its workers, or for the least of a range."""
+    discovery_port: int = 9480
+    """First port tried for the list of metrics endpoints that Prometheus reads."""
+    discovery_host: str = "127.0.0.1"
+    """Address that list is served on; 0.0.0.0 where Prometheus runs elsewhere."""
+
+    def options(self, verbose: bool) -> LaunchOptions:
+        return LaunchOptions(
+            workers=None if self.workers is None else Workers.parse(self.workers),
+            address=self.address,
+            max_failures=self.max_failures,
+            step_timeout_seconds=self.step_timeout,
+            resize_seconds=self.resize_every,
+            patience_seconds=self.patience,
+            discovery_port=self.discovery_port,
+            discovery_host=self.discovery_host,
+            verbose=verbose,
+        )
+
+
+@dataclass(frozen=True)
+class TrainOnRay(OnRay, TrainArguments):
+    """Train a two-tower model on Ray; every field of its config can be set by --section.field."""
+
+
+@dataclass(frozen=True)
+class ResumeArguments(OnRay):
+    """Go on with a run from its newest checkpoint, with the config and data it was started with."""
+
+    run: Annotated[str, tyro.conf.Positional] = tyro.MISSING
+    """Folder of the run."""
+
+    def run_spec(self) -> RunSpec:
+        before = RunFolder(self.run).read_config()
+        out = absolute(self.run)
+        return RunSpec(before.preset, before.config, before.named_data, out, resume=True)
+
+
+def main(arguments: Sequence[str], verbose: bool) -> int:
+    """Train on Ray, and say where the run lies."""
+    preset, parsed = parse_train(arguments)
+    return train(parsed.run_spec(preset), parsed.options(verbose))
+
+
+def resume(arguments: Sequence[str], verbose: bool) -> int:
+    """Go on with a run, and say where it lies."""
+    parsed = parse(ResumeArguments, "tandem resume", arguments)
+    return train(parsed.run_spec(), parsed.options(verbose))
+
+
+def train(spec: RunSpec, options: LaunchOptions) -> int:
+    """Check, train, report."""
+    precheck(spec, options)
+    from cluster.workers.launch import (
+        launch,  # Ray Train and torch: seconds, and mistakes are told before
+    )
+
+    summary = launch(spec, options)
+    say(
+        f"trained {summary['steps']:,} steps with {summary['workers']} workers in "
+        f"{summary['seconds']:.0f} s: {spec.out}"
+    )
+    return 0
+
+
+def parse_train(arguments: Sequence[str]) -> tuple[str, TrainOnRay]:
+    """Preset and flags."""
+    expect_preset("tandem train", arguments, list(PRESETS))
+    preset, parsed = parse_preset(arguments, "tandem train", TrainOnRay)
+    assert isinstance(parsed, TrainOnRay)
+    return preset, parsed
+
+
+def precheck(spec: RunSpec, options: LaunchOptions) -> None:
+    """Tell the user's mistakes before Ray starts, where data and RUN are on this machine.
+
+    Workers check again, where it counts.
+    """
+    here = existing_address(options.address) is None
+    if here and options.workers is not None:
+        options.workers.check_fits_here()
+    if here or Path(spec.data).exists():
+        dataset, _, _ = open_run(spec)
+        fitted(spec, dataset)

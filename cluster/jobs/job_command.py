@@ -1,0 +1,91 @@
+"""The command inside a job, checked before it is sent: as the user types it, paths included.
+
+A job runs in a copy of the working directory, on some machine, and the copy is deleted with it.
+What a command writes, and the runs and datasets that it works on, must be named so that every node
+finds them: by an absolute path on shared storage, or by a URI. Sources may be files of the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import chdir
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from trainer.base.usage import UsageError, parse, suggest
+
+ARGUMENTS = {
+    "prepare": "cluster.commands.prepare_run.PrepareAnywhere",
+    "synth": "trainer.synth.synth.SynthArguments",
+    "tune": "cluster.tune.search.TuneArguments",
+    "plan": "trainer.command_line.PlanArguments",
+    "train": "cluster.commands.train_run.TrainOnRay",
+    "resume": "cluster.commands.train_run.ResumeArguments",
+    "evaluate": "trainer.retrieval.arguments.EvaluateArguments",
+    "compare": "trainer.compare.flags.CompareArguments",
+    "recommend": "trainer.retrieval.arguments.RecommendArguments",
+    "similar": "trainer.retrieval.arguments.SimilarArguments",
+    "export": "trainer.retrieval.arguments.ExportArguments",
+    "report": "trainer.report.report.ReportArguments",
+}
+"""What each command parses its arguments into."""
+WITH_PRESET = ("tune", "plan", "train")
+WITHOUT_PATHS = ("doctor", "bench")
+LASTING = ("data", "extend", "out", "run", "runs")
+"""Fields that name what is there before the job, or after it."""
+
+
+def check_command(command: Sequence[str], working_dir: Path) -> None:
+    """Refuse, as the command itself would, what is wrong with its arguments; and relative paths.
+
+    Raises:
+        UsageError: where there is no command, or a path means nothing on another machine.
+        SystemExit: as tyro ends a command with wrong flags, or with --help.
+    """
+    if not command:
+        raise UsageError(
+            "which command? tandem submit --address http://HEAD:8265 -- train PRESET ..."
+        )
+    name, *arguments = command
+    if name in WITHOUT_PATHS:
+        return
+    if name not in ARGUMENTS:
+        raise UsageError(suggest("command for a job", name, sorted([*ARGUMENTS, *WITHOUT_PATHS])))
+    with chdir(working_dir if working_dir.is_dir() else "."):  # preset files are named from there
+        parsed = _parse(name, [argument for argument in arguments if argument != "--verbose"])
+    flags = {argument.partition("=")[0] for argument in arguments}
+    for field, path in _lasting_paths(parsed):
+        if not path.startswith("/") and "://" not in path:
+            named = f"--{field}" if f"--{field}" in flags else field.upper()
+            raise UsageError(
+                f"{named} {path}: a job runs in a copy of the working directory that is deleted "
+                "with it; give an absolute path that every node sees, or a URI"
+            )
+
+
+def arguments_of(name: str) -> type[Any]:
+    """The dataclass of a command's arguments."""
+    module, _, kind = ARGUMENTS[name].rpartition(".")
+    found: type[Any] = getattr(import_module(module), kind)
+    return found
+
+
+def _parse(name: str, arguments: list[str]) -> Any:
+    kind, program = arguments_of(name), f"tandem {name}"
+    if name not in WITH_PRESET:
+        return parse(kind, program, arguments)
+    from trainer.base.usage import expect_preset
+    from trainer.command_line import parse_preset
+    from trainer.config.presets import PRESETS
+
+    expect_preset(program, arguments, list(PRESETS))
+    return parse_preset(arguments, program, kind)[1]
+
+
+def _lasting_paths(parsed: Any) -> Iterator[tuple[str, str]]:
+    """Each path of LASTING that was given, and its field."""
+    for field in LASTING:
+        value = vars(parsed).get(field)
+        for path in (value,) if isinstance(value, str) else value or ():
+            yield field, path

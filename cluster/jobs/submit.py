@@ -1,0 +1,252 @@
+"""`tandem submit --address http://HEAD:8265 -- train PRESET …`: the same command, as a Ray job.
+
+The working directory is packed (what git ignores stays out), the command runs on the cluster, and
+its output is streamed here. `tandem status`, `logs` and `stop` speak to the same address.
+"""
+
+import asyncio
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from cluster.jobs.job_api import JobCluster, connect, interpreter
+from cluster.jobs.job_command import check_command
+from cluster.jobs.job_package import refusal_message, runtime_env
+from cluster.jobs.submitted import Submitted, remember, remembered, run_of
+from cluster.workers.ray_private import JOB_STOP_SECONDS, JOB_STOP_VARIABLE
+from trainer.base.mistake import Mistake
+from trainer.base.screen import say
+from trainer.base.usage import parse
+from trainer.run.state import read_state
+
+LOOK_SECONDS = 1.0
+EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
+
+
+@dataclass(frozen=True)
+class OfCluster:
+    """Which cluster is spoken to."""
+
+    address: str | None = None
+    """The cluster's dashboard, as http://HEAD:8265. Left out: RAY_API_SERVER_ADDRESS, else
+    RAY_ADDRESS, else this machine's."""
+
+
+@dataclass(frozen=True)
+class SubmitArguments(OfCluster):
+    """Run a tandem command as a Ray job; the command follows after `--`."""
+
+    detach: bool = False
+    """Print the job's id and leave; otherwise follow its output to the end."""
+    working_dir: str = "."
+    """Folder packed and sent; the command runs in it. What git ignores stays out."""
+    python: str | None = None
+    """Interpreter on the cluster, with Tandem's requirements. Left out: this one where the
+    cluster's head is this machine, else `python` as the cluster's PATH finds it."""
+
+
+@dataclass(frozen=True)
+class JobArguments(OfCluster):
+    """One job of a cluster."""
+
+    job: Annotated[str, tyro.conf.Positional] = tyro.MISSING
+    """The job's id, as `tandem submit` printed it."""
+
+
+@dataclass(frozen=True)
+class LogsArguments(JobArguments):
+    """A job's output so far."""
+
+    follow: bool = False
+    """Go on until the job ends."""
+
+
+@dataclass(frozen=True)
+class StopArguments(JobArguments):
+    """End a job: a run writes a checkpoint first."""
+
+    detach: bool = False
+    """Do not wait for the end."""
+
+
+@dataclass(frozen=True)
+class StatusArguments(OfCluster):
+    """Jobs of a cluster, or the state of a run."""
+
+    job: Annotated[str | None, tyro.conf.Positional] = None
+    """A job's id, or the folder or URI of a run; left out: all of Tandem's jobs."""
+
+
+def submit(arguments: Sequence[str]) -> int:
+    """Submit, and follow to the end unless detached. Exit status: the job's."""
+    flags, command = split_command(arguments)
+    parsed = parse(SubmitArguments, "tandem submit", flags)
+    check_command(command, Path(parsed.working_dir))
+    environment = runtime_env(Path(parsed.working_dir))
+    cluster = connect(parsed.address)
+    python = parsed.python or interpreter(cluster)
+    try:
+        job = cluster.client.submit_job(
+            entrypoint=shlex.join([python, "-m", "tandem_start", *command]),
+            runtime_env=environment,
+            metadata={"tandem": shlex.join(command)},
+        )
+    except RuntimeError as error:
+        raise Mistake(refusal_message(cluster.address, error)) from error
+    remember(Submitted(job, cluster.address, tuple(command), run_of(command)))
+    say(f"job {job} on {cluster.address}")
+    if parsed.detach:
+        say(f"next: tandem logs {job} --follow --address {cluster.address}")
+        return 0
+    return follow(cluster, job)
+
+
+def status(arguments: Sequence[str]) -> int:
+    """One job's state, or a line for each of ours; or how far a run has come, by its folder."""
+    parsed = parse(StatusArguments, "tandem status", arguments)
+    if parsed.job is not None and ("/" in parsed.job or Path(parsed.job).is_dir()):
+        state = read_state(parsed.job)
+        say(state.describe())
+        return 1 if state.state == "stopped" else 0
+    cluster = connect(parsed.address)
+    known = {job.submission_id: job for job in cluster.client.list_jobs()}
+    lost = [job for job in remembered(cluster.address) if job.job not in known]
+    if parsed.job is not None:
+        for job in lost:
+            if job.job == parsed.job:
+                print_lost(job)
+                return EXIT_STATUS[JobStatus.FAILED]
+        details = find_job(cluster.client, parsed.job)
+        say(f"{parsed.job}  {details.status.value}  {first_line(details.message)}")
+        return EXIT_STATUS.get(details.status, 0)
+    ours = [job for job in known.values() if "tandem" in (job.metadata or {})]
+    for job in sorted(ours, key=lambda job: job.start_time or 0):
+        say(f"{job.submission_id}  {job.status.value:10}  tandem {job.metadata['tandem']}")
+    for job in lost:
+        print_lost(job)
+    if not ours and not lost:
+        say(f"no job of Tandem's on {cluster.address}")
+    return 0
+
+
+def print_lost(job: Submitted) -> None:
+    """A job that its cluster has forgotten: what its run says, and how to go on with it."""
+    say(f"{job.job}  {'LOST':10}  tandem {shlex.join(job.command)}")
+    say("    its cluster was restarted since and has forgotten it")
+    if job.run is None:
+        return
+    try:
+        state = read_state(job.run)
+    except (ValueError, OSError) as error:
+        say(f"    its run cannot be read from here: {error}")
+        return
+    say(f"    {state.describe()}")
+    if state.state == "stopped":
+        say(f"    go on: tandem submit --address {job.address} -- resume {job.run}")
+
+
+def logs(arguments: Sequence[str]) -> int:
+    """A job's output."""
+    parsed = parse(LogsArguments, "tandem logs", arguments)
+    cluster = connect(parsed.address)
+    find_job(cluster.client, parsed.job)
+    if parsed.follow:
+        return follow(cluster, parsed.job)
+    print(cluster.client.get_job_logs(parsed.job), end="")
+    return 0
+
+
+def stop(arguments: Sequence[str]) -> int:
+    """Have a job end, wait for that, and say what its run has saved."""
+    parsed = parse(StopArguments, "tandem stop", arguments)
+    cluster = connect(parsed.address)
+    details = find_job(cluster.client, parsed.job)
+    if not cluster.client.stop_job(parsed.job):
+        raise Mistake(f"job {parsed.job} is {details.status.value} already")
+    say(f"stopping {parsed.job}: {what_stopping_takes(details)}")
+    if parsed.detach:
+        return 0
+    try:
+        while not details.status.is_terminal():
+            time.sleep(LOOK_SECONDS)
+            details = find_job(cluster.client, parsed.job)
+    except KeyboardInterrupt:
+        say()
+        say(f"{parsed.job} goes on ending; look with: {told_of(cluster, 'status', parsed.job)}")
+        return 130
+    say(f"{parsed.job} is {details.status.value}")
+    for line in saved_by(details):
+        say(line)
+    return 0
+
+
+def what_stopping_takes(details: JobDetails) -> str:
+    """How long a job has, and what it does in that time."""
+    environment = (details.runtime_env or {}).get("env_vars", {})
+    seconds = environment.get(JOB_STOP_VARIABLE, JOB_STOP_SECONDS)
+    return f"a run writes a checkpoint first; what is not over in {seconds} seconds is killed"
+
+
+def saved_by(details: JobDetails) -> list[str]:
+    """A line on what the run of a job that ended has saved; none where it trained no run."""
+    run = run_of(shlex.split((details.metadata or {}).get("tandem", "")))
+    if run is None:
+        return []
+    try:
+        return [read_state(run).describe()]
+    except (ValueError, OSError) as error:
+        return [f"its run cannot be read from here: {error}"]
+
+
+def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags of `submit` before `--`, the command after it."""
+    if "--" in arguments:
+        at = list(arguments).index("--")
+        return list(arguments[:at]), list(arguments[at + 1 :])
+    return list(arguments), []
+
+
+def find_job(client: JobSubmissionClient, job: str) -> JobDetails:
+    """What the cluster knows of `job`."""
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        raise Mistake(f"no job {job} on this cluster; `tandem status` lists jobs") from error
+
+
+def first_line(message: str | None) -> str:
+    """Ray appends the whole log to a failed job's message."""
+    return (message or "").partition("\n")[0].partition(", last available logs")[0]
+
+
+def told_of(cluster: JobCluster, command: str, job: str) -> str:
+    """The command line that a user gives next."""
+    return f"tandem {command} {job} --address {cluster.address}"
+
+
+def follow(cluster: JobCluster, job: str) -> int:
+    """Print the job's output until its end. Ctrl-C leaves the job running."""
+
+    async def tail() -> None:
+        async for lines in cluster.client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+
+    try:
+        asyncio.run(tail())
+    except KeyboardInterrupt:
+        say()
+        say(f"job {job} goes on; end it with: {told_of(cluster, 'stop', job)}")
+        return 130
+    details = find_job(cluster.client, job)
+    if details.status not in EXIT_STATUS:
+        say(f"the connection ended while job {job} is {details.status.value}")
+        return 1
+    if details.status is not JobStatus.SUCCEEDED:
+        say(f"job {job} {details.status.value}: {first_line(details.message)}")
+    return EXIT_STATUS[details.status]

@@ -1,0 +1,1 @@
+"""Groups of training workers on a Ray cluster: started, watched, started again."""

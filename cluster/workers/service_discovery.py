@@ -1,0 +1,130 @@
+"""Prometheus' HTTP service discovery: stable URLs that list every rank, and every node of Ray.
+
+    scrape_configs:
+      - job_name: tandem
+        http_sd_configs: [{url: "http://127.0.0.1:9480/targets"}]
+      - job_name: ray
+        http_sd_configs: [{url: "http://127.0.0.1:9480/ray"}]
+
+The driver serves them from its start to its end. Ranks come and go with restarts; the URLs stay.
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from trainer.base.address import EVERY_ADDRESS, is_loopback, reachable_address, with_port
+from trainer.base.mistake import Mistake
+from trainer.config.sections import LAST_PORT
+from trainer.observe.http import Page, PortTakenError, SmallServer
+from trainer.observe.progress import Progress
+
+DEFAULT_PORT = 9480
+PORTS_TRIED = 20
+
+
+class ServiceDiscovery:
+    """Serves GET /targets and /ray. A context manager; `url` is known once it is made.
+
+    Args:
+        run: label of every target: the RUN folder's whole path, or its URI. Runs of one name in
+            other folders are others.
+        host: address listened on.
+        port: first port tried; the next free one of PORTS_TRIED is taken. 0: any free port.
+        ray_nodes: gives the address of each Ray node's own metrics.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        host: str = "127.0.0.1",
+        port: int = DEFAULT_PORT,
+        ray_nodes: Callable[[], list[str]] = list,
+    ) -> None:
+        self._run = run
+        self._ray_nodes = ray_nodes
+        self._targets: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._http = self._listen(host, port)
+        reached_at = reachable_address() if host in EVERY_ADDRESS else host
+        self.url = f"http://{with_port(reached_at, self._http.port)}/targets"
+
+    def set_target(self, rank: int, address: str) -> None:
+        """Rank `rank` serves its metrics at `address` ("host:port") from now on."""
+        with self._lock:
+            self._targets[rank] = address
+
+    def keep_ranks_below(self, world_size: int) -> None:
+        """Forget ranks of a larger worker group that went before."""
+        with self._lock:
+            self._targets = {r: a for r, a in self._targets.items() if r < world_size}
+
+    def render(self) -> bytes:
+        """The list in the form Prometheus asks for."""
+        with self._lock:
+            targets = sorted(self._targets.items())
+        groups = [
+            {"targets": [address], "labels": {"run": self._run, "rank": str(rank)}}
+            for rank, address in targets
+        ]
+        return json.dumps(groups).encode()
+
+    def render_ray(self) -> bytes:
+        """The same for the nodes of the Ray cluster that the run is on."""
+        # The labels are those of Ray's own list, so that a node in both is one target.
+        return json.dumps([{"targets": self._ray_nodes(), "labels": {"job": "ray"}}]).encode()
+
+    def __enter__(self) -> "ServiceDiscovery":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def _listen(self, host: str, port: int) -> SmallServer:
+        pages = {
+            "/targets": Page("application/json", self.render),
+            "/ray": Page("application/json", self.render_ray),
+        }
+        ports = range(port, min(port + PORTS_TRIED, LAST_PORT + 1) if port else 1)
+        flags = "--discovery-host, --discovery-port"
+        for tried in ports:
+            try:
+                return SmallServer(host, tried, pages, "tandem-discovery", flags)
+            except PortTakenError:  # by another run
+                continue
+        raise Mistake(
+            f"--discovery-port {port}: all of {ports[0]}..{ports[-1]} are taken on {host}; choose "
+            "another, or end a run that is no longer needed"
+        )
+
+
+class ReachableTargets:
+    """Lists what ranks serve, apart from what only another machine than this one reaches.
+
+    Args:
+        here: the address of this machine in the cluster.
+    """
+
+    def __init__(self, discovery: ServiceDiscovery, progress: Progress, here: str) -> None:
+        self._discovery = discovery
+        self._progress = progress
+        self._here = here
+        self._said = False
+
+    def set(self, rank: int, address: str, machine: str) -> None:
+        """Rank `rank`, on `machine`, serves its metrics at `address`."""
+        host = address.rpartition(":")[0].strip("[]")
+        if machine == self._here or not is_loopback(host):
+            self._discovery.set_target(rank, address)
+        elif not self._said:
+            self._said = True
+            self._progress.message(
+                f"metrics of ranks on other machines are not listed: on {machine} they are served "
+                f"at {host}, for that machine alone; --metrics.host 0.0.0.0 lets Prometheus in"
+            )

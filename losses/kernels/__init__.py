@@ -1,0 +1,1 @@
+"""How the B x C scores of a loss are walked: torch, compiled C, Triton."""

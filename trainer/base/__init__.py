@@ -1,0 +1,1 @@
+"""What any module may use: the user's mistakes, the terminal, the machine."""

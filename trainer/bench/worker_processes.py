@@ -1,0 +1,165 @@
+"""Benchmark workers: processes that hold a model and run steps when asked.
+
+Shapes: B rows of a rank's batch, C columns, D width.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Kind = Literal["tandem", "plain"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a step trains: MLP towers over user and item ids, in-batch SSM with logQ and masks."""
+
+    users: int
+    items: int
+    dim: int
+    global_batch_size: int
+    precision: Literal["fp32", "bf16"]
+    temperature: float = 0.05
+    zipf_exponent: float = 1.05
+
+
+class Stepper(Protocol):
+    """One rank's model."""
+
+    def steps(self, count: int) -> float:
+        """Run `count` steps; seconds."""
+
+    def parts(self, count: int) -> dict[str, float]:
+        """Seconds of each part of a step."""
+
+
+class Group:
+    """The processes of one side; all of them idle but while one of the methods runs."""
+
+    def __init__(
+        self,
+        world_size: int,
+        workload: Workload,
+        threads: int,
+        kind: Kind = "tandem",
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        spawn = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        before = dict(os.environ)
+        os.environ.update(environment or {})  # a child's allocator reads it when it starts
+        try:
+            for rank in range(world_size):
+                ours, theirs = spawn.Pipe()
+                process = spawn.Process(
+                    target=_serve, args=(theirs, rank, world_size, port, workload, threads, kind)
+                )
+                process.start()
+                self._pipes.append(ours)
+                self._processes.append(process)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def _ask(self, question: str, count: int = 0) -> list[Any]:
+        for pipe in self._pipes:
+            pipe.send((question, count))
+        return [pipe.recv() for pipe in self._pipes]
+
+    def seconds_of(self, steps: int) -> float:
+        """Seconds of the slowest rank for `steps` steps."""
+        return float(max(self._ask("steps", steps)))
+
+    def parts(self, steps: int = 10) -> dict[str, float]:
+        """Seconds of each part of a step, on rank 0."""
+        return dict(self._ask("parts", steps)[0])
+
+    def rank_bytes(self) -> int:
+        """Resident memory of the largest rank."""
+        return int(max(self._ask("memory")))
+
+    def close(self) -> None:
+        self._ask("end")
+        for process in self._processes:
+            process.join()
+
+
+def _serve(
+    pipe: Connection,
+    rank: int,
+    world_size: int,
+    port: int,
+    workload: Workload,
+    threads: int,
+    kind: Kind,
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    from trainer.observe.progress import quiet_libraries
+
+    quiet_libraries()
+    import torch
+
+    from trainer.bench.steppers import PlainStepper, TandemStepper
+    from trainer.distributed.ranks import process_group
+
+    torch.set_num_threads(threads)
+    with process_group() as ranks:
+        stepper: Stepper = (
+            TandemStepper(workload, ranks) if kind == "tandem" else PlainStepper(workload)
+        )
+        pipe.send("ready")
+        while (message := pipe.recv())[0] != "end":
+            match message:
+                case ("steps", count):
+                    pipe.send(stepper.steps(count))
+                case ("parts", count):
+                    pipe.send(stepper.parts(count))
+                case ("memory", _):
+                    pipe.send(resident_bytes())
+        del stepper
+    pipe.send("ended")
+
+
+def resident_bytes() -> int:
+    """Bytes of this process in memory now, those shared with other processes left out."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in status if ":" in line)
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+
+class PartTimer:
+    """Adds up seconds between marks."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._last = time.perf_counter()
+
+    def start(self) -> None:
+        self._last = time.perf_counter()
+
+    def mark(self, part: str) -> None:
+        """What ran since the last mark was `part`."""
+        now = time.perf_counter()
+        self.seconds[part] += now - self._last
+        self._last = now

@@ -1,0 +1,58 @@
+"""Flags of `tandem compare`; no torch, so that --help comes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from trainer.base.machine import usable_cpus
+from trainer.base.mistake import Mistake
+from trainer.base.ranges import check_given, check_ranges
+from trainer.compare.cases import MOST_TUNING_TRIALS, Section
+from trainer.config.sections import LossName
+
+MOST_SEEDS = 1000
+MOST_EPOCHS = 100_000
+MOST_UNIFORM = 1 << 24
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """Train losses at equal tuning budgets and show how they compare."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Folder of a prepared dataset with validation and test splits."""
+    out: str
+    """Folder for the results; one that was begun with the same flags is gone on with."""
+    losses: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
+    """Losses compared."""
+    sections: tuple[Section, ...] = ("noise", "dislikes", "negatives")
+    """What is compared beside the losses themselves. clipping (what a floor under Q costs) shows on
+    long-tailed data of over a million train rows alone."""
+    seeds: int = 3
+    """Trainings of each case with the setting found."""
+    tuning_trials: int = 4
+    """Settings tried for each loss, on the validation split, with seed 0."""
+    epochs: int = 10
+    """Passes over train in each training."""
+    uniform: int = 1024
+    """Shared uniform negatives a step."""
+    preset: str = "ml-100k-mf"
+    """Where model, optimizer and batch come from."""
+    workers: int = 2
+    """Trainings side by side."""
+
+    def __post_init__(self) -> None:
+        check_given(self, ("out",), ("data",))
+        if not self.losses:
+            raise Mistake("--losses is empty: give at least one")
+        check_ranges(
+            self,
+            seeds=(1, MOST_SEEDS),
+            tuning_trials=(1, MOST_TUNING_TRIALS),
+            epochs=(1, MOST_EPOCHS),
+            uniform=(1, MOST_UNIFORM),
+            workers=(1, max(usable_cpus(), 2)),
+        )

@@ -1,0 +1,1 @@
+"""The config of a run, a section a file, and its presets."""

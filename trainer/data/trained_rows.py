@@ -1,0 +1,70 @@
+"""Which users, items and values of attributes occur in the rows that a model is trained on.
+
+The others' rows in its tables would stay the noise they began as; the model has zeros there, what
+it has for unknown ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainer.data.features import count_column, read_attribute, read_counts
+from trainer.data.jagged import Jagged
+from trainer.data.parquet import open_parquet
+from trainer.data.schema import Dataset
+
+
+def trained_items(dataset: Dataset, splits: Sequence[str]) -> np.ndarray:
+    """Items that somebody liked in the splits trained on, bool [num_items]."""
+    return read_counts(dataset, "item", count_column(splits)) > 0
+
+
+def trained_rows(
+    dataset: Dataset, keys: Sequence[str], splits: Sequence[str], with_disliked: bool
+) -> dict[str, np.ndarray]:
+    """By "user", "item" and the attributes among `keys`: rows that training looks up, bool.
+
+    Args:
+        with_disliked: disliked rows are trained on too, or disliked items read as history.
+    """
+    if with_disliked:
+        found = _in_rows(dataset, splits)
+    else:
+        found = {
+            "user": read_counts(dataset, "user", count_column(splits)) > 0,
+            "item": trained_items(dataset, splits),
+        }
+    attributes = {
+        **{f"user.{each.name}": each for each in dataset.user_attributes},
+        **{f"item.{each.name}": each for each in dataset.item_attributes},
+    }
+    for key in keys:
+        if key in attributes:
+            column = read_attribute(dataset, key, attributes[key])
+            rows = np.flatnonzero(found[key.partition(".")[0]])
+            values = column.take(rows) if isinstance(column, np.ndarray) else _of_bags(column, rows)
+            found[key] = np.zeros(attributes[key].num_values, dtype=bool)
+            found[key][values] = True
+    return found
+
+
+def _of_bags(bags: Jagged, rows: np.ndarray) -> np.ndarray:
+    chosen = np.zeros(len(bags.offsets) - 1, dtype=bool)
+    chosen[rows] = True
+    return bags.values[np.repeat(chosen, np.diff(bags.offsets))]
+
+
+def _in_rows(dataset: Dataset, splits: Sequence[str]) -> dict[str, np.ndarray]:
+    """Users and items of all rows, liked or disliked: one pass over two columns."""
+    found = {
+        "user": np.zeros(dataset.num_users, dtype=bool),
+        "item": np.zeros(dataset.num_items, dtype=bool),
+    }
+    for path in (path for split in splits for path in dataset.split_files(split)):
+        with open_parquet(path) as file:
+            for part in file.iter_batches(1 << 20, columns=list(found)):
+                for name, seen in found.items():
+                    seen[part.column(name).to_numpy()] = True
+    return found

@@ -1,0 +1,1 @@
+"""Paths and URIs, and files that are whole or not there."""

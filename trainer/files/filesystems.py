@@ -1,0 +1,79 @@
+"""Files behind local paths and URIs, through fsspec: which filesystem, and what hinders it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from trainer.base.mistake import Mistake
+
+FILE_SCHEME = "file://"
+
+
+def is_uri(location: str | Path) -> bool:
+    """Whether a location names an object store or the like; `file://` names a local path."""
+    return "://" in str(location) and not str(location).startswith(FILE_SCHEME)
+
+
+def local_path(location: str | Path) -> Path:
+    """The absolute path of a location that is no URI, taken letter for letter."""
+    return Path(str(location).removeprefix(FILE_SCHEME)).absolute()
+
+
+def filesystem_of(location: str | Path) -> tuple[Any, str]:
+    """The fsspec filesystem of a local path or a URI, and the path in it.
+
+    A local path is taken as it is: `::`, `~` and `%` have no meaning in it.
+    """
+    if not is_uri(location):
+        return url_to_fs("file:///")[0], str(local_path(location))
+    try:
+        with reached(location):
+            return url_to_fs(str(location))
+    except ImportError as error:
+        raise Mistake(
+            f"{location}: {error}; pip install it into Tandem's environment on every node"
+        ) from error
+    except ValueError as error:
+        raise Mistake(
+            f"{location}: {error}; give a folder, or for example s3://bucket/x"
+        ) from error
+
+
+@contextmanager
+def reached(location: str | Path) -> Iterator[None]:
+    """Have what an object store's client refuses be one line that names the location."""
+    from botocore.exceptions import BotoCoreError, ClientError  # a tenth of a second
+
+    try:
+        yield
+    except Mistake:
+        raise
+    except (BotoCoreError, ClientError, ValueError) as error:
+        raise Mistake(
+            f"{location} cannot be reached ({error}): see to its name, credentials and endpoint"
+        ) from error
+
+
+@contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Have a file that may not be read be the user's mistake."""
+    try:
+        yield
+    except PermissionError as error:
+        raise Mistake(f"{path} may not be read: see to its permissions") from error
+
+
+def check_text(location: str, what: str) -> None:
+    """Raise Mistake on a path that is empty or that no text can hold."""
+    if not location:
+        raise Mistake(f"{what} is empty: give a path")
+    try:
+        os.fspath(location).encode()
+    except UnicodeEncodeError as error:
+        raise Mistake(f"{what} {location!r} is not UTF-8: rename it") from error

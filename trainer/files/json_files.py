@@ -1,0 +1,76 @@
+"""Files of a run that are read and written without torch: whole checkpoints, JSON in one go.
+
+Whatever is read may have been written by someone else, torn by a crash, or be no file at all: it is
+a regular file of bounded size, or it is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from trainer.base.mistake import Mistake
+from trainer.files.storage import StoragePath, file_size, write_whole
+
+STEP_FOLDER = "step-{:08d}"
+COMMIT_FILE = "checkpoint.json"
+MOST_JSON_BYTES = 64 << 20
+_STEP_NAME = re.compile(r"step-(\d{8,18})")
+
+
+def committed(folder: StoragePath) -> list[StoragePath]:
+    """Finished checkpoints, oldest first."""
+    return [path for path in _steps(folder) if (path / COMMIT_FILE).is_file()]
+
+
+def leftovers(folder: StoragePath, before: StoragePath) -> list[StoragePath]:
+    """Checkpoints older than `before` that are not whole: nobody writes them any more."""
+    older = [path for path in _steps(folder) if step_of(path) < step_of(before)]
+    return [path for path in older if not (path / COMMIT_FILE).is_file()]
+
+
+def _steps(folder: StoragePath) -> list[StoragePath]:
+    """Checkpoints' folders by step; whatever else lies among them is not ours."""
+    if not folder.exists():
+        return []
+    return sorted(filter(is_checkpoint_folder, folder.iterdir()), key=step_of)
+
+
+def is_checkpoint_folder(path: StoragePath) -> bool:
+    """Whether its name is one that a checkpoint's folder has."""
+    return _STEP_NAME.fullmatch(path.name) is not None
+
+
+def step_of(path: StoragePath) -> int:
+    """The training step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
+def write_json(path: StoragePath, value: Any) -> None:
+    """Write whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1))
+
+
+def read_json(path: StoragePath, most_bytes: int = MOST_JSON_BYTES) -> Any:
+    """A file of JSON as plain data.
+
+    Raises:
+        Mistake: naming the file, where it is no regular file, too large, or no JSON.
+        OSError: where it cannot be read.
+    """
+    size = file_size(path)
+    if size < 0:  # a FIFO would be waited for, a device has no end
+        what = "is no file" if path.exists() else "does not exist"
+        raise Mistake(f"{path} {what}")
+    if size > most_bytes:
+        raise Mistake(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise Mistake(f"{path} is no JSON: {error.msg} at {where}") from error
+    except RecursionError as error:
+        raise Mistake(f"{path} is no JSON that is read here: nested too deeply") from error
+    except ValueError as error:  # bytes that are no text, numbers of thousands of digits
+        raise Mistake(f"{path} is no JSON: {error}") from error

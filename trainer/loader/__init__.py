@@ -1,0 +1,1 @@
+"""Batches of a dataset: their order, windows, candidates, reading ahead."""

@@ -1,0 +1,1 @@
+"""Inputs, towers, task, tables' start, optimizers; and a trained run opened again."""

@@ -1,0 +1,222 @@
+"""From a config and a dataset to a sharded model, its optimizer and its loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from embeddings.fused_optimizer import fuse_table_optimizer, sharder_arguments
+from embeddings.sharding import Layout, shard
+from losses import CandidateQueue, RetrievalLoss, build_loss
+from trainer.base.machine import usable_memory_bytes
+from trainer.base.mistake import Mistake, mistakes
+from trainer.config.sections import Config, LossConfig, NegativesConfig
+from trainer.data.candidates import Distribution
+from trainer.data.neighbours import store_neighbours
+from trainer.data.schema import Dataset
+from trainer.data.trained_rows import trained_items, trained_rows
+from trainer.distributed.agreement import together
+from trainer.distributed.ranks import Ranks
+from trainer.loader.loader import Loader
+from trainer.model.inputs import Inputs, build_inputs, rows_of
+from trainer.model.log_q import FrequencyCorrection
+from trainer.model.spectral import start_at_spectrum
+from trainer.model.task import RetrievalTask
+from trainer.model.two_tower import TwoTower
+
+
+def build_model(
+    config: Config, dataset: Dataset, ranks: Ranks, known_rows: Mapping[str, int] | None = None
+) -> DistributedModelParallel:
+    """The sharded model, tables at their seeded first values. Collective.
+
+    The `TwoTower` inside is `result.module`. Tables have the dataset's sizes, or `known_rows`,
+    those of a checkpoint whose values follow.
+    """
+    inputs = build_inputs(config.model, dataset, config.data.train_splits)
+    trained, num_trained_items = None, dataset.num_items
+    if known_rows is not None:
+        inputs = inputs.sized(known_rows)
+    else:
+        trained = trained_of_tables(config, dataset, inputs)
+        num_trained_items = int(trained_items(dataset, config.data.train_splits).sum())
+    if inputs.neighbours is not None or (config.model.spectral_start and known_rows is None):
+        together(  # collective: one rank of a machine makes the arrays, the others read them
+            lambda: (
+                store_neighbours(dataset, config.data.train_splits)
+                if ranks.local_rank == 0
+                else None
+            )
+        )
+    torch.manual_seed(config.training.seed)
+    model = TwoTower(
+        config.model,
+        inputs,
+        build_task(config, dataset, num_trained_items),
+        averaging=config.optimizer.tower_averaging,
+        penalty=config.loss.embedding_penalty,
+    )
+    with mistakes():
+        fuse_table_optimizer(
+            model.embeddings,
+            config.optimizer.tables,
+            config.optimizer.table_learning_rate,
+            config.optimizer.table_weight_decay,
+            ranks.device.type,
+        )
+    model.head.to(ranks.device)
+    local_batch_size = -(-config.training.global_batch_size // ranks.world_size)
+    with mistakes():
+        sharded = shard(
+            model,
+            inputs.tables,
+            build_layout(ranks),
+            ranks.device,
+            local_batch_size,  # evaluation takes any number
+            config.training.seed,
+            config.model.sharding,
+            config.model.placement,
+            sharder_arguments(config.optimizer.tables, config.optimizer.table_weight_decay),
+            trained,
+        )
+    if config.model.spectral_start and known_rows is None:
+        start_at_spectrum(  # collective
+            sharded,
+            dataset,
+            config.data.train_splits,
+            config.model.dim,
+            config.model.spectral_start,
+            config.training.seed,
+            ranks,
+        )
+    return sharded
+
+
+def trained_of_tables(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """By table: rows that training on this dataset looks up, bool [known rows]. No collective."""
+    found = trained_rows(
+        dataset,
+        inputs.keys,
+        config.data.train_splits,
+        config.loss.uses_dislikes or inputs.positions("disliked") > 0,
+    )
+    return {
+        table.name: torch.from_numpy(found[rows_of(table.features[0])]) for table in inputs.tables
+    }
+
+
+def build_layout(ranks: Ranks) -> Layout:
+    """The machines of this process group, as TorchRec's planner wants them."""
+    on_gpu = ranks.device.type == "cuda"
+    device_bytes = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else None
+    return Layout(
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+        device_type=ranks.device.type,
+        device_bytes=device_bytes,
+        host_bytes=usable_memory_bytes() // ranks.local_world_size,
+    )
+
+
+def build_task(config: Config, dataset: Dataset, num_trained_items: int) -> RetrievalTask:
+    """Loss, frequency correction and negatives as the config states them.
+
+    Args:
+        num_trained_items: items with a positive in train, which uniform negatives are drawn from.
+    """
+    negatives = config.negatives
+    trained = sum(dataset.splits[name].positives for name in config.data.train_splits)
+    with mistakes():
+        loss = _build_loss(config.loss)
+    return RetrievalTask(
+        loss=loss,
+        correction=FrequencyCorrection(
+            mode=negatives.log_q,
+            total_count=trained,
+            num_items=num_trained_items,
+            popular=negatives.in_batch or negatives.popularity > 0,
+            uniform=negatives.uniform > 0,
+            per=loss.log_q_per,
+        ),
+        in_batch=negatives.in_batch,
+        sampled_by=sampled_by(negatives),
+        history_mask=config.loss.mask_history,
+        dislikes=config.loss.uses_dislikes,
+        disliked_negatives=config.loss.disliked_negatives,
+        ring=config.loss.ring,
+        queue=CandidateQueue(negatives.queue, config.model.width, negatives.queue_warmup_steps)
+        if negatives.queue
+        else None,
+    )
+
+
+def sampled_by(negatives: NegativesConfig) -> Distribution:
+    """What the candidates beside the rows' own are drawn by."""
+    return "popularity" if negatives.popularity else "uniform"
+
+
+def _build_loss(loss: LossConfig) -> RetrievalLoss:
+    return build_loss(
+        loss.name,
+        temperature=loss.temperature,
+        negative_temperature=loss.negative_temperature,
+        negative_weight=loss.negative_weight,
+        margin=loss.margin,
+        disliked_weight=loss.disliked_weight,
+        alpha=loss.alpha,
+        several_positives=loss.several_positives,
+        correction=loss.correction,
+        mask_same_user=loss.mask_same_user,
+        mask_history=loss.mask_history,
+        precision=loss.precision,
+        learn_temperature=loss.learn_temperature,
+        ring=loss.ring,
+        backend=loss.backend,
+    )
+
+
+def local_batch_size(config: Config, ranks: Ranks) -> int:
+    """Rows a rank trains a step. Raises Mistake if the global batch does not divide."""
+    batch = config.training.global_batch_size
+    if batch % ranks.world_size:
+        raise Mistake(
+            f"training.global_batch_size={batch} does not divide by {ranks.world_size} workers; "
+            f"use {batch - batch % ranks.world_size or ranks.world_size}"
+        )
+    return batch // ranks.world_size
+
+
+def build_loader(
+    config: Config,
+    dataset: Dataset,
+    inputs: Inputs,
+    ranks: Ranks,
+    position: dict[str, Any] | None,
+    on_opening: Callable[[int, int], None] = lambda done, total: None,
+) -> Loader:
+    """The training loader of this rank, from `position` on. No collective."""
+    negatives = config.negatives
+    return Loader(
+        dataset,
+        splits=config.data.train_splits,
+        query_keys=inputs.query_keys,
+        candidate_keys=inputs.candidate_keys,
+        local_batch_size=local_batch_size(config, ranks),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        seed=config.training.seed,
+        streams=config.data.streams or None,
+        shuffle_window_rows=config.data.shuffle_window_rows,
+        extra_candidates=negatives.uniform + negatives.popularity,
+        extra_distribution=sampled_by(negatives),
+        feedback="all" if config.loss.uses_dislikes else "positive",
+        history_length=config.data.history_length,
+        position=position,
+        neighbours=inputs.neighbours,
+        skip_corrupt=config.data.skip_corrupt,
+        pin_memory=ranks.device.type == "cuda",
+        on_opening=on_opening,
+    )

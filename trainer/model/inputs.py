@@ -1,0 +1,170 @@
+"""Which features each tower reads, and the tables behind them, from a config and a dataset.
+
+Feature keys: "user", "history", "item", "user_items" and "item_users" (neighbours in the training
+graph), "history@P" and "disliked@P" (one position of a list, 0 the most recent), and "user.NAME" /
+"item.NAME" for attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from embeddings.tables import Table
+from trainer.base.mistake import Mistake
+from trainer.config.sections import ModelConfig
+from trainer.data.neighbours import NeighbourRule
+from trainer.data.schema import Dataset
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The keys of a batch, side by side with the tables that embed them."""
+
+    query_keys: tuple[str, ...]
+    candidate_keys: tuple[str, ...]
+    mean_keys: frozenset[str]
+    """Keys with several values a row, whose summed embeddings are divided by their number."""
+    tables: tuple[Table, ...]
+    neighbours: NeighbourRule | None = None
+    """The graph behind "user_items" and "item_users"; its bags are weighted sums."""
+
+    def positions(self, name: str) -> int:
+        """How many positions of the list `name` the query tower reads one by one."""
+        return sum(key.startswith(f"{name}@") for key in self.query_keys)
+
+    def known_rows(self, key: str) -> int:
+        """Ids 0 ... known_rows - 1 of a feature have a row of their own."""
+        return next(table.known_rows for table in self.tables if key in table.features)
+
+    def unknown_row(self, key: str) -> int:
+        """The row that every other id of a feature is sent to.
+
+        Users and items: the table's last, declared for it. Attributes: row 0, "missing".
+        """
+        return self.known_rows(key) if "." not in key else 0
+
+    def sized(self, known_rows: Mapping[str, int]) -> Inputs:
+        """The same inputs with tables of other sizes: those of a checkpoint."""
+        tables = tuple(
+            replace(table, num_rows=known_rows[table.name] + table.has_unknown_row)
+            for table in self.tables
+        )
+        return replace(self, tables=tables)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys, in the order of the batch's KeyedJaggedTensor."""
+        return self.query_keys + self.candidate_keys
+
+
+def build_inputs(
+    model: ModelConfig, dataset: Dataset, train_splits: tuple[str, ...] = ("train",)
+) -> Inputs:
+    """State keys and tables for `model` on `dataset`.
+
+    Args:
+        train_splits: whose pairs make the graph of the graph tower.
+
+    Raises:
+        Mistake: if the model asks for attributes, a history or an order that the dataset lacks.
+    """
+    _check_dataset_has(model, dataset)
+    user_attributes = dataset.user_attributes if model.user_attributes else ()
+    item_attributes = dataset.item_attributes if model.item_attributes else ()
+    pooled_last = model.tower == "history" and model.history_pooling == "mean"
+    history = ("history",) if model.use_history and model.tower != "history" else ()
+    lists = ("history",) if pooled_last else _positions(model, dataset)
+    graph = model.tower == "graph"
+    query_keys = (
+        (("user",) if model.use_user_id else ())
+        + history
+        + (("user_items",) if graph else ())
+        + tuple(f"user.{attribute.name}" for attribute in user_attributes)
+        + lists  # the list that a query tower reads comes last
+    )
+    candidate_keys = (
+        "item",
+        *(("item_users",) if graph else ()),
+        *(f"item.{attribute.name}" for attribute in item_attributes),
+    )
+    multi = [f"user.{a.name}" for a in user_attributes if a.kind == "multi"]
+    multi += [f"item.{a.name}" for a in item_attributes if a.kind == "multi"]
+    return Inputs(
+        query_keys,
+        candidate_keys,
+        frozenset([*({"history"} & {*query_keys}), *multi]),
+        _tables(model, dataset, history + lists),
+        NeighbourRule(train_splits, model.neighbours) if graph else None,
+    )
+
+
+def rows_of(key: str) -> str:
+    """What a feature's ids are rows of: "user", "item", or the key of an attribute."""
+    if "." in key:
+        return key
+    return "user" if key in ("user", "item_users") else "item"
+
+
+def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
+    reads_history = model.use_history or model.tower in ("history", "sequence")
+    if reads_history and dataset.history_length == 0:
+        raise Mistake(
+            "the model reads the history, but the dataset was prepared with --history-length 0; "
+            "prepare it again with a history"
+        )
+    if model.reads_order and not dataset.has_timestamps:
+        by_places = " (history_pooling places)" if model.tower == "history" else ""
+        raise Mistake(
+            f"the {model.tower} tower{by_places} reads the order of the history, but the dataset "
+            "has no times: prepare it with --timestamp-column, or with --in-order if a user's rows "
+            "stand in time order in the source"
+        )
+    for side, wanted, found in (
+        ("user", model.user_attributes, dataset.user_attributes),
+        ("item", model.item_attributes, dataset.item_attributes),
+    ):
+        if wanted and not found:
+            raise Mistake(
+                f"model.{side}_attributes is set, but the dataset has no {side} attributes; "
+                f"pass a file of them to `tandem prepare` (--{side}s FILE)"
+            )
+
+
+def _tables(model: ModelConfig, dataset: Dataset, histories: tuple[str, ...]) -> tuple[Table, ...]:
+    """The tables behind the keys; `histories` are the keys of items that a user has met."""
+
+    def table(name: str, known_rows: int, *features: str, unknown_row: bool = True) -> Table:
+        rows = known_rows + unknown_row
+        return Table(
+            name, rows, model.dim, features, model.init_std, model.table_precision, unknown_row
+        )
+
+    graph = model.tower == "graph"
+    share = bool(histories) and model.shared_item_table
+    item_features = ("item", *(histories if share else ()), *(("user_items",) if graph else ()))
+    tables = [table("item", dataset.num_items, *item_features)]
+    if model.use_user_id:
+        user_features = ("user", *(("item_users",) if graph else ()))
+        tables.append(table("user", dataset.num_users, *user_features))
+    if histories and not share:
+        tables.append(table("history", dataset.num_items, *histories))
+    for side, wanted, attributes in (
+        ("user", model.user_attributes, dataset.user_attributes),
+        ("item", model.item_attributes, dataset.item_attributes),
+    ):
+        for attribute in attributes if wanted else ():
+            key = f"{side}.{attribute.name}"
+            name, values = key.replace(".", "_"), attribute.num_values
+            tables.append(table(name, values, key, unknown_row=False))  # row 0 is theirs
+    return tuple(tables)
+
+
+def _positions(model: ModelConfig, dataset: Dataset) -> tuple[str, ...]:
+    """Keys of the positions read one by one: disliked, then liked, oldest first."""
+    if not model.reads_positions:
+        return ()
+    length = min(model.sequence_length, dataset.history_length)
+    with_dislikes = model.tower == "sequence" and dataset.has_feedback
+    names = ("disliked", "history") if with_dislikes else ("history",)
+    return tuple(f"{name}@{place}" for name in names for place in reversed(range(length)))

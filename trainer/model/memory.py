@@ -1,0 +1,71 @@
+"""Whether a run can fit into this machine's memory at all, reckoned before anything is allocated.
+
+A lower bound of what training holds: tables with their optimizer's state, candidates and negatives,
+the queue, rows looked up and what a tower makes of them. What is refused here could not have run;
+what is let through may still be too much (`tandem plan` reckons closer).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.base.machine import usable_memory_bytes
+from trainer.base.mistake import Mistake
+from trainer.config.sections import Config
+from trainer.data.schema import Dataset
+from trainer.distributed.ranks import Ranks
+from trainer.model.inputs import build_inputs
+
+FLOAT_BYTES = 4
+STATE_BYTES_A_COLUMN = {"rowwise_adagrad": 0, "adagrad": 4, "adam": 8, "sgd": 0}
+REMEDIES = {
+    "tables": "lower model.dim, set model.table_precision to fp16, or take more workers",
+    "candidates": "lower training.global_batch_size or the sampled negatives",
+    "queue": "lower negatives.queue",
+    "rows": "lower training.global_batch_size or the sampled negatives",
+}
+
+
+def check_memory(config: Config, dataset: Dataset, ranks: Ranks) -> None:
+    """Raise Mistake where the least that a worker needs is more than its machine has."""
+    parts = least_bytes(config, dataset, ranks.world_size)
+    if ranks.device.type == "cuda":
+        have = torch.cuda.get_device_properties(ranks.device).total_memory
+        if config.model.placement == "uvm_caching":
+            parts["tables"] = 0
+    else:
+        have = usable_memory_bytes() // ranks.local_world_size
+    needed = sum(parts.values())
+    if needed <= have:
+        return
+    largest = max(parts, key=lambda name: parts[name])
+    listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
+    raise Mistake(
+        f"training needs at least {_gib(needed)} of memory a worker ({listed}), and there are "
+        f"{_gib(have)}: {REMEDIES[largest]}"
+    )
+
+
+def least_bytes(config: Config, dataset: Dataset, world_size: int) -> dict[str, int]:
+    """Bytes that a worker holds at the same time, at least, by what holds them."""
+    model, negatives = config.model, config.negatives
+    inputs = build_inputs(model, dataset, config.data.train_splits)
+    rows = sum(table.num_rows for table in inputs.tables)
+    weight_bytes = FLOAT_BYTES if model.table_precision == "fp32" else 2
+    column_bytes = weight_bytes + STATE_BYTES_A_COLUMN[config.optimizer.tables]
+    sampled = negatives.uniform + negatives.popularity
+    columns = sampled + (config.training.global_batch_size if negatives.in_batch else 0)
+    bags = -(-(config.training.global_batch_size + sampled) // world_size)
+    pooled = bags * len(inputs.keys) * model.dim * FLOAT_BYTES
+    hidden = sum(model.hidden) if model.tower == "mlp" else 0
+    kept = bags * (hidden + model.width) * FLOAT_BYTES  # by a tower, for its backward
+    return {
+        "tables": -(-rows // world_size) * model.dim * column_bytes,
+        "candidates": 2 * columns * model.width * FLOAT_BYTES,  # and their gradient
+        "queue": negatives.queue * model.width * FLOAT_BYTES,
+        "rows": 2 * pooled + kept,
+    }
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"

@@ -1,0 +1,187 @@
+"""The two-tower model: sharded tables, a query tower, a candidate tower, and the training task.
+
+Shapes: B rows of a rank's batch, E further candidates, S = B + E bags, D columns of a table,
+O columns of a tower.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from embeddings.tables import build_embedding_bags
+from trainer.config.sections import ModelConfig
+from trainer.model.inputs import Inputs
+from trainer.model.task import Outputs, RetrievalTask
+from trainer.model.towers import (
+    build_candidate_tower,
+    build_query_tower,
+    zeros_where_nothing_is_known,
+)
+
+
+class Towers(nn.Module):
+    """Pooled embeddings of both sides to queries and candidates.
+
+    One call splits the pooled values once, so that the backward pass concatenates once.
+    """
+
+    def __init__(self, model: ModelConfig, inputs: Inputs) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.query = build_query_tower(model, inputs)
+        self.candidate = build_candidate_tower(model, inputs)
+
+    def split(self, pooled: KeyedTensor, features: KeyedJaggedTensor) -> dict[str, Tensor]:
+        """[S, sum of D] -> {key: [S, D]}, sums of several values turned into their mean."""
+        keys = pooled.keys()
+        parts = dict(zip(keys, pooled.values().split(pooled.length_per_key(), dim=1), strict=True))
+        for key in self.inputs.mean_keys:
+            count_S = features[key].lengths().clamp(min=1).to(parts[key].dtype)
+            parts[key] = parts[key] / count_S.unsqueeze(1)
+        return parts
+
+    def encode_queries(self, parts: dict[str, Tensor], num_rows: int) -> Tensor:
+        """The first `num_rows` bags of the query side -> [num_rows, O]."""
+        return self.query([parts[key][:num_rows] for key in self.inputs.query_keys])
+
+    def encode_candidates(self, parts: dict[str, Tensor]) -> Tensor:
+        """All bags of the candidate side -> [S, O]."""
+        return self.candidate([parts[key] for key in self.inputs.candidate_keys])
+
+
+class Head(nn.Module):
+    """Towers and task: all of the model behind the tables.
+
+    A module of its own, so that the pipeline's tracer takes it as one leaf: what is inside may
+    branch on shapes and call collectives.
+    """
+
+    def __init__(
+        self, towers: Towers, task: RetrievalTask, averaging: float, penalty: float
+    ) -> None:
+        super().__init__()
+        self.penalty = penalty
+        """Weight of the L2 of looked-up embeddings; not part of the loss that is shown."""
+        self.towers = towers
+        self.task = task
+        self.averaging = averaging
+        self.averaged = copy.deepcopy(towers).requires_grad_(False) if averaging else None
+        """Exponential moving average of the towers, where `averaging` (its decay) is not 0."""
+
+    @property
+    def encoding(self) -> Towers:
+        """The towers that queries and candidates are encoded with outside training."""
+        return self.towers if self.averaged is None else self.averaged
+
+    def forward(self, pooled: KeyedTensor, batch: Any) -> tuple[Tensor, Outputs]:
+        parts = self.towers.split(pooled, batch.features)
+        query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0])
+        candidate_SO = self.towers.encode_candidates(parts)
+        value, outputs = self.task(query_BO, candidate_SO, batch)
+        if self.penalty:
+            value = value + self.penalty * mean_square(parts, batch)
+        return value, outputs
+
+
+def mean_square(parts: dict[str, Tensor], batch: Any) -> Tensor:
+    """Half the squared length of all looked-up embeddings, a row of the global batch; 0-d.
+
+    This rank's share times the number of ranks, as the loss is. No collective.
+    """
+    total = torch.stack([part.square().sum() for part in parts.values()]).sum()
+    return 0.5 * total * (dist.get_world_size() / batch.global_rows)
+
+
+class TwoTower(nn.Module):
+    """The whole model.
+
+    `forward` is what the training pipeline runs. `encode_queries` and `encode_candidates` are for
+    evaluation and export; both look up sharded tables, so they are collective: every rank calls
+    them together, with the same number of rows.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        inputs: Inputs,
+        task: RetrievalTask,
+        averaging: float = 0.0,
+        penalty: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.embeddings = build_embedding_bags(
+            inputs.tables, weighted=inputs.neighbours is not None
+        )
+        self.head = Head(Towers(model, inputs), task, averaging, penalty)
+        self.unknown_ids: dict[str, Tensor | int] = {}
+        """Ids met by `encode_*` so far that no table row stands for, by feature."""
+
+    def forward(self, batch: Any) -> tuple[Tensor, Outputs]:
+        """One rank's batch -> (its share of the loss, statistics). Collective."""
+        pooled = self.embeddings(batch.features)
+        return self.head(pooled, batch)
+
+    @torch.no_grad()
+    def average_towers(self) -> None:
+        """Move the towers' average towards them; after each step. No collective."""
+        if self.head.averaged is None:
+            return
+        pairs = zip(self.head.averaged.parameters(), self.head.towers.parameters(), strict=True)
+        for average, parameter in pairs:
+            average.lerp_(parameter, 1 - self.head.averaging)
+
+    def use_averaged_towers(self) -> None:
+        """Put the average in the towers' place: training does not go on from here."""
+        if self.head.averaged is not None:
+            self.head.towers.load_state_dict(self.head.averaged.state_dict())
+
+    @torch.no_grad()
+    def encode_queries(self, features: KeyedJaggedTensor) -> Tensor:
+        """n bags with the query keys filled -> [n, O]; zeros: nothing is known. Collective."""
+        features = self._complete(features)
+        parts = self.head.encoding.split(self.embeddings(features), features)
+        query_nO = self.head.encoding.encode_queries(parts, features.stride())
+        return zeros_where_nothing_is_known(query_nO, [parts[k] for k in self.inputs.query_keys])
+
+    @torch.no_grad()
+    def encode_candidates(self, features: KeyedJaggedTensor) -> Tensor:
+        """n bags with the candidate keys filled -> [n, O]; zeros: nothing is known. Collective."""
+        features = self._complete(features)
+        parts = self.head.encoding.split(self.embeddings(features), features)
+        item_nO = self.head.encoding.encode_candidates(parts)
+        return zeros_where_nothing_is_known(item_nO, [parts[k] for k in self.inputs.candidate_keys])
+
+    def _complete(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """The same bags under all of the model's keys, in its order; those not given are empty.
+
+        Ids that a table does not know go to its row for them and are counted in `unknown_ids`.
+        """
+        given = features.to_dict()
+        stride = features.stride()
+        device = features.values().device
+        empty_lengths = torch.zeros(stride, dtype=features.lengths().dtype, device=device)
+        parts = [given.get(key) for key in self.inputs.keys]
+        filled = [part for part in parts if part is not None]
+        weights = None
+        if self.inputs.neighbours is not None:
+            weights = torch.cat([part.weights() for part in filled])
+        values = [self._known(k, given[k].values()) for k in self.inputs.keys if k in given]
+        return KeyedJaggedTensor(
+            keys=list(self.inputs.keys),
+            values=torch.cat(values),
+            weights=weights,
+            lengths=torch.cat([empty_lengths if p is None else p.lengths() for p in parts]),
+            stride=stride,
+        )
+
+    def _known(self, key: str, ids: Tensor) -> Tensor:
+        unknown = ids >= self.inputs.known_rows(key)
+        self.unknown_ids[key] = self.unknown_ids.get(key, 0) + unknown.sum()
+        return ids.masked_fill(unknown, self.inputs.unknown_row(key))

@@ -1,0 +1,1 @@
+"""Metrics, progress, time of parts, HTTP: nothing here knows a model."""

@@ -1,0 +1,194 @@
+"""What the user sees while something runs: one live line on a terminal, plain lines elsewhere.
+
+    training   ━━━━━━━━━━╸         1,200/4,000  loss 4.318  21,407 examples/s  eta 0:02:11
+
+Everything that takes long speaks to a `Progress`. `TerminalProgress` draws; under Ray rank 0's
+reports travel to a `TerminalProgress` in the driver. Progress goes to standard error, results to
+standard output. Nothing here touches a device: callers hand over plain numbers.
+"""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, TextIO
+
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from trainer.base.screen import plain_console, shown
+
+PLAIN_LINE_SECONDS = 10.0
+RECENT_UPDATES = 100  # that the time left is reckoned from
+LOUD_LOGGERS = (
+    "torchrec",
+    "fbgemm_gpu",
+    "ray",
+    "ray.train",
+    "ray.data",
+    "torch.fx",
+    "torch.distributed",
+    "torch.distributed.checkpoint",
+    "torch.distributed.elastic",
+)
+LOUD_MODULES = r"(torch|torchrec|fbgemm_gpu|ray|tensordict|torchmetrics|pyre_extensions)(\.|$)"
+# Warnings that libraries pin on our lines.
+LOUD_MESSAGES = (r"Please use DTensor", r".*is_fx_tracing")
+QUIET_ENVIRONMENT = {
+    "TORCH_LOGS": "-all",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "GLOG_minloglevel": "2",
+    "NCCL_DEBUG": "ERROR",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+
+
+class Progress(Protocol):
+    """Where long work reports to."""
+
+    def update(self, name: str, done: int, total: int | None = None, **values: float) -> None:
+        """`done` of `total` (None: unknown) units of `name` are through; `values` stand beside."""
+
+    def message(self, text: str) -> None:
+        """A line the user should keep: a checkpoint was written, a warning."""
+
+    def close(self) -> None:
+        """The work is over."""
+
+
+class SilentProgress:
+    """Says nothing: every rank but the first."""
+
+    def update(self, name: str, done: int, total: int | None = None, **values: float) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class TerminalProgress:
+    """Draws progress on `stream`: live if it is a terminal, else a line every `every_seconds`.
+
+    A context manager; `close` ends the live line. Values are formatted by name: `loss` with four
+    significant digits, `..._per_second` as "1,234 .../s".
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        every_seconds: float = PLAIN_LINE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = plain_console(stream or sys.stderr)
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._live: RichProgress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._recent: dict[str, deque[tuple[float, int]]] = {}
+        self._printed: dict[str, float] = {}
+
+    def update(self, name: str, done: int, total: int | None = None, **values: float) -> None:
+        recent = self._recent.setdefault(name, deque(maxlen=RECENT_UPDATES))
+        if recent and done < recent[-1][1]:  # gone back, to a checkpoint
+            recent.clear()
+        recent.append((self._clock(), done))
+        if self._console.is_terminal:
+            self._draw(name, done, total, values)
+        elif self._is_due(name, done == total):
+            self._print(self._plain_line(name, done, total, values))
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(shown(text, keep="\n"), soft_wrap=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._tasks.clear()
+
+    def __enter__(self) -> "TerminalProgress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _draw(self, name: str, done: int, total: int | None, values: dict[str, float]) -> None:
+        if self._live is None:
+            self._live = RichProgress(
+                TextColumn("{task.description:<12}", markup=False),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[values]}", markup=False),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                refresh_per_second=4,
+            )
+            self._live.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._live.add_task(shown(name), total=total, values="")
+        beside = "  ".join(format_value(key, value) for key, value in values.items())
+        self._live.update(self._tasks[name], completed=done, total=total, values=beside)
+
+    def _is_due(self, name: str, is_last: bool) -> bool:
+        now = self._clock()
+        if not is_last and now - self._printed.get(name, float("-inf")) < self._every_seconds:
+            return False
+        self._printed[name] = now
+        return True
+
+    def _plain_line(self, name: str, done: int, total: int | None, values: dict[str, float]) -> str:
+        parts = [name, f"{done:,}/{total:,}" if total is not None else f"{done:,}"]
+        parts += [format_value(key, value) for key, value in values.items()]
+        then, first = self._recent[name][0]
+        if total is not None and first < done < total:
+            remaining = (total - done) * (self._clock() - then) / (done - first)
+            parts.append(f"eta {format_seconds(remaining)}")
+        return "  ".join(parts)
+
+
+def format_value(name: str, value: float) -> str:
+    """`loss 4.318`, `rows 146,464`, `21,407 examples/s`."""
+    if name.endswith("_per_second"):
+        return f"{value:,.0f} {name.removesuffix('_per_second')}/s"
+    return f"{name} {value:,.0f}" if abs(value) >= 10_000 else f"{name} {value:.4g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Hours, minutes and seconds: `0:02:11`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def quiet_libraries(verbose: bool = False) -> None:
+    """Hide the chatter of torch, torchrec, fbgemm and Ray, unless `verbose`.
+
+    Call it first in every process: environment variables are read when a library is imported,
+    and processes started later inherit them. Calling it again after the imports is harmless.
+    """
+    if verbose:
+        return
+    for variable, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    for name in LOUD_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=LOUD_MODULES)
+    for message in LOUD_MESSAGES:
+        warnings.filterwarnings("ignore", message=message)

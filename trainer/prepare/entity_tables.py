@@ -1,0 +1,83 @@
+"""The tables of a dataset that belong to no partition: items, users, attributes, queries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+
+from trainer.prepare.attributes import Encoded
+from trainer.prepare.partition import PARQUET
+from trainer.sources import sql
+
+TABLE = f"{PARQUET}, DICTIONARY_SIZE_LIMIT 1"
+"""Plain integer columns: dense rows are read whole, a dictionary would only be undone."""
+
+
+def write_items_and_users(
+    connection: duckdb.DuckDBPyConnection,
+    staging: str,
+    out: str,
+    attributes: dict[str, list[Encoded]],
+    title: str | None,
+    extends: bool,
+) -> None:
+    """Write items.parquet and users.parquet, rows ascending without gaps.
+
+    title: the column of table side_item that holds titles, by its name there. extends: rows that
+    the side tables lack take their title and attributes from tables old_item and old_user.
+    """
+    for side in ("item", "user"):
+        columns = [f"{side}s.row AS {side}", f"{side}s.raw AS raw_id"]
+        parts = sorted(Path(staging, f"counts-{side}").glob("*.parquet"))
+        counts = sql.parquet(connection, parts)
+        joins = [
+            f"""LEFT JOIN (SELECT row, sum(count)::BIGINT AS count,
+                    sum(count_with_validation)::BIGINT AS count_with_validation
+                FROM {counts} GROUP BY row) AS counts ON counts.row = {side}s.row""",
+            f"LEFT JOIN side_{side} AS side ON side.raw = {side}s.raw",
+        ]
+        if extends:
+            joins.append(f"LEFT JOIN old_{side} AS old ON old.row = {side}s.row")
+        if side == "item":
+            titles = ["old.title"] if extends else []
+            titles += [] if title is None else [f"nullif(trim(CAST(side.{title} AS VARCHAR)), '')"]
+            columns.append(f"coalesce({', '.join([*reversed(titles), 'NULL::VARCHAR'])}) AS title")
+        for name in ("count", "count_with_validation"):
+            columns.append(f"coalesce(counts.{name}, 0) AS {name}")
+        for each in attributes[side]:
+            name = sql.name(each.attribute.name)
+            values = [] if each.table is None else [f"{each.table}.value"]
+            values += [f"old.{sql.name(old_column(each.attribute.name))}"] if extends else []
+            values.append("0::BIGINT" if each.attribute.kind == "single" else "[]::BIGINT[]")
+            columns.append(f"coalesce({', '.join(values)}) AS {name}")
+            if each.table is not None:
+                joins.append(f"LEFT JOIN {each.table} ON {each.table}.raw = {side}s.raw")
+        connection.execute(
+            f"COPY (SELECT {', '.join(columns)} FROM {side}s {' '.join(joins)} "
+            f"ORDER BY {side}s.row) TO {sql.target(f'{out}/{side}s.parquet')} ({TABLE})"
+        )
+
+
+def write_vocabularies(connection: duckdb.DuckDBPyConnection, out: str) -> None:
+    """Write attributes.parquet: side, name, row, value, count."""
+    connection.execute(
+        "COPY (SELECT side, name, row, value, count FROM vocabulary ORDER BY side, name, row) "
+        f"TO {sql.target(f'{out}/attributes.parquet')} ({PARQUET})"
+    )
+
+
+def join_queries(connection: duckdb.DuckDBPyConnection, staging: str, out: str) -> None:
+    """Put the partitions' queries together, in the order of the partitions: users ascend."""
+    (Path(out) / "queries").mkdir()
+    for split in ("validation", "test"):
+        parts = sorted(Path(staging, f"queries-{split}").glob("*.parquet"))
+        connection.execute(
+            f"COPY (FROM {sql.parquet(connection, parts)}) "
+            f"TO {sql.target(f'{out}/queries/{split}.parquet')} ({PARQUET})"
+        )
+
+
+def old_column(attribute: str) -> str:
+    """What tables old_item and old_user call an attribute: its name might be one of theirs."""
+    return f"old {attribute}"

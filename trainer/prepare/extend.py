@@ -1,0 +1,206 @@
+"""`tandem prepare NEW OUT --extend OLD`: new interactions beside those of an existing dataset.
+
+Users and items of OLD keep their rows, so that trained tables fit; new ones come after them.
+Values of attributes likewise. Positions go on where OLD's source ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from trainer.base.mistake import Mistake
+from trainer.data.description import check_columns
+from trainer.data.parquet import open_parquet
+from trainer.data.schema import DERIVED, SPLITS, Attribute, Dataset
+from trainer.files.filesystems import local_path
+from trainer.prepare.entity_tables import old_column
+from trainer.prepare.prepare_arguments import PrepareArguments
+from trainer.prepare.splits import RULES, SplitRule
+from trainer.prepare.staging import Catalog
+from trainer.sources import sql
+from trainer.sources.checks import IdColumn
+from trainer.sources.sources import Source
+
+
+def check_alone(parent: Dataset) -> None:
+    """Raise Mistake where a dataset's folder, which is to be replaced, holds what is not of it."""
+    folder = local_path(parent.path)
+    own = set(replaced_files(parent, folder))
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if name not in own and (path.is_symlink() or not path.is_dir()):
+            raise Mistake(
+                f"{parent.path} is to be replaced and holds {name}, which is not of the dataset: "
+                "move it away, or name another OUT"
+            )
+
+
+def replaced_files(parent: Dataset, folder: Path) -> list[str]:
+    """Names of the files of a dataset's folder; raises where another dataset is there by now."""
+    if Dataset.load(folder, verify="none").digest != parent.digest:
+        raise Mistake(
+            f"{parent.path} was replaced by another command meanwhile: start again, on what is "
+            "there now"
+        )
+    derived = [each for each in folder.glob(f"{DERIVED}/**/*") if not each.is_dir()]
+    return ["dataset.json", *parent.files, *(str(each.relative_to(folder)) for each in derived)]
+
+
+def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
+    """The arguments with the parent's settings; raises where they name others."""
+    needed = {"columns", "rows", "thresholds", "timestamp_unit", "duplicates"}
+    if (
+        parent.split_rule["rule"] not in RULES
+        or not {"seed", "given"} <= parent.split_rule.keys()
+        or not needed <= parent.source.keys()
+    ):
+        remedy = "prepare a dataset from its source and the new data together"
+        if parent.source["format"] == "synth":
+            remedy = "write its rows as a source with `tandem synth --raw` and prepare that"
+        raise Mistake(
+            f"{parent.path} was not made by `tandem prepare`, keeps no order of its source's rows, "
+            f"and cannot be extended: {remedy}"
+        )
+    thresholds = parent.source["thresholds"] or {"positive": None, "dislike": None}
+    settings: dict[str, Any] = {
+        "split": parent.split_rule["rule"],
+        "test_share": parent.split_rule.get("test_share"),
+        "validation_share": parent.split_rule.get("validation_share"),
+        "validation": parent.split_rule.get("validation", "random"),
+        "in_order": parent.source.get("in_order", False),
+        "seed": parent.split_rule["seed"],
+        "history_length": parent.history_length,
+        "positive_threshold": thresholds["positive"],
+        "dislike_threshold": thresholds["dislike"],
+        "duplicates": parent.source["duplicates"],
+    }
+    for name, value in settings.items():
+        wanted = getattr(arguments, name)
+        if wanted is not None and wanted is not False and wanted != value:
+            raise Mistake(
+                f"--{name.replace('_', '-')} {wanted} is not the extended dataset's ({value}): "
+                "leave it out, or prepare all data anew"
+            )
+    del settings["test_share"], settings["validation_share"]  # they are in the parent's rule
+    return replace(arguments, **settings)
+
+
+def known_columns(parent: Dataset | None) -> dict[str, str]:
+    """Names of the columns that the parent's source had."""
+    if parent is None:
+        return {}
+    names = {**parent.source["columns"], "title": parent.source.get("title_column")}
+    return {which: name.split(":")[0] for which, name in names.items() if name}
+
+
+def inherited_rule(parent: Dataset) -> SplitRule:
+    """The parent's rule, its moments left open."""
+    rule = {key: value for key, value in parent.split_rule.items() if not key.endswith("_from")}
+    return SplitRule(
+        rule["rule"],
+        rule.get("test_share"),
+        rule.get("validation_share"),
+        rule["seed"],
+        given=tuple(rule["given"]),
+        validation=rule.get("validation", "random"),
+    )
+
+
+def fitting_source(source: Source, label: str, parent: Dataset) -> Source:
+    """The source without the columns that the parent has no use for; raises where one lacks."""
+    rated = parent.source["thresholds"] is not None
+    for has, needed, what in (
+        (source.has_timestamp, parent.has_timestamps, "timestamp"),
+        (source.has_rating, rated, "rating"),
+    ):
+        if needed and not has:
+            raise Mistake(
+                f"{label} has no {what} column, the extended dataset has {what}s: "
+                f"name it with --{what}-column"
+            )
+    return replace(source, has_timestamp=parent.has_timestamps, has_rating=rated)
+
+
+def load_parent(
+    connection: duckdb.DuckDBPyConnection, parent: Dataset, staged: dict[str, IdColumn]
+) -> dict[str, IdColumn]:
+    """Make tables users, items (row, raw), old_user, old_item and vocabulary; ids' types."""
+    ids: dict[str, IdColumn] = {}
+    for side in ("user", "item"):
+        table = sql.parquet(connection, [parent.file(f"{side}s.parquet")])
+        was_integer = sql.columns_of(connection, table)["raw_id"] == "BIGINT"
+        if was_integer and not staged[side].is_integer:
+            raise Mistake(
+                f"{side} ids of the extended dataset are integers, the new ones are strings: "
+                "correct the new ids, or prepare all data anew"
+            )
+        ids[side] = IdColumn(was_integer)
+        connection.execute(
+            f"CREATE TABLE {side}s AS SELECT {side} AS row, raw_id AS raw FROM {table}"
+        )
+        kept = [f"{side} AS row", *(["title"] if side == "item" else [])]
+        for name in parent_attributes(parent, side) or {}:
+            kept.append(f"{sql.name(name)} AS {sql.name(old_column(name))}")
+        connection.execute(f"CREATE TABLE old_{side} AS SELECT {', '.join(kept)} FROM {table}")
+    vocabulary = sql.parquet(connection, [parent.file("attributes.parquet")])
+    connection.execute(
+        f"INSERT INTO vocabulary SELECT side, name, row, value, count FROM {vocabulary}"
+    )
+    return ids
+
+
+def stage_parent(
+    connection: duckdb.DuckDBPyConnection,
+    parent: Dataset,
+    catalog: Catalog,
+    parts: int,
+    folder: str,
+) -> None:
+    """Write the parent's interactions into the partitions, with the split they had."""
+    moment = "timestamp" if parent.has_timestamps else "position"
+    _check_rows(connection, parent, ("user", "item", "feedback", "position", moment))
+    selects = [
+        f"SELECT user, item, feedback, {moment} AS moment, position, {number}::TINYINT AS old "
+        f"FROM {sql.parquet(connection, parent.split_files(split))}"
+        for number, split in enumerate(SPLITS)
+        if parent.split_files(split)
+    ]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    connection.execute(
+        f"""COPY (SELECT user * {parts} // {catalog.num_users} AS part, user, item, feedback,
+                moment, position, NULL::TINYINT AS given, old
+            FROM ({" UNION ALL ".join(selects)}))
+        TO {sql.target(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
+            FILENAME_PATTERN 'old_{{i}}')"""
+    )
+
+
+def _check_rows(
+    connection: duckdb.DuckDBPyConnection, parent: Dataset, columns: tuple[str, ...]
+) -> None:
+    """Raise Mistake where the parent's interactions are not what its dataset.json says."""
+    kinds = dict.fromkeys(columns, "integer")
+    limits = {"user": parent.num_users, "item": parent.num_items}
+    for path in (path for split in SPLITS for path in parent.split_files(split)):
+        with open_parquet(path) as file:
+            check_columns(path, file.schema_arrow, kinds)
+        relation = sql.parquet(connection, [path])
+        for column, limit in limits.items():
+            low, high = sql.one(connection, f"SELECT min({column}), max({column}) FROM {relation}")
+            if low is not None and (low < 0 or high >= limit):
+                raise Mistake(
+                    f"{path}: column {column!r} holds {low if low < 0 else high}, outside "
+                    f"0..{limit - 1} of dataset.json: prepare {parent.path} again"
+                )
+
+
+def parent_attributes(parent: Dataset | None, side: str) -> dict[str, Attribute] | None:
+    """The parent's attributes of a side by name; None without a parent."""
+    if parent is None:
+        return None
+    known = parent.item_attributes if side == "item" else parent.user_attributes
+    return {each.name: each for each in known}

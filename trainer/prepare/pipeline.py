@@ -1,0 +1,107 @@
+"""`tandem prepare SOURCE OUT`: interactions of any source become a dataset on disk.
+
+    source files -> raw table -> id rows -> staged partitions -> interactions, queries -> tables
+      formats.py     staging.py, attributes.py    partition.py (splits.py, histories.py)  entity_tables.py
+
+DuckDB does all of it and spills what exceeds --memory-limit. OUT is whole or not there
+(whole_folder.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from trainer.base.mistake import Mistake
+from trainer.data.schema import Dataset
+from trainer.files.filesystems import is_uri, local_path
+from trainer.files.whole_folder import clear_leftovers, whole_folder
+from trainer.observe.progress import Progress, TerminalProgress
+from trainer.prepare.extend import (
+    check_alone,
+    replaced_files,
+)
+from trainer.prepare.partition import (
+    PartitionCounts,
+    PartitionPlan,
+    prepare_partition,
+)
+from trainer.prepare.prepare_arguments import PrepareArguments
+from trainer.prepare.steps import Build, Engine
+from trainer.prepare.summary import print_summary
+from trainer.sources import sql
+from trainer.sources.statement_watch import interruptible
+
+__all__ = ["Engine", "PrepareArguments", "prepare", "run_here"]
+
+
+def run_here(
+    plan: PartitionPlan, resources: sql.Resources, progress: Progress, rows: int
+) -> list[PartitionCounts]:
+    """The engine of one machine: partition after partition, each on all threads."""
+    counts = []
+    started = time.monotonic()
+    for part in range(plan.parts):
+        counts.append(prepare_partition(plan, part, resources))
+        done = rows * (part + 1) // plan.parts
+        rate = done / max(time.monotonic() - started, 1e-6)
+        progress.update("histories", done, rows, rows_per_second=rate)
+    return counts
+
+
+def prepare(
+    arguments: PrepareArguments, progress: Progress | None = None, engine: Engine = run_here
+) -> None:
+    """Make the dataset and print what is in it. Raises Mistake on the user's mistakes."""
+    started = time.monotonic()
+    parent = None if arguments.extend is None else _parent(arguments.extend)
+    replaces = None
+    if parent is not None and _is_same(arguments.out, parent.path):
+        if is_uri(arguments.out):
+            raise Mistake(f"{arguments.out} cannot be replaced in place: name another OUT")
+        check_alone(parent)
+        replaces = partial(replaced_files, parent)
+    scratch = None if arguments.scratch is None else Path(arguments.scratch)
+    shown = progress or TerminalProgress()
+    try:
+        with (
+            interruptible(),
+            sql.faults(f"preparing {arguments.source}"),
+            whole_folder(arguments.out, replaces, scratch) as folder,
+            _scratch_folder(scratch, folder) as spill,
+        ):
+            dataset = Build(arguments, parent, folder, spill, shown).run(engine)
+            (folder / "dataset.json").write_text(dataset.to_json())
+    finally:
+        shown.close()
+    print_summary(replace(dataset, path=arguments.out), time.monotonic() - started)
+
+
+def _parent(path: str) -> Dataset:
+    """The dataset that is extended."""
+    if not is_uri(path) and not local_path(path).exists():
+        clear_leftovers(local_path(path).resolve())  # it stands aside, of a run that was killed
+    return Dataset.load(path)
+
+
+def _is_same(out: str, path: str) -> bool:
+    if is_uri(out) or is_uri(path):
+        return out.rstrip("/") == path.rstrip("/")
+    return local_path(out).resolve() == local_path(path).resolve()
+
+
+@contextmanager
+def _scratch_folder(scratch: Path | None, folder: Path) -> Iterator[Path]:
+    """A temporary folder for DuckDB's own files."""
+    around = folder.parent.parent
+    sql.check_folder(around, "\\", "name another OUT")
+    sql.check_folder(scratch or around, "?\\", "name another folder with --scratch")
+    home = scratch or folder
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tandem-", dir=home) as temporary:
+        yield Path(temporary)

@@ -1,0 +1,142 @@
+"""The arguments of `tandem prepare`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from trainer.base.mistake import Mistake
+from trainer.data.schema import MAX_HISTORY_LENGTH
+from trainer.files.filesystems import check_text
+from trainer.prepare.splits import RULES
+from trainer.sources import sql
+from trainer.sources.columns import Columns
+from trainer.sources.sources import FORMATS
+
+DEFAULT_HISTORY_LENGTH = 20
+
+
+@dataclass(frozen=True)
+class PrepareArguments:
+    """Make a dataset of interactions: dense ids, splits, histories, attributes."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """File, folder, glob or URI with interactions."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Folder or URI of the dataset; it must not exist yet, unless it is extended."""
+    format: str | None = None
+    """lightgcn, recbole, parquet, csv (also TSV) or movielens (.dat); recognised by the files'
+    names where left out."""
+    user_column: str | None = None
+    """Column of user ids; recognised are user_id, userId, user, uid."""
+    item_column: str | None = None
+    """Column of item ids; recognised are item_id, itemId, item, movieId and the like."""
+    timestamp_column: str | None = None
+    """Column of times: integers, dates or ISO 8601 text; recognised are timestamp, time, ts."""
+    rating_column: str | None = None
+    """Column of ratings; recognised are rating, score, stars."""
+    items: str | None = None
+    """File of item titles and attributes, one row an item."""
+    users: str | None = None
+    """File of user attributes, one row a user."""
+    title_column: str | None = None
+    """Column of --items that holds the title; recognised are title, movie_title, name."""
+    item_attributes: tuple[str, ...] | None = None
+    """Columns of --items to use as attributes; all that can be where left out."""
+    user_attributes: tuple[str, ...] | None = None
+    """Columns of --users to use as attributes; all that can be where left out."""
+    category: tuple[str, ...] = ()
+    """Columns of --items and --users whose numbers are categories (codes, years), each value for
+    itself; numbers of more than 64 values become 16 buckets else."""
+    positive_threshold: float | None = None
+    """Ratings of at least this are positive; 4 where ratings go from 1 to 5."""
+    dislike_threshold: float | None = None
+    """Ratings of at most this are disliked; 2 where ratings go from 1 to 5. Ratings between are
+    dropped and counted."""
+    split: str | None = None
+    """given: as the files say. time: one moment for all users. leave-last-out: each user's last
+    ones. random: a seeded share of each user's. Left out: given where the files are named so;
+    leave-last-out where there are timestamps, since every user is then tested on what came next;
+    else random."""
+    test_share: float | None = None
+    """Share of rows held out for the test; 0.1 where left out. Under leave-last-out a share of
+    each user's rows, or where left out: one positive each if --split leave-last-out is given or
+    nothing is disliked, else 0.1, so that some dislikes are held out too."""
+    validation_share: float | None = None
+    """Share of rows held out for validation; 0.1 where left out. Under given a share of each
+    user's train rows, unless the files name a validation part."""
+    validation: Literal["random", "last"] | None = None
+    """Under given: which of a user's train rows are held out. last suits a test part that came
+    later than train; where left out, last with --in-order, else random."""
+    in_order: bool = False
+    """A user's rows stand in time order though the source has no timestamps (train before test):
+    their places serve as times, for histories and splits."""
+    duplicates: Literal["first", "last"] | None = None
+    """Which of a user's rows of the same item is kept; the last rating, else the first row."""
+    drop_null_ids: bool = False
+    """Drop (and count) rows whose user or item id is missing, in place of an error."""
+    history_length: int | None = None
+    """Items in a history at most; 0 for none; 20 where left out."""
+    seed: int | None = None
+    """Seed of random splits and of the order of rows; 0 where left out."""
+    extend: str | None = None
+    """Dataset to add SOURCE to, made by prepare before. Its users and items keep their rows, its
+    training rows stay training rows, its settings and names of columns hold. OUT may be the same
+    folder."""
+    memory_limit: str = "4GB"
+    """Memory for DuckDB's buffers, beyond which it spills to --scratch."""
+    threads: int | None = None
+    """Threads; all cores where left out."""
+    scratch: str | None = None
+    """Folder on a local disk for what DuckDB keeps meanwhile; beside OUT where left out (the
+    system's temporary folder where OUT is a URI)."""
+
+    def __post_init__(self) -> None:
+        check_text(self.source, "SOURCE")
+        check_text(self.out, "OUT")
+        sql.check_resources(self.memory_limit, self.threads)
+        for flag, threshold in (
+            ("--positive-threshold", self.positive_threshold),
+            ("--dislike-threshold", self.dislike_threshold),
+        ):
+            if threshold is not None and not math.isfinite(threshold):
+                raise Mistake(f"{flag} {threshold} must be a number, for example 4")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise Mistake(f"--seed {self.seed} must be an integer of 64 bits")
+        if self.history_length is not None and not 0 <= self.history_length <= MAX_HISTORY_LENGTH:
+            raise Mistake(
+                f"--history-length {self.history_length} must be from 0 (none) to "
+                f"{MAX_HISTORY_LENGTH:,}"
+            )
+        for flag, share in (
+            ("--test-share", self.test_share),
+            ("--validation-share", self.validation_share),
+        ):
+            if share is not None and not 0 < share < 1:
+                raise Mistake(f"{flag} {share:g} must lie between 0 and 1, for example 0.1")
+        if (self.test_share or 0) + (self.validation_share or 0) >= 1:
+            raise Mistake(
+                f"--test-share {self.test_share} and --validation-share {self.validation_share} "
+                "leave nothing for training: their sum must be below 1"
+            )
+        if self.format is not None and self.format not in FORMATS:
+            raise Mistake(
+                f"unknown --format {self.format!r}. {sql.near(self.format, FORMATS)}; "
+                "or leave it out"
+            )
+        if self.split is not None and self.split not in RULES:
+            raise Mistake(f"unknown --split {self.split!r}. {sql.near(self.split, RULES)}")
+
+    def columns(self, known: dict[str, str]) -> Columns:
+        """Columns that are named, and names to look for first."""
+        return Columns(
+            self.user_column,
+            self.item_column,
+            self.timestamp_column,
+            self.rating_column,
+            self.title_column,
+            known,
+        )

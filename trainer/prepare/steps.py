@@ -1,0 +1,298 @@
+"""The steps of `tandem prepare`, one after the other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import duckdb
+
+from trainer.base.mistake import Mistake
+from trainer.data.schema import SPLITS, Dataset
+from trainer.observe.progress import Progress
+from trainer.prepare.attributes import Encoded, Wanted, check_categories, encode_side
+from trainer.prepare.describe import describe
+from trainer.prepare.entity_tables import join_queries, write_items_and_users, write_vocabularies
+from trainer.prepare.extend import (
+    fitting_source,
+    inherit,
+    inherited_rule,
+    known_columns,
+    load_parent,
+    parent_attributes,
+    stage_parent,
+)
+from trainer.prepare.partition import SPLIT_NAMES, PartitionCounts, PartitionPlan, total
+from trainer.prepare.prepare_arguments import DEFAULT_HISTORY_LENGTH, PrepareArguments
+from trainer.prepare.split_choice import choose_rule, with_moments
+from trainer.prepare.splits import SplitRule
+from trainer.prepare.staging import (
+    Catalog,
+    check_source,
+    load_raw,
+    load_side,
+    make_catalog,
+    partitions,
+    stage_rows,
+)
+from trainer.sources import sql
+from trainer.sources.checks import IdColumn, Thresholds
+from trainer.sources.formats import SideFiles, read_source
+from trainer.sources.sources import Source, in_order, title_column
+from trainer.sources.statement_watch import watched
+from trainer.sources.times import check_unit_of_parent
+
+Engine = Callable[[PartitionPlan, sql.Resources, Progress, int], list[PartitionCounts]]
+"""Runs `prepare_partition` for every partition: (plan, resources, progress, rows) -> counts."""
+
+
+class Build:
+    """The steps of prepare, in the order of `run`; all files go under `partial`."""
+
+    def __init__(
+        self,
+        arguments: PrepareArguments,
+        parent: Dataset | None,
+        partial: Path,
+        scratch: Path,
+        progress: Progress,
+    ) -> None:
+        self.parent = parent
+        self.arguments = arguments if parent is None else inherit(arguments, parent)
+        self.partial = partial
+        self.staging = partial / "staging"
+        self.scratch = scratch
+        self.progress = progress
+        self.columns = arguments.columns(known_columns(parent))
+        self.notes: dict[str, int] = {}
+        self.resources = sql.Resources(
+            arguments.memory_limit, arguments.threads, str(scratch / "spill")
+        )
+        length = self.arguments.history_length
+        self.history_length = DEFAULT_HISTORY_LENGTH if length is None else length
+
+    def run(self, engine: Engine) -> Dataset:
+        """Make all files but dataset.json, whose contents are returned."""
+        self.staging.mkdir()
+        with closing(sql.connect(self.resources, str(self.scratch / "raw.duckdb"))) as connection:
+            source, dropped, rows = self._read(connection)
+            thresholds, rule, catalog = self._check(connection, source)
+            attributes, title, left_out = self._encode(connection, source)
+            plan, unit, more = self._stage(connection, source, thresholds, rule, catalog, rows)
+            counts = total(engine(plan, self.resources, self.progress, rows))
+            _check_splits(counts, rule)
+            self.progress.message("writing items, users and queries")
+            extends = self.parent is not None
+            with watched(connection, self.progress, "writing"):
+                held = None if title is None or source.items is None else source.items.column(title)
+                write_items_and_users(connection, plan.staging, plan.out, attributes, held, extends)
+                write_vocabularies(connection, plan.out)
+                join_queries(connection, plan.staging, plan.out)
+        shutil.rmtree(self.staging)
+        described = {
+            "format": source.format,
+            "columns": source.columns,
+            "rows": rows + self._parent_rows,
+            "timestamp_unit": unit,
+            "in_order": source.in_order,
+            "thresholds": None if thresholds is None else asdict(thresholds),
+            "duplicates": plan.keep,
+            "title_column": title,
+            "attributes_left_out": left_out,
+        }
+        dropped.update(more)
+        return describe(
+            self.partial,
+            plan,
+            catalog,
+            counts,
+            dropped,
+            attributes,
+            described,
+            self.notes,
+            self.parent,
+        )
+
+    @property
+    def _parent_rows(self) -> int:
+        return 0 if self.parent is None else int(self.parent.source["rows"])
+
+    def _read(self, connection: duckdb.DuckDBPyConnection) -> tuple[Source, dict[str, int], int]:
+        """Table `raw`; the source, rows dropped by reason, rows."""
+        arguments = self.arguments
+        self.progress.message(f"reading {arguments.source}")
+        source = read_source(
+            connection,
+            arguments.source,
+            arguments.format,
+            self.columns,
+            SideFiles(arguments.items, arguments.users),
+        )
+        if arguments.in_order:
+            source = in_order(source, arguments.source)
+        if self.parent is not None:
+            source = fitting_source(source, arguments.source, self.parent)
+        for note in source.all_notes:
+            self.progress.message(note)
+        with watched(connection, self.progress, "reading"):
+            dropped = load_raw(connection, source, arguments.source, arguments.drop_null_ids)
+        rows = sql.number(connection, "SELECT count(*) FROM raw") + sum(dropped.values())
+        self.progress.message(f"read {rows:,} rows as {source.format}")
+        return source, dropped, rows
+
+    def _check(
+        self, connection: duckdb.DuckDBPyConnection, source: Source
+    ) -> tuple[Thresholds | None, SplitRule, Catalog]:
+        """Check raw and side tables; tables `users` and `items`, side tables, `vocabulary`."""
+        arguments = self.arguments
+        users, items, thresholds = check_source(
+            connection,
+            source,
+            arguments.source,
+            arguments.positive_threshold,
+            arguments.dislike_threshold,
+        )
+        if self.parent is None:
+            rule = choose_rule(arguments, source, thresholds)
+        else:
+            rule = inherited_rule(self.parent)
+        users, items = self._load_side_tables(connection, source, users, items)
+        connection.execute(
+            "CREATE TABLE vocabulary (side VARCHAR, name VARCHAR, row BIGINT, value VARCHAR, "
+            "count BIGINT)"
+        )
+        if self.parent is not None:
+            ids = load_parent(connection, self.parent, {"user": users, "item": items})
+            users, items = ids["user"], ids["item"]
+        with watched(connection, self.progress, "dealing ids"):
+            catalog = make_catalog(connection, users, items, arguments.source)
+        self.progress.message(f"{catalog.num_users:,} users, {catalog.num_items:,} items")
+        return thresholds, rule, catalog
+
+    def _load_side_tables(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        source: Source,
+        users: IdColumn,
+        items: IdColumn,
+    ) -> tuple[IdColumn, IdColumn]:
+        """Tables side_user and side_item; ids' kinds, theirs taken into account."""
+        kinds = []
+        for side, own, table in (("user", users, source.users), ("item", items, source.items)):
+            theirs, dropped = load_side(connection, side, table, self.arguments.drop_null_ids)
+            kinds.append(IdColumn(own.is_integer and theirs.is_integer))
+            if dropped:
+                self.notes[f"rows_of_{side}s_without_id"] = dropped
+        return kinds[0], kinds[1]
+
+    def _encode(
+        self, connection: duckdb.DuckDBPyConnection, source: Source
+    ) -> tuple[dict[str, list[Encoded]], str | None, dict[str, dict[str, str]]]:
+        """Attributes of both sides, the title's column, columns left out with reasons."""
+        title = title_column(source.items, self.columns)
+        categories = self.arguments.category
+        sides = (
+            ("item", source.items, self.arguments.item_attributes, title),
+            ("user", source.users, self.arguments.user_attributes, None),
+        )
+        check_categories(categories, [table for _, table, _, _ in sides])
+        attributes: dict[str, list[Encoded]] = {}
+        left_out: dict[str, dict[str, str]] = {}
+        for side, table, names, side_title in sides:
+            known = parent_attributes(self.parent, side)
+            attributes[side] = [Encoded(each, None) for each in (known or {}).values()]
+            left_out[side] = {}
+            if table is not None:
+                wanted = Wanted(names, side_title, categories, f"--{side}-attributes")
+                attributes[side], left_out[side] = encode_side(
+                    connection, side, table, wanted, known, self.progress.message
+                )
+            elif names is not None:
+                raise Mistake(
+                    f"--{side}-attributes needs a file of attributes: give --{side}s FILE"
+                )
+        return attributes, title, left_out
+
+    def _stage(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        source: Source,
+        thresholds: Thresholds | None,
+        rule: SplitRule,
+        catalog: Catalog,
+        rows: int,
+    ) -> tuple[PartitionPlan, str | None, dict[str, int]]:
+        """Deal rows into partitions; the plan, timestamps' unit, rows dropped by reason."""
+        folder = str(self.staging / "rows")
+        old_rows = 0
+        if self.parent is not None:
+            old_rows = sum(each.rows for each in self.parent.splits.values())
+        parts = min(partitions(rows + old_rows, self.history_length), catalog.num_users)
+        with watched(connection, self.progress, "partitioning"):
+            dropped, unit = stage_rows(
+                connection, source, catalog, thresholds, parts, self._parent_rows, folder
+            )
+        connection.execute("DROP TABLE raw")
+        if source.has_timestamp and not source.in_order:
+            self._check_times(connection, folder, unit)
+        if self.parent is not None:
+            stage_parent(connection, self.parent, catalog, parts, folder)
+        keep = self.arguments.duplicates or ("last" if source.has_rating else "first")
+        if rule.rule == "time":
+            rule = with_moments(connection, rule, str(self.staging), parts, keep)
+        plan = PartitionPlan(
+            staging=str(self.staging),
+            out=str(self.partial),
+            parts=parts,
+            rule=rule,
+            history_length=self.history_length,
+            has_timestamps=source.has_timestamp,
+            has_feedback=thresholds is not None and thresholds.dislike is not None,
+            keep=keep,
+        )
+        return plan, unit, dropped
+
+    def _check_times(
+        self, connection: duckdb.DuckDBPyConnection, folder: str, unit: str | None
+    ) -> None:
+        """Raise where new times are no such times as the parent's; tell where they say nothing."""
+        staged = sorted(Path(folder).glob("part=*/new_*.parquet"))
+        if not staged:
+            return
+        relation = sql.parquet(connection, staged)
+        first, last, rows = sql.one(
+            connection, f"SELECT min(moment), max(moment), count(*) FROM {relation}"
+        )
+        if first == last and rows > 1:
+            self.progress.message(
+                f"all {rows:,} rows have the same time ({first}): no history precedes a row, and "
+                "the order of a user's rows is lost. Is --timestamp-column the right column?"
+            )
+        if self.parent is None:
+            return
+        if unit != self.parent.source["timestamp_unit"]:
+            raise Mistake(
+                f"timestamps are {unit}, those of the extended dataset "
+                f"{self.parent.source['timestamp_unit']}: give both in one unit"
+            )
+        old = [path for split in SPLITS for path in self.parent.split_files(split)]
+        check_unit_of_parent(
+            connection,
+            f"SELECT moment FROM {relation}",
+            f"SELECT timestamp AS moment FROM {sql.parquet(connection, old)}",
+            self.arguments.source,
+        )
+
+
+def _check_splits(counts: PartitionCounts, rule: SplitRule) -> None:
+    """Raise where a split has nothing to learn from or to ask for."""
+    for split, positives in zip(SPLIT_NAMES, counts.positives, strict=True):
+        if positives == 0:
+            raise Mistake(
+                f"--split {rule.rule} leaves no positive interaction for {split} "
+                f"(rows: train {counts.rows[0]}, validation {counts.rows[1]}, "
+                f"test {counts.rows[2]}): take another --split or other shares, or more data"
+            )

@@ -1,0 +1,292 @@
+"""The folder of a run: its resolved config, metrics, checkpoints and summary.
+
+RUN/config.json     preset, config, data, versions, and the id of this start
+RUN/starts.jsonl    one line a start: the first, resumes, and restarts after failures
+RUN/metrics.jsonl   one line every `training.log_every_steps`
+RUN/validation.jsonl  one line an evaluation on the validation split
+RUN/checkpoints/    see checkpoint_facts.py
+RUN/owner.json      who writes the folder now, see lock.py
+RUN/summary.json    written at the end
+
+RUN is a local or shared folder, or a URI (s3://bucket/run). config.json is written once a start has
+come to its first step: one that fails before leaves RUN as it was, or no RUN at all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+from trainer.base.mistake import Mistake
+from trainer.base.transient import is_lasting
+from trainer.base.typed import Range, read_as
+from trainer.config.sections import Config
+from trainer.data.schema import Dataset
+from trainer.files.json_files import committed, read_json, write_json
+from trainer.files.line_file import LineFile, last_record, read_records
+from trainer.files.storage import StoragePath, storage_path
+from trainer.run.lock import RunLock
+from trainer.run.start import absent_folders, check_kinds, check_unchanged, names_in, remove_empty
+
+logger = logging.getLogger(__name__)
+BEFORE_CONFIG = {".lock", "owner.json"}
+"""All that a start killed before config.json was written leaves behind: no run yet."""
+PACKAGES = ("torch", "torchrec", "pyarrow")
+STORES = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "memory")
+"""Storage that a run's config may send its reader to."""
+SEEN_SECONDS = 60.0
+"""So long a network disk may take to show other nodes a new file."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a driver hands every worker: plain data, picklable."""
+
+    preset: str
+    config: Config
+    data: str
+    """Folder of a prepared dataset."""
+    out: str
+    """Folder of the run."""
+    resume: bool = False
+    """Go on from the newest checkpoint of a run that stopped."""
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """The same for all attempts of one start: a restarted worker group goes on by itself."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What config.json says."""
+
+    run_id: str
+    preset: str
+    data: str
+    dataset_digest: str
+    world_size: Annotated[int, Range(least=1)]
+    versions: dict[str, str]
+    config: Config
+
+    @property
+    def named_data(self) -> str:
+        """The dataset's place, where it may be read without being named again.
+
+        Raises:
+            Mistake: for a URI of another kind than object stores: whoever wrote the file would
+                have this machine ask any server for anything.
+        """
+        scheme, there, _ = self.data.partition("://")
+        if (there and scheme not in STORES) or "::" in self.data:
+            raise Mistake(
+                f"the run's config.json names data at {self.data!r}, which is not followed "
+                f"(folders and {', '.join(STORES)} are): name the data yourself by --data"
+            )
+        return self.data
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute, since workers may stand in another folder; a URI as it is."""
+    if "://" in path:
+        return path
+    if not path:
+        raise Mistake("an empty path: name a folder, or a URI")
+    try:
+        return str(Path(path).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL
+        raise Mistake(f"{path!r} is no path: {error}") from error
+
+
+def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
+    """Open data and folder; the last value says whether the run goes on from a checkpoint."""
+    dataset = Dataset.load(spec.data)
+    folder = RunFolder(spec.out)
+    return dataset, folder, folder.check_start(spec, dataset)
+
+
+class RunFolder:
+    """RUN on disk. Every rank opens it; rank 0 alone writes."""
+
+    def __init__(self, path: str | StoragePath) -> None:
+        self.path = storage_path(path)
+        self.lock = RunLock(self.path)
+        self._metrics = LineFile(self.metrics_file)
+        self._validation = LineFile(self.path / "validation.jsonl")
+        self._starts = LineFile(self.path / "starts.jsonl")
+        self._said_full = False
+
+    @property
+    def checkpoints(self) -> StoragePath:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_file(self) -> StoragePath:
+        return self.path / "metrics.jsonl"
+
+    def read_config(self) -> RunFacts:
+        """config.json. Raises Mistake where there is no run, or what it says is wrong."""
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise Mistake(
+                f"{self.path} is no run: it has no config.json; "
+                f"make one with `tandem train PRESET --data DIR --out {self.path}`. "
+                "A run that was just started has it once its workers are up"
+            )
+        try:
+            return read_as(RunFacts, read_json(file))
+        except Mistake as mistake:
+            told = str(mistake).removeprefix(f"{file} ")
+            raise Mistake(f"{file}: {told}") from mistake
+
+    def check_start(self, spec: RunSpec, dataset: Dataset) -> bool:
+        """May this start use the folder? True: as a continuation; False: as a new run.
+
+        Raises:
+            Mistake: if it exists and `--resume` is not given; if there is nothing to resume; if
+                config or data changed since its checkpoints; if it is no folder of a run's.
+        """
+        check_kinds(self.path)
+        if not self.path.exists() or names_in(self.path) <= BEFORE_CONFIG:
+            if spec.resume:
+                raise Mistake(f"--resume: {self.path} does not exist; leave --resume out")
+            return False
+        before = self.read_config()
+        kept = bool(committed(self.checkpoints))
+        if not spec.resume and before.run_id != spec.run_id:
+            way = "go on with it by --resume" if kept else "begin it anew by --resume"
+            state = "exists already" if kept else "exists already, without a checkpoint"
+            raise Mistake(f"{self.path} {state}; choose another --out, or {way}")
+        if kept:
+            check_unchanged(self.path, before.dataset_digest, before.config, spec, dataset)
+        return True
+
+    @contextmanager
+    def taken(self, run_id: str) -> Iterator[None]:
+        """Rank 0: hold the folder for the body; what a body made that fails before `begin` goes.
+
+        Raises:
+            Mistake: where another run holds it, or it cannot be written.
+        """
+        absent = absent_folders(self.path)
+        with named_when_lasting(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.lock.take(run_id)
+        try:
+            yield
+        finally:
+            begun = (self.path / "config.json").is_file()
+            self.lock.release(forget=not begun)
+            if not begun:
+                remove_empty(self.path, absent)
+
+    def seen_by_all(self, run_id: str) -> None:
+        """Every rank: raise Mistake where this machine does not see the folder that rank 0 took."""
+        deadline = time.monotonic() + SEEN_SECONDS
+        while not self.lock.is_held_by(run_id):
+            if time.monotonic() > deadline:
+                raise Mistake(
+                    f"this worker's machine does not see {self.path} as rank 0 wrote it: --out "
+                    "must be a folder that all machines share, or a URI"
+                )
+            time.sleep(0.5)
+
+    def begin(self, spec: RunSpec, dataset: Dataset, world_size: int, step: int) -> None:
+        """Rank 0, which has taken the folder: write config.json and a line of starts.jsonl.
+
+        Lines of metrics of steps after `step`, which will be trained again, go.
+        """
+        facts = RunFacts(
+            run_id=spec.run_id,
+            preset=spec.preset,
+            data=spec.data,
+            dataset_digest=dataset.digest,
+            world_size=world_size,
+            versions={name: metadata.version(name) for name in PACKAGES},
+            config=spec.config,
+        )
+        start = {"time": time.time(), "step": step, "world_size": world_size}
+        with named_when_lasting(self.path), self._begun_or_not():
+            for lines in (self._metrics, self._validation):
+                lines.keep(lambda record: _step_of(record) <= step)
+            write_json(self.path / "config.json", asdict(facts))
+            (self.path / "summary.json").unlink(missing_ok=True)  # of a run that has ended
+            self._starts.append(json.dumps(start))
+            self._starts.flush()
+
+    @contextmanager
+    def _begun_or_not(self) -> Iterator[None]:
+        """A first start that cannot be written down whole leaves nothing."""
+        files = [self.path / "config.json", self._starts.path]
+        first = not files[0].is_file()
+        try:
+            yield
+        except OSError:
+            for file in files if first else []:
+                file.unlink(missing_ok=True)
+            raise
+
+    @property
+    def restarts(self) -> int:
+        """How often the run was started in this folder before this time."""
+        return len(read_records(self._starts.path))
+
+    def note_phase(self, phase: str, done: int, total: int | None) -> None:
+        """Rank 0: what the run is at, for those who read the folder."""
+        self.lock.note_phase(phase, done, total)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Rank 0: one line of metrics.jsonl."""
+        self._append(self._metrics, record)
+
+    def append_evaluation(self, record: dict[str, Any]) -> None:
+        """Rank 0: one line of validation.jsonl."""
+        self._append(self._validation, record)
+
+    def flush(self) -> None:
+        """Rank 0: have every line so far be there for others. From any thread."""
+        for lines in (self._metrics, self._validation):
+            self._guarded(lines.flush)
+
+    def last_metrics(self) -> dict[str, Any]:
+        """The last whole line of metrics.jsonl; empty where there is none."""
+        return last_record(self.metrics_file)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        self.flush()
+        write_json(self.path / "summary.json", summary)
+
+    def _append(self, lines: LineFile, record: dict[str, Any]) -> None:
+        if not self.lock.is_lost:
+            self._guarded(lambda: lines.append(json.dumps(record)))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        """A disk that is full loses lines of metrics, not the run; said once."""
+        try:
+            write()
+        except OSError as error:
+            if not self._said_full:
+                logger.error("metrics are not written to %s: %s", self.path, error)
+            self._said_full = True
+
+
+def _step_of(record: dict[str, Any]) -> float:
+    """The step of a line of metrics; infinite where it says none."""
+    step = record.get("step")
+    return step if isinstance(step, int | float) else float("inf")
+
+
+@contextmanager
+def named_when_lasting(path: StoragePath) -> Iterator[None]:
+    """No room, no rights, no such place: the user's mistake, named; anything else is a fault."""
+    try:
+        yield
+    except OSError as error:
+        if is_lasting(error):
+            raise Mistake(f"{path} cannot be written: {error}") from error
+        raise

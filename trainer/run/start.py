@@ -1,0 +1,119 @@
+"""Whether a start may use a folder, and how one that fails leaves it as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.base.mistake import Mistake
+from trainer.config.sections import Config
+from trainer.data.schema import Dataset
+from trainer.files.storage import StoragePath
+
+if TYPE_CHECKING:
+    from trainer.run.folder import RunSpec
+
+FILES = (
+    ".lock",
+    "owner.json",
+    "config.json",
+    "starts.jsonl",
+    "metrics.jsonl",
+    "validation.jsonl",
+    "summary.json",
+)
+FOLDERS = ("checkpoints",)
+FIXED_FIELDS = (
+    ("optimizer", "tables"),
+    ("training", "seed"),
+    ("data", "train_splits"),
+    ("data", "shuffle_window_rows"),
+)
+"""Beside whole sections: what a checkpoint's state, or its place in the data, depends on."""
+
+
+def check_kinds(path: StoragePath) -> None:
+    """Raise Mistake where `path` is no folder, or something in it is not what a run has there.
+
+    A folder in a file's place fails late and obscurely; a FIFO is waited for.
+    """
+    if not isinstance(path, Path):
+        return
+    if path.is_symlink() and not path.exists():
+        raise Mistake(f"--out {path} is a link to nothing; name a folder")
+    if path.exists() and not path.is_dir():
+        raise Mistake(f"--out {path} is no folder; name another")
+    for names, is_right, kind in (
+        (FILES, Path.is_file, "file"),
+        (FOLDERS, Path.is_dir, "folder"),
+    ):
+        for name in names:
+            inner = path / name
+            if (inner.exists() or inner.is_symlink()) and not is_right(inner):
+                raise Mistake(f"{inner} is no {kind}, which a run has there: move it away")
+
+
+def names_in(path: StoragePath) -> set[str]:
+    """What is in a run's folder, without an empty folder of checkpoints and torn beginnings."""
+    names = {inner.name.removesuffix(".partial") for inner in path.iterdir()}
+    if not (path / "config.json").is_file():
+        names.discard("config.json")  # its beginning
+        names.discard("starts.jsonl")  # written just before it
+    if "checkpoints" in names and not any((path / "checkpoints").iterdir()):
+        names.remove("checkpoints")
+    return names
+
+
+def check_unchanged(
+    path: StoragePath, digest: str, config: Config, spec: RunSpec, dataset: Dataset
+) -> None:
+    """Raise Mistake where `spec` cannot go on from checkpoints made of other data or settings.
+
+    Args:
+        digest, config: of the dataset and the settings of then.
+    """
+    if digest not in (dataset.digest, dataset.parent_digest):
+        raise Mistake(
+            f"the data in {spec.data} changed since {path} was trained (digest "
+            f"{digest[:12]}, now {dataset.digest[:12]}); resume with the "
+            "data of then, extend it by `tandem prepare --extend`, or start a new run"
+        )
+    then, now = config.to_json(), spec.config.to_json()
+    fields = [(name, key) for name in ("model", "loss", "negatives") for key in now[name]]
+    changed = [
+        _changed(name, key, then[name][key], now[name][key])
+        for name, key in (*fields, *FIXED_FIELDS)
+        if then[name][key] != now[name][key]
+    ]
+    averaging = then["optimizer"]["tower_averaging"], now["optimizer"]["tower_averaging"]
+    if bool(averaging[0]) != bool(averaging[1]):
+        changed.append(_changed("optimizer", "tower_averaging", *averaging))
+    if changed:
+        raise Mistake(
+            f"--resume cannot change what the model and its state are ({'; '.join(changed)}); "
+            "start a new run, or leave these flags as they were"
+        )
+
+
+def _changed(section: str, field: str, then: Any, now: Any) -> str:
+    flag = f"--{section}.{field.replace('_', '-')}"
+    return f"{flag}: was {json.dumps(then)}, now {json.dumps(now)}"
+
+
+def absent_folders(path: StoragePath) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first."""
+    if not isinstance(path, Path):
+        return []
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(path: StoragePath, absent: list[Path]) -> None:
+    """Take away what a start that failed made before it began: folders that were not there."""
+    if not isinstance(path, Path):
+        return
+    try:
+        for folder in (path / "checkpoints", *absent):
+            folder.rmdir()
+    except OSError:
+        return  # something else is in it, or came into it: not ours

@@ -1,0 +1,1 @@
+"""Planted data, whose best answer is known."""

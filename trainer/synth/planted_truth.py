@@ -1,0 +1,111 @@
+"""The best recall that any model can reach on planted data, and the clusters behind it.
+
+Each user's items are ranked by their true probability, what the user has seen left out. No ranking
+has a higher expected recall; on the held-out rows it is measured, noise included.
+
+Shapes: n = users, T = tastes, R = numbers of a cluster looked at, K = ranks.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trainer.data.jagged import take_ranges
+from trainer.synth.planted import TASTE_WEIGHTS, PlantedModel
+from trainer.synth.planted_rows import PartRows, exclusive_sum
+
+CUTOFFS = (10, 20, 50, 100)
+USERS_AT_ONCE = 512
+
+
+@dataclass
+class BestPossible:
+    """Sums over users of recall and NDCG of the true ranking of one split."""
+
+    users: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    squares: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, value_n: np.ndarray) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + float(value_n.sum())
+        self.squares[name] = self.squares.get(name, 0.0) + float((value_n**2).sum())
+
+    def merge(self, other: "BestPossible") -> None:
+        self.users += other.users
+        for name in other.sums:
+            self.sums[name] = self.sums.get(name, 0.0) + other.sums[name]
+            self.squares[name] = self.squares.get(name, 0.0) + other.squares[name]
+
+    def summary(self) -> dict[str, float]:
+        """Means, and the standard error of each under `<name>_error`."""
+        result: dict[str, float] = {"users": self.users}
+        for name, total in self.sums.items():
+            mean = total / self.users
+            variance = max(self.squares[name] / self.users - mean**2, 0.0)
+            result[name] = round(mean, 5)
+            result[f"{name}_error"] = round((variance / self.users) ** 0.5, 5)
+        return result
+
+
+def best_possible(model: PlantedModel, part: PartRows, split: int, users: int) -> BestPossible:
+    """Recall and NDCG of the true ranking over the first `users` users with targets."""
+    result = BestPossible()
+    start_U = part.split_start(split)
+    stop_U = start_U + part.held_out * part.is_held_U
+    liked_before = exclusive_sum(part.draws.liked_M)
+    user_n = np.flatnonzero(liked_before[stop_U] > liked_before[start_U])[:users]
+    for first in range(0, len(user_n), USERS_AT_ONCE):
+        _add_users(result, model, part, start_U, stop_U, user_n[first : first + USERS_AT_ONCE])
+    return result
+
+
+def _add_users(
+    result: BestPossible,
+    model: PlantedModel,
+    part: PartRows,
+    start_U: np.ndarray,
+    stop_U: np.ndarray,
+    user_n: np.ndarray,
+) -> None:
+    draws = part.draws
+    seen = take_ranges(draws.slot_M, draws.start_U[user_n], start_U[user_n])
+    target = take_ranges(draws.slot_M, start_U[user_n], stop_U[user_n])
+    liked = take_ranges(draws.liked_M, start_U[user_n], stop_U[user_n]).values
+    target_user = np.repeat(np.arange(len(user_n)), np.diff(target.offsets))[liked]
+    target_slot = target.values[liked]
+    longest = int(np.diff(seen.offsets).max())
+    ranked_nK = _true_ranking(model, draws.taste_UT[user_n], seen, CUTOFFS[-1], longest)
+    hit = ranked_nK[target_user] == target_slot[:, None]
+    found = hit.any(axis=1)
+    place = hit.argmax(axis=1)
+    targets_n = np.bincount(target_user, minlength=len(user_n))
+    result.users += len(user_n)
+    discount = 1 / np.log2(np.arange(CUTOFFS[-1]) + 2)
+    for cutoff in CUTOFFS:
+        inside = found & (place < cutoff)
+        hits_n = np.bincount(target_user, inside, minlength=len(user_n))
+        gain_n = np.bincount(target_user, inside * discount[place], minlength=len(user_n))
+        ideal_n = np.cumsum(discount)[np.minimum(targets_n, cutoff) - 1]
+        result.add(f"recall@{cutoff}", hits_n / targets_n)
+        result.add(f"ndcg@{cutoff}", gain_n / ideal_n)
+
+
+def _true_ranking(
+    model: PlantedModel, taste_nT: np.ndarray, seen: "tuple", top: int, longest: int
+) -> np.ndarray:
+    """The `top` unseen slots of highest probability for each user, int64 [n, top]; -1 beyond."""
+    users, ranks = len(taste_nT), len(model.chance_of_rank)
+    looked = min(top + longest, ranks)
+    slot = (np.arange(looked) * model.clusters)[None, None, :] + taste_nT[:, :, None]
+    chance = TASTE_WEIGHTS[:, None] * model.chance_of_rank[None, :looked]
+    chance = np.broadcast_to(chance, slot.shape).reshape(users, -1).copy()
+    slot = slot.reshape(users, -1)
+    seen_key = np.repeat(np.arange(users), np.diff(seen[1])) * model.items + seen[0]
+    known = np.isin(np.arange(users)[:, None] * model.items + slot, seen_key)
+    chance[known | (slot >= model.items)] = 0
+    best = np.argsort(-chance, axis=1, kind="stable")[:, :top]
+    ranked = np.take_along_axis(slot, best, axis=1)
+    ranked[np.take_along_axis(chance, best, axis=1) == 0] = -1
+    if ranked.shape[1] < top:
+        ranked = np.pad(ranked, ((0, 0), (0, top - ranked.shape[1])), constant_values=-1)
+    return ranked

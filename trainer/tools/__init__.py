@@ -1,0 +1,1 @@
+"""`tandem doctor` and `tandem plan`."""

@@ -1,0 +1,1 @@
+"""What looks at the model while it trains: recorder, vitals, validation."""

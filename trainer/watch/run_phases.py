@@ -1,0 +1,32 @@
+"""What a run is at, told to all who ask: the launcher, the run's folder, the user."""
+
+from __future__ import annotations
+
+from trainer.distributed.hooks import Hooks, RunPhase
+from trainer.observe.progress import Progress
+from trainer.run.folder import RunFolder
+
+
+class RunPhases:
+    """One rank's account of what it is at, and how far it has come with it.
+
+    Args:
+        folder: where the phase is written beside the sign of life, on rank 0; None elsewhere.
+        progress: told of the phases that take the place of training's own line.
+    """
+
+    def __init__(self, hooks: Hooks, folder: RunFolder | None, progress: Progress) -> None:
+        self._hooks = hooks
+        self._folder = folder
+        self._progress = progress
+
+    def at(self, phase: RunPhase, done: int = 0, total: int | None = None) -> None:
+        """`done` of `total` units (None: not known) of `phase` are through. No collective."""
+        self._hooks.on_phase(phase, done, total)
+        if self._folder is not None:
+            self._folder.note_phase(phase, done, total)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """So many queries of an evaluation are through."""
+        self.at("evaluating", done, total)
+        self._progress.update("evaluating", done, total)
