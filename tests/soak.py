@@ -1,9 +1,10 @@
 """A long run that is killed again and again: python -m tests.soak KILLS DATA OUT [SLOWNESS]
 
-Two ranks in plain processes, restarted as `cluster/workers/groups.py` would restart them but without
-Ray, whose start takes longer than the run lives. At a random moment (start, step, checkpoint, anything)
-one rank gets SIGKILL, and the other ends by itself. One that does not is ended, as Ray and torchrun
-do, and counted: a rank that waits for others to come at the start of a process group waits long.
+Two ranks in plain processes, restarted as `cluster/workers/groups.py` would restart them but
+without Ray, whose start takes longer than the run lives. At a random moment (start, step,
+checkpoint, anything) one rank gets SIGKILL, and the other ends by itself. One that does not is
+ended, as Ray and torchrun do, and counted: a rank that waits for others to come at the start of a
+process group waits long.
 After KILLS of them the run is let finish, and its curve and tables are compared, bit by bit, with
 those of a run to which nothing happened. SLOWNESS stretches the time between kills where starting
 takes longer.

@@ -1,9 +1,9 @@
 """The walk in row stripes by a compiled kernel: `exp` in float32 on a CPU.
 
 The same stripes and the same result as `losses.kernels.blocked.Walk`, but exponentials are taken
-while scores are in registers, log Q enters there too, and the GEMMs read what the caches still hold:
-it is faster than the three bare GEMMs of a library. With bf16 all three products take bf16 operands
-and are summed in float32, as are the rows.
+while scores are in registers, log Q enters there too, and the GEMMs read what the caches still
+hold: it is faster than the three bare GEMMs of a library. With bf16 all three products take bf16
+operands and are summed in float32, as are the rows.
 
 Shapes: B rows, C columns, D width, R rows of a stripe; padded to P, Q and E: B to the kernel's
 rows, C and D to its panels.

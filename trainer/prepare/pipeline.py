@@ -1,7 +1,8 @@
 """`tandem prepare SOURCE OUT`: interactions of any source become a dataset on disk.
 
     source files -> raw table -> id rows -> staged partitions -> interactions, queries -> tables
-      formats.py     staging.py, attributes.py    partition.py (splits.py, histories.py)  entity_tables.py
+      formats.py     staging.py, attributes.py    partition.py (splits.py, histories.py)
+    and last the tables of users and items: entity_tables.py
 
 DuckDB does all of it and spills what exceeds --memory-limit. OUT is whole or not there
 (whole_folder.py).
