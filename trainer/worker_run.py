@@ -45,15 +45,16 @@ class Run:
         hooks: Hooks,
     ) -> None:
         self.hooks = hooks
-        self.phases = RunPhases(hooks, folder if ranks.is_first else None, progress)
+        self.metrics = RankMetrics()
+        self.metrics.add("tandem_restarts_total", folder.restarts)  # before anyone can read a 0
+        told = folder if ranks.is_first else None
+        self.phases = RunPhases(hooks, told, progress, self.metrics)
         self.phases.at("starting")
         self.spec, self.config = spec, spec.config
         self.dataset, self.folder, self.ranks, self.progress = dataset, folder, ranks, progress
         self.model = build_model(spec.config, dataset, ranks)  # collective
         self.inputs = self.model.module.inputs
         self.optimizer = build_optimizer(self.model, spec.config.optimizer)
-        self.metrics = RankMetrics()
-        self.metrics.add("tandem_restarts_total", folder.restarts)  # before anyone can read a 0
         self.checkpoints = CheckpointWriter(  # collective
             folder.checkpoints,
             ranks,

@@ -80,6 +80,19 @@ METRICS = (
         "gauge",
         "Unix time of the last finished step; at first, of the start.",
     ),
+    Metric(
+        "tandem_progress_timestamp_seconds",
+        "gauge",
+        "Unix time of the last sign that work goes forward: a step, queries of an evaluation, "
+        "bytes of a checkpoint; at first, of the start.",
+    ),
+    Metric(
+        "tandem_phase",
+        "gauge",
+        "1 for what this rank is at, 0 for what it was at before: starting, restoring, training, "
+        "evaluating, saving.",
+        label="phase",
+    ),
     Metric("tandem_finished", "gauge", "1 once the run has come to its end, else 0."),
     Metric("tandem_world_size", "gauge", "Ranks that train together."),
     Metric("tandem_restarts_total", "counter", "Times the run was started anew in its folder."),

@@ -89,7 +89,7 @@ class RankMetrics:
         self._steps: deque[_Step] = deque()
         self._publishing = threading.Lock()
         self._server: SmallServer | None = None
-        for since_start in ("last_step", "checkpoint"):
+        for since_start in ("last_step", "progress", "checkpoint"):
             self.set(f"tandem_{since_start}_timestamp_seconds", time.time())
 
     def add(self, name: str, amount: float = 1.0, label: str | None = None) -> None:
