@@ -24,7 +24,7 @@ from trainer.machine import usable_memory_bytes
 from trainer.mistake import Mistake, mistakes
 from trainer.model import TwoTower
 from trainer.ranks import Ranks
-from trainer.spectral import start_at_spectrum
+from trainer.spectral import rules, start_at_spectrum
 from trainer.task import RetrievalTask
 
 
@@ -43,13 +43,16 @@ def build_model(
     else:
         trained = trained_of_tables(config, dataset, inputs)
         num_trained_items = int(trained_items(dataset, config.data.train_splits).sum())
-    if inputs.neighbours is not None or (config.model.spectral_start and known_rows is None):
+    graphs = [inputs.neighbours] if inputs.neighbours is not None else []
+    if config.model.spectral_start and known_rows is None:
+        graphs = rules(dataset, config.data.train_splits)
+    if graphs:
         together(  # collective: one rank of a machine makes the arrays, the others read them
-            lambda: (
-                store_neighbours(dataset, config.data.train_splits)
+            lambda: [
+                store_neighbours(dataset, rule.splits, rule.with_disliked)
+                for rule in graphs
                 if ranks.local_rank == 0
-                else None
-            )
+            ]
         )
     torch.manual_seed(config.training.seed)
     model = TwoTower(
@@ -91,6 +94,7 @@ def build_model(
             config.model.spectral_start,
             config.training.seed,
             ranks,
+            equal=config.model.similarity == "cosine",
         )
     return sharded
 
