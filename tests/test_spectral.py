@@ -57,9 +57,9 @@ def test_the_matrix_holds_disliked_pairs_at_less(data: Dataset) -> None:
 
 
 def test_inner_products_are_the_smoothed_graphs_scores(data: Dataset) -> None:
-    """As wide as the catalog nothing is smoothed: A, longer by likes / root of the degree."""
+    """Wider than the catalog, nothing is smoothed: A, longer by likes / root of the degree."""
     config = default_preset(data)
-    config = replace(config, model=replace(config.model, dim=data.num_items, init_std=1e-6))
+    config = replace(config, model=replace(config.model, dim=28, init_std=1e-6))
     assert config.model.similarity == "dot"
     with process_group() as ranks:
         model = build_model(config, data, ranks)
