@@ -32,8 +32,9 @@ def default_preset(dataset: Dataset | None) -> Config:
 
     dataset: None, where it cannot be read here: what suits data without times.
     """
-    return Config(
-        model=_model(dataset),
+    order = dataset is not None and dataset.has_timestamps and dataset.history_length > 0
+    config = Config(
+        model=_model(dataset, order),
         loss=LossConfig(name="bsl", temperature=0.1, negative_weight=1.2),
         negatives=NegativesConfig(in_batch=True, uniform=1024, log_q="counts"),
         optimizer=OptimizerConfig(table_learning_rate=0.05, schedule="linear"),
@@ -41,10 +42,29 @@ def default_preset(dataset: Dataset | None) -> Config:
         checkpoint=CheckpointConfig(keep=1),
         evaluation=EvaluationConfig(every_epochs=1, patience=2, users=USERS_EVALUATED),
     )
+    if order or not config.model.spectral_start:
+        return config
+    return _gently_from_the_graph(config)
 
 
-def _model(dataset: Dataset | None) -> ModelConfig:
-    """Places of the history where there are times; else factors, a mean of the history beside."""
+def _gently_from_the_graph(config: Config) -> Config:
+    """Inner products from the smoothed graph's scores on, which training then mends in small steps.
+
+    Cosines have no room for popularity, and steps that are large beside a row undo its start: with
+    some ten rows a user what was smoothed is worth more than what can be learnt.
+    """
+    return replace(
+        config,
+        model=replace(config.model, similarity="dot", init_std=0.005),
+        loss=replace(config.loss, temperature=1.0),
+        negatives=NegativesConfig(in_batch=False, uniform=1024, log_q="none"),
+        optimizer=replace(config.optimizer, table_learning_rate=0.02),
+        training=replace(config.training, epochs=10),
+    )
+
+
+def _model(dataset: Dataset | None, order: bool) -> ModelConfig:
+    """Places of the history where there is an order; else factors."""
     dim = 64
     table_bytes = 0
     if dataset is not None:
@@ -56,7 +76,7 @@ def _model(dataset: Dataset | None) -> ModelConfig:
         spectral_start=1.0 if spectral else 0.0,
         init_std=0.02 if spectral else 0.1,
     )
-    if dataset is None or dataset.history_length == 0 or not dataset.has_timestamps:
+    if dataset is None or not order:
         return model
     return replace(
         model,
@@ -88,6 +108,8 @@ def explain(config: Config, dataset: Dataset) -> str:
         reads = "no history" if not model.use_history else reads
     own = "and the user" if model.use_user_id else "without the user's own embedding"
     start = "spectral start" if model.spectral_start else "start from noise"
+    if model.similarity == "dot":
+        start += " and small steps"
     return (
         f"default, for data with {has}, {_rows(dataset):,} rows of {dataset.num_users:,} users: "
         f"{reads} {own}, {model.dim} wide, {start}, batch {config.training.global_batch_size:,}, "

@@ -119,8 +119,9 @@ class ModelConfig:
     """Standard deviation of the tables' first values."""
     spectral_start: Annotated[float, Range(least=0, most=1000)] = 0.0
     """Length of the spectral vector added to each user's and item's first value (the leading
-    singular vectors of the training graph, seconds to compute); 0: noise alone. For the moment of
-    it every worker holds (users + 3 x items) x (dim + 16) x 4 bytes of host memory."""
+    singular vectors of the training graph, seconds to compute; with dot, items are longer the more
+    they are liked); 0: noise alone. For the moment of it every worker holds
+    (users + 3 x items) x (dim + 16) x 4 bytes of host memory."""
     table_precision: TablePrecision = "fp32"
     """Precision of the tables' weights; optimizer states stay fp32."""
     sharding: Sharding = "row_wise"

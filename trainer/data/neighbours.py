@@ -46,6 +46,8 @@ class NeighbourRule:
     splits: tuple[str, ...] = ("train",)
     limit: int | None = None
     """None: all of them, also in training."""
+    with_disliked: bool = False
+    """Disliked pairs too: who met what."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Neighbours:
     """The bags of a dataset's users and items under a rule."""
 
     def __init__(self, dataset: Dataset, rule: NeighbourRule) -> None:
-        folder = store_neighbours(dataset, rule.splits)
+        folder = store_neighbours(dataset, rule.splits, rule.with_disliked)
         self._limit = rule.limit
         self._bags: dict[str, Jagged] = {}
         self._degree: dict[str, np.ndarray] = {}
@@ -125,12 +127,13 @@ class Neighbours:
         return self._bags[side].values[index_V].astype(np.int64), lengths_n
 
 
-def store_neighbours(dataset: Dataset, splits: Sequence[str]) -> Path:
+def store_neighbours(dataset: Dataset, splits: Sequence[str], with_disliked: bool = False) -> Path:
     """Folder of the four arrays, which are made where they are not there, whole or not at all.
 
     To be called on one rank of a machine before the others: all pairs are sorted in memory.
     """
-    name = f"neighbours-{'-'.join(splits)}-{dataset.digest[:12]}"
+    kind = "met" if with_disliked else "neighbours"
+    name = f"{kind}-{'-'.join(splits)}-{dataset.digest[:12]}"
     home = Path(dataset.path) / DERIVED
     if not os.access(dataset.path, os.W_OK):  # read-only or remote data
         home = _own_folder(Path(tempfile.gettempdir()) / f"tandem-{os.getuid()}")
@@ -139,7 +142,7 @@ def store_neighbours(dataset: Dataset, splits: Sequence[str]) -> Path:
         return folder
     home.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=home))
-    user_P, item_P = _read_pairs(dataset, splits)
+    user_P, item_P = _read_pairs(dataset, splits, with_disliked)
     _write_side(partial, "user", user_P, item_P, dataset.num_users)
     _write_side(partial, "item", item_P, user_P, dataset.num_items)
     try:
@@ -162,15 +165,17 @@ def _own_folder(path: Path) -> Path:
     return path
 
 
-def _read_pairs(dataset: Dataset, splits: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Positive (user, item) pairs, int64 [P] each."""
+def _read_pairs(
+    dataset: Dataset, splits: Sequence[str], with_disliked: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positive (user, item) pairs, or all of them, int64 [P] each."""
     users, items = [], []
     for path in (path for split in splits for path in dataset.split_files(split)):
         with open_parquet(path) as file:
             for part in file.iter_batches(1 << 20, columns=["user", "item", "feedback"]):
-                liked = part.column("feedback").to_numpy() > 0
-                users.append(part.column("user").to_numpy()[liked])
-                items.append(part.column("item").to_numpy()[liked])
+                chosen = with_disliked | (part.column("feedback").to_numpy() > 0)
+                users.append(part.column("user").to_numpy()[chosen])
+                items.append(part.column("item").to_numpy()[chosen])
     return np.concatenate(users), np.concatenate(items)
 
 

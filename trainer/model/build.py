@@ -23,7 +23,7 @@ from trainer.distributed.ranks import Ranks
 from trainer.loader.loader import Loader
 from trainer.model.inputs import Inputs, build_inputs, rows_of
 from trainer.model.log_q import FrequencyCorrection
-from trainer.model.spectral import start_at_spectrum
+from trainer.model.spectral import rules, start_at_spectrum
 from trainer.model.task import RetrievalTask
 from trainer.model.two_tower import TwoTower
 
@@ -43,13 +43,16 @@ def build_model(
     else:
         trained = trained_of_tables(config, dataset, inputs)
         num_trained_items = int(trained_items(dataset, config.data.train_splits).sum())
-    if inputs.neighbours is not None or (config.model.spectral_start and known_rows is None):
+    graphs = [inputs.neighbours] if inputs.neighbours is not None else []
+    if config.model.spectral_start and known_rows is None:
+        graphs = rules(dataset, config.data.train_splits)
+    if graphs:
         together(  # collective: one rank of a machine makes the arrays, the others read them
-            lambda: (
-                store_neighbours(dataset, config.data.train_splits)
+            lambda: [
+                store_neighbours(dataset, rule.splits, rule.with_disliked)
+                for rule in graphs
                 if ranks.local_rank == 0
-                else None
-            )
+            ]
         )
     torch.manual_seed(config.training.seed)
     model = TwoTower(
@@ -91,6 +94,7 @@ def build_model(
             config.model.spectral_start,
             config.training.seed,
             ranks,
+            equal=config.model.similarity == "cosine",
         )
     return sharded
 
