@@ -82,6 +82,17 @@ def test_the_choice_is_printed_and_flags_win(
     assert planned.config == fitted
 
 
+@pytest.mark.parametrize("flag", ["--evaluation.every-epochs=0", "--evaluation.every_epochs 0"])
+def test_without_evaluation_the_preset_has_no_patience(timed: Dataset, flag: str) -> None:
+    """One flag turned evaluation off and was refused, for a patience that nobody had asked for."""
+    flags = ["default", "--data", timed.path, "--out", "run", *flag.split(" ")]
+    _, parsed = parse_preset(flags, "train", TrainArguments)
+    assert parsed.config.evaluation.every_epochs == 0
+    assert parsed.config.evaluation.patience is None
+    with pytest.raises(SystemExit):
+        parse_preset([*flags, "--evaluation.patience", "3"], "train", TrainArguments)
+
+
 @pytest.mark.parametrize("name", get_args(LossName))
 def test_any_other_loss_can_be_asked_for(timed: Dataset, name: str) -> None:
     """What the preset sets for its own loss is not another's: `--loss.name ssm` is enough."""

@@ -13,7 +13,7 @@ import tyro
 from trainer.base.ending import is_first_rank
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
-from trainer.base.screen import say
+from trainer.base.screen import say, words_escaped
 from trainer.config.default_preset import explain
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config, LossConfig
@@ -44,6 +44,9 @@ class TrainArguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False
     """Go on from the newest checkpoint in --out."""
+
+    def __post_init__(self) -> None:
+        check_given(self, ("data", "out"))
 
     def run_spec(self, preset: str) -> RunSpec:
         return RunSpec(preset, self.config, absolute(self.data), absolute(self.out), self.resume)
@@ -87,19 +90,20 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
             raise Mistake(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
         arguments = ["default", *arguments]
     preset, *flags = arguments
-    config = _config_of(preset, flags)
+    config = _unwatched(_config_of(preset, flags), flags)
     missing = {
         field.name: tyro.MISSING
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
         if field.default is dataclasses.MISSING
     }
-    parsed = tyro.cli(
-        kind,
-        args=flags,
-        default=kind(**{**missing, "config": config}),
-        prog=f"{program} PRESET",
-        description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
-    )
+    with words_escaped(flags):
+        parsed = tyro.cli(
+            kind,
+            args=flags,
+            default=kind(**{**missing, "config": config}),
+            prog=f"{program} PRESET",
+            description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
+        )
     chosen: Config = parsed.config  # type: ignore[attr-defined]
     loss = own_parameters(chosen.loss, config.loss)
     changed = {"config": dataclasses.replace(chosen, loss=loss)}
@@ -136,6 +140,15 @@ def _config_of(preset: str, flags: Sequence[str]) -> Config:
     config = find_preset(preset, dataset)
     _say_first(explain(config, dataset))
     return config
+
+
+def _unwatched(config: Config, flags: Sequence[str]) -> Config:
+    """Where flags turn evaluation while training off, the preset's patience goes with it."""
+    names = ("--evaluation.every-epochs", "--evaluation.every_epochs")
+    if "0" not in (_value(flags, name) for name in names):
+        return config
+    evaluation = dataclasses.replace(config.evaluation, every_epochs=0, patience=None)
+    return dataclasses.replace(config, evaluation=evaluation)
 
 
 def _say_first(line: str) -> None:
