@@ -16,7 +16,7 @@ JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types imports test-faults gpu-check doctor clean-demo images
+.PHONY: help setup demo test check lint format types imports test-faults test-hostile gpu-check doctor clean-demo images
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -69,7 +69,7 @@ $(KERNELS): $(STAMP) requirements/kernels.txt
 	@touch $@
 
 test: $(KERNELS)  ## Unit tests, under two minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not faults and not gpu and not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not faults and not gpu and not slow and not hostile"
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)
@@ -89,6 +89,9 @@ format: $(STAMP)  ## Put the code into its form
 
 test-faults: $(KERNELS)  ## Long tests: kills, hangs and cuts on a real Ray cluster
 	$(BIN)/python -m pytest -m "faults or slow" --timeout 900
+
+test-hostile: $(KERNELS)  ## Ten minutes of hostile input; HOSTILE_SEED, HOSTILE_SECONDS
+	$(BIN)/python -m pytest -m hostile -s tests/hostile
 
 gpu-check: $(STAMP)  ## Tests and timings that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --timeout 600

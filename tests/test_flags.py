@@ -10,11 +10,14 @@ from cluster.tune.search import TuneArguments
 from cluster.tune.search import main as tune
 from tests.datasets import make_dataset
 from trainer.base.mistake import Mistake
-from trainer.command_line import PlanArguments
+from trainer.bench.worker_processes import Group, Workload
+from trainer.command_line import PlanArguments, TrainArguments
 from trainer.compare.flags import CompareArguments
 from trainer.config.presets import find_preset
 from trainer.live.dashboard import DashboardArguments
 from trainer.live.server import LivePage
+from trainer.retrieval.on_workers import RankFailedError
+from trainer.tools.plan import parse_bytes
 
 HUGE = 1 << 70
 DEMO = find_preset("demo")
@@ -44,6 +47,8 @@ DEMO = find_preset("demo")
         (DashboardArguments, {"prometheus_port": 0}, "--prometheus-port 0: must be from 1"),
         (DashboardArguments, {"storage": ""}, "--storage is empty"),
         (DashboardArguments, {"run": ""}, "RUN is empty"),
+        (TrainArguments, {"data": ""}, "--data is empty"),
+        (TrainArguments, {"out": ""}, "--out is empty"),
     ],
 )
 def test_values_out_of_range_are_refused(kind: type, given: dict[str, Any], words: str) -> None:
@@ -52,6 +57,7 @@ def test_values_out_of_range_are_refused(kind: type, given: dict[str, Any], word
         TuneArguments: {"data": "d", "out": "o", "config": DEMO},
         PlanArguments: {"data": "d", "config": DEMO},
         DashboardArguments: {"run": "r"},
+        TrainArguments: {"data": "d", "out": "o", "config": DEMO},
     }
     with pytest.raises(Mistake, match=f"^{words}"):
         kind(**needed[kind] | given)
@@ -68,6 +74,51 @@ def test_a_plan_that_does_not_fit_says_so_by_its_status(
     shown = capsys.readouterr().out
     assert shown.count("it does not fit; what helps:") == shown.count("it fits") == 1
     assert shown.count('"fits": false') == shown.count('"fits": true') == 1
+
+
+@pytest.mark.parametrize("memory", ["", "much", "1e400GB", "0GB", "999999999999999TB"])
+def test_memory_of_a_gpu_is_named_by_its_flag(memory: str) -> None:
+    with pytest.raises(Mistake, match=f"^--gpu-memory '{memory}' is "):
+        parse_bytes(memory)
+
+
+@pytest.mark.parametrize(
+    ("part", "flags", "words"),
+    [
+        ("step", ["--dim=0"], "--dim 0: must be from 1"),
+        ("step", ["--rounds=0"], "--rounds 0: must be from 1"),
+        ("step", ["--items=-1"], "--items -1: must be from 10"),
+        ("step", ["--users=9223372036854775808"], "--users 9223372036854775808: must be from 1"),
+        ("loss", ["--temperature=nan"], "--temperature nan: must be a number above 0"),
+        ("loss", ["--repeats=10000"], "--repeats 10000: must be from 1 to 1,000"),
+        ("data", ["--extra-candidates=-1"], "--extra-candidates -1: must be from 0"),
+        ("data", ["--data="], "--data is empty"),
+        ("eval", ["--seen=-1"], "--seen -1: must be from 0"),
+        ("eval", ["--k=61", "--items=60"], "--k 61: must be from 1 to 60, of --items 60"),
+        ("eval", ["--threads=-1"], "--threads -1: must be from 1"),
+    ],
+)
+def test_benchmarks_refuse_what_they_cannot_measure(
+    part: str, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = usage(["bench", part, *flags])
+    assert status in (1, 2) and words in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def usage(arguments: list[str]) -> int:
+    """Exit status of a command line; tyro ends wrong usage by itself."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as end:
+        return int(str(end.code))
+
+
+@pytest.mark.slow  # a process that imports torchrec
+def test_a_rank_of_a_benchmark_that_fails_ends_it() -> None:
+    """The parent held the other end of the rank's pipe open, and waited for ever."""
+    work = Workload(users=10, items=10, dim=0, global_batch_size=4, precision="fp32")
+    with pytest.raises(RankFailedError, match=r"rank 0: .*dim=0"):
+        Group(1, work, threads=1)
 
 
 def test_tune_writes_into_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +18,9 @@ from tests.distributed import free_port, run_ranks
 from tests.monitoring.test_pages import read_when_there
 from tests.s3 import s3_server
 from tests.test_training import _worker, losses, small_config, train
+from trainer.base.mistake import Mistake
 from trainer.files import line_file
+from trainer.files.filesystems import filesystem_of
 from trainer.files.json_files import write_json
 from trainer.files.line_file import LineFile, read_records
 from trainer.files.storage import RemotePath, storage_path
@@ -96,8 +99,22 @@ def test_lines_survive_a_kill_while_they_are_rewritten(
 
 
 def test_a_storage_that_is_none_is_named() -> None:
-    with pytest.raises(ValueError, match=r"nosuch://bucket/run: .*use a folder, or s3://"):
+    with pytest.raises(
+        Mistake, match=r"nosuch://bucket/run: .*give a folder, or for example s3://"
+    ):
         storage_path("nosuch://bucket/run")
+
+
+def test_a_storage_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """Archives that are none, arguments that no URI has: fsspec raised what it liked, and the
+    message called it a bug of ours."""
+    (tmp_path / "notes.txt").write_text("mine")
+    archive = f"x::{tmp_path}/notes.txt"
+    others = ("github://x", "dir://x", "reference://x", "jupyter://x", "generic://x")
+    for uri in (f"zip://{archive}", f"tar://{archive}", *others):
+        for opening in (storage_path, filesystem_of):
+            with pytest.raises(Mistake, match=re.escape(f"{uri}: ")):
+                opening(uri)
 
 
 @pytest.mark.parametrize("kind", ["folder", "object store"])

@@ -243,6 +243,20 @@ def test_a_hostile_marker_names_no_file_outside(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+@pytest.mark.timeout(60)
+def test_a_marker_that_is_none_is_nobodys_business(tmp_path: Path) -> None:
+    """A FIFO in its place was waited for, and one nested deeply was called a bug."""
+    markers = [tmp_path / f"{PREFIX}{name}" / OWNER for name in ("pipe", "deep", "zero", "folder")]
+    for marker in markers:
+        marker.parent.mkdir()
+    os.mkfifo(markers[0])
+    markers[1].write_text("[" * 60_000)
+    markers[2].symlink_to("/dev/zero")
+    markers[3].mkdir()
+    make(tmp_path / "out")
+    assert all(marker.parent.is_dir() for marker in markers)
+
+
 def test_a_second_command_is_told_at_once(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("first")

@@ -13,7 +13,7 @@ import tyro
 from trainer.base.ending import is_first_rank
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
-from trainer.base.screen import say
+from trainer.base.screen import say, words_escaped
 from trainer.config.default_preset import explain
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config, LossConfig
@@ -44,6 +44,9 @@ class TrainArguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False
     """Go on from the newest checkpoint in --out."""
+
+    def __post_init__(self) -> None:
+        check_given(self, ("data", "out"))
 
     def run_spec(self, preset: str) -> RunSpec:
         return RunSpec(preset, self.config, absolute(self.data), absolute(self.out), self.resume)
@@ -93,13 +96,14 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
         if field.default is dataclasses.MISSING
     }
-    parsed = tyro.cli(
-        kind,
-        args=flags,
-        default=kind(**{**missing, "config": config}),
-        prog=f"{program} PRESET",
-        description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
-    )
+    with words_escaped(flags):
+        parsed = tyro.cli(
+            kind,
+            args=flags,
+            default=kind(**{**missing, "config": config}),
+            prog=f"{program} PRESET",
+            description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
+        )
     chosen: Config = parsed.config  # type: ignore[attr-defined]
     loss = own_parameters(chosen.loss, config.loss)
     changed = {"config": dataclasses.replace(chosen, loss=loss)}

@@ -111,3 +111,38 @@ def test_other_mistakes_get_no_such_hint(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_suggestions_list_what_there_is_where_nothing_is_near() -> None:
     assert suggest("part", "zzz", ["loss", "step"]) == "unknown part 'zzz': there are loss, step"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "similar", "export", "prepare", "synth", "report"])
+def test_a_command_without_arguments_is_wrong_usage(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hints on dashes paired no arguments with one, which was called a bug of Tandem."""
+    assert ended(command) in (1, 2)
+    assert "bug" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", "D", "--out=o", "--sections", "\x1b[2J"),
+        ("prepare", "D", "o", "--threads", "\x1b]52;c;eA==\x07"),
+        ("train", "demo", "--data=d", "--out=o", "--loss.name", "\x1b[2J"),
+        ("plan", "demo", "--data=d", "--\x1b[2J"),
+    ],
+)
+def test_refused_words_are_repeated_escaped(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser's box held them as they were: they could clear the screen of who reads a log."""
+    assert ended(*arguments) == 2
+    told = capsys.readouterr().err
+    assert "\\x1b" in told and "\x1b" not in told and "\n" in told
+
+
+def ended(*arguments: str) -> int:
+    """Exit status; the parser ends wrong usage by itself."""
+    try:
+        return cli.main(list(arguments))
+    except SystemExit as end:
+        return int(str(end.code))

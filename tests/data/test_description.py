@@ -187,6 +187,21 @@ def test_what_is_no_description(text: str | bytes) -> None:
         dataset_of("D", text)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 99_999, "nested too deeply"),
+        ("9" * 9999, "a number of thousands of digits"),
+        (b'{"a": "\xff"}', "no utf-8 text at byte 7"),
+        ("{", "at line 1, column 2"),
+    ],
+)
+def test_what_hinders_is_said_without_pythons_own_words(text: str | bytes, said: str) -> None:
+    with pytest.raises(Mistake, match=said) as told:
+        dataset_of("D", text)
+    assert "recursion" not in str(told.value) and "sys." not in str(told.value)
+
+
 def test_what_is_no_file(spoiled: Path) -> None:
     path = spoiled / "dataset.json"
     path.unlink()

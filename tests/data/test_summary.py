@@ -7,6 +7,12 @@ import pytest
 from trainer.prepare.pipeline import PrepareArguments, prepare
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are not broken, wherever the data lie."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 def summary_of(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str], name: str = "plays.csv"
 ) -> dict[str, str]:

@@ -21,7 +21,7 @@ def test_reports_ratio_and_memory_as_json(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_bad_arguments_name_the_value() -> None:
-    with pytest.raises(ValueError, match="items is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="--items 0: must be from 1"):
         EvalBenchArguments(items=0)
     with pytest.raises(ValueError, match="give --threads 1 with it"):
         EvalBenchArguments(clock="cpu")

@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from trainer.base.mistake import Mistake
 
 MOST = 2**63 - 1
+MOST_ROWS = 2**31 - 1
+"""Rows, items or users that a benchmark makes up."""
+MOST_TURNS = 1000
+"""Repetitions of a measurement."""
 
 
 def check_range(flag: str, value: int, least: int, most: int = MOST, what: str = "") -> None:

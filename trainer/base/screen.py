@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import TYPE_CHECKING, Literal, TextIO
 
 if TYPE_CHECKING:  # rich is imported by what draws alone: a line of help waits for none of it
@@ -54,6 +56,24 @@ def _escape(character: str) -> str:
 def say(*words: object, file: TextIO | None = None) -> None:
     """Print a line of words, blanks between them, on standard output or `file`."""
     print(*(shown(each) for each in words), file=file or sys.stdout, flush=True)
+
+
+@contextmanager
+def words_escaped(words: Iterable[str]) -> Iterator[None]:
+    """What the body prints on standard error of these words, control characters escaped.
+
+    For a parser of flags, which repeats what it refuses. Its colours are kept where no word has
+    such characters.
+    """
+    if all(shown(word) == word for word in words):
+        yield
+        return
+    held = StringIO()
+    try:
+        with redirect_stderr(held):
+            yield
+    finally:
+        sys.stderr.write(shown(held.getvalue(), keep="\n"))
 
 
 def plain_console(file: TextIO | None = None, width: int | None = None) -> Console:

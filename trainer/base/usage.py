@@ -6,10 +6,11 @@ Commands parse with tyro; the user's mistakes inside a command are `Mistake`s, s
 import difflib
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar, get_type_hints
 
 from trainer.base.mistake import UsageError
-from trainer.base.screen import say
+from trainer.base.screen import say, words_escaped
 
 T = TypeVar("T")
 
@@ -31,7 +32,8 @@ def parse(kind: type[T], program: str, arguments: Sequence[str]) -> T:
     import tyro  # a fifth of a second, that `tandem` and its help do not wait for
 
     try:
-        return tyro.cli(kind, args=arguments, prog=program, description=kind.__doc__)
+        with words_escaped(arguments):
+            return tyro.cli(kind, args=arguments, prog=program, description=kind.__doc__)
     except SystemExit as end:
         if end.code:
             for hint in dash_hints(kind, arguments):
@@ -43,7 +45,7 @@ def dash_hints(kind: type, arguments: Sequence[str]) -> list[str]:
     """How to give a value that begins with a dash, for flags of text that seem to lack theirs."""
     types = {f"--{name.replace('_', '-')}": each for name, each in get_type_hints(kind).items()}
     hints = []
-    for flag, value in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for flag, value in pairwise([*arguments, "-"]):
         if types.get(flag) in (str, str | None) and value.startswith("-") and value not in types:
             shown = "VALUE" if value == "-" else value
             hints.append(f"a value that begins with a dash is joined to its flag: {flag}={shown}")

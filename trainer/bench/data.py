@@ -17,10 +17,10 @@ import pyarrow.dataset as pads
 import torch
 
 from trainer.base.machine import usable_cpus
-from trainer.base.mistake import Mistake
+from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_given, check_ranges
 from trainer.base.screen import say
 from trainer.data.parquet import filesystem_of, open_parquet
-from trainer.data.schema import Dataset
+from trainer.data.schema import MAX_HISTORY_LENGTH, Dataset
 from trainer.loader.loader import Loader
 from trainer.observe.progress import SilentProgress
 from trainer.synth.synth import SynthArguments, synth
@@ -51,10 +51,16 @@ class DataBenchArguments:
     """Print one JSON object instead of the table."""
 
     def __post_init__(self) -> None:
-        for name in ("rows", "items", "history_length", "local_batch_size", "repeats"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise Mistake(f"--{flag} is {getattr(self, name)}; it must be at least 1")
+        check_given(self, ("data",))
+        check_ranges(
+            self,
+            rows=(1, MOST_ROWS),
+            items=(1, MOST_ROWS),
+            history_length=(1, MAX_HISTORY_LENGTH),
+            local_batch_size=(1, MOST_ROWS),
+            extra_candidates=(0, MOST_ROWS),
+            repeats=(1, MOST_TURNS),
+        )
 
 
 def run(arguments: DataBenchArguments) -> dict[str, Any]:

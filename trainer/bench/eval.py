@@ -23,11 +23,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainer.base.mistake import Mistake
+from trainer.base.ranges import MOST, MOST_ROWS, check_range, check_ranges
 from trainer.base.screen import Sheet
 from trainer.retrieval.search.filter import Filter
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.item_rows import ItemRows
 from trainer.retrieval.search.topk import Search
+from trainer.sources.sql import MOST_THREADS
 
 CHUNKS_A_TURN = 64
 CLUSTERS = 1000
@@ -66,9 +68,20 @@ class EvalBenchArguments:
     """Print one JSON object instead of a table."""
 
     def __post_init__(self) -> None:
-        for name in ("users", "sampled_users", "items", "dim", "k", "block"):
-            if getattr(self, name) < 1:
-                raise Mistake(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_ranges(
+            self,
+            users=(1, MOST_ROWS),
+            sampled_users=(1, MOST_ROWS),
+            items=(1, MOST_ROWS),
+            dim=(1, MOST_ROWS),
+            block=(1, MOST_ROWS),
+            chunk_items=(1, MOST_ROWS),
+            seed=(0, MOST),
+        )
+        check_range("--k", self.k, 1, self.items, f"of --items {self.items}")
+        check_range("--seen", self.seen, 0, self.items - self.k, f"of --items {self.items}")
+        if self.threads is not None:
+            check_range("--threads", self.threads, 1, MOST_THREADS)
         if self.clock == "cpu" and self.threads != 1:
             raise Mistake("--clock cpu counts what threads wait: give --threads 1 with it")
 

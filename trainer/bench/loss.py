@@ -9,6 +9,7 @@ Shapes: B rows, C columns, D width, R rows of a tile, W columns of a tile.
 
 import ctypes
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from torch import Tensor
 from losses import Backend, Candidates, LossName, Precision, Rows, build_loss
 from losses.reference import ReferenceSettings, dense_loss
 from trainer.base.mistake import Mistake
+from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_ranges
 from trainer.base.screen import say
+from trainer.sources.sql import MOST_THREADS
 
 ZIPF_EXPONENT = 1.05
 
@@ -57,13 +60,17 @@ class LossBenchArguments:
     """Print one JSON object instead of the table."""
 
     def __post_init__(self) -> None:
-        for label in ("rows", "columns", "dim", "items", "repeats"):
-            if getattr(self, label) < 1:
-                raise Mistake(f"--{label} is {getattr(self, label)}; it must be at least 1")
-        if self.threads < 0:
-            raise Mistake(
-                f"--threads is {self.threads}; give 0 for torch's default, or a number of threads"
-            )
+        check_ranges(
+            self,
+            rows=(1, MOST_ROWS),
+            columns=(1, MOST_ROWS),
+            dim=(1, MOST_ROWS),
+            items=(1, MOST_ROWS),
+            repeats=(1, MOST_TURNS),
+            threads=(0, MOST_THREADS),
+        )
+        if not 0 < self.temperature < math.inf:
+            raise Mistake(f"--temperature {self.temperature}: must be a number above 0")
 
 
 def run(arguments: LossBenchArguments) -> dict[str, Any]:

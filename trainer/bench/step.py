@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.base.machine import usable_cpus
+from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_range, check_ranges
 from trainer.base.screen import Sheet
 from trainer.bench.worker_processes import Group, Workload
+from trainer.config.sections import MOST_WIDTH
 
 GIB = 1024**3
 SCALES = (0.1, 0.3, 1.0)
@@ -46,6 +48,18 @@ class StepBenchArguments:
     """Steps of a turn."""
     json: bool = False
     """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        if self.items is not None:
+            check_range("--items", self.items, 10, MOST_ROWS)
+        check_ranges(
+            self,
+            users=(1, MOST_ROWS),
+            dim=(1, MOST_WIDTH),
+            global_batch_size=(2, MOST_ROWS),
+            rounds=(1, MOST_TURNS),
+            steps=(1, MOST_TURNS),
+        )
 
 
 def run(arguments: StepBenchArguments) -> dict[str, Any]:

@@ -11,9 +11,12 @@ import socket
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+from trainer.base.ending import foreign_line
+from trainer.retrieval.on_workers import RankFailedError
 
 Kind = Literal["tandem", "plain"]
 
@@ -64,21 +67,40 @@ class Group:
             for rank in range(world_size):
                 ours, theirs = spawn.Pipe()
                 process = spawn.Process(
-                    target=_serve, args=(theirs, rank, world_size, port, workload, threads, kind)
+                    target=_serve,
+                    args=(theirs, rank, world_size, port, workload, threads, kind),
+                    daemon=True,  # goes with us, whatever becomes of us
                 )
                 process.start()
+                theirs.close()  # else its end would not be seen
                 self._pipes.append(ours)
                 self._processes.append(process)
         finally:
             os.environ.clear()
             os.environ.update(before)
-        for pipe in self._pipes:
-            pipe.recv()
+        self._answers()
 
     def _ask(self, question: str, count: int = 0) -> list[Any]:
         for pipe in self._pipes:
             pipe.send((question, count))
-        return [pipe.recv() for pipe in self._pipes]
+        return self._answers()
+
+    def _answers(self) -> list[Any]:
+        """One of each rank, as they come. Raises RankFailedError where one fails or is gone."""
+        answers: dict[Connection, Any] = {}
+        while waiting := [pipe for pipe in self._pipes if pipe not in answers]:
+            for pipe in wait(waiting):
+                assert isinstance(pipe, Connection)
+                rank = self._pipes.index(pipe)
+                try:
+                    answers[pipe] = pipe.recv()
+                except EOFError:
+                    self._processes[rank].join()
+                    status = self._processes[rank].exitcode
+                    raise RankFailedError(f"rank {rank} is gone (exit status {status})") from None
+                if isinstance(answers[pipe], _Failed):
+                    raise RankFailedError(f"rank {rank}: {answers[pipe].line}")
+        return [answers[pipe] for pipe in self._pipes]
 
     def seconds_of(self, steps: int) -> float:
         """Seconds of the slowest rank for `steps` steps."""
@@ -98,7 +120,23 @@ class Group:
             process.join()
 
 
-def _serve(
+@dataclass(frozen=True)
+class _Failed:
+    """What a rank sends when it cannot go on."""
+
+    line: str
+
+
+def _serve(pipe: Connection, *arguments: Any) -> None:
+    try:
+        _work(pipe, *arguments)
+    except KeyboardInterrupt:
+        return  # the process that started us says so
+    except Exception as error:  # noqa: BLE001  told by the process that started us
+        pipe.send(_Failed(foreign_line(error)))
+
+
+def _work(
     pipe: Connection,
     rank: int,
     world_size: int,

@@ -25,6 +25,7 @@ from trainer.data.schema import (
     Dataset,
     combined_digest,
 )
+from trainer.files.json_files import json_problem
 
 Integer = Annotated[int, Range(least=-(2**63), most=2**63 - 1)]
 Share = Annotated[float, Range(least=0, below=1)]
@@ -109,7 +110,7 @@ def _json(where: str, text: str | bytes) -> Any:
     try:
         return json.loads(text, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
-        raise Mistake(f"{where} cannot be read ({error}): {AGAIN}") from error
+        raise Mistake(f"{where} cannot be read ({json_problem(error)}): {AGAIN}") from error
 
 
 def _names(dataset: Dataset) -> str | None:

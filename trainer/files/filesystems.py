@@ -32,17 +32,28 @@ def filesystem_of(location: str | Path) -> tuple[Any, str]:
     """
     if not is_uri(location):
         return url_to_fs("file:///")[0], str(local_path(location))
+    with reached(location):
+        return filesystem_of_uri(str(location))
+
+
+def filesystem_of_uri(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URI, and the path in it.
+
+    Raises:
+        Mistake: where there is none. Most of fsspec's do something when they are made: they ask a
+            server, open an archive, want arguments that no URI has; each raises its own.
+        OSError: where a disk or a network fails it, which may pass.
+    """
     try:
-        with reached(location):
-            return url_to_fs(str(location))
+        return url_to_fs(uri)
+    except OSError:
+        raise
     except ImportError as error:
         raise Mistake(
-            f"{location}: {error}; pip install it into Tandem's environment on every node"
+            f"{uri}: {error}; pip install it into Tandem's environment on every node"
         ) from error
-    except ValueError as error:
-        raise Mistake(
-            f"{location}: {error}; give a folder, or for example s3://bucket/x"
-        ) from error
+    except Exception as error:
+        raise Mistake(f"{uri}: {error}; give a folder, or for example s3://bucket/x") from error
 
 
 @contextmanager

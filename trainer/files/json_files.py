@@ -67,10 +67,16 @@ def read_json(path: StoragePath, most_bytes: int = MOST_JSON_BYTES) -> Any:
         raise Mistake(f"{path} has {size:,} bytes; at most {most_bytes:,} are read")
     try:
         return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise Mistake(f"{path} is no JSON: {error.msg} at {where}") from error
-    except RecursionError as error:
-        raise Mistake(f"{path} is no JSON that is read here: nested too deeply") from error
-    except ValueError as error:  # bytes that are no text, numbers of thousands of digits
-        raise Mistake(f"{path} is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise Mistake(f"{path} is no JSON: {json_problem(error)}") from error
+
+
+def json_problem(error: ValueError | RecursionError) -> str:
+    """What hinders `json.loads`, without the words of Python's own workings."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"no {error.encoding} text at byte {error.start}"
+    return "a number of thousands of digits" if "digits" in str(error) else str(error)

@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs
-
-from trainer.base.mistake import Mistake
 from trainer.base.transient import patiently
+from trainer.files.filesystems import filesystem_of_uri
 
 
 class RemotePath:
@@ -24,14 +22,7 @@ class RemotePath:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
-        try:
-            self._filesystem, self._inner = url_to_fs(self.uri)
-        except ImportError as error:
-            raise Mistake(
-                f"{uri}: {error}; pip install it into Tandem's environment on every node"
-            ) from error
-        except ValueError as error:
-            raise Mistake(f"{uri}: {error}; use a folder, or s3://bucket/run") from error
+        self._filesystem, self._inner = filesystem_of_uri(self.uri)
 
     def __str__(self) -> str:
         return self.uri

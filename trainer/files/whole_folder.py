@@ -32,9 +32,11 @@ from typing import Any
 
 from trainer.base.mistake import Mistake
 from trainer.files.filesystems import check_text, filesystem_of, is_uri, local_path, reached
+from trainer.files.json_files import read_json
 
 PREFIX = ".tandem-"
 OWNER, NEW, OLD, REPLACED = "owner.json", "new", "old", "replaced.json"
+MOST_MARKER_BYTES = 1 << 16
 IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 Replaces = Callable[[Path], Iterable[str]]
@@ -204,7 +206,7 @@ def _owner_of(beside: Path) -> dict[str, object] | None:
     if beside.is_symlink():
         return None
     try:
-        owner = json.loads((beside / OWNER).read_text())
+        owner = read_json(beside / OWNER, MOST_MARKER_BYTES)
     except (OSError, ValueError):
         return None
     return owner if isinstance(owner, dict) else None
@@ -217,7 +219,7 @@ def _undo(beside: Path, target: Path) -> None:
         old.rename(target)
     elif old.exists() and not (beside / NEW).exists():  # killed after the last rename
         with suppress(OSError, ValueError):
-            names = json.loads((beside / REPLACED).read_text())
+            names = read_json(beside / REPLACED)
             _remove_files(old, [name for name in names if isinstance(name, str)])
     _clear(beside)
 

@@ -226,12 +226,14 @@ def parse_bytes(text: str) -> int:
     """ "80GB", "80 GiB" or a plain number of bytes. Raises Mistake for anything else."""
     found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in UNITS:
-        raise Mistake(f"{text!r} is no amount of memory: write 80GB, 80GiB or bytes")
+        raise Mistake(f"--gpu-memory {text!r} is no amount of memory: write 80GB, 80GiB or bytes")
     size = int(float(found[1]) * UNITS[found[2].upper()])
     if size > LARGEST_DEVICE:
-        raise Mistake(f"{text!r} is {size:,} bytes, more than any GPU's memory: write 80GB")
+        raise Mistake(
+            f"--gpu-memory {text!r} is {size:,} bytes, more than any GPU's memory: write 80GB"
+        )
     if size < SMALLEST_DEVICE:
-        raise Mistake(f"{text!r} is {size} bytes, no GPU's memory: write {found[1]}GB")
+        raise Mistake(f"--gpu-memory {text!r} is {size} bytes, no GPU's memory: write {found[1]}GB")
     return size
 
 

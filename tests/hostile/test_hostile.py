@@ -1,0 +1,56 @@
+"""Hostile commands of a fixed seed in `make test`; ten minutes of them in `make test-hostile`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.commands.cli import COMMANDS
+from cluster.jobs.job_command import ARGUMENTS
+from tests.hostile.commands import STRATEGIES
+from tests.hostile.flags import ELSEWHERE, flags_of, kind_of
+from tests.hostile.hunt import Hunt, draw_cases
+
+SEED = int(os.environ.get("HOSTILE_SEED", "0"))
+SECONDS = float(os.environ.get("HOSTILE_SECONDS", "600"))
+LIGHT = ("prepare", "synth")
+"""Commands that import no torch."""
+
+
+def test_every_command_has_a_strategy_of_its_own() -> None:
+    """A new command is to be tried with hostile input, too."""
+    assert set(STRATEGIES) == set(COMMANDS)
+    drawn = {*ARGUMENTS, *(name.partition(" ")[0] for name in ELSEWHERE)}
+    assert set(COMMANDS) - drawn == {"doctor"}  # which has no arguments
+
+
+def test_flags_are_drawn_from_the_arguments_themselves() -> None:
+    assert {"--loss.temperature", "--workers", "--resume"} <= {f for f, _ in flags_of("train")}
+    fields = {field.name for field in dataclasses.fields(kind_of("synth"))} - {"out"}
+    assert {flag.removeprefix("--").replace("-", "_") for flag, _ in flags_of("synth")} == fields
+
+
+def test_a_seed_decides_its_cases() -> None:
+    first, again, other = (draw_cases("synth", 0, seed) for seed in (1, 1, 2))
+    assert [case.arguments for case in first] == [case.arguments for case in again]
+    assert [case.arguments for case in first] != [case.arguments for case in other]
+
+
+@pytest.mark.timeout(300)
+def test_a_few(tmp_path: Path) -> None:
+    hunt = Hunt(0, tmp_path / "work", servers=1, light=True)
+    assert hunt.run(3600, LIGHT, most=14) == 0, hunt.tally.failures
+    assert hunt.tally.run.total() >= 11 and hunt.tally.ok.total() >= 1
+
+
+@pytest.mark.hostile
+@pytest.mark.timeout(SECONDS + 900)
+def test_hostile(tmp_path: Path) -> None:
+    """HOSTILE_SEED chooses what is drawn, HOSTILE_SECONDS for how long."""
+    hunt = Hunt(SEED, tmp_path / "work", servers=2)
+    hunt.run(SECONDS)
+    assert not hunt.tally.failures
+    assert set(hunt.tally.run) == set(COMMANDS)
