@@ -28,7 +28,7 @@ def test_rows_without_negatives_contribute_nothing_and_no_nan(name: Any) -> None
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     assert gradients[2].abs().sum() == 0
     assert statistics["negatives_mean"] == 0
-    if build_loss(name).form.element == "exp":
+    if build_loss(name).loss.element == "exp":
         assert value == 0
         assert statistics["empty_rows"] == (rows.feedback_B > 0).sum() or name in ("ntr", "ssm_ntr")
 

@@ -59,15 +59,17 @@ def _help_of(name: str) -> str:
 
 
 def _field_docs(loss: type[Loss]) -> dict[str, str]:
-    """The docstrings under a class's fields."""
-    (definition,) = ast.parse(dedent(inspect.getsource(loss))).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        field.target.id: doc.value.value
-        for field, doc in pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
-    }
+    """The docstrings under a class's fields, and its parents'."""
+    docs: dict[str, str] = {}
+    for kind in reversed(loss.__mro__[: loss.__mro__.index(Loss)]):
+        (definition,) = ast.parse(dedent(inspect.getsource(kind))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, doc in pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+                docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
+    missing = parameters_of(loss).keys() - docs.keys()
+    assert not missing, f"{loss.__name__}: no docstring under {', '.join(missing)}"
+    return docs
 
 
 def _by_loss(texts: dict[str, str]) -> str:
