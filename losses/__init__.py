@@ -1,30 +1,23 @@
-"""Tandem's retrieval losses over streamed negatives. Imports torch alone."""
+"""Tandem's retrieval losses over streamed negatives. Imports torch alone.
 
-from losses.build import build_loss
-from losses.formulas import Correction, LossName
-from losses.frequency import StreamingFrequency, log_q_from_counts, log_q_mixture, log_q_uniform
-from losses.gather import gather_with_gradient, gather_without_gradient
-from losses.kernels.walk import Backend
-from losses.module import Precision, RetrievalLoss
-from losses.queue import CandidateQueue, stand_in
-from losses.rows import Candidates, Positives, Rows
+    from losses import build_loss, in_batch
 
-__all__ = [
-    "Backend",
-    "CandidateQueue",
-    "Candidates",
-    "Correction",
-    "LossName",
-    "Positives",
-    "Precision",
-    "RetrievalLoss",
-    "Rows",
-    "StreamingFrequency",
-    "build_loss",
-    "gather_with_gradient",
-    "gather_without_gradient",
-    "log_q_from_counts",
-    "log_q_mixture",
-    "log_q_uniform",
-    "stand_in",
-]
+    loss = build_loss("ssm", temperature=0.05)
+    value, statistics = loss(*in_batch(query_BD, positive_BD, positive_id_B, logq_B))
+
+Names are those of `losses/front.py`, read at their first use: `losses.choices` alone, which the
+command line reads, does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from losses.front import *  # noqa: F403
+else:
+
+    def __getattr__(name):
+        front = import_module("losses.front")
+        if name not in front.__all__:
+            raise AttributeError(f"module 'losses' has no attribute {name!r}")
+        return getattr(front, name)

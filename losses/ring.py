@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from losses.choices import Backend
 from losses.gather import gather_without_gradient
 from losses.kernels.problem import Problem
 from losses.kernels.sizes import Blocking, Workspace
-from losses.kernels.walk import Backend, make_walk, run_stripes
+from losses.kernels.walk import make_walk, run_stripes
 from losses.pairs import log_add_exp
 from losses.rows import Candidates
 

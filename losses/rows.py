@@ -28,7 +28,7 @@ class Rows:
     user_B: Tensor
     """int64 user id of the row; -1 on padding rows."""
     feedback_B: Tensor
-    """1 positive, -1 disliked. Disliked rows count in `ntr` and `ssm_ntr` alone."""
+    """1 positive, -1 disliked. Disliked rows count in losses with `counts_disliked` alone."""
     weight_B: Tensor
     """float32; 0 on padding rows."""
     history_values: Tensor | None = None
@@ -69,7 +69,7 @@ class Candidates:
     what users have as positives."""
     visible_to_C: Tensor | None = None
     """int64 user in whose positive rows alone the column is a negative (its own disliked items); -1
-    all. None: all see all. `ntr` leaves such columns out."""
+    all. None: all see all. Losses without `sees_disliked` leave such columns out."""
     positives: Positives | None = None
     """Positives of the batch that `user_C` does not tell of (only for `mask_same_user`)."""
 
@@ -95,6 +95,46 @@ class Candidates:
             visible_to_C=torch.cat(everyone) if restricted else None,
             positives=positives[0] if positives else None,
         )
+
+
+def in_batch(
+    query_BD: Tensor,
+    positive_BD: Tensor,
+    positive_id_B: Tensor,
+    logq_B: Tensor | None = None,
+    user_B: Tensor | None = None,
+    feedback_B: Tensor | None = None,
+) -> tuple[Rows, Candidates]:
+    """(query, positive) pairs of which every positive is a negative of the other rows: the mean
+    over rows, and one process's columns. Disliked rows (feedback -1) are nobody's columns.
+
+    logq_B: log Q of the positives (`log_q_from_counts`); None: no correction.
+    user_B: int64; None: no user has several positives.
+    """
+    num_rows = positive_id_B.shape[0]
+    nobody_B = torch.full_like(positive_id_B, -1)
+    user_B = nobody_B if user_B is None else user_B
+    logq_B = positive_BD.new_zeros(num_rows, dtype=torch.float32) if logq_B is None else logq_B
+    if feedback_B is None:
+        feedback_B = torch.ones_like(positive_id_B, dtype=torch.int8)
+    rows = Rows(
+        query_BD=query_BD,
+        positive_BD=positive_BD,
+        positive_id_B=positive_id_B,
+        positive_logq_B=logq_B,
+        user_B=user_B,
+        feedback_B=feedback_B,
+        weight_B=torch.full_like(logq_B, 1 / max(1, num_rows), dtype=torch.float32),
+    )
+    column_id_B = torch.where(feedback_B > 0, positive_id_B, nobody_B)
+    return rows, Candidates(positive_BD, column_id_B, logq_B, user_B)
+
+
+def sampled(embedding_CD: Tensor, id_C: Tensor, logq_C: Tensor | None = None) -> Candidates:
+    """Drawn columns, nobody's positives; without log Q uncorrected (`log_q_uniform`)."""
+    if logq_C is None:
+        logq_C = embedding_CD.new_zeros(id_C.shape[0], dtype=torch.float32)
+    return Candidates(embedding_CD, id_C, logq_C, torch.full_like(id_C, -1))
 
 
 def _require_int64(name: str, ids: Tensor) -> None:

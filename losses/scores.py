@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.formulas import Correction
+from losses.choices import Correction, Element
 from losses.kernels.hits import MaskRule, RowValues
-from losses.kernels.problem import Element
 from losses.pairs import log_add_exp, log_sum_exp_by_row, reduce_pairs, sum_by_row
 from losses.rows import Candidates, Rows
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from losses import LossName
 from tests.datasets import make_dataset
 from trainer.base.mistake import Mistake
 from trainer.compare import noise
@@ -24,7 +25,6 @@ from trainer.compare.noise import noisy_dataset
 from trainer.compare.results import CaseResult, Comparison
 from trainer.compare.trials import Trial, run_trial, run_trials
 from trainer.compare.working_folder import own_folder
-from trainer.config.sections import LossName
 from trainer.data.schema import Dataset
 from trainer.observe.progress import SilentProgress
 

@@ -11,13 +11,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from losses import LossName
 from tests.data.planted import Row, make, write_csv
 from tests.datasets import make_dataset
 from trainer.base.mistake import Mistake
 from trainer.command_line import PlanArguments, TrainArguments, parse_preset
 from trainer.config.default_preset import default_preset, explain
 from trainer.config.presets import find_preset
-from trainer.config.sections import Config, LossName
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import process_group
 from trainer.model.build import build_model, build_task

@@ -133,7 +133,8 @@ def test_every_number_of_a_config_has_its_range() -> None:
 
     def bare(kind: Any) -> bool:
         if getattr(kind, "__metadata__", None):
-            return not any(isinstance(each, Range) for each in kind.__metadata__)
+            limited = any(isinstance(each, Range) for each in kind.__metadata__)
+            return not limited and bare(kind.__origin__)
         arms = getattr(kind, "__args__", ())
         return kind in (int, float) or any(bare(arm) for arm in arms)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -10,25 +11,16 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from losses.choices import LOSSES
 from trainer.base.ending import is_first_rank
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
 from trainer.base.screen import say, words_escaped
 from trainer.config.default_preset import explain
 from trainer.config.presets import PRESETS, find_preset
-from trainer.config.sections import Config, LossConfig
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.run.folder import RunFacts, RunFolder, RunSpec, absolute
-
-PARAMETERS_OF_ONE_LOSS = (
-    "negative_temperature",
-    "negative_weight",
-    "margin",
-    "disliked_weight",
-    "alpha",
-    "several_positives",
-    "correction",
-)
 
 MOST_GPUS = 1 << 20
 
@@ -90,7 +82,7 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
             raise Mistake(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
         arguments = ["default", *arguments]
     preset, *flags = arguments
-    config = _config_of(preset, flags)
+    config = _defaults(_config_of(preset, flags), flags)
     missing = {
         field.name: tyro.MISSING
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -104,20 +96,20 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
             prog=f"{program} PRESET",
             description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
         )
-    chosen: Config = parsed.config  # type: ignore[attr-defined]
-    loss = own_parameters(chosen.loss, config.loss)
-    changed = {"config": dataclasses.replace(chosen, loss=loss)}
-    return preset, dataclasses.replace(parsed, **changed)  # type: ignore[type-var]
+    return preset, parsed
 
 
-def own_parameters(loss: LossConfig, preset: LossConfig) -> LossConfig:
-    """`loss` without what the preset set for another loss: that one's own defaults hold then."""
-    if loss.name == preset.name:
-        return loss
-    names = (*PARAMETERS_OF_ONE_LOSS, *(("temperature",) if loss.name == "ccl" else ()))
-    left = [name for name in names if getattr(loss, name) == getattr(preset, name)]
-    defaults = LossConfig()
-    return dataclasses.replace(loss, **{name: getattr(defaults, name) for name in left})
+def _defaults(config: Config, flags: Sequence[str]) -> Config:
+    """What holds where no flag says otherwise: of another loss than the preset's, its defaults.
+
+    Held to the rules of a config together with the flags, not before.
+    """
+    name = _value(flags, "--loss.name")
+    if name not in LOSSES:
+        return config
+    defaults = copy.copy(config)
+    object.__setattr__(defaults, "loss", config.loss.of(name))
+    return defaults
 
 
 def _config_of(preset: str, flags: Sequence[str]) -> Config:

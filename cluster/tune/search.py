@@ -20,11 +20,12 @@ from ray.tune.schedulers import ASHAScheduler
 
 from cluster.tune.plot import draw_trials
 from cluster.workers.session import ray_session
+from losses.choices import LOSSES, LossName
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import MOST, check_given, check_ranges
 from trainer.base.screen import say
-from trainer.command_line import own_parameters, parse_preset
-from trainer.config.sections import Config, LossName
+from trainer.command_line import parse_preset
+from trainer.config.sections import Config
 from trainer.distributed.hooks import Hooks
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
 from trainer.run.folder import RunSpec, absolute, open_run
@@ -115,8 +116,9 @@ def _around(rate: float) -> tuple[float, float]:
 def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
     """`config` with drawn settings. A loss other than the preset's has its own defaults else."""
     name = settings["loss.name"]
-    loss = own_parameters(replace(config.loss, name=name), config.loss)
-    temperature = None if name == "ccl" else settings["loss.temperature"]
+    loss = config.loss.of(name)
+    if loss.kind.usual_temperature is not None:
+        loss = replace(loss, temperature=settings["loss.temperature"])
     optimizer = replace(
         config.optimizer,
         table_learning_rate=settings["optimizer.table_learning_rate"],
@@ -125,7 +127,7 @@ def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
     every = max(config.evaluation.every_epochs, 1)
     return replace(
         config,
-        loss=replace(loss, temperature=temperature),
+        loss=loss,
         optimizer=optimizer,
         evaluation=replace(config.evaluation, every_epochs=every),
         metrics=replace(config.metrics, enabled=False),
@@ -249,11 +251,12 @@ def table(trials: Sequence[Trial], metric: str) -> str:
     rows = [("trial", "loss", "temperature", "table lr", "tower lr", "epochs", "best", "")]
     for trial in trials:
         drawn = trial.settings
+        has_temperature = LOSSES[drawn["loss.name"]].usual_temperature is not None
         rows.append(
             (
                 str(trial.number),
                 drawn["loss.name"],
-                "-" if drawn["loss.name"] == "ccl" else f"{drawn['loss.temperature']:.3g}",
+                f"{drawn['loss.temperature']:.3g}" if has_temperature else "-",
                 f"{drawn['optimizer.table_learning_rate']:.3g}",
                 f"{drawn['optimizer.tower_learning_rate']:.3g}",
                 str(trial.epochs),

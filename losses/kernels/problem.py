@@ -5,15 +5,12 @@ Shapes: B rows, C columns, D width.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from losses.choices import Element
 from losses.kernels.hits import MaskRule
-
-Element = Literal["exp", "softplus", "hinge"]
-"""What is summed over a row's negatives; `exp` makes a log-sum-exp, the others are plain sums."""
 
 LOG2_E = math.log2(math.e)
 # Of the scores of any row; with the shift in the middle, sums over ten million columns and their

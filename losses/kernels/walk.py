@@ -7,18 +7,17 @@ Shapes: B rows, C columns, D width, R rows of a stripe.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from losses.choices import Backend
 from losses.kernels.blocked import Walk
 from losses.kernels.compiled import CompiledWalk
 from losses.kernels.native import load_kernel
 from losses.kernels.problem import Problem, choose_scaling
 from losses.kernels.sizes import Blocking, Workspace
-
-Backend = Literal["auto", "blocked", "compiled", "triton"]
 
 RowLoss = Callable[[Tensor, Tensor, tuple[Tensor, ...], slice], Tensor]
 """(reduction_R, negatives_R, row inputs each [R], which rows) -> their weighted loss, a scalar."""

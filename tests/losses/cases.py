@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from losses import Candidates, Rows, build_loss
-from losses.reference import ReferenceSettings, dense_loss
+from tests.losses.reference import ReferenceSettings, dense_loss
 
 
 def make_case(

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from losses import build_loss
+from losses import LOSSES, build_loss
 from losses.kernels import native
 from losses.kernels.native import load_kernel
 from tests.losses.cases import cast, leaves, make_case, reference, streamed
 
 KERNEL, REASON = load_kernel()
 needs_kernel = pytest.mark.skipif(KERNEL is None, reason=REASON)
-EXP_LOSSES = ("ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr")
+EXP_LOSSES = tuple(name for name, loss in LOSSES.items() if loss.element == "exp")
 
 
 @needs_kernel

@@ -4,24 +4,14 @@ import copy
 import math
 import pickle
 from dataclasses import replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from losses import (
-    Backend,
-    Candidates,
-    Correction,
-    LossName,
-    Precision,
-    Rows,
-    build_loss,
-    pairs,
-    scores,
-)
+from losses import Candidates, LossName, Rows, build_loss, pairs, scores
+from losses.formulas.bsl import BilateralSoftmax
 from tests.losses.cases import cast, leaves, make_case, reference, streamed
-from trainer.config.sections import LossConfig
 
 NAMES = get_args(LossName)
 
@@ -38,7 +28,7 @@ def test_rows_without_negatives_contribute_nothing_and_no_nan(name: Any) -> None
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     assert gradients[2].abs().sum() == 0
     assert statistics["negatives_mean"] == 0
-    if build_loss(name).form.element == "exp":
+    if build_loss(name).loss.element == "exp":
         assert value == 0
         assert statistics["empty_rows"] == (rows.feedback_B > 0).sum() or name in ("ntr", "ssm_ntr")
 
@@ -84,7 +74,7 @@ def test_gradcheck(name: Any) -> None:
 def test_learned_temperature_has_the_gradient_of_the_reference(
     name: Any, settings: dict[str, float]
 ) -> None:
-    from losses.reference import ReferenceSettings, dense_loss
+    from tests.losses.reference import ReferenceSettings, dense_loss
 
     rows, candidates = make_case()
     loss = build_loss(name, **settings, learn_temperature=True).double()  # type: ignore[arg-type]
@@ -234,7 +224,7 @@ def test_learned_temperature_stays_above_a_hundredth() -> None:
         ("ssm", {"temperature": 0.0}, "temperature is 0.0; it must be at least 0.01"),
         ("ssm", {"margin": 0.5}, "margin is 0.5 but loss ssm has none"),
         ("ssm", {"negative_weight": 1.0}, "belongs to bsl, ccl, ova"),
-        ("ccl", {"temperature": 0.1}, "ccl works on cosines"),
+        ("ccl", {"temperature": 0.1}, "ccl works on cosines with no temperature"),
         ("ccl", {"correction": "all"}, "use 'none'"),
         ("improved_logq", {"correction": "all"}, "use 'negatives'"),
         ("bsl", {"several_positives": True}, "needs mask_same_user"),
@@ -244,6 +234,16 @@ def test_learned_temperature_stays_above_a_hundredth() -> None:
         ("ova", {"backend": "compiled"}, "loss ova sums no exponentials"),
         ("ssm", {"block_columns": 0}, "block_columns is 0"),
         ("ssm", {"several_positives": True}, "several_positives is True but loss ssm"),
+        ("ssm", {"margn": 0.5}, "loss ssm has none; it has no parameters of its own$"),
+        ("bsl", {"margin": 0.5}, "it has negative_temperature, negative_weight, several_pos"),
+        ("ccl", {"margin": math.nan}, "margin is nan; it must be at least -1000 and at most 1000"),
+        ("ova", {"negative_weight": 0.0}, "negative_weight is 0.0; it must be above 0"),
+        ("bsl", {"negative_temperature": 0.001}, "negative_temperature is 0.001; it must be at"),
+        ("ssm", {"temperature": math.inf}, "temperature is inf"),
+        ("improved_logq", {"correction": "none"}, "use 'negatives'"),
+        ("ccl", {"learn_temperature": True}, "no temperature; leave temperature out"),
+        (BilateralSoftmax(), {"negative_weight": 1.3}, "made already: give them to BilateralSoft"),
+        (BilateralSoftmax(several_positives=True), {}, "several_positives needs mask_same_user"),
     ],
 )
 def test_bad_settings(name: Any, settings: dict[str, Any], message: str) -> None:
@@ -299,14 +299,6 @@ def test_many_pairs_of_one_user_are_walked_in_parts(
     assert value.item() == pytest.approx(expected_value.item())
     for gradient, wanted in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, wanted)
-
-
-def test_the_configuration_offers_what_there_is() -> None:
-    hints = {field: get_args(kind) for field, kind in get_type_hints(LossConfig).items()}
-    assert hints["name"] == NAMES
-    assert hints["backend"] == get_args(Backend)
-    assert hints["precision"] == get_args(Precision)
-    assert get_args(hints["correction"][0]) == get_args(Correction)
 
 
 def test_queries_and_positives_must_agree() -> None:

@@ -101,7 +101,10 @@ def _conform(kind: Any, value: Any, name: str) -> Any:
     if kind is Any:
         return value
     if origin is Annotated:
-        return _conform_limited(kind, arguments[0], arguments[1:], value, name)
+        limits = tuple(limit for limit in arguments[1:] if isinstance(limit, Range))
+        if not limits:
+            return _conform(arguments[0], value, name)
+        return _conform_limited(kind, arguments[0], limits, value, name)
     if origin in (Union, types.UnionType):
         return _conform_union(kind, arguments, value, name)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
@@ -131,7 +134,9 @@ def _conform_plain(kind: Any, value: Any, name: str) -> Any:
     raise Mistake(f"{_given(name, value)}: {hint}must be {_allowed(kind)}")
 
 
-def _conform_limited(kind: Any, inner: Any, limits: tuple[Any, ...], value: Any, name: str) -> Any:
+def _conform_limited(
+    kind: Any, inner: Any, limits: tuple[Range, ...], value: Any, name: str
+) -> Any:
     """A value of a kind with a Range."""
     wrong = Mistake(f"{_given(name, value)}: must be {_allowed(kind)}")
     if inner in (int, float) and type(value) not in (int, float):
@@ -141,7 +146,7 @@ def _conform_limited(kind: Any, inner: Any, limits: tuple[Any, ...], value: Any,
     except Mistake as mistake:
         raise (wrong if inner in (int, float) else mistake) from None
     measured = value if isinstance(value, int | float) else len(value)
-    if all(limit.holds(measured) for limit in limits if isinstance(limit, Range)):
+    if all(limit.holds(measured) for limit in limits):
         return conformed
     raise wrong
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from losses import Candidates, Precision, Rows, build_loss
-from losses.reference import ReferenceSettings, dense_loss
 from trainer.bench.loss import LossBenchArguments, make_problem
+from trainer.bench.naive import naive_loss
 
 SIZES = ((4096, 4096, 64), (8192, 65536, 64), (16384, 16384, 128), (65536, 65536, 128))
 LARGEST_NAIVE_SCORES = 16384 * 16384
@@ -55,13 +55,12 @@ def _measure(rows: Rows, candidates: Candidates, precision: Precision) -> dict[s
     }
     if num_scores <= LARGEST_NAIVE_SCORES:
         naive = (_moved(rows, dtype), _moved(candidates, dtype))
-        settings = ReferenceSettings("ssm", temperature=0.05)
-        compiled = torch.compile(dense_loss)
+        compiled = torch.compile(naive_loss)
         result["naive_seconds"], result["naive_peak_bytes"] = _timed(
-            lambda: _backward(dense_loss(settings, *naive), *naive)
+            lambda: _backward(naive_loss(loss, *naive), *naive)
         )
         result["compiled_seconds"], result["compiled_peak_bytes"] = _timed(
-            lambda: _backward(compiled(settings, *naive), *naive)
+            lambda: _backward(compiled(loss, *naive), *naive)
         )
     return result
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses import Backend, Candidates, LossName, Precision, Rows, build_loss
-from losses.reference import ReferenceSettings, dense_loss
+from losses import LOSSES, Backend, Candidates, LossName, Precision, Rows, build_loss
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_ranges
 from trainer.base.screen import say
+from trainer.bench.naive import naive_loss
 from trainer.sources.sql import MOST_THREADS
 
 ZIPF_EXPONENT = 1.05
@@ -78,9 +78,10 @@ def run(arguments: LossBenchArguments) -> dict[str, Any]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     rows, candidates = make_problem(arguments)
+    has_temperature = LOSSES[arguments.loss].usual_temperature is not None
     loss = build_loss(
         arguments.loss,
-        temperature=None if arguments.loss == "ccl" else arguments.temperature,
+        temperature=arguments.temperature if has_temperature else None,
         precision=arguments.precision,
         backend=arguments.backend,
     )
@@ -89,10 +90,8 @@ def run(arguments: LossBenchArguments) -> dict[str, Any]:
         value, _ = loss(rows, candidates)
         torch.autograd.grad(value, _leaves(rows, candidates))
 
-    reference = ReferenceSettings(arguments.loss, arguments.temperature, correction=loss.correction)
-
     def naive() -> None:
-        torch.autograd.grad(dense_loss(reference, rows, candidates), _leaves(rows, candidates))
+        torch.autograd.grad(naive_loss(loss, rows, candidates), _leaves(rows, candidates))
 
     floors = [
         BareGemms(rows.query_BD, candidates.embedding_CD, width, transposed)

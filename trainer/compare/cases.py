@@ -9,47 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from trainer.config.sections import Config, LossConfig, LossName, NegativesConfig
+from losses.choices import LOSSES, LossName
+from losses.formulas.loss import Setting
+from trainer.config.sections import Config, LossConfig, NegativesConfig
 
 Section = Literal["losses", "noise", "dislikes", "negatives", "clipping"]
-Setting = tuple[dict[str, Any], float]
-"""(fields of the loss section, factor of the table learning rate)"""
-
-# Candidates of each loss: (parameters of the loss, factor of the table learning rate). The first
-# `tuning_trials` are tried, so every list begins with the loss's customary setting.
-_TEMPERATURES: list[Setting] = [
-    ({"temperature": 0.1}, 1.0),
-    ({"temperature": 0.15}, 1.0),
-    ({"temperature": 0.07}, 1.0),
-    ({"temperature": 0.1}, 0.5),
-    ({"temperature": 0.2}, 1.0),
-    ({"temperature": 0.1}, 2.0),
-]
-_BILATERAL: list[Setting] = [
-    ({"temperature": 0.1, "negative_weight": 1.2}, 1.0),
-    ({"temperature": 0.15, "negative_weight": 1.2}, 1.0),
-    ({"temperature": 0.1, "negative_weight": 0.85}, 1.0),
-    ({"temperature": 0.07, "negative_weight": 1.2}, 1.0),
-    ({"temperature": 0.2, "negative_weight": 1.2}, 1.0),
-    ({"temperature": 0.1, "negative_weight": 1.2}, 2.0),
-]
-_COSINE: list[Setting] = [
-    ({"margin": 0.4, "negative_weight": 150.0}, 1.0),
-    ({"margin": 0.7, "negative_weight": 150.0}, 1.0),
-    ({"margin": 0.9, "negative_weight": 150.0}, 1.0),
-    ({"margin": 0.4, "negative_weight": 150.0}, 0.5),
-    ({"margin": 0.4, "negative_weight": 500.0}, 1.0),
-    ({"margin": 0.2, "negative_weight": 150.0}, 1.0),
-]
-_ONE_VS_ALL: list[Setting] = [
-    ({"temperature": 0.1, "negative_weight": None}, 1.0),
-    ({"temperature": 0.2, "negative_weight": None}, 1.0),
-    ({"temperature": 0.1, "negative_weight": 4.0}, 1.0),
-    ({"temperature": 0.1, "negative_weight": None}, 0.5),
-    ({"temperature": 0.05, "negative_weight": 4.0}, 1.0),
-    ({"temperature": 0.1, "negative_weight": 32.0}, 1.0),
-]
-MOST_TUNING_TRIALS = len(_TEMPERATURES)
+MOST_TUNING_TRIALS = min(len(loss.settings) for loss in LOSSES.values())
 
 
 @dataclass(frozen=True)
@@ -71,18 +36,9 @@ class Case:
     """Take the setting found for the case of this label, instead of tuning again."""
 
 
-def candidate_settings(loss: LossName, trials: int) -> list[Setting]:
+def candidate_settings(loss: LossName, trials: int) -> tuple[Setting, ...]:
     """(fields of the loss section, factor of the learning rate) to try, `trials` of them."""
-    match loss:
-        case "bsl":
-            grid = _BILATERAL
-        case "ccl":
-            grid = _COSINE
-        case "ova":
-            grid = _ONE_VS_ALL
-        case _:
-            grid = _TEMPERATURES
-    return grid[:trials]
+    return LOSSES[loss].settings[:trials]
 
 
 def apply(base: Config, case: Case, setting: Setting, seed: int) -> Config:
@@ -141,17 +97,16 @@ def _dislike_cases(losses: tuple[LossName, ...], uniform: int) -> list[Case]:
 
     With in-batch negatives among the others: disliked rows are columns only where rows are.
     """
-    mixed = {"in_batch": True, "uniform": uniform, "log_q": "counts"}
+    mixed: dict[str, dict[str, Any]] = {
+        "negatives": {"in_batch": True, "uniform": uniform, "log_q": "counts"}
+    }
     cases = []
-    for name in ("ssm", "ntr", "ssm_ntr"):
-        for weight in (1.0, 10.0, 100.0) if name != "ssm" else (None,):
-            if name in losses:
-                label = f"{name} mixed" if weight is None else f"{name} x{weight:g}"
-                changes: dict[str, dict[str, Any]] = {"negatives": mixed}
-                if weight is not None:
-                    field = "alpha" if name == "ssm_ntr" else "disliked_weight"
-                    changes["loss"] = {field: weight}
-                cases.append(Case("dislikes", label, name, changes, tuned_as=name))
+    if "ssm" in losses:
+        cases.append(Case("dislikes", "ssm mixed", "ssm", mixed, tuned_as="ssm"))
+    for name, weighted in (("ntr", "disliked_weight"), ("ssm_ntr", "alpha")):
+        for weight in (1.0, 10.0, 100.0) if name in losses else ():
+            changes = {**mixed, "loss": {weighted: weight}}
+            cases.append(Case("dislikes", f"{name} x{weight:g}", name, changes, tuned_as=name))
     return cases
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import tyro
 
+from losses.choices import LossName
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
 from trainer.compare.cases import MOST_TUNING_TRIALS, Section
-from trainer.config.sections import LossName
 
 MOST_SEEDS = 1000
 MOST_EPOCHS = 100_000

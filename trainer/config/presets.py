@@ -49,7 +49,7 @@ def _gowalla() -> Config:
     return replace(
         factors,
         model=replace(factors.model, tower="history", history_pooling="places", sequence_length=3),
-        loss=replace(factors.loss, negative_weight=1.4),
+        loss=factors.loss.but(negative_weight=1.4),
         optimizer=replace(factors.optimizer, table_learning_rate=0.05, warmup_steps=0),
         training=replace(factors.training, epochs=16),
     )
@@ -119,7 +119,7 @@ def _gowalla_graph() -> Config:
     return replace(
         factors,
         model=replace(factors.model, tower="graph", dim=64, neighbours=16),
-        loss=replace(factors.loss, negative_weight=1.2),
+        loss=factors.loss.but(negative_weight=1.2),
         optimizer=replace(factors.optimizer, table_learning_rate=0.3, warmup_steps=0),
         training=replace(factors.training, epochs=8),
     )

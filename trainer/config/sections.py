@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, get_args
 from embeddings.choices import Placement, Sharding, TableOptimizer, TablePrecision
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range, check, nearest, read_as
+from trainer.config.loss import LossConfig
 
-LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 HistoryPooling = Literal["mean", "attention", "places"]
 LogQ = Literal["none", "counts", "streaming"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -36,8 +36,6 @@ Cutoff = Annotated[int, Range(least=1, most=1_000_000)]
 Layer = Annotated[int, Range(least=1, most=65_536)]
 Columns = Annotated[int, Range(least=0, most=MOST_COLUMNS)]
 Steps = Annotated[int, Range(least=1, most=MOST_STEPS)]
-Weight = Annotated[float, Range(least=0, most=1e6)]
-Temperature = Annotated[float, Range(least=0.01, most=1000)]
 LearningRate = Annotated[float, Range(above=0, most=1e4)]
 Decay = Annotated[float, Range(least=0, most=100)]
 
@@ -167,87 +165,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    """Which loss, and its parameters."""
-
-    name: LossName = "ssm"
-    """ssm: implicit feedback, huge catalogs: begin here. improved_logq: the same, the positive left
-    uncorrected. bsl: noisy positives. ntr: explicit dislikes, or items that must not be shown;
-    ssm_ntr: they are negatives too. sl, ccl: clean implicit data. ova, bpr: for comparison. ccl
-    and ova need negatives.uniform."""
-    temperature: Temperature | None = None
-    """Scores are divided by this; None: the loss's own default (0.1; ccl has none)."""
-    negative_temperature: Temperature | None = None
-    """bsl: the negatives' temperature; None: `temperature`."""
-    negative_weight: Annotated[float, Range(above=0, most=1e6)] | None = None
-    """bsl: factor of the log-sum-exp, with one temperature the authors' exponent. None: 1.2, or
-    the ratio of temperatures, the paper's form, where negative_temperature is given. ccl, ova: w of
-    w/N, None is a plain sum."""
-    margin: Annotated[float, Range(least=-1000, most=1000)] | None = None
-    """ccl: negatives scored below this cost nothing; None: 0.9."""
-    disliked_weight: Weight | None = None
-    """ntr: weight of the disliked rows; None: 1."""
-    alpha: Weight | None = None
-    """ssm_ntr: weight of its NTR half, disliked rows pushed down; its SSM half has the user's
-    disliked items among the negatives. None: 1."""
-    several_positives: bool = False
-    """bsl: a user's positives in the batch count together; needs mask_same_user."""
-    correction: Literal["all", "negatives", "none"] | None = None
-    """Scores that log Q is subtracted from. all: the positive's too, with which ssm tends to sl as
-    columns become many. negatives: ssm tends to the full softmax. None: the loss's own, all for the
-    softmax losses but improved_logq, none for ccl, ova and bpr."""
-    learn_temperature: bool = False
-    """Train the temperature with the towers, from `temperature` on."""
-    mask_same_user: bool = False
-    """Leave out columns whose item is another positive of the row's user in the global batch."""
-    mask_history: bool = False
-    """Leave out columns that are in the row's own history."""
-    embedding_penalty: Decay = 0.0
-    """L2 on what a step looks up (each feature's pooled embedding), a row's mean: regularises the
-    touched rows with every table optimizer."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Operands of the score products; accumulation and reduction are fp32 in both. bf16 takes half
-    the time on CPUs and GPUs that have its products; elsewhere it is fp32, in whole or for the
-    scores. fp32 on a GPU is three passes of TF32. Towers and the gathering of candidates are fp32
-    either way. What it does to recall: docs/benchmarks/loss.md."""
-    backend: Literal["auto", "blocked", "compiled", "triton"] = "auto"
-    """auto: the fastest there is. blocked: plain torch. compiled: the CPU kernel, built by gcc at
-    first use. triton: the CUDA kernel. With ring, or with mask_same_user and mask_history together,
-    GPUs walk in plain torch, many times slower."""
-
-    ring: bool = False
-    """Never gather all candidates: one rank's at a time visits the others, for batches whose W x B
-    candidates do not fit a rank. Same result; on CPUs a third more work and twice the bytes moved,
-    on GPUs far slower, for it has no kernel there yet."""
-
-    def __post_init__(self) -> None:
-        check(self, "loss")
-        require(
-            not (self.ring and self.name == "ssm_ntr"),
-            "loss.ring with loss.name=ssm_ntr: a user's disliked items must reach its rows on "
-            "every rank; use ntr, or turn ring off",
-        )
-        require(
-            not (self.ring and self.backend == "triton"),
-            "loss.ring with loss.backend=triton: the ring walk has no CUDA kernel; use auto",
-        )
-        require(
-            not (self.ring and self.several_positives),
-            "loss.ring with loss.several_positives: they need all candidates at once; turn one off",
-        )
-
-    @property
-    def uses_dislikes(self) -> bool:
-        """Batches hold disliked rows."""
-        return self.name in ("ntr", "ssm_ntr")
-
-    @property
-    def disliked_negatives(self) -> bool:
-        """Disliked items are negatives of their own user's positive rows."""
-        return self.name == "ssm_ntr"
-
-
-@dataclass(frozen=True)
 class NegativesConfig:
     """Where negatives come from; the sources add up."""
 
@@ -259,7 +176,7 @@ class NegativesConfig:
     """Items drawn by their count in train a step, shared by all ranks."""
     queue: Columns = 0
     """Candidates of past steps kept as further negatives (cross-batch queue): for batches of some
-    dozens of rows, where they help a little; with hundreds they change nothing (docs/losses.md)."""
+    dozens of rows, where they help a little; with hundreds they change nothing."""
     queue_warmup_steps: Annotated[int, Range(least=0, most=MOST_STEPS)] = 1000
     """Steps before the queue is used: early embeddings move too fast to be kept."""
     log_q: LogQ = "counts"
@@ -411,22 +328,7 @@ class Config:
             f"loss.ring with negatives.queue={self.negatives.queue}: the queue holds every rank's "
             "candidates, which the ring never gathers; set one of them only",
         )
-        require(
-            self.loss.name not in ("ccl", "ova") or self.negatives.uniform > 0,
-            f"loss.name={self.loss.name} with negatives.uniform=0: all negatives follow "
-            "popularity, which pushes popular items below all others, and this loss corrects for "
-            "none of it; set negatives.uniform (2048), or take ssm, sl or bsl",
-        )
-        require(
-            self.loss.name != "ccl" or self.model.similarity == "cosine",
-            "loss.name=ccl with model.similarity=dot: its margin is on cosines; set "
-            "model.similarity to cosine",
-        )
-        require(
-            self.loss.name != "improved_logq" or self.negatives.log_q != "none",
-            "loss.name=improved_logq with negatives.log_q=none: the loss is a correction by log Q; "
-            "set negatives.log_q to counts or streaming, or take ssm",
-        )
+        self._check_loss()
         require(
             not self.loss.mask_history or self.model.use_history,
             "loss.mask_history masks the items of the row's history, which the batch only holds "
@@ -436,6 +338,26 @@ class Config:
             self.evaluation.every_epochs == 0 or "validation" not in self.data.train_splits,
             "data.train_splits has 'validation', so evaluating on it while training says nothing: "
             "set evaluation.every_epochs to 0",
+        )
+
+    def _check_loss(self) -> None:
+        """What the loss needs of other sections."""
+        kind = self.loss.kind
+        require(
+            not kind.needs_uniform or self.negatives.uniform > 0,
+            f"loss.name={kind.name} with negatives.uniform=0: all negatives follow "
+            "popularity, which pushes popular items below all others, and this loss corrects for "
+            "none of it; set negatives.uniform (2048), or take ssm, sl or bsl",
+        )
+        require(
+            kind.usual_temperature is not None or self.model.similarity == "cosine",
+            f"loss.name={kind.name} with model.similarity=dot: its margin is on cosines; set "
+            "model.similarity to cosine",
+        )
+        require(
+            not kind.needs_log_q or self.negatives.log_q != "none",
+            f"loss.name={kind.name} with negatives.log_q=none: the loss is a correction by log Q; "
+            "set negatives.log_q to counts or streaming, or take ssm",
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def build_task(config: Config, dataset: Dataset, num_trained_items: int) -> Retr
     negatives = config.negatives
     trained = sum(dataset.splits[name].positives for name in config.data.train_splits)
     with mistakes():
-        loss = _build_loss(config.loss)
+        loss = retrieval_loss(config.loss)
     return RetrievalTask(
         loss=loss,
         correction=FrequencyCorrection(
@@ -162,16 +162,10 @@ def sampled_by(negatives: NegativesConfig) -> Distribution:
     return "popularity" if negatives.popularity else "uniform"
 
 
-def _build_loss(loss: LossConfig) -> RetrievalLoss:
+def retrieval_loss(loss: LossConfig) -> RetrievalLoss:
     return build_loss(
         loss.name,
         temperature=loss.temperature,
-        negative_temperature=loss.negative_temperature,
-        negative_weight=loss.negative_weight,
-        margin=loss.margin,
-        disliked_weight=loss.disliked_weight,
-        alpha=loss.alpha,
-        several_positives=loss.several_positives,
         correction=loss.correction,
         mask_same_user=loss.mask_same_user,
         mask_history=loss.mask_history,
@@ -179,6 +173,7 @@ def _build_loss(loss: LossConfig) -> RetrievalLoss:
         learn_temperature=loss.learn_temperature,
         ring=loss.ring,
         backend=loss.backend,
+        **loss.parameters,
     )
 
 

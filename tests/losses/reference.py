@@ -1,5 +1,4 @@
-"""The slow road: every loss written out over the dense B x C scores, for tests and for the bench's
-naive side.
+"""The slow road: every loss written out over the dense B x C scores.
 
 Nothing is shared with the streaming walk but the input dataclasses. Run it in float64 for a
 reference.
@@ -14,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses.formulas import Correction, LossName
-from losses.rows import Candidates, Rows
+from losses import Candidates, Correction, LossName, Rows
 
 
 @dataclass(frozen=True)
