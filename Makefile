@@ -8,6 +8,7 @@ SET ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/installed-$(SET)
 KERNELS := $(VENV)/kernels-$(SET)
 DOCS := $(VENV)/docs
+TRACKERS := $(VENV)/trackers
 CODE := tandem_start cluster trainer embeddings losses tests docs/site
 
 DEMO ?= demo
@@ -17,7 +18,7 @@ JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types imports test-faults gpu-check doctor
+.PHONY: help setup demo test check lint format types imports test-faults test-trackers gpu-check doctor
 .PHONY: clean-demo images docs
 
 help:  ## This list
@@ -91,6 +92,13 @@ format: $(STAMP)  ## Put the code into its form
 
 test-faults: $(KERNELS)  ## Long tests: kills, hangs and cuts on a real Ray cluster
 	$(BIN)/python -m pytest -m "faults or slow" --timeout 900
+
+$(TRACKERS): $(STAMP) requirements/trackers.txt
+	@$(PIP) -r requirements/trackers.txt
+	@touch $@
+
+test-trackers: $(TRACKERS)  ## Tests of --track with the real libraries, which base has not
+	$(BIN)/python -m pytest tests/trackers
 
 $(DOCS): $(STAMP) requirements/docs.txt
 	@$(PIP) -r requirements/docs.txt

@@ -119,13 +119,21 @@ def _sections(section: Any, prefix: str) -> list[str]:
         if dataclasses.is_dataclass(value):
             inner += _sections(value, f"{prefix}{name}.")
             continue
-        flag = f"--{prefix}{name}".replace("_", "-")
+        flag = _flag(annotation, prefix, name)
         cells = (f"`{flag}`", f"`{_shown(value)}`", allowed(annotation), documents.get(name, ""))
         rows.append("| " + " | ".join(map(_cell, cells)) + " |")
     if not rows:
         return inner
     head = ["| setting | default | may be | what it is |", "|---|---|---|---|"]
     return [f"## {prefix.rstrip('.')}", "", kind.__doc__ or "", "", *head, *rows, "", *inner]
+
+
+def _flag(annotation: Any, prefix: str, name: str) -> str:
+    """The field's flag: its path, or the name that its annotation gives it."""
+    for each in getattr(annotation, "__metadata__", ()):
+        if not getattr(each, "prefix_name", True):
+            return f"--{each.name}"
+    return f"--{prefix}{name}".replace("_", "-")
 
 
 def _documents_of(kind: type) -> dict[str, str]:

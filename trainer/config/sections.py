@@ -14,9 +14,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
+import tyro
+
 from embeddings.choices import Placement, Sharding, TableOptimizer, TablePrecision
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range, check, nearest, read_as
+from trainer.observe.trackers.tracker import TrackerName
 
 LossName = Literal["ssm", "sl", "bsl", "improved_logq", "ntr", "ssm_ntr", "ccl", "ova", "bpr"]
 HistoryPooling = Literal["mean", "attention", "places"]
@@ -370,7 +373,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """Each rank's Prometheus endpoint."""
+    """Each rank's Prometheus endpoint, and who else is told of metrics.jsonl."""
 
     enabled: bool = True
     """Serve metrics while training."""
@@ -381,6 +384,11 @@ class MetricsConfig:
     advertise: str | None = None
     """Address that Prometheus is told in place of `host`, where it reaches the machine by another
     (the same on all machines, so for runs on one). Left out: found out."""
+    track: Annotated[
+        tuple[TrackerName, ...], Range(most=3), tyro.conf.arg(name="track", prefix_name=False)
+    ] = ()
+    """Trackers that are told every line of metrics.jsonl: tensorboard, mlflow, wandb. Their
+    libraries are extras: pip install mlflow-skinny, wandb."""
 
     def __post_init__(self) -> None:
         check(self, "metrics")
