@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 SET ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/installed-$(SET)
 KERNELS := $(VENV)/kernels-$(SET)
-CODE := tandem_start cluster trainer embeddings losses tests
+DOCS := $(VENV)/docs
+TRACKERS := $(VENV)/trackers
+CODE := tandem_start cluster trainer embeddings losses tests docs/site
 
 DEMO ?= demo
 WORKERS ?= 2
@@ -16,7 +18,8 @@ JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types imports test-faults test-hostile gpu-check doctor clean-demo images
+.PHONY: help setup demo test check lint format types imports test-faults test-hostile test-trackers
+.PHONY: gpu-check doctor clean-demo images docs
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -92,6 +95,21 @@ test-faults: $(KERNELS)  ## Long tests: kills, hangs and cuts on a real Ray clus
 
 test-hostile: $(KERNELS)  ## Ten minutes of hostile input; HOSTILE_SEED, HOSTILE_SECONDS
 	$(BIN)/python -m pytest -m hostile -s tests/hostile
+
+$(TRACKERS): $(STAMP) requirements/trackers.txt
+	@$(PIP) -r requirements/trackers.txt
+	@touch $@
+
+test-trackers: $(TRACKERS)  ## Tests of --track with the real libraries, which base has not
+	$(BIN)/python -m pytest tests/trackers
+
+$(DOCS): $(STAMP) requirements/docs.txt
+	@$(PIP) -r requirements/docs.txt
+	@touch $@
+
+docs: $(DOCS)  ## The documentation as a site, into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "site/index.html; while you write: $(BIN)/mkdocs serve"
 
 gpu-check: $(STAMP)  ## Tests and timings that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --timeout 600

@@ -32,6 +32,7 @@ from trainer.model.build import local_batch_size
 from trainer.model.inputs import build_inputs
 from trainer.model.memory import check_memory
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
+from trainer.observe.trackers.mirror import check_trackers
 from trainer.run.folder import PACKAGES, RunFolder, RunSpec
 from trainer.worker_run import Run
 
@@ -100,6 +101,8 @@ def _fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, lis
         "loss.backend='triton' is the CUDA kernel, and there is no GPU here: use auto",
     )
     check_memory(config, dataset, ranks)
+    if ranks.is_first:
+        check_trackers(config.metrics.track, spec.out)
     return spec, notes
 
 

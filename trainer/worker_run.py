@@ -20,6 +20,8 @@ from trainer.model.build import build_loader, build_model, trained_of_tables
 from trainer.model.optimizer import Schedule, build_optimizer
 from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import Progress
+from trainer.observe.trackers.mirror import Mirrors
+from trainer.observe.trackers.tracker import Tracked
 from trainer.run.checkpoint_facts import DataPosition, Facts
 from trainer.run.checkpoint_read import load, newest_sound
 from trainer.run.checkpoint_write import CheckpointWriteError, CheckpointWriter
@@ -63,6 +65,7 @@ class Run:
             self._before_commit,
             lambda done, total: self.phases.at("saving", done, total),
         )
+        self.mirrors: Mirrors | None = None
         self._evaluated_step: int | None = None
         """Of the checkpoint that the run goes on from, where that was evaluated."""
         self.validation = Validation(
@@ -87,6 +90,8 @@ class Run:
         if self.ranks.is_first:
             first = (self.spec, self.dataset, self.ranks.world_size, place.step)
         together(lambda: self.folder.begin(*first) if self.ranks.is_first else None)  # collective
+        if self.ranks.is_first:
+            self._mirror(place.step)
         total_steps = self._total_steps(loader, place)
         self._describe(loader)
         recorder = self._recorder(total_steps, loader, place)
@@ -120,6 +125,8 @@ class Run:
 
     def close(self) -> None:
         """Let go of everything, in the order that ends the process cleanly. Collective."""
+        if self.mirrors is not None:
+            self.mirrors.close()
         self.metrics.close()
         self.checkpoints.close()
         del self.model, self.optimizer
@@ -131,6 +138,13 @@ class Run:
             towards = self.ranks.rendezvous
             address = self.metrics.serve(wanted.host, port, wanted.advertise, towards)
             self.hooks.on_serving(self.ranks.rank, address)
+
+    def _mirror(self, step: int) -> None:
+        """Rank 0: have trackers be told what is written from here on."""
+        name = str(self.folder.path).rstrip("/").rpartition("/")[2]
+        tracked = Tracked(name, self.folder.path / "trackers", step, self.config.to_json())
+        self.mirrors = Mirrors(self.config.metrics.track, tracked, self.progress.message)
+        self.folder.mirror_to(self.mirrors.log)
 
     def _total_steps(self, loader: Loader, place: Place) -> int:
         """Steps of the run: those done, and those left of its epochs or up to max_steps."""

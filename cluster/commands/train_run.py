@@ -17,6 +17,7 @@ from trainer.base.usage import expect_preset, parse
 from trainer.command_line import TrainArguments, parse_preset
 from trainer.config.presets import PRESETS
 from trainer.fitting import fitted
+from trainer.observe.trackers.mirror import check_trackers
 from trainer.run.folder import RunFolder, RunSpec, absolute, open_run
 
 
@@ -120,6 +121,8 @@ def precheck(spec: RunSpec, options: LaunchOptions) -> None:
     here = existing_address(options.address) is None
     if here and options.workers is not None:
         options.workers.check_fits_here()
+    if here:
+        check_trackers(spec.config.metrics.track, spec.out)
     if here or Path(spec.data).exists():
         dataset, _, _ = open_run(spec)
         fitted(spec, dataset)

@@ -131,14 +131,14 @@ def _conform_plain(kind: Any, value: Any, name: str) -> Any:
         return value
     words = [choice for choice in choices if isinstance(choice, str)]
     hint = nearest(value, words) if isinstance(value, str) else ""
-    raise Mistake(f"{_given(name, value)}: {hint}must be {_allowed(kind)}")
+    raise Mistake(f"{_given(name, value)}: {hint}must be {allowed(kind)}")
 
 
 def _conform_limited(
     kind: Any, inner: Any, limits: tuple[Range, ...], value: Any, name: str
 ) -> Any:
     """A value of a kind with a Range."""
-    wrong = Mistake(f"{_given(name, value)}: must be {_allowed(kind)}")
+    wrong = Mistake(f"{_given(name, value)}: must be {allowed(kind)}")
     if inner in (int, float) and type(value) not in (int, float):
         raise wrong
     try:
@@ -160,7 +160,7 @@ def _conform_union(kind: Any, arms: tuple[Any, ...], value: Any, name: str) -> A
         try:
             return _conform(others[0], value, name)
         except Mistake as mistake:
-            if type(None) not in arms or not str(mistake).endswith(_allowed(others[0])):
+            if type(None) not in arms or not str(mistake).endswith(allowed(others[0])):
                 raise
             raise Mistake(f"{mistake}, or none") from None
     for arm in others:
@@ -168,7 +168,7 @@ def _conform_union(kind: Any, arms: tuple[Any, ...], value: Any, name: str) -> A
             return _conform(arm, value, name)
         except Mistake:
             continue
-    raise Mistake(f"{_given(name, value)}: must be {_allowed(kind)}")
+    raise Mistake(f"{_given(name, value)}: must be {allowed(kind)}")
 
 
 def _conform_fields(kind: type, value: Any, name: str) -> Any:
@@ -202,23 +202,23 @@ def _is_finite(number: float) -> bool:
         return False
 
 
-def _allowed(kind: Any) -> str:
+def allowed(kind: Any) -> str:
     """What a kind allows, for people."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         limits = " and ".join(str(a) for a in arguments[1:] if isinstance(a, Range))
         many = get_origin(arguments[0]) in (tuple, list, dict) or arguments[0] is str
         between = ", their number " if many else ", "
-        return f"{_allowed(arguments[0])}{between}{limits}" if limits else _allowed(arguments[0])
+        return f"{allowed(arguments[0])}{between}{limits}" if limits else allowed(arguments[0])
     if origin in (Union, types.UnionType):
-        arms = [_allowed(arm) for arm in arguments if arm is not type(None)]
+        arms = [allowed(arm) for arm in arguments if arm is not type(None)]
         return " or ".join(arms) + (", or none" if type(None) in arguments else "")
     if origin is Literal:
         return f"one of {_list(map(str, arguments))}"
     if origin in (tuple, list):
-        return f"a list, each {_allowed(arguments[0])}"
+        return f"a list, each {allowed(arguments[0])}"
     if origin is dict:
-        return f"an object, each value {_allowed(arguments[1])}"
+        return f"an object, each value {allowed(arguments[1])}"
     names = {bool: "true or false", int: "a whole number", float: "a finite number"}
     return names.get(kind, "text" if kind is str else "nothing")
 

@@ -14,10 +14,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
+import tyro
+
 from embeddings.choices import Placement, Sharding, TableOptimizer, TablePrecision
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range, check, nearest, read_as
 from trainer.config.loss import LossConfig
+from trainer.observe.trackers.tracker import TrackerName
 
 HistoryPooling = Literal["mean", "attention", "places"]
 LogQ = Literal["none", "counts", "streaming"]
@@ -284,7 +287,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """Each rank's Prometheus endpoint."""
+    """Each rank's Prometheus endpoint, and who else is told of metrics.jsonl."""
 
     enabled: bool = True
     """Serve metrics while training."""
@@ -295,6 +298,11 @@ class MetricsConfig:
     advertise: str | None = None
     """Address that Prometheus is told in place of `host`, where it reaches the machine by another
     (the same on all machines, so for runs on one). Left out: found out."""
+    track: Annotated[
+        tuple[TrackerName, ...], Range(most=3), tyro.conf.arg(name="track", prefix_name=False)
+    ] = ()
+    """Trackers that are told every line of metrics.jsonl: tensorboard, mlflow, wandb. Their
+    libraries are extras: pip install mlflow-skinny, wandb."""
 
     def __post_init__(self) -> None:
         check(self, "metrics")

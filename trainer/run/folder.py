@@ -5,6 +5,7 @@ RUN/starts.jsonl    one line a start: the first, resumes, and restarts after fai
 RUN/metrics.jsonl   one line every `training.log_every_steps`
 RUN/validation.jsonl  one line an evaluation on the validation split
 RUN/checkpoints/    see checkpoint_facts.py
+RUN/trackers/       what --track needs to go on, see observe/trackers/
 RUN/owner.json      who writes the folder now, see lock.py
 RUN/summary.json    written at the end
 
@@ -120,6 +121,7 @@ class RunFolder:
         self._validation = LineFile(self.path / "validation.jsonl")
         self._starts = LineFile(self.path / "starts.jsonl")
         self._said_full = False
+        self._mirror: Callable[[str, dict[str, Any]], None] = lambda kind, record: None
 
     @property
     def checkpoints(self) -> StoragePath:
@@ -240,13 +242,19 @@ class RunFolder:
         """Rank 0: what the run is at, for those who read the folder."""
         self.lock.note_phase(phase, done, total)
 
+    def mirror_to(self, mirror: Callable[[str, dict[str, Any]], None]) -> None:
+        """Rank 0: tell every further line, too; an evaluation's kind is "validation/", else ""."""
+        self._mirror = mirror
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Rank 0: one line of metrics.jsonl."""
         self._append(self._metrics, record)
+        self._mirror("", record)
 
     def append_evaluation(self, record: dict[str, Any]) -> None:
         """Rank 0: one line of validation.jsonl."""
         self._append(self._validation, record)
+        self._mirror("validation/", record)
 
     def flush(self) -> None:
         """Rank 0: have every line so far be there for others. From any thread."""

@@ -23,7 +23,7 @@ FILES = (
     "validation.jsonl",
     "summary.json",
 )
-FOLDERS = ("checkpoints",)
+FOLDERS = ("checkpoints", "trackers")
 FIXED_FIELDS = (
     ("optimizer", "tables"),
     ("training", "seed"),

@@ -13,16 +13,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainer.base.mistake import Mistake
 from trainer.files.filesystems import check_text, filesystem_of, is_uri, reached
 from trainer.sources.columns import Columns, resolve
 from trainer.sources.kinds import Kind
-from trainer.sources.text_files import check_packing, suffix_of
 
-Format = Literal["lightgcn", "recbole", "parquet", "csv", "movielens"]
-FORMATS = ("lightgcn", "recbole", "parquet", "csv", "movielens")
 GIVEN = {"train": 0, "valid": 1, "val": 1, "validation": 1, "test": 2}
 
 USER_NAMES = ("user_id", "userid", "user", "uid", "visitorid", "reviewerid")
@@ -168,28 +165,6 @@ def beside(file: str) -> list[str]:
     with reached(file):
         found = filesystem.ls(path.rpartition("/")[0] or "/", detail=False)
         return [scheme + each for each in sorted(found) if filesystem.isfile(each)]
-
-
-def recognise(source: str, files: list[str]) -> Format:
-    """The format of files by their names."""
-    names = [Path(each).name for each in files]
-    suffixes = {suffix_of(each) for each in names}
-    if ".inter" in suffixes:
-        return "recbole"
-    if "ratings.dat" in names:
-        return "movielens"
-    if "train.txt" in names or (suffixes == {".txt"} and len(names) == 1):
-        return "lightgcn"
-    if ".parquet" in suffixes:
-        return "parquet"
-    if suffixes & {".csv", ".tsv"}:
-        return "csv"
-    for each in files:
-        check_packing(each)
-    raise Mistake(
-        f"the format of {source} is not recognised by its files ({', '.join(names[:5])}): "
-        f"say --format {'|'.join(FORMATS)}"
-    )
 
 
 def given_splits(files: list[str]) -> dict[str, list[str]]:

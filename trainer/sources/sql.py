@@ -176,7 +176,7 @@ def parquet(
     by_name: files may lack columns of the others, which are NULL there.
     """
     return (
-        f"read_parquet({_literal_files(connection, files)}, hive_partitioning=false, "
+        f"read_parquet({literal_files(connection, files)}, hive_partitioning=false, "
         f"union_by_name={literal(by_name)})"
     )
 
@@ -198,7 +198,7 @@ def csv(
         if isinstance(value, str | int) or value  # of no columns, DuckDB wants no list
     )
     return (
-        f"read_csv({_literal_files(connection, files)}, columns={{{types}}}, auto_detect=false, "
+        f"read_csv({literal_files(connection, files)}, columns={{{types}}}, auto_detect=false, "
         f"hive_partitioning=false{given})"
     )
 
@@ -208,7 +208,7 @@ def texts(values: Iterable[str]) -> str:
     return "[" + ", ".join(text(value) for value in values) + "]"
 
 
-def _literal_files(connection: duckdb.DuckDBPyConnection, files: Sequence[str | Path]) -> str:
+def literal_files(connection: duckdb.DuckDBPyConnection, files: Sequence[str | Path]) -> str:
     """A list of files that DuckDB takes for these, and not for patterns of others."""
     assert files, "DuckDB reads at least one file"
     for each in files:

@@ -1,0 +1,1 @@
+"""Trackers: where else a run's lines are told, beside metrics.jsonl."""

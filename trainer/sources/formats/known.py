@@ -1,0 +1,83 @@
+"""The formats there are: their names, by what they are recognised, and who reads them.
+
+A new one is a file here with a function that returns a `Source` and the files it read, and three
+lines below: its name, what it is recognised by, its case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import duckdb
+
+from trainer.base.mistake import Mistake
+from trainer.sources import sql
+from trainer.sources.columns import Columns
+from trainer.sources.formats.lightgcn import lightgcn
+from trainer.sources.formats.movielens import movielens
+from trainer.sources.formats.recbole import recbole
+from trainer.sources.formats.tables import table_source
+from trainer.sources.side_tables import SideFiles, with_side_files
+from trainer.sources.sources import Source, list_files, unread
+from trainer.sources.text_files import check_packing, suffix_of
+
+Format = Literal["lightgcn", "recbole", "parquet", "csv", "movielens"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def recognise(source: str, files: list[str]) -> Format:
+    """The format of files by their names."""
+    names = [Path(each).name for each in files]
+    suffixes = {suffix_of(each) for each in names}
+    if ".inter" in suffixes:
+        return "recbole"
+    if "ratings.dat" in names:
+        return "movielens"
+    if "train.txt" in names or (suffixes == {".txt"} and len(names) == 1):
+        return "lightgcn"
+    if ".parquet" in suffixes:
+        return "parquet"
+    if suffixes & {".csv", ".tsv"}:
+        return "csv"
+    for each in files:
+        check_packing(each)
+    raise Mistake(
+        f"the format of {source} is not recognised by its files ({', '.join(names[:5])}): "
+        f"say --format {'|'.join(FORMATS)}"
+    )
+
+
+def read_source(
+    connection: duckdb.DuckDBPyConnection,
+    path: str,
+    format: str | None,
+    columns: Columns,
+    side: SideFiles,
+) -> Source:
+    """Recognise and describe a source; reads headers and schemas, no data."""
+    if format is not None and format not in FORMATS:
+        raise Mistake(
+            f"unknown format {format!r}. {sql.near(format, FORMATS)}; or leave --format out"
+        )
+    named = {"--items": side.items, "--users": side.users}
+    aside = [each for flag, given in named.items() if given for each in list_files(given, flag)]
+    files = [each for each in list_files(path) if each not in aside]
+    if not files:
+        raise Mistake(f"{path} holds no interactions besides --items and --users")
+    match format or recognise(path, files):
+        case "lightgcn":
+            source, read = lightgcn(connection, path, files)
+        case "recbole":
+            source, read = recbole(connection, path, files, columns)
+        case "movielens":
+            source, read = movielens(connection, path, files)
+        case "csv":
+            read = [each for each in files if suffix_of(each) in (".csv", ".tsv")] or files
+            source = table_source(connection, path, "csv", read, columns)
+        case _:
+            read = [each for each in files if suffix_of(each) == ".parquet"] or files
+            source = table_source(connection, path, "parquet", read, columns)
+    source = replace(source, label=path, notes=(*source.notes, *unread(files, read)))
+    return with_side_files(connection, source, columns, side)

@@ -1,0 +1,106 @@
+"""Sources of named columns: Parquet, CSV, TSV, and other formats' files of interactions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import duckdb
+
+from trainer.base.mistake import Mistake
+from trainer.sources import sql
+from trainer.sources.columns import Columns, Table, required, resolve
+from trainer.sources.sources import (
+    GIVEN,
+    ITEM_NAMES,
+    RATING_NAMES,
+    TIMESTAMP_NAMES,
+    USER_NAMES,
+    Source,
+    given_splits,
+)
+
+
+class Columnar(Protocol):
+    """Files of columns, as SQL."""
+
+    types: dict[str, str]
+    """DuckDB's types by column name."""
+    label: str
+    """How messages call the files."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how they are read."""
+
+    def relation(self, nulls: bool, files: list[str] | None = None) -> str:
+        """SQL after FROM, of all or some of the files. nulls: in text, what stands for a missing
+        value is NULL."""
+
+    def value(self, column: str | None) -> str:
+        """SQL of a column's value; NULL for None."""
+
+
+def table_source(
+    connection: duckdb.DuckDBPyConnection,
+    path: str,
+    format: str,
+    files: list[str],
+    columns: Columns,
+    open_table: Callable[[duckdb.DuckDBPyConnection, str, list[str], str], Columnar] = Table,
+) -> Source:
+    """Interactions in columns: Parquet, CSV, TSV, RecBole's .inter, or what `open_table` reads."""
+    by_split = given_splits(files) or {"": files}
+    tables = {
+        split: open_table(connection, format, those, path) for split, those in by_split.items()
+    }
+    used = {split: _used_columns(table, columns) for split, table in tables.items()}
+
+    def select(split: str, nulls: bool, those: list[str] | None = None) -> str:
+        table, names = tables[split], used[split]
+        values = {which: table.value(column) for which, column in names.items()}
+        return (
+            f"SELECT {values['user']} AS raw_user, {values['item']} AS raw_item, "
+            f"{values['rating']} AS rating, {values['timestamp']} AS timestamp, "
+            f"{sql.literal(GIVEN[split] if split else None)}::TINYINT AS given "
+            f"FROM {table.relation(nulls, those)}"
+        )
+
+    split_of = {each: split for split, those in by_split.items() for each in those}
+    names = used[next(iter(used))]
+    for split, others in used.items():
+        for which, column in others.items():
+            if (column is None) != (names[which] is None):
+                raise Mistake(
+                    f"{path}: not all of the files named {' and '.join(used)} have a column of "
+                    f"{which}s ({split}: {column}): add it, or name the column in all"
+                )
+    return Source(
+        format=format,
+        select=" UNION ALL ".join(select(split, True) for split in by_split),
+        as_written=" UNION ALL ".join(select(split, False) for split in by_split),
+        files=tuple(split_of),
+        select_of=lambda file: select(split_of[file], True, [file]),
+        given=tuple(each for each in by_split if each),
+        has_rating=names["rating"] is not None,
+        has_timestamp=names["timestamp"] is not None,
+        columns=names,
+        notes=tuple(note for table in tables.values() for note in table.notes),
+    )
+
+
+def _used_columns(table: Columnar, columns: Columns) -> dict[str, str | None]:
+    """Columns of users, items, ratings and times, by what they hold."""
+    used: dict[str, str | None] = {}
+    for which, wanted, names in (
+        ("user", columns.user, USER_NAMES),
+        ("item", columns.item, ITEM_NAMES),
+        ("rating", columns.rating, RATING_NAMES),
+        ("timestamp", columns.timestamp, TIMESTAMP_NAMES),
+    ):
+        find = required if which in ("user", "item") else resolve
+        usual = columns.usual(which, names)
+        used[which] = find(wanted, table.types, usual, f"--{which}-column", table.label)
+    if used["user"] == used["item"]:
+        raise Mistake(f"--user-column and --item-column are both {used['user']!r}")
+    return used
