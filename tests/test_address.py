@@ -9,7 +9,7 @@ import pytest
 from trainer.base import address
 from trainer.base.address import interface_of, interfaces, is_loopback, reachable_address, with_port
 from trainer.base.mistake import Mistake
-from trainer.config.sections import MetricsConfig
+from trainer.config.metrics_section import MetricsConfig
 from trainer.distributed.ranks import choose_interface
 from trainer.observe.metrics import RankMetrics
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from losses import Candidates, Rows
+from trainer.config.negatives_section import NegativesConfig
 from trainer.config.presets import find_preset
-from trainer.config.sections import Config, NegativesConfig
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.data.trained_rows import trained_items
 from trainer.distributed.ranks import Ranks, process_group

@@ -14,7 +14,7 @@ from losses.formulas.loss import parameters_of
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range
 from trainer.command_line import TrainArguments, parse_preset
-from trainer.config.loss import PARAMETERS, LossConfig
+from trainer.config.loss_section import PARAMETERS, LossConfig
 from trainer.config.sections import Config
 from trainer.model.build import retrieval_loss
 

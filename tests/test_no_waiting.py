@@ -21,8 +21,9 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from losses.kernels.problem import Problem
 from tests.datasets import make_dataset
+from trainer.config.negatives_section import NegativesConfig
 from trainer.config.presets import find_preset
-from trainer.config.sections import Config, NegativesConfig
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
 from trainer.loader.batch import Batch

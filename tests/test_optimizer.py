@@ -12,7 +12,7 @@ from torch import nn
 from embeddings.fused_optimizer import fuse_table_optimizer, sharder_arguments
 from embeddings.sharding import Layout, shard
 from embeddings.tables import Table, build_embedding_bags
-from trainer.config.sections import OptimizerConfig
+from trainer.config.optimizer_section import OptimizerConfig
 from trainer.distributed.ranks import Ranks, process_group
 from trainer.model.optimizer import Schedule, build_optimizer
 

@@ -16,7 +16,7 @@ from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.test_training import losses, small_config, train
 from trainer.base.mistake import Mistake
-from trainer.config.sections import ModelConfig
+from trainer.config.model_section import ModelConfig
 from trainer.data import neighbours
 from trainer.data.features import list_bags
 from trainer.data.neighbours import Draw, NeighbourRule, Neighbours

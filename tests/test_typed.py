@@ -11,8 +11,11 @@ import pytest
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range, check, fields_of, read_as
 from trainer.command_line import TrainArguments, parse_preset
+from trainer.config.model_section import ModelConfig
+from trainer.config.optimizer_section import OptimizerConfig
 from trainer.config.presets import PRESETS, find_preset
-from trainer.config.sections import Config, ModelConfig, OptimizerConfig, TrainingConfig
+from trainer.config.sections import Config
+from trainer.config.training_section import TrainingConfig
 
 WRONG: list[tuple[Any, str]] = [
     ({"model": {"tower": "nope"}}, "model.tower='nope': must be one of mf, mlp, graph, history"),

@@ -9,8 +9,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from trainer.base.mistake import require
 from trainer.config.presets import PRESETS, find_preset
-from trainer.config.sections import Config, require
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.run.folder import RunSpec
 

@@ -19,10 +19,9 @@ import torch
 
 from trainer.base.ending import guarded, is_first_rank
 from trainer.base.machine import usable_cpus
-from trainer.base.mistake import Mistake, MistakeOfAll
+from trainer.base.mistake import Mistake, MistakeOfAll, require
 from trainer.base.stopping import terminations
 from trainer.command_line import TrainArguments, parse_preset
-from trainer.config.sections import require
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import check_agreement, first_decides, together
 from trainer.distributed.hooks import Hooks

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cluster.workers.counts import Workers
 from trainer.base.mistake import Mistake
-from trainer.config.sections import LAST_PORT
+from trainer.config.metrics_section import LAST_PORT
 
 LONGEST_SECONDS = 10_000_000
 """Four months: beyond what any of these waits makes sense, and far below what C's clocks hold."""

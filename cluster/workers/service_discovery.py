@@ -16,7 +16,7 @@ from types import TracebackType
 
 from trainer.base.address import EVERY_ADDRESS, is_loopback, reachable_address, with_port
 from trainer.base.mistake import Mistake
-from trainer.config.sections import LAST_PORT
+from trainer.config.metrics_section import LAST_PORT
 from trainer.observe.http import Page, PortTakenError, SmallServer
 from trainer.observe.progress import Progress
 

@@ -23,8 +23,8 @@ from cluster.tune.search import (
     write_results,
 )
 from tests.datasets import make_dataset
+from trainer.config.negatives_section import NegativesConfig
 from trainer.config.presets import find_preset
-from trainer.config.sections import NegativesConfig
 from trainer.run.folder import RunSpec
 
 SETTINGS = {

@@ -13,7 +13,7 @@ from tests.data.planted import make, some_rows, table, write_csv
 from trainer.base.mistake import Mistake
 from trainer.sources import sources
 from trainer.sources.columns import Columns
-from trainer.sources.formats.known import read_source
+from trainer.sources.formats.every import read_source
 from trainer.sources.side_tables import SideFiles
 from trainer.sources.sources import beside, list_files
 

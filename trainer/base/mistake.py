@@ -34,3 +34,9 @@ def mistakes() -> Iterator[None]:
         yield
     except ValueError as error:
         raise Mistake(str(error)) from error
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise Mistake(message) unless `condition`: the user's mistake, not ours."""
+    if not condition:
+        raise Mistake(message)

@@ -17,7 +17,7 @@ from trainer.base.machine import usable_cpus
 from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_range, check_ranges
 from trainer.base.screen import Sheet
 from trainer.bench.worker_processes import Group, Workload
-from trainer.config.sections import MOST_WIDTH
+from trainer.config.model_section import MOST_WIDTH
 
 GIB = 1024**3
 SCALES = (0.1, 0.3, 1.0)

@@ -17,7 +17,11 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.bench.worker_processes import PartTimer, Workload
-from trainer.config.sections import Config, LossConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from trainer.config.loss_section import LossConfig
+from trainer.config.model_section import ModelConfig
+from trainer.config.optimizer_section import OptimizerConfig
+from trainer.config.sections import Config
+from trainer.config.training_section import TrainingConfig
 from trainer.data.schema import SCHEMA_VERSION, Dataset, Split
 from trainer.distributed.ranks import Ranks
 from trainer.loader.batch import Batch

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from losses.choices import LOSSES, LossName
 from losses.formulas.loss import Setting
-from trainer.config.sections import Config, LossConfig, NegativesConfig
+from trainer.config.loss_section import LossConfig
+from trainer.config.negatives_section import NegativesConfig
+from trainer.config.sections import Config
 
 Section = Literal["losses", "noise", "dislikes", "negatives", "clipping"]
 MOST_TUNING_TRIALS = min(len(loss.settings) for loss in LOSSES.values())

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainer.config.sections import (
-    CheckpointConfig,
-    Config,
-    EvaluationConfig,
-    LossConfig,
-    ModelConfig,
-    NegativesConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
+from trainer.config.evaluation_section import EvaluationConfig
+from trainer.config.loss_section import LossConfig
+from trainer.config.model_section import ModelConfig
+from trainer.config.negatives_section import NegativesConfig
+from trainer.config.optimizer_section import OptimizerConfig
+from trainer.config.sections import Config
+from trainer.config.training_section import CheckpointConfig, TrainingConfig
 from trainer.data.schema import Dataset
 
 USERS_EVALUATED = 20_000

@@ -9,16 +9,13 @@ from pathlib import Path
 from trainer.base.mistake import Mistake
 from trainer.base.typed import nearest
 from trainer.config.default_preset import default_preset
-from trainer.config.sections import (
-    CheckpointConfig,
-    Config,
-    EvaluationConfig,
-    LossConfig,
-    ModelConfig,
-    NegativesConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
+from trainer.config.evaluation_section import EvaluationConfig
+from trainer.config.loss_section import LossConfig
+from trainer.config.model_section import ModelConfig
+from trainer.config.negatives_section import NegativesConfig
+from trainer.config.optimizer_section import OptimizerConfig
+from trainer.config.sections import Config
+from trainer.config.training_section import CheckpointConfig, TrainingConfig
 from trainer.data.schema import Dataset
 from trainer.files.json_files import read_json
 

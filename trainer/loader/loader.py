@@ -109,12 +109,8 @@ class Loader:
             "rows": self.num_rows,
             "row_groups": len(self._groups.rows_G),
         }
-        self.store = FeatureStore(
-            self.dataset,
-            (*query_keys, *candidate_keys),
-            neighbours,
-            count_column(splits),
-        )
+        keys = (*query_keys, *candidate_keys)
+        self.store = FeatureStore(self.dataset, keys, neighbours, count_column(splits))
         self._sampler = (
             CandidateSampler(self.store.item_count_I, extra_distribution, seed)
             if extra_candidates

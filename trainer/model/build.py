@@ -13,7 +13,9 @@ from embeddings.sharding import Layout, shard
 from losses import CandidateQueue, RetrievalLoss, build_loss
 from trainer.base.machine import usable_memory_bytes
 from trainer.base.mistake import Mistake, mistakes
-from trainer.config.sections import Config, LossConfig, NegativesConfig
+from trainer.config.loss_section import LossConfig
+from trainer.config.negatives_section import NegativesConfig
+from trainer.config.sections import Config
 from trainer.data.candidates import Distribution
 from trainer.data.neighbours import store_neighbours
 from trainer.data.schema import Dataset

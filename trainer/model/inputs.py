@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from embeddings.tables import Table
 from trainer.base.mistake import Mistake
-from trainer.config.sections import ModelConfig
+from trainer.config.model_section import ModelConfig
 from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from losses import StreamingFrequency, log_q_from_counts, log_q_mixture, log_q_uniform
-from trainer.config.sections import LogQ
+from trainer.config.negatives_section import LogQ
 
 MOST_BUCKETS = 1 << 24
 """At most so many buckets a hash row of the streaming estimator (12 bytes each)."""

@@ -11,7 +11,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from trainer.config.sections import OptimizerConfig
+from trainer.config.optimizer_section import OptimizerConfig
 
 
 def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig) -> CombinedOptimizer:

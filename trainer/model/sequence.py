@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config.sections import HistoryPooling
+from trainer.config.model_section import HistoryPooling
 
 
 class HistoryTower(nn.Module):

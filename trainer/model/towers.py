@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config.sections import ModelConfig
+from trainer.config.model_section import ModelConfig
 from trainer.model.inputs import Inputs
 from trainer.model.sequence import HistoryTower, SequenceTower
 

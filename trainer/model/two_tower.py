@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from embeddings.tables import build_embedding_bags
-from trainer.config.sections import ModelConfig
+from trainer.config.model_section import ModelConfig
 from trainer.model.inputs import Inputs
 from trainer.model.task import Outputs, RetrievalTask
 from trainer.model.towers import (

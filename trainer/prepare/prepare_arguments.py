@@ -14,7 +14,7 @@ from trainer.files.filesystems import check_text
 from trainer.prepare.splits import RULES
 from trainer.sources import sql
 from trainer.sources.columns import Columns
-from trainer.sources.formats.known import FORMATS
+from trainer.sources.formats.every import FORMATS
 
 DEFAULT_HISTORY_LENGTH = 20
 

@@ -40,7 +40,7 @@ from trainer.prepare.staging import (
 )
 from trainer.sources import sql
 from trainer.sources.checks import IdColumn, Thresholds
-from trainer.sources.formats.known import read_source
+from trainer.sources.formats.every import read_source
 from trainer.sources.side_tables import SideFiles
 from trainer.sources.sources import Source, in_order, title_column
 from trainer.sources.statement_watch import watched

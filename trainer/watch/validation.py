@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from trainer.config.sections import EvaluationConfig
+from trainer.config.evaluation_section import EvaluationConfig
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
 from trainer.model.two_tower import TwoTower

@@ -9,7 +9,7 @@ import duckdb
 
 from trainer.base.mistake import Mistake
 from trainer.sources.columns import Columns
-from trainer.sources.formats.tables import table_source
+from trainer.sources.formats.table_files import table_source
 from trainer.sources.side_tables import side_table
 from trainer.sources.sources import GIVEN, SideTable, Source, beside
 from trainer.sources.text_files import suffix_of

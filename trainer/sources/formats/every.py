@@ -18,7 +18,7 @@ from trainer.sources.columns import Columns
 from trainer.sources.formats.lightgcn import lightgcn
 from trainer.sources.formats.movielens import movielens
 from trainer.sources.formats.recbole import recbole
-from trainer.sources.formats.tables import table_source
+from trainer.sources.formats.table_files import table_source
 from trainer.sources.side_tables import SideFiles, with_side_files
 from trainer.sources.sources import Source, list_files, unread
 from trainer.sources.text_files import check_packing, suffix_of

@@ -1,0 +1,36 @@
+"""The config's `data` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from trainer.base.mistake import require
+from trainer.base.typed import Range, check
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the loader reads and how it shuffles."""
+
+    train_splits: tuple[str, ...] = ("train",)
+    """Splits trained on. Add "validation" only for a final model whose settings are chosen."""
+    shuffle_window_rows: Annotated[int, Range(least=1, most=2**31)] = 131_072
+    """Rows shuffled together in memory; row groups are permuted as a whole before that."""
+    streams: Annotated[int, Range(least=0, most=65_536)] = 0
+    """Parts of the epoch read side by side; 0: the least common multiple of 8 and the workers,
+    so that 1, 2, 4 and 8 workers see the same global batches."""
+    history_length: Annotated[int, Range(least=1, most=100_000)] | None = None
+    """Most recent history items fed to the query tower; None: all that were prepared. To leave the
+    history out, set model.use_history to False."""
+    skip_corrupt: bool = False
+    """Count and skip row groups that cannot be read, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        check(self, "data")
+        unknown = set(self.train_splits) - {"train", "validation"}
+        require(
+            "train" in self.train_splits and not unknown,
+            f"data.train_splits={self.train_splits}: 'train', optionally with 'validation'; "
+            "the test split is never trained on",
+        )

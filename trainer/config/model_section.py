@@ -1,0 +1,107 @@
+"""The config's `model` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from embeddings.choices import Placement, Sharding, TablePrecision
+from trainer.base.mistake import require
+from trainer.base.typed import Range, check
+
+HistoryPooling = Literal["mean", "attention", "places"]
+Tower = Literal["mf", "mlp", "graph", "history", "sequence"]
+MOST_WIDTH = 1024
+"""FBGEMM's tables are silently zero beyond it."""
+Layer = Annotated[int, Range(least=1, most=65_536)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two towers and what they read."""
+
+    tower: Tower = "mf"
+    """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them. graph: mf
+    plus each side's neighbours in train, weighted as LightGCN's first hop. history: a gate between
+    user and pooled history. sequence: a causal transformer over the ordered history."""
+    dim: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 64
+    """Width of every embedding table."""
+    hidden: Annotated[tuple[Layer, ...], Range(most=64)] = (128,)
+    """Hidden layers of the mlp towers."""
+    output_dim: Annotated[int, Range(least=1, most=8192)] = 64
+    """Width of the towers' output (mlp only; mf's is `dim`)."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """cosine: outputs are L2-normalised. dot: inner product."""
+    use_user_id: bool = True
+    """Give each user an embedding; False: users are their history and attributes alone."""
+    use_history: bool = False
+    """Feed the mean of the history items' embeddings to the query tower."""
+    shared_item_table: bool = True
+    """History and candidate read the same item table."""
+    user_attributes: bool = False
+    """Feed every user attribute of the dataset to the query tower."""
+    item_attributes: bool = False
+    """Feed every item attribute of the dataset to the candidate tower."""
+    history_pooling: HistoryPooling = "mean"
+    """history: how the items of the history become one vector. places: the last items, each
+    through a matrix of its own, for data where the order tells what comes next."""
+    sequence_length: Annotated[int, Range(least=1, most=10_000)] = 20
+    """sequence, history with attention or places: most recent items of a list that are read one
+    by one."""
+    sequence_layers: Annotated[int, Range(least=1, most=64)] = 1
+    """sequence: layers of the transformer."""
+    sequence_heads: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 2
+    """sequence: attention heads; must divide dim."""
+    neighbours: Annotated[int, Range(least=1, most=100_000)] | None = 16
+    """graph: most neighbours drawn for a row in training; None: all. Evaluation takes all."""
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
+    """Share of each tower's inputs dropped in training."""
+    init_std: Annotated[float, Range(above=0, most=100)] = 0.1
+    """Standard deviation of the tables' first values."""
+    spectral_start: Annotated[float, Range(least=0, most=1000)] = 0.0
+    """Length of the spectral vector added to each user's and item's first value (the leading
+    singular vectors of the training graph, seconds to compute; with dot, items are longer the more
+    they are liked); 0: noise alone. For the moment of it every worker holds
+    (users + 3 x items) x (dim + 16) x 4 bytes of host memory."""
+    table_precision: TablePrecision = "fp32"
+    """Precision of the tables' weights; optimizer states stay fp32."""
+    sharding: Sharding = "row_wise"
+    """How tables are dealt to ranks; both kinds resume on any number of workers."""
+    placement: Placement = "device"
+    """uvm_caching (GPUs): tables in host memory, the rows in use cached on the GPU."""
+
+    def __post_init__(self) -> None:
+        check(self, "model")
+        require(
+            self.use_user_id
+            or self.use_history
+            or self.user_attributes
+            or self.tower in ("history", "sequence"),
+            "the query tower has no input: set model.use_user_id, model.use_history or "
+            "model.user_attributes",
+        )
+        require(
+            self.tower != "sequence" or self.dim % self.sequence_heads == 0,
+            f"model.sequence_heads={self.sequence_heads} does not divide model.dim={self.dim}",
+        )
+        require(
+            self.tower != "graph" or self.use_user_id,
+            "model.tower='graph' needs the users' table: leave model.use_user_id on",
+        )
+
+    @property
+    def reads_positions(self) -> bool:
+        """Whether the query tower reads lists item by item."""
+        one_by_one = self.tower == "history" and self.history_pooling != "mean"
+        return one_by_one or self.tower == "sequence"
+
+    @property
+    def reads_order(self) -> bool:
+        """Whether the history's order changes the query."""
+        by_place = self.tower == "history" and self.history_pooling == "places"
+        return by_place or self.tower == "sequence"
+
+    @property
+    def width(self) -> int:
+        """Columns of a query and of a candidate."""
+        return self.output_dim if self.tower == "mlp" else self.dim

@@ -1,0 +1,45 @@
+"""The config's `negatives` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from trainer.base.mistake import require
+from trainer.base.typed import Range, check
+from trainer.config.limits import MOST_STEPS, Columns
+
+LogQ = Literal["none", "counts", "streaming"]
+
+
+@dataclass(frozen=True)
+class NegativesConfig:
+    """Where negatives come from; the sources add up."""
+
+    in_batch: bool = True
+    """The other rows' positives, gathered from every rank."""
+    uniform: Columns = 0
+    """Items drawn uniformly from the catalog a step, shared by all ranks."""
+    popularity: Columns = 0
+    """Items drawn by their count in train a step, shared by all ranks."""
+    queue: Columns = 0
+    """Candidates of past steps kept as further negatives (cross-batch queue): for batches of some
+    dozens of rows, where they help a little; with hundreds they change nothing."""
+    queue_warmup_steps: Annotated[int, Range(least=0, most=MOST_STEPS)] = 1000
+    """Steps before the queue is used: early embeddings move too fast to be kept."""
+    log_q: LogQ = "counts"
+    """Correction for how often an item is drawn. counts: exact, from train. streaming: estimated
+    from the positives seen so far, repeats counted (after Yi et al. 2019). none: no correction."""
+
+    def __post_init__(self) -> None:
+        check(self, "negatives")
+        require(
+            self.in_batch or self.uniform + self.popularity > 0,
+            "there are no negatives: set negatives.in_batch, negatives.uniform or "
+            "negatives.popularity",
+        )
+        require(
+            self.uniform == 0 or self.popularity == 0,
+            f"negatives.uniform={self.uniform} and negatives.popularity={self.popularity}: "
+            "one kind of catalog sampling a run; in-batch negatives already follow popularity",
+        )
