@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SET ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 STAMP := $(VENV)/installed-$(SET)
 KERNELS := $(VENV)/kernels-$(SET)
-CODE := tandem_start cluster trainer embeddings losses tests
+CODE := tandem.py cluster trainer embeddings losses tests
 
 DEMO ?= demo
 WORKERS ?= 2
@@ -44,7 +44,7 @@ $(STAMP): requirements/base.txt requirements/dev.txt requirements/$(SET).txt pyp
 	  { $(MAKE) --no-print-directory setup-failed; exit 1; }
 	@$(PIP) -r requirements/$(SET).txt -r requirements/dev.txt || \
 	  { $(MAKE) --no-print-directory setup-failed; exit 1; }
-	@$(PIP) --no-build-isolation --editable .
+	@$(PIP) --no-build-isolation --config-settings editable_mode=compat --editable .
 	@$(BIN)/python -m trainer.tools.doctor
 	@rm -f $(VENV)/installed-* && touch $@
 
