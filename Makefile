@@ -59,7 +59,7 @@ doctor: $(STAMP)  ## Versions, devices, and what is wrong with them
 
 # A fresh RUN folder each time, so that a second `make demo` works; the data are made once.
 demo: $(STAMP)  ## Data, training on Ray, exact evaluation, ten recommendations: under five minutes
-	@bash deploy/demo.sh $(DEMO) $(WORKERS)
+	@$(BIN)/tandem demo $(DEMO) --workers $(WORKERS)
 
 clean-demo:  ## Remove what `make demo` wrote
 	rm -rf $(DEMO)

@@ -38,14 +38,12 @@ if TYPE_CHECKING:
     from trainer.config.sections import Config
     from trainer.data.schema import Dataset
     from trainer.prepare.prepare_options import PrepareOptions
-    from trainer.retrieval.names import Item
     from trainer.retrieval.recommend import Recommendation
 
 __version__ = "0.1.0"
 __all__ = [
     "Config",
     "Dataset",
-    "Item",
     "Mistake",
     "Recommendation",
     "Run",
@@ -61,7 +59,6 @@ MARK = "Tandem"
 HOMES = {
     "Config": "trainer.config.sections",
     "Dataset": "trainer.data.schema",
-    "Item": "trainer.retrieval.names",
     "Mistake": "trainer.base.mistake",
     "Recommendation": "trainer.retrieval.recommend",
     "Run": "trainer.api.run",
