@@ -16,7 +16,7 @@ JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types imports test-faults gpu-check doctor clean-demo images
+.PHONY: help setup demo test check lint format types imports wheel test-faults gpu-check doctor clean-demo images
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -82,6 +82,9 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 check: lint types imports test  ## What CI runs: style, types, import rules, tests
+
+wheel: $(STAMP)  ## Build the wheel, and try it in an environment and a folder of its own
+	$(BIN)/python -m pytest -m "slow or not slow" --timeout 900 tests/test_wheel.py
 
 format: $(STAMP)  ## Put the code into its form
 	$(BIN)/ruff check --fix $(CODE)
