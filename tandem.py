@@ -22,7 +22,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -32,12 +31,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from trainer.api.options import PrepareOptions
     from trainer.api.run import Run
     from trainer.api.tables import Source
     from trainer.base.mistake import Mistake
     from trainer.config.sections import Config
     from trainer.data.schema import Dataset
-    from trainer.prepare.prepare_options import PrepareOptions
     from trainer.retrieval.recommend import Recommendation
 
 __version__ = "0.1.0"
@@ -159,8 +158,8 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-class TandemFinder(MetaPathFinder):
-    """Finds PACKAGES, before Python looks along its path."""
+class TandemFinder:
+    """Finds PACKAGES, before Python looks along its path. A `MetaPathFinder` by its method."""
 
     @classmethod
     def find_spec(

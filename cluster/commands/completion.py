@@ -104,8 +104,8 @@ def flags_of(command: str) -> dict[str, list[str]]:
 def _flags(kind: type, before: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, annotation in fields_of(kind).items():
-        plain = _plain(annotation)
-        if dataclasses.is_dataclass(plain):
+        plain: Any = _plain(annotation)
+        if isinstance(plain, type) and dataclasses.is_dataclass(plain):
             found |= _flags(plain, before if name == "config" else f"{before}{name}.")
         elif "Positional" not in str(annotation):
             flag = f"--{before}{name}".replace("_", "-")

@@ -1,5 +1,6 @@
 """Words that a shell is offered, and the scripts that ask for them."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_an_unknown_shell_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'bash'" in capsys.readouterr().err
 
 
-TANDEM = '#!/bin/sh\nshift\nfor word; do last=$word; done\necho "$last-one"; echo "$# two"\n'
+TANDEM = '#!/bin/sh\nshift\nfor word; do last=$word; done\necho "$last-$#"\n'
 """A stand-in that answers with the last word, and with how many there are."""
 
 
@@ -85,13 +86,35 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 complete -p tandem
 """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[:2] == ["de-one", "2 two"]
+    assert done.stdout.splitlines()[0] == "de-2"
     assert "-F _tandem tandem" in done.stdout
 
 
-@pytest.mark.parametrize(("shell", "text"), [("zsh", ZSH), ("fish", FISH)])
-def test_the_other_shells_can_read_theirs(shell: str, text: str, tmp_path: Path) -> None:
+ZSH_ASKS = """
+compadd() { print -l -- "${(@)found}"; }
+_files() { print files; }
+words=(tandem train "de" rest); CURRENT=3
+"""
+"""In place of zsh's own: what is asked for, and where it is shown."""
+
+
+@pytest.mark.parametrize(
+    ("shell", "before", "text", "after"),
+    [
+        ("zsh", ZSH_ASKS, ZSH, ""),
+        ("fish", "", FISH, "complete -C 'tandem train de'"),
+    ],
+)
+def test_the_other_shells_ask_so_too(
+    shell: str, before: str, text: str, after: str, tmp_path: Path
+) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} on this machine")
-    (tmp_path / "script").write_text(text)
-    subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
+    (tmp_path / "tandem").write_text(TANDEM)
+    (tmp_path / "tandem").chmod(0o755)
+    (tmp_path / "script").write_text(before + text + after)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [shell, "script"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[0] == "de-2", done.stderr

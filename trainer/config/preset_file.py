@@ -126,7 +126,7 @@ def as_toml(config: Config, title: str) -> str:
 
 def _table(section: Any, name: str) -> Iterator[str]:
     """Values first, then the tables below it."""
-    kind = type(section)
+    kind: type = type(section)
     values = {field: getattr(section, field) for field in fields_of(kind)}
     helps = field_helps(kind)
     for field, value in values.items():

@@ -59,7 +59,7 @@ def short_kind(kind: type, config: Config) -> type[Any]:
 def _field(kind: type, name: str, default: Any) -> Any:
     """A field for make_dataclass, whose help is the docstring that `kind` has under it."""
     words = " ".join(field_helps(kind).get(name, "").split())
-    annotation = Annotated[fields_of(kind)[name], tyro.conf.arg(help=words)]
+    annotation: Any = Annotated[fields_of(kind)[name], tyro.conf.arg(help=words)]
     if isinstance(default, dataclasses.Field):
         return name, annotation
     return name, annotation, dataclasses.field(default=default)
