@@ -18,9 +18,10 @@ from tests.distributed import run_ranks
 from tests.killed_checkpoint import DISK_FULL, STAGES, STATUS
 from tests.one_rank import Notes
 from tests.test_training import small_config
+from trainer.run import checkpoint_facts
+from trainer.run import checkpoint_write as checkpoint
 from trainer.run.checkpoint_facts import read_facts, write_facts
-from trainer.run.folder import RunSpec, checkpoint_facts
-from trainer.run.folder import checkpoint_write as checkpoint
+from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from trainer.observe.declared import METRICS
 from trainer.observe.http import MAX_CONNECTIONS
-from trainer.observe.metrics import METRICS, RankMetrics
+from trainer.observe.metrics import RankMetrics
 from trainer.observe.step_values import StepValues, means_of
 
 

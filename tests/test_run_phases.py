@@ -12,7 +12,8 @@ from trainer.distributed.hooks import Hooks
 from trainer.files.json_files import write_json
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval import evaluate
-from trainer.run.folder import RunFolder, RunSpec, lock
+from trainer.run import lock
+from trainer.run.folder import RunFolder, RunSpec
 from trainer.run.lock import RunLock
 from trainer.run.state import read_state
 from trainer.train import run_worker

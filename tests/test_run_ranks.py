@@ -11,9 +11,10 @@ from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.one_rank import STEPS, checkpoints, spec_of
 from tests.test_training import _worker, losses
+from trainer.run import checkpoint_read
+from trainer.run import folder as run_module
 from trainer.run.checkpoint_facts import read_facts
-from trainer.run.folder import RunSpec, checkpoint_read
-from trainer.run.folder import folder as run_module
+from trainer.run.folder import RunSpec
 from trainer.run.lock import RunLock
 
 pytestmark = pytest.mark.xdist_group("ranks")

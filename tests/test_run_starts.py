@@ -13,14 +13,16 @@ from tests.datasets import make_dataset
 from tests.one_rank import STEPS, Notes, begun, checkpoints, resumed, spec_of
 from tests.test_training import losses, small_config
 from trainer.base.mistake import Mistake
+from trainer.config.presets import find_preset
 from trainer.data.schema import Dataset
 from trainer.files.line_file import LineFile
 from trainer.fitting import fitted
 from trainer.retrieval import evaluate
+from trainer.run import folder as run_module
+from trainer.run import lock
 from trainer.run.checkpoint_facts import read_facts
 from trainer.run.checkpoint_write import CheckpointWriteError
-from trainer.run.folder import RunFacts, RunFolder, RunSpec, lock
-from trainer.run.folder import folder as run_module
+from trainer.run.folder import RunFacts, RunFolder, RunSpec
 from trainer.run.state import read_state
 from trainer.train import run_worker
 
@@ -235,3 +237,20 @@ def test_what_gives_way_to_small_data(data: str, tmp_path: Path) -> None:
                 fitted(spec, dataset)
         else:
             assert fitted(spec, dataset)[0].config.training.global_batch_size == expected
+
+
+def test_a_presets_patience_gives_way_where_nothing_is_evaluated(data: str) -> None:
+    """`--evaluation.every-epochs 0` is enough; a patience that was asked for is refused."""
+    dataset = Dataset.load(data)
+    preset = find_preset("default", dataset)
+    assert preset.evaluation.patience is not None
+    for patience, said in ((preset.evaluation.patience, None), (7, "patience=7 needs")):
+        evaluation = replace(preset.evaluation, every_epochs=0, patience=patience)
+        spec = RunSpec("default", replace(preset, evaluation=evaluation), data, "run")
+        if said is None:
+            spec, notes = fitted(spec, dataset)
+            assert spec.config.evaluation.patience is None
+            assert "no early stopping, since evaluation.every_epochs is 0" in notes
+        else:
+            with pytest.raises(Mistake, match=said):
+                fitted(spec, dataset)

@@ -26,7 +26,8 @@ from trainer.report.norms import norms_by_popularity
 from trainer.report.report import ReportArguments, report
 from trainer.retrieval.evaluate_run import EvaluateArguments, evaluate
 from trainer.retrieval.recommend import RecommendArguments, recommend
-from trainer.run.folder import RunFolder, RunSpec, lock
+from trainer.run import lock
+from trainer.run.folder import RunFolder, RunSpec
 from trainer.run.lock import RunLock
 from trainer.run.state import read_state
 

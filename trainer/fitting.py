@@ -24,7 +24,7 @@ def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
     """
     config, notes = spec.config, []
     default = _defaults(spec, dataset)
-    for fit in (_batch, _split, _cutoffs, _metric):
+    for fit in (_patience, _batch, _split, _cutoffs, _metric):
         config, note = fit(config, default, dataset)
         notes += [note] if note else []
     return replace(spec, config=config), notes
@@ -55,6 +55,19 @@ def _batch(config: Config, default: Config | None, dataset: Dataset) -> Fit:
     size = 1 << int(math.log2(rows))  # what 1, 2, 4 and 8 workers divide
     config = _with(config, "training", global_batch_size=size)
     return config, f"training.global_batch_size: {size:,}, since there are {rows:,} rows"
+
+
+def _patience(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+    """Without evaluations there is nothing to be patient with."""
+    evaluation = config.evaluation
+    if evaluation.every_epochs or evaluation.patience is None:
+        return config, None
+    require(
+        default is not None and default.evaluation.patience == evaluation.patience,
+        f"evaluation.patience={evaluation.patience} needs evaluation.every_epochs of at least 1",
+    )
+    config = _with(config, "evaluation", patience=None)
+    return config, "no early stopping, since evaluation.every_epochs is 0"
 
 
 def _split(config: Config, default: Config | None, dataset: Dataset) -> Fit:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -21,30 +19,9 @@ from trainer.distributed.ranks import Ranks
 from trainer.loader.batch import Batch
 from trainer.model.optimizer import Schedule
 from trainer.observe.phases import TimedPipeline
+from trainer.run.place import Place
 from trainer.watch.recorder import Recorder
 from trainer.watch.run_phases import RunPhases
-
-
-@dataclass
-class Place:
-    """How far a run has come; checkpoints hold it."""
-
-    step: int = 0
-    """Steps trained."""
-    position: dict[str, Any] | None = None
-    """Position of the data after the last step *trained* (the pipeline has read further)."""
-
-    @property
-    def epoch_ended(self) -> bool:
-        """Whether the last trained step was its epoch's last: the data stands at a start."""
-        return self.position is not None and self.position["step"] == 0
-
-    @property
-    def epoch(self) -> int:
-        """Epoch of the last trained step, from 0."""
-        if self.position is None:
-            return 0
-        return int(self.position["epoch"]) - int(self.epoch_ended)
 
 
 class TrainingLoop:

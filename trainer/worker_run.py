@@ -15,7 +15,7 @@ from trainer.distributed.agreement import together
 from trainer.distributed.hooks import Hooks
 from trainer.distributed.ranks import Ranks
 from trainer.loader.loader import Loader
-from trainer.loop import Place, TrainingLoop
+from trainer.loop import TrainingLoop
 from trainer.model.build import build_loader, build_model, trained_of_tables
 from trainer.model.optimizer import Schedule, build_optimizer
 from trainer.observe.metrics import RankMetrics
@@ -24,6 +24,7 @@ from trainer.run.checkpoint_facts import DataPosition, Facts
 from trainer.run.checkpoint_read import load, newest_sound
 from trainer.run.checkpoint_write import CheckpointWriteError, CheckpointWriter
 from trainer.run.folder import RunFolder, RunSpec
+from trainer.run.place import Place
 from trainer.watch.finite import FiniteWatch, NonFiniteError, check_tables
 from trainer.watch.recorder import Recorder
 from trainer.watch.run_phases import RunPhases
@@ -44,15 +45,16 @@ class Run:
         hooks: Hooks,
     ) -> None:
         self.hooks = hooks
-        self.phases = RunPhases(hooks, folder if ranks.is_first else None, progress)
+        self.metrics = RankMetrics()
+        self.metrics.add("tandem_restarts_total", folder.restarts)  # before anyone can read a 0
+        told = folder if ranks.is_first else None
+        self.phases = RunPhases(hooks, told, progress, self.metrics)
         self.phases.at("starting")
         self.spec, self.config = spec, spec.config
         self.dataset, self.folder, self.ranks, self.progress = dataset, folder, ranks, progress
         self.model = build_model(spec.config, dataset, ranks)  # collective
         self.inputs = self.model.module.inputs
         self.optimizer = build_optimizer(self.model, spec.config.optimizer)
-        self.metrics = RankMetrics()
-        self.metrics.add("tandem_restarts_total", folder.restarts)  # before anyone can read a 0
         self.checkpoints = CheckpointWriter(  # collective
             folder.checkpoints,
             ranks,

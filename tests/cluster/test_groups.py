@@ -15,7 +15,8 @@ import ray
 import ray.exceptions
 from ray.train import WorkerGroupError
 
-from cluster.workers.counts import Workers, group_watch
+from cluster.workers import group_watch
+from cluster.workers.counts import Workers
 from cluster.workers.elastic import check_divides, choose, wait_for_room
 from cluster.workers.failures import RunFailedError, lost_nodes
 from cluster.workers.group_watch import GroupWatch, InThread

@@ -8,7 +8,7 @@ import pytest
 
 import cluster
 from cluster.jobs.job_api import without_variables
-from cluster.workers.counts import ray_private
+from cluster.workers import ray_private
 
 PACKAGE = Path(cluster.__file__).parent
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import ray.exceptions
 
-from cluster.workers.counts import relay as module
+from cluster.workers import relay as module
 from cluster.workers.pulses import Beat
 from cluster.workers.relay import (
     Receipt,

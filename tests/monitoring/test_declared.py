@@ -10,7 +10,7 @@ import pytest
 from tests.monitoring.conftest import ROOT
 from trainer.live.grafana import DATASOURCE, dashboard_json
 from trainer.live.panels import DASHBOARDS
-from trainer.observe.metrics import METRICS
+from trainer.observe.declared import METRICS
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"

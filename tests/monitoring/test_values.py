@@ -14,7 +14,8 @@ from tests.distributed import run_ranks
 from tests.test_training import small_config
 from trainer.files.json_files import committed
 from trainer.loader.batch import Batch
-from trainer.observe.metrics import METRICS, RankMetrics
+from trainer.observe.declared import METRICS
+from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import SilentProgress
 from trainer.report.norms import _row_norms
 from trainer.run.folder import RunSpec

@@ -19,9 +19,10 @@ from trainer.model.build import build_model
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import Evaluation, evaluate_model, evaluate_split
 from trainer.retrieval.queries import read_queries, sample_rows
+from trainer.retrieval.search.item_rows import ItemRows
 from trainer.retrieval.search.keys import decode_keys
 from trainer.retrieval.search.merge import merge_rankings, share_queries
-from trainer.retrieval.search.topk import ItemRows, exact_topk
+from trainer.retrieval.search.topk import exact_topk
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from trainer.distributed.ranks import Ranks
-from trainer.retrieval.export import _Part
+from trainer.retrieval.embedding_file import EmbeddingFile
 from trainer.retrieval.index import write_index
 from trainer.retrieval.programs import save_program
 from trainer.sources import sql
@@ -35,7 +35,7 @@ def write_part(folder: Path) -> Path:
     ids = pa.table({"item": np.arange(500), "raw_id": np.arange(500)})
     pq.write_table(ids, folder / "items.parquet")
     ranks = Ranks(0, 1, 0, 1, torch.device("cpu"))
-    part = _Part(folder, ranks, str(folder / "items.parquet"), "item", "count")
+    part = EmbeddingFile(folder, ranks, str(folder / "items.parquet"), "item", "count")
     part.mean_D = torch.zeros(8)  # no other ranks to ask for it
     with files_of_at_most(9_000), part:
         part.write(np.arange(500), torch.rand(500, 8))

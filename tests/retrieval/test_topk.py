@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from trainer.retrieval.search.filter import Filter, Precision
 from trainer.retrieval.search.item_lists import ItemLists
+from trainer.retrieval.search.item_rows import ItemRows
 from trainer.retrieval.search.keys import EMPTY, decode_keys, encode_keys
-from trainer.retrieval.search.topk import Filter, ItemRows, Precision, exact_topk
+from trainer.retrieval.search.topk import exact_topk
 
 
 def dense_reference(item_ID: Tensor, query_QD: Tensor, seen: ItemLists | None, k: int) -> Tensor:

@@ -24,8 +24,10 @@ from torch.nn.functional import normalize
 
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet
+from trainer.retrieval.search.filter import Filter
 from trainer.retrieval.search.item_lists import ItemLists
-from trainer.retrieval.search.topk import Filter, ItemRows, Search
+from trainer.retrieval.search.item_rows import ItemRows
+from trainer.retrieval.search.topk import Search
 
 CHUNKS_A_TURN = 64
 CLUSTERS = 1000

@@ -356,10 +356,6 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check(self, "evaluation")
-        require(
-            self.patience is None or self.every_epochs > 0,
-            "evaluation.patience needs evaluation.every_epochs of at least 1",
-        )
         measure, at, cutoff = self.metric.partition("@")
         require(
             measure in get_args(Measure) and at == "@" and cutoff.isdecimal(),

@@ -277,14 +277,15 @@ class Loader:
         return streams
 
     def _check_arguments(self) -> None:
-        if self.local_batch_size < 1:
-            raise Mistake(f"local_batch_size is {self.local_batch_size}: take 1 or more")
+        for name, value, least in (
+            ("local_batch_size", self.local_batch_size, 1),
+            ("shuffle_window_rows", self._window_rows, 1),
+            ("extra_candidates", self._sampled, 0),
+        ):
+            if value < least:
+                raise Mistake(f"{name} is {value}: take {least} or more")
         if not 0 <= self._rank < self._world_size:
             raise Mistake(f"rank {self._rank} is outside 0..{self._world_size - 1}")
-        if self._window_rows < 1:
-            raise Mistake(f"shuffle_window_rows is {self._window_rows}: take 1 or more")
-        if self._sampled < 0:
-            raise Mistake(f"extra_candidates is {self._sampled}: take 0 or more")
         if self._history_length is not None and self._history_length < 1:
             raise Mistake(
                 f"history_length is {self._history_length}: take 1 or more, "

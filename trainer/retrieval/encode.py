@@ -18,7 +18,7 @@ from trainer.distributed.ranks import Ranks
 from trainer.model.trained import TrainedRun
 from trainer.model.two_tower import TwoTower
 from trainer.retrieval.search.item_lists import ItemLists
-from trainer.retrieval.search.topk import ItemRows
+from trainer.retrieval.search.item_rows import ItemRows
 
 ROWS_AT_ONCE = 1 << 15
 

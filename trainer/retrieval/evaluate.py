@@ -27,10 +27,11 @@ from trainer.retrieval.measures.popularity import PopularityRanking, popularity_
 from trainer.retrieval.measures.ranking import disliked_metrics, is_member, ranking_metrics
 from trainer.retrieval.measures.totals import Exposure, Means
 from trainer.retrieval.queries import QueryBlock, read_queries, sample_rows
+from trainer.retrieval.search.filter import Filter
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.keys import decode_keys
 from trainer.retrieval.search.merge import merge_rankings, share_queries
-from trainer.retrieval.search.topk import Filter, exact_topk
+from trainer.retrieval.search.topk import exact_topk
 
 QUERIES_AT_ONCE = {"cpu": 1024, "cuda": 4096}
 

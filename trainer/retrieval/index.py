@@ -21,8 +21,9 @@ from torch import Tensor
 from trainer.base.mistake import Mistake
 from trainer.files.writing import written
 from trainer.retrieval.arguments import IndexKind
+from trainer.retrieval.search.item_rows import ItemRows
 from trainer.retrieval.search.keys import decode_keys, merge_keys
-from trainer.retrieval.search.topk import ItemRows, exact_topk
+from trainer.retrieval.search.topk import exact_topk
 
 ROWS_AT_ONCE = 1 << 16
 KMEANS_ROUNDS = 10

@@ -21,9 +21,10 @@ from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, s
 from trainer.retrieval.on_workers import is_first_process, on_workers
 from trainer.retrieval.opened import OpenedRun
 from trainer.retrieval.search.item_lists import ItemLists
+from trainer.retrieval.search.item_rows import ItemRows
 from trainer.retrieval.search.keys import decode_keys
 from trainer.retrieval.search.merge import merge_rankings, share_queries
-from trainer.retrieval.search.topk import ItemRows, exact_topk
+from trainer.retrieval.search.topk import exact_topk
 
 
 @dataclass(frozen=True)

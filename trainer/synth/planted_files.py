@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.jagged import Jagged
 from trainer.data.schema import (
     SCHEMA_VERSION,
     Dataset,
@@ -24,19 +23,21 @@ from trainer.data.schema import (
     sha256_of,
 )
 from trainer.synth.planted import PlantedModel
+from trainer.synth.planted_parquet import (
+    ITEMS_AT_ONCE,
+    ROW_GROUP_ROWS,
+    attributes_of,
+    options,
+    write,
+)
 from trainer.synth.planted_rows import SPLITS, PartRows, as_list
 from trainer.synth.planted_tables import (
     ITEM_ATTRIBUTES,
     USER_ATTRIBUTES,
     VOCABULARIES,
-    item_attributes,
     titles,
     user_attributes,
 )
-
-ROW_GROUP_ROWS = 32_768
-ITEMS_AT_ONCE = 1 << 19
-COMPRESSION = "zstd"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class DatasetWriter:
         for split, name in enumerate(SPLITS):
             table = part.rows(split, random)
             rows.append(len(table))
-            _write(table, self._folder / _part_file(name, number))
+            write(table, self._folder / _part_file(name, number))
         liked_M = part.draws.liked_M
         positives = [int((liked_M & (part.split_M == split)).sum()) for split in range(3)]
         with self._lock:
@@ -124,7 +125,7 @@ class DatasetWriter:
         """Items `first` and those after it."""
         slot_n = slot_of_row_I[first : first + ITEMS_AT_ONCE].astype(np.int64)
         rows = slice(first, first + len(slot_n))
-        genre_n, moods = _attributes_of(slot_n, self._model, self._seed, first)
+        genre_n, moods = attributes_of(slot_n, self._model, self._seed, first)
         train_n = self._count_I[rows].astype(np.int64)
         return pa.table(
             {
@@ -141,7 +142,7 @@ class DatasetWriter:
     def _append(self, name: str, table: pa.Table) -> None:
         if name not in self._writers:
             self._writers[name] = pq.ParquetWriter(
-                self._folder / f"{name}.parquet", table.schema, **_options(table.schema)
+                self._folder / f"{name}.parquet", table.schema, **options(table.schema)
             )
         self._writers[name].write_table(table, row_group_size=ROW_GROUP_ROWS)
 
@@ -156,7 +157,7 @@ class DatasetWriter:
                 entry = (side, name, row, value, int(counts[row]))
                 for column, each in zip(columns.values(), entry, strict=True):
                     column.append(each)
-        _write(pa.table(columns), self._folder / "attributes.parquet")
+        write(pa.table(columns), self._folder / "attributes.parquet")
 
     def _describe(self, arguments: dict[str, Any], threads: int) -> Dataset:
         splits = {}
@@ -200,111 +201,10 @@ class DatasetWriter:
         return FileRecord(path.stat().st_size, sha256_of(fsspec.filesystem("file"), str(path)))
 
 
-class RawWriter:
-    """Writes the same data as a source: `interactions/*.parquet` in time order of each user,
-    `items.parquet` and `users.parquet` with titles and attributes as text."""
-
-    def __init__(self, folder: Path, model: PlantedModel, seed: int) -> None:
-        self._folder, self._model, self._seed = folder, model, seed
-        self._users: pq.ParquetWriter | None = None
-        (folder / "interactions").mkdir()
-
-    def write_part(self, number: int, part: PartRows, random: np.random.Generator) -> pa.Table:
-        """Write a part's interactions; its users with their attributes."""
-        liked_M = part.draws.liked_M
-        # Some likes are a 4, most a 5; dislikes a 1 or a 2.
-        rating_M = np.where(liked_M, 5, 2) - (random.random(len(liked_M)) < 0.3)
-        table = pa.table(
-            {
-                "user_id": part.draws.user_M + part.first_user + 1,
-                "item_id": part.draws.slot_M + 1,
-                "rating": rating_M.astype(np.float32),
-                "timestamp": part.timestamp_M,
-            }
-        )
-        _write(table, self._folder / f"interactions/part-{number:05d}.parquet")
-        country_U, interests = user_attributes(part.draws.taste_UT, random)
-        users = {
-            "user_id": np.arange(len(country_U)) + part.first_user + 1,
-            "country": _words("country", country_U),
-            "interests": _word_lists("interests", interests),
-        }
-        return pa.table(users)
-
-    def append(self, users: pa.Table) -> None:
-        """Add a part's users."""
-        if self._users is None:
-            path = self._folder / "users.parquet"
-            self._users = pq.ParquetWriter(path, users.schema, **_options(users.schema))
-        self._users.write_table(users)
-
-    def finish(self) -> None:
-        """Write the items."""
-        assert self._users is not None
-        self._users.close()
-        slot_I = np.arange(self._model.items)
-        path = self._folder / "items.parquet"
-        writer: pq.ParquetWriter | None = None
-        for first in range(0, len(slot_I), ITEMS_AT_ONCE):
-            slot_n = slot_I[first : first + ITEMS_AT_ONCE]
-            genre_n, moods = _attributes_of(slot_n, self._model, self._seed, first)
-            columns = {
-                "item_id": slot_n + 1,
-                "title": titles(slot_n, self._model.clusters),
-                "genre": _words("genre", genre_n),
-                "moods": _word_lists("moods", moods),
-            }
-            table = pa.table(columns)
-            writer = writer or pq.ParquetWriter(path, table.schema, **_options(table.schema))
-            writer.write_table(table)
-        assert writer is not None
-        writer.close()
-
-
-def _options(schema: pa.Schema) -> dict[str, Any]:
-    """How to write a table: ids split into byte streams, which zstd packs well and fast.
-
-    Against plain ids read and written a third faster, and smaller.
-    """
-    columns = {}
-    for field in schema:
-        if field.type == pa.int64():
-            columns[field.name] = "BYTE_STREAM_SPLIT"
-        elif pa.types.is_list(field.type) and field.type.value_type == pa.int64():
-            columns[f"{field.name}.list.element"] = "BYTE_STREAM_SPLIT"
-    return {
-        "compression": COMPRESSION,
-        "use_dictionary": ["feedback", "rating"],
-        "column_encoding": columns,
-        "write_page_checksum": True,
-    }
-
-
-def _attributes_of(
-    slot_n: np.ndarray, model: PlantedModel, seed: int, first: int
-) -> tuple[np.ndarray, Jagged]:
-    random = np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, 2, first))))
-    return item_attributes(slot_n, model.clusters, random)
-
-
 def _part_file(split: str, number: int) -> str:
     return f"{split}/part-{number:05d}.parquet"
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, row_group_size=ROW_GROUP_ROWS, **_options(table.schema))
 
 
 def _values_of(column: pa.ChunkedArray) -> np.ndarray:
     chunk = column.chunk(0)
     return (chunk.values if pa.types.is_list(chunk.type) else chunk).to_numpy()
-
-
-def _words(name: str, row_n: np.ndarray) -> pa.StringArray:
-    """Values as text; missing ones null."""
-    return pa.array([None, *VOCABULARIES[name]]).take(pa.array(row_n))
-
-
-def _word_lists(name: str, bags: Jagged) -> pa.ListArray:
-    words = _words(name, bags.values)
-    return pa.ListArray.from_arrays(bags.offsets.astype(np.int32), words)

@@ -31,8 +31,9 @@ from trainer.observe.progress import Progress, TerminalProgress
 from trainer.prepare.summary import print_summary
 from trainer.sources.sql import MOST_THREADS
 from trainer.synth.planted import PlantedModel
-from trainer.synth.planted_files import DatasetWriter, RawWriter
+from trainer.synth.planted_files import DatasetWriter
 from trainer.synth.planted_rows import PartRows, make_part
+from trainer.synth.planted_source import RawWriter
 from trainer.synth.planted_truth import CUTOFFS, BestPossible, best_possible
 
 ROWS_PER_PART = 1 << 20

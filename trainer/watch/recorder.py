@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,12 +18,9 @@ from trainer.observe.phases import PHASES, Phase, PhaseClock
 from trainer.observe.progress import Progress
 from trainer.observe.step_values import StepValues, means_of
 from trainer.run.folder import RunFolder
+from trainer.run.place import Place
 from trainer.watch.finite import FiniteWatch, raise_together
 from trainer.watch.vitals import Vitals, with_table_norms
-
-if TYPE_CHECKING:
-    from trainer.loop import Place
-
 
 SAMPLES = 2
 """Steps between two readings whose statistics are computed."""

@@ -1,8 +1,11 @@
-"""What a run is at, told to all who ask: the launcher, the run's folder, the user."""
+"""What a run is at, told to all who ask: the launcher, the run's folder, Prometheus, the user."""
 
 from __future__ import annotations
 
+import time
+
 from trainer.distributed.hooks import Hooks, RunPhase
+from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import Progress
 from trainer.run.folder import RunFolder
 
@@ -15,14 +18,24 @@ class RunPhases:
         progress: told of the phases that take the place of training's own line.
     """
 
-    def __init__(self, hooks: Hooks, folder: RunFolder | None, progress: Progress) -> None:
+    def __init__(
+        self, hooks: Hooks, folder: RunFolder | None, progress: Progress, metrics: RankMetrics
+    ) -> None:
         self._hooks = hooks
         self._folder = folder
         self._progress = progress
+        self._metrics = metrics
+        self._phase: RunPhase | None = None
 
     def at(self, phase: RunPhase, done: int = 0, total: int | None = None) -> None:
         """`done` of `total` units (None: not known) of `phase` are through. No collective."""
         self._hooks.on_phase(phase, done, total)
+        self._metrics.set("tandem_progress_timestamp_seconds", time.time())
+        if phase != self._phase:
+            if self._phase is not None:
+                self._metrics.set("tandem_phase", 0, self._phase)
+            self._metrics.set("tandem_phase", 1, phase)
+            self._phase = phase
         if self._folder is not None:
             self._folder.note_phase(phase, done, total)
 

@@ -33,6 +33,23 @@ SYSTEM = Dashboard(
                     (gauge("tandem_world_size", "{{run}}"),),
                 ),
                 Panel(
+                    "What ranks are at",
+                    "1 for a rank's phase: one in another than the rest is waited for.",
+                    "",
+                    (gauge("tandem_phase", "{{run}} rank {{rank}} {{phase}}"),),
+                ),
+                Panel(
+                    "Since the last sign of progress",
+                    "Steps, queries of an evaluation, bytes of a checkpoint are such signs.",
+                    "s",
+                    (
+                        Query(
+                            f"time() - tandem_progress_timestamp_seconds{{{RANK}}}",
+                            "{{run}} rank {{rank}}",
+                        ),
+                    ),
+                ),
+                Panel(
                     "Since the last finished step",
                     "Grows during an evaluation, too, which is no step.",
                     "s",
