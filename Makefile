@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed-$(SET)
 KERNELS := $(VENV)/kernels-$(SET)
 DOCS := $(VENV)/docs
 TRACKERS := $(VENV)/trackers
-CODE := tandem_start cluster trainer embeddings losses tests docs/site
+CODE := tandem.py cluster trainer embeddings losses tests docs/site
 
 DEMO ?= demo
 WORKERS ?= 2
@@ -18,8 +18,8 @@ JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format types imports test-faults test-hostile test-trackers
-.PHONY: gpu-check doctor clean-demo images docs
+.PHONY: help setup demo test check lint format types imports wheel test-faults test-hostile
+.PHONY: test-trackers gpu-check doctor clean-demo images docs
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,7 +47,7 @@ $(STAMP): requirements/base.txt requirements/dev.txt requirements/$(SET).txt pyp
 	  { $(MAKE) --no-print-directory setup-failed; exit 1; }
 	@$(PIP) -r requirements/$(SET).txt -r requirements/dev.txt || \
 	  { $(MAKE) --no-print-directory setup-failed; exit 1; }
-	@$(PIP) --no-build-isolation --editable .
+	@$(PIP) --no-build-isolation --config-settings editable_mode=compat --editable .
 	@$(BIN)/python -m trainer.tools.doctor
 	@rm -f $(VENV)/installed-* && touch $@
 
@@ -62,7 +62,7 @@ doctor: $(STAMP)  ## Versions, devices, and what is wrong with them
 
 # A fresh RUN folder each time, so that a second `make demo` works; the data are made once.
 demo: $(STAMP)  ## Data, training on Ray, exact evaluation, ten recommendations: under five minutes
-	@bash deploy/demo.sh $(DEMO) $(WORKERS)
+	@$(BIN)/tandem demo $(DEMO) --workers $(WORKERS)
 
 clean-demo:  ## Remove what `make demo` wrote
 	rm -rf $(DEMO)
@@ -85,6 +85,9 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 check: lint types imports test  ## What CI runs: style, types, import rules, tests
+
+wheel: $(STAMP)  ## Build the wheel, and try it in an environment and a folder of its own
+	$(BIN)/python -m pytest -m "slow or not slow" --timeout 900 tests/test_wheel.py
 
 format: $(STAMP)  ## Put the code into its form
 	$(BIN)/ruff check --fix $(CODE)

@@ -1,3 +1,3 @@
 """Tandem on Ray: launching, submitting, the command line. The only package that knows Ray."""
 
-import tandem_start as tandem_start  # the other packages are ours, whatever else has their names
+import tandem as tandem  # the other packages are ours, whatever else has their names

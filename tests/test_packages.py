@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import tandem_start
-from tandem_start import PACKAGES, find_package, is_ours
+import tandem
+from tandem import PACKAGES, find_package, is_ours
 from tests.strangers import fill_with_strangers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,9 +34,9 @@ def python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("first", ["tandem_start", "trainer.base.usage", "trainer.base.mistake"])
+@pytest.mark.parametrize("first", ["tandem", "trainer.base.usage", "trainer.base.mistake"])
 def test_ours_win_over_the_folder_and_the_path(first: str, tmp_path: Path) -> None:
-    """`tandem_start` is nobody else's name; `trainer` of `python -m trainer.train` must be ours."""
+    """`tandem` is nobody else's name; `trainer` of `python -m trainer.train` must be ours."""
     own_name = first.partition(".")[0]
     here, before = tmp_path / "project", tmp_path / "installed"
     for folder in (here, before):
@@ -53,8 +53,9 @@ def test_packages_in_folders_of_their_own(tmp_path: Path) -> None:
     for folder, name in zip(unpacked, PACKAGES, strict=False):
         (folder / name).mkdir(parents=True)
         shutil.copy(ROOT / name / "__init__.py", folder / name)
-    shutil.copytree(ROOT / "tandem_start", unpacked[-1] / "tandem_start")
-    code = "import tandem_start\n" + WHERE.format(names=PACKAGES)
+    unpacked[-1].mkdir()
+    shutil.copy(ROOT / "tandem.py", unpacked[-1])
+    code = "import tandem\n" + WHERE.format(names=PACKAGES)
     done = python(code, job, job, *unpacked)
     expected = [
         str(folder / name / "__init__.py") for folder, name in zip(unpacked, PACKAGES, strict=False)
@@ -68,36 +69,36 @@ def test_one_that_was_imported_before_is_named(stranger: str, tmp_path: Path) ->
     file.parent.mkdir(exist_ok=True)
     file.write_text("")
     name = stranger.partition("/")[0].removesuffix(".py")
-    code = f"import {name}\ntry: import tandem_start\nexcept ImportError as e: print(e)"
+    code = f"import {name}\ntry: import tandem\nexcept ImportError as e: print(e)"
     done = python(code, tmp_path, ROOT)
     assert f"the module {name!r} of " in done.stdout, done.stderr
     assert "import Tandem first" in done.stdout
 
 
 def test_a_package_installed_over_ours_is_one_line(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "tandem_start", tmp_path / "tandem_start")
+    shutil.copy(ROOT / "tandem.py", tmp_path)
     for name in ("cluster", "trainer"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("# somebody's\n")
-    code = "import sys, tandem_start\nsys.path[:] = [p for p in sys.path if 'lib' in p]\n"
-    done = python(code + "sys.exit(tandem_start.main())", tmp_path)
+    code = "import sys, tandem\nsys.path[:] = [p for p in sys.path if 'lib' in p]\n"
+    done = python(code + "sys.exit(tandem.main())", tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: Tandem's package 'cluster' is not in "), done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_every_package_bears_the_mark() -> None:
-    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} - {
-        "tests",
-        "tandem_start",
-    } == set(PACKAGES)
+    """And there is no other code folder at the root, and no other file than the facade."""
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders - {"tests"} == set(PACKAGES)
+    assert {path.name for path in ROOT.glob("*.py")} == {"tandem.py"}
     assert all(is_ours(ROOT / name / "__init__.py") for name in PACKAGES)
     assert [find_package(name) for name in PACKAGES] == [ROOT / name for name in PACKAGES]
-    assert Path(tandem_start.__file__).parents[1] == ROOT
+    assert Path(tandem.__file__).parent == ROOT
 
 
 def test_starting_as_a_module_is_the_command_line() -> None:
-    command = [sys.executable, "-m", "tandem_start", "trian"]
+    command = [sys.executable, "-m", "tandem", "trian"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: unknown command 'trian': did you mean 'train'?\n"

@@ -229,7 +229,7 @@ def test_what_gives_way_to_small_data(data: str, tmp_path: Path) -> None:
         ("ml-100k", config, 1024),
         ("ml-100k", wide, None),
         ("compare", wide, 1024),
-        ("best.json", wide, None),
+        ("best.toml", wide, None),
     ):
         spec = RunSpec(preset, given, data, str(tmp_path))
         if expected is None:

@@ -150,20 +150,19 @@ def test_preset_files_that_are_none(tmp_path: Path) -> None:
     """Each is told by its name; none is waited for, none fills the memory."""
     contents = {
         "text": b"tower: mlp",
-        "empty": b"",
-        "latin": b'{"model": {"tower": "\xff"}}',
-        "deep": b"[" * 100_000,
-        "digits": b'{"model": {"dim": ' + b"9" * 5000 + b"}}",
-        "section": b'{"config": {"model": {"tower": 7}}}',
+        "latin": b'model = {tower = "\xff"}',
+        "deep": b"a = " + b"[" * 100_000,
+        "digits": b"model = {dim = " + b"9" * 5000 + b"}",
+        "section": b"[model]\ntower = 7",
     }
     for name, text in contents.items():
-        (tmp_path / f"{name}.json").write_bytes(text)
-    (tmp_path / "zero.json").symlink_to("/dev/zero")
-    (tmp_path / "folder.json").mkdir()
-    os.mkfifo(tmp_path / "fifo.json")
+        (tmp_path / f"{name}.toml").write_bytes(text)
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "fifo.toml")
     for name in (*contents, "zero", "folder", "fifo", "absent"):
-        path = tmp_path / f"{name}.json"
-        with pytest.raises(Mistake, match=f"preset file {path}: ") as told:
+        path = tmp_path / f"{name}.toml"
+        with pytest.raises(Mistake, match=f"preset file {path}(, line 2)?: ") as told:
             find_preset(str(path))
         assert "\n" not in str(told.value)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
@@ -16,13 +16,17 @@ from trainer.base.ending import is_first_rank
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
 from trainer.base.screen import say, words_escaped
+from trainer.base.typed import nearest
 from trainer.config.default_preset import explain
+from trainer.config.preset_file import as_toml, is_path
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
+from trainer.config.short_help import ALL, MORE, PRINT, short_kind
 from trainer.data.schema import Dataset
 from trainer.run.folder import RunFacts, RunFolder, RunSpec, absolute
 
 MOST_GPUS = 1 << 20
+HELP = {"--help", "-h", ALL}
 
 
 @dataclass(frozen=True)
@@ -72,31 +76,71 @@ Parsed = TypeVar("Parsed")
 def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> tuple[str, Parsed]:
     """Parse `PRESET --flags` into `kind`: the preset's config is the default of its `config`.
 
-    Unknown flags end the process with status 2 and the nearest known ones.
+    Unknown flags end the process with status 2 and the nearest known ones; --help, --help-all and
+    --print-config with status 0.
 
     Raises:
         Mistake: where the preset is missing or unknown.
     """
     if not arguments or arguments[0].startswith("-"):
-        if "--help" not in arguments and "-h" not in arguments:
+        if not HELP & set(arguments):
             raise Mistake(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
         arguments = ["default", *arguments]
     preset, *flags = arguments
     config = _defaults(_config_of(preset, flags), flags)
-    missing = {
-        field.name: tyro.MISSING
-        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-        if field.default is dataclasses.MISSING
-    }
+    if PRINT in flags:
+        _print_config(preset, config, [flag for flag in flags if flag != PRINT], program)
+    if {"--help", "-h"} & set(flags):
+        words = f"{kind.__doc__}\n\n{MORE}\n\nPresets: {', '.join(PRESETS)}."
+        shown = short_kind(kind, config)
+        tyro.cli(shown, args=["--help"], prog=f"{program} PRESET", description=words)
     with words_escaped(flags):
         parsed = tyro.cli(
             kind,
-            args=flags,
-            default=kind(**{**missing, "config": config}),
+            args=["--help" if flag == ALL else flag for flag in flags],
+            default=kind(**{**_missing(kind), "config": config}),
             prog=f"{program} PRESET",
             description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
         )
-    return preset, parsed
+    return recorded_name(preset), parsed
+
+
+def recorded_name(preset: str) -> str:
+    """What a run records as its preset: that of a run is named so that it is known for a path."""
+    if preset in PRESETS or preset.endswith(".toml"):
+        return preset
+    return absolute(preset) if is_path(preset) else preset
+
+
+def _missing(kind: type) -> dict[str, Any]:
+    """What tyro asks for: the fields that have no default."""
+    return {
+        field.name: tyro.MISSING
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING
+    }
+
+
+@dataclass(frozen=True)
+class PrintArguments:
+    """Print a preset as a file, with what flags change."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    data: str | None = None
+    """Folder of a prepared dataset, which `default` is fitted to."""
+
+
+def _print_config(preset: str, config: Config, flags: list[str], program: str) -> NoReturn:
+    """Write the config as a preset file to standard output, and end."""
+    prog = f"{program} PRESET {PRINT}"
+    with words_escaped(flags):
+        parsed = tyro.cli(PrintArguments, args=flags, default=PrintArguments(config), prog=prog)
+    title = (
+        f"From the preset {preset}. Give this file in its place: {program} FILE ... A setting that "
+        'is left out has Tandem\'s plainest default; "none" stands for nothing.'
+    )
+    sys.stdout.write(as_toml(parsed.config, title))
+    raise SystemExit(0)
 
 
 def _defaults(config: Config, flags: Sequence[str]) -> Config:
@@ -113,14 +157,23 @@ def _defaults(config: Config, flags: Sequence[str]) -> Config:
 
 
 def _config_of(preset: str, flags: Sequence[str]) -> Config:
-    """The preset's config; `default` is fitted to --data, or as it was when --out was started."""
-    if preset != "default":
+    """The preset's config, fitted to what flags name."""
+    if HELP & set(flags):
         return find_preset(preset)
-    data, out = _value(flags, "--data"), _value(flags, "--out")
-    if data is None or {"--help", "-h"} & set(flags):
+    out = _value(flags, "--out") if "--resume" in flags else None
+    return config_for(preset, _value(flags, "--data"), out)
+
+
+def config_for(preset: str, data: str | None, resumed: str | None) -> Config:
+    """The preset's config; `default` is fitted to the data, or as it was when a run was started.
+
+    Args:
+        resumed: a run that is gone on with.
+    """
+    if preset != "default" or data is None:
         return find_preset(preset)
     try:
-        before = _before(out) if "--resume" in flags and out is not None else None
+        before = _before(resumed) if resumed is not None else None
         if before is not None and before.preset == preset:
             return before.config
         dataset = Dataset.load(data, verify="none")
@@ -132,6 +185,28 @@ def _config_of(preset: str, flags: Sequence[str]) -> Config:
     config = find_preset(preset, dataset)
     _say_first(explain(config, dataset))
     return config
+
+
+def overridden(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The config with settings by name, as flags set them: `{"loss.name": "bsl"}`.
+
+    Raises:
+        Mistake: for a name that is unknown, with the nearest, or a value that is not allowed.
+    """
+    name = overrides.get("loss.name", config.loss.name)
+    loss = config.loss.of(name) if name in LOSSES else config.loss
+    changed = {**config.to_json(), "loss": dataclasses.asdict(loss)}
+    known = [f"{section}.{name}" for section, fields in changed.items() for name in fields]
+    for setting, value in overrides.items():
+        if setting not in known:
+            raise Mistake(f"overrides: unknown setting {setting!r}: {_hint(setting, known)}")
+        section, _, name = setting.partition(".")
+        changed[section][name] = value
+    return Config.from_json(changed)
+
+
+def _hint(setting: str, known: Sequence[str]) -> str:
+    return nearest(setting, known) or f"settings are like {known[0]}; `tandem train --help-all`"
 
 
 def _say_first(line: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.base.mistake import require
+from trainer.config.preset_file import is_path
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
@@ -32,9 +33,9 @@ def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
 
 def _defaults(spec: RunSpec, dataset: Dataset) -> Config | None:
     """What gives way: the preset's settings; a program's (`tandem compare`) all; a file's none."""
-    if spec.preset.endswith(".json"):
-        return None
-    return find_preset(spec.preset, dataset) if spec.preset in PRESETS else spec.config
+    if spec.preset in PRESETS:
+        return find_preset(spec.preset, dataset)
+    return None if is_path(spec.preset) else spec.config
 
 
 Fit = tuple[Config, str | None]

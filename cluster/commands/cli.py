@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import tandem
 from trainer.base.ending import guarded
 from trainer.base.mistake import UsageError
 from trainer.base.screen import say
@@ -44,7 +45,9 @@ def synth(arguments: Arguments, verbose: bool) -> int:
 
 
 def tune(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from cluster.tune.search import main
     from trainer.base.usage import expect_preset
     from trainer.config.presets import PRESETS
@@ -54,7 +57,9 @@ def tune(arguments: Arguments, verbose: bool) -> int:
 
 
 def plan(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from trainer.base.usage import expect_preset
     from trainer.command_line import PlanArguments, parse_preset
     from trainer.config.presets import PRESETS
@@ -67,14 +72,18 @@ def plan(arguments: Arguments, verbose: bool) -> int:
 
 
 def train(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from cluster.commands.train_run import main
 
     return main(arguments, verbose)
 
 
 def evaluate(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from trainer.base.usage import parse
     from trainer.retrieval.arguments import EvaluateArguments
 
@@ -86,7 +95,9 @@ def evaluate(arguments: Arguments, verbose: bool) -> int:
 
 
 def recommend(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from trainer.base.usage import parse
     from trainer.retrieval.arguments import RecommendArguments
 
@@ -98,7 +109,9 @@ def recommend(arguments: Arguments, verbose: bool) -> int:
 
 
 def similar(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from trainer.base.usage import parse
     from trainer.retrieval.arguments import SimilarArguments
 
@@ -110,7 +123,9 @@ def similar(arguments: Arguments, verbose: bool) -> int:
 
 
 def export(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from trainer.base.usage import parse
     from trainer.retrieval.arguments import ExportArguments
 
@@ -122,7 +137,9 @@ def export(arguments: Arguments, verbose: bool) -> int:
 
 
 def compare(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from trainer.base.usage import parse
     from trainer.compare.flags import CompareArguments
 
@@ -134,7 +151,9 @@ def compare(arguments: Arguments, verbose: bool) -> int:
 
 
 def resume(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from cluster.commands.train_run import resume
 
     return resume(arguments, verbose)
@@ -173,19 +192,19 @@ def stop(arguments: Arguments, verbose: bool) -> int:
 
 
 def bench(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from cluster.commands.bench_run import main
 
     return main(arguments)
 
 
-def _ready_for_torch(verbose: bool) -> None:
-    """Before anything imports torchrec: libraries quiet, versions that belong together."""
-    from trainer.observe.progress import quiet_libraries
-    from trainer.tools.doctor import check_versions
+def demo(arguments: Arguments, verbose: bool) -> int:
+    from cluster.commands.demo import DemoArguments, demo
+    from trainer.base.usage import parse
 
-    quiet_libraries(verbose)
-    check_versions()
+    return demo(parse(DemoArguments, "tandem demo", arguments))
 
 
 def dashboard(arguments: Arguments, verbose: bool) -> int:
@@ -197,7 +216,9 @@ def dashboard(arguments: Arguments, verbose: bool) -> int:
 
 
 def report(arguments: Arguments, verbose: bool) -> int:
-    _ready_for_torch(verbose)
+    from trainer.tools.ready import ready_for_torch
+
+    ready_for_torch(verbose)
     from trainer.base.usage import parse
     from trainer.report.report import ReportArguments, report
 
@@ -206,6 +227,7 @@ def report(arguments: Arguments, verbose: bool) -> int:
 
 
 COMMANDS = {
+    "demo": Command("Data, training, evaluation, recommendations: under five minutes", demo),
     "doctor": Command("Versions and devices, and what is wrong with them", doctor),
     "prepare": Command("Make a dataset of your interactions", prepare),
     "synth": Command("Generate a dataset whose best possible recall is known", synth),
@@ -233,6 +255,7 @@ def print_help() -> None:
     say("tandem: two-tower retrieval training")
     say()
     say("usage: tandem COMMAND ... [--verbose]")
+    say("       tandem --version | --install-completion [bash|zsh|fish]")
     say()
     for name, command in COMMANDS.items():
         say(f"  {name:12}{command.summary}")
@@ -249,6 +272,13 @@ def run(arguments: Arguments, verbose: bool) -> int:
     if name in ("--help", "-h", "help"):
         print_help()
         return 0
+    if name == "--version":
+        say(f"tandem {tandem.__version__}")
+        return 0
+    if name in ("--complete", "--install-completion"):
+        from cluster.commands.completion import complete, install
+
+        return install(rest) if name == "--install-completion" else complete(rest, list(COMMANDS))
     if name not in COMMANDS:
         raise UsageError(suggest("command", name, list(COMMANDS)))
     return COMMANDS[name].run(rest, verbose)

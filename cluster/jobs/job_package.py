@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.workers.ray_private import JOB_STOP_VARIABLE, LARGEST_PACKAGE_BYTES, packed_files
-from cluster.workers.session import our_code
+from cluster.workers.session import START, our_packages
+from tandem import is_ours
 from trainer.base.mistake import Mistake
 
 STOP_SECONDS = 300
@@ -14,7 +15,12 @@ REMEDY = "name data in a .gitignore there, or send another folder, which may be 
 
 
 def runtime_env(working_dir: Path) -> dict[str, Any]:
-    """The packed folder, our packages where it does not hold them, and time to end in."""
+    """The packed folder, our packages where it does not hold them, and time to end in.
+
+    Raises:
+        Mistake: where there is no such folder, a cluster would not take it, or a file in it would
+            be run in place of ours.
+    """
     if not working_dir.is_dir():
         raise Mistake(f"--working-dir {working_dir}: no such folder")
     check_size(working_dir)
@@ -22,9 +28,27 @@ def runtime_env(working_dir: Path) -> dict[str, Any]:
         "working_dir": str(working_dir.resolve()),
         "env_vars": {JOB_STOP_VARIABLE: str(STOP_SECONDS)},
     }
-    if not (working_dir / "tandem_start" / "__init__.py").is_file():
-        environment["py_modules"] = our_code()
+    if not is_checkout(working_dir):
+        environment["py_modules"] = our_packages()
     return environment
+
+
+def is_checkout(working_dir: Path) -> bool:
+    """Whether the folder holds Tandem itself.
+
+    Raises:
+        Mistake: where it holds another module of the name that a job starts by.
+    """
+    start = working_dir / START.name
+    if start.is_file() and is_ours(start):
+        return is_ours(working_dir / "cluster" / "__init__.py")
+    for module in (start, working_dir / START.stem / "__init__.py"):
+        if module.is_file():
+            raise Mistake(
+                f"--working-dir {working_dir} has {module.relative_to(working_dir)}, which the job "
+                "would run in place of Tandem: rename it, or send another folder"
+            )
+    return False
 
 
 def check_size(working_dir: Path) -> None:

@@ -19,7 +19,8 @@ from cluster.jobs.job_api import JobCluster, connect, interpreter
 from cluster.jobs.job_command import check_command
 from cluster.jobs.job_package import refusal_message, runtime_env
 from cluster.jobs.submitted import Submitted, remember, remembered, run_of
-from cluster.workers.ray_private import JOB_STOP_SECONDS, JOB_STOP_VARIABLE
+from cluster.workers.ray_private import JOB_STOP_SECONDS, JOB_STOP_VARIABLE, uploaded_module
+from cluster.workers.session import START
 from trainer.base.mistake import Mistake
 from trainer.base.screen import say
 from trainer.base.usage import parse
@@ -90,10 +91,12 @@ def submit(arguments: Sequence[str]) -> int:
     check_command(command, Path(parsed.working_dir))
     environment = runtime_env(Path(parsed.working_dir))
     cluster = connect(parsed.address)
+    if "py_modules" in environment:
+        environment["py_modules"].append(uploaded_module(cluster.client, START))
     python = parsed.python or interpreter(cluster)
     try:
         job = cluster.client.submit_job(
-            entrypoint=shlex.join([python, "-m", "tandem_start", *command]),
+            entrypoint=shlex.join([python, "-m", "tandem", *command]),
             runtime_env=environment,
             metadata={"tandem": shlex.join(command)},
         )

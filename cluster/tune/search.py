@@ -2,7 +2,7 @@
 
 Each trial is one worker that runs `run_worker` on a config of its own; ASHA stops the trials that
 fall behind. The end is a table (trials.txt, trials.json), a plot (trials.svg) and a preset file
-(best.json) that `tandem train` takes in a preset's place. The test split is never looked at.
+(best.toml) that `tandem train` takes in a preset's place. The test split is never looked at.
 """
 
 import json
@@ -25,6 +25,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.ranges import MOST, check_given, check_ranges
 from trainer.base.screen import say
 from trainer.command_line import parse_preset
+from trainer.config.preset_file import as_toml
 from trainer.config.sections import Config
 from trainer.distributed.hooks import Hooks
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
@@ -232,7 +233,7 @@ def trial_of(number: int, result: Any, epochs: int, every: int) -> Trial:
 
 
 def write_results(trials: Sequence[Trial], spec: RunSpec, out: Path) -> None:
-    """Of trials, best first: trials.txt, trials.json, trials.svg and best.json."""
+    """Of trials, best first: trials.txt, trials.json, trials.svg and best.toml."""
     metric = spec.config.evaluation.metric
     records = [
         {**trial.__dict__, "best": None if math.isnan(trial.best) else trial.best}
@@ -243,7 +244,8 @@ def write_results(trials: Sequence[Trial], spec: RunSpec, out: Path) -> None:
     (out / "trials.svg").write_text(draw_trials(trials, metric))
     best = apply_settings(spec.config, trials[0].settings)
     best = replace(best, metrics=spec.config.metrics, evaluation=spec.config.evaluation)
-    (out / "best.json").write_text(json.dumps(best.to_json(), indent=1) + "\n")
+    found = f"{spec.preset}, searched: validation {metric} {trials[0].best:.4f}"
+    (out / "best.toml").write_text(as_toml(best, found))
 
 
 def table(trials: Sequence[Trial], metric: str) -> str:
@@ -296,5 +298,5 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     write_results(trials, spec, out)
     for line in table(trials, config.evaluation.metric).splitlines():
         say(line)
-    say(f"the best as a preset: tandem train {out}/best.json --data {parsed.data} --out RUN")
+    say(f"the best as a preset: tandem train {out}/best.toml --data {parsed.data} --out RUN")
     return 0

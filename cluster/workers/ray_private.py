@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private import ray_constants
 from ray._private.runtime_env import packaging
 from ray._private.services import canonicalize_bootstrap_address
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 LARGEST_PACKAGE_BYTES: int = ray_constants.DASHBOARD_CLIENT_MAX_SIZE
 """A cluster's dashboard takes no larger folder than this."""
@@ -43,6 +46,17 @@ def packed_files(folder: Path) -> Iterator[tuple[Path, int]]:
 
     packaging._dir_travel(folder.absolute(), [], note, include_gitignore=True)
     return iter(found)
+
+
+def uploaded_module(client: JobSubmissionClient, file: Path) -> str:
+    """A module of one file, sent to the cluster: an entry of a job's `py_modules`.
+
+    `ray.init` takes such a file itself; the client of jobs says that it is no directory.
+    """
+    uri: str = packaging.get_uri_for_file(str(file))
+    if not client._package_exists(uri):
+        client._upload_package(uri, str(file), include_gitignore=False)
+    return uri
 
 
 def draining_nodes() -> set[str]:

@@ -16,18 +16,19 @@ from typing import IO, Any
 
 import ray
 
-import tandem_start
+import tandem
 from cluster.workers.counts import Resources
 from cluster.workers.options import ClusterAddress, existing_address
 from cluster.workers.ray_private import running_cluster
-from tandem_start import PACKAGES, find_package
+from tandem import PACKAGES, find_package
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
 from trainer.observe.progress import quiet_libraries
 
 OBJECT_STORE_BYTES = 128 * 2**20  # rank 0's reports are all that goes through it
 STANDARD_ERROR = 2
-START = Path(tandem_start.__file__).parent
+START = Path(tandem.__file__).resolve()
+"""Whoever imports it has our packages, whatever else has their names."""
 KNOCK_SECONDS = 10.0
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end or a failure is seen
@@ -107,7 +108,7 @@ def _start_local(folder: Path, min_cpus: int, options: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Imported by each worker before its first task, at no cost: a runtime environment would have
     # Ray throw the workers away that it started ahead.
-    os.environ.setdefault("RAY_preload_python_modules", tandem_start.__name__)
+    os.environ.setdefault("RAY_preload_python_modules", tandem.__name__)
     path = os.environ.get("PYTHONPATH")
     ours = str(START.parent)
     os.environ["PYTHONPATH"] = os.pathsep.join([*([path] if path else []), ours])
@@ -167,10 +168,10 @@ def knock(address: ClusterAddress) -> None:
 
 def runtime_environment() -> dict[str, Any]:
     """Of workers on a cluster that exists. A submitted job carries our code already."""
-    start = f"{tandem_start.__name__}.{tandem_start.claim.__name__}"
+    start = f"{tandem.__name__}.{tandem.claim.__name__}"
     environment: dict[str, Any] = {"worker_process_setup_hook": start}
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        environment["py_modules"] = our_code()
+        environment["py_modules"] = [str(START), *our_packages()]
     return environment
 
 
@@ -192,9 +193,9 @@ def held_errors() -> Iterator[IO[bytes]]:
             os.close(terminal)
 
 
-def our_code() -> list[str]:
-    """What Ray carries to other nodes, for their workers' path: our packages, and their start."""
-    return [str(START), *map(str, map(find_package, PACKAGES))]
+def our_packages() -> list[str]:
+    """What Ray carries to other nodes, for their workers' path, beside START."""
+    return list(map(str, map(find_package, PACKAGES)))
 
 
 def join_message(address: str, error: Exception, refused: bool = False) -> str:

@@ -43,7 +43,7 @@ class TrainRun:
     ) -> None:
         self.out = out
         self.lines: list[str] = []
-        command = [sys.executable, "-m", "tandem_start", "train", "demo", f"--data={data}"]
+        command = [sys.executable, "-m", "tandem", "train", "demo", f"--data={data}"]
         self.process = subprocess.Popen(
             [
                 *command,

@@ -221,7 +221,7 @@ def test_the_head_is_restarted(
     (tmp_path / "empty").mkdir()
     out = tmp_path / "run"
     with Cluster() as cluster:
-        at = f"--address={cluster.jobs.job_api}"
+        at = f"--address={cluster.dashboard}"
         folder = f"--working-dir={tmp_path / 'empty'}"
         cluster.add_node(cpus=2)
         cluster.wait_for_cpus(2)

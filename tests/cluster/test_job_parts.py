@@ -11,9 +11,11 @@ from cluster.jobs.job_command import ARGUMENTS, LASTING, WITHOUT_PATHS, argument
 from cluster.jobs.job_package import STOP_SECONDS, refusal_message, runtime_env
 from cluster.jobs.submit import what_stopping_takes
 from cluster.workers.ray_private import LARGEST_PACKAGE_BYTES
+from tandem import PACKAGES
 from trainer.base.mistake import Mistake
 from trainer.base.usage import UsageError
 
+ROOT = Path(__file__).resolve().parents[2]
 RUN = "/shared/run"
 TRAIN = ("train", "demo", "--data", "/shared/data", "--out", RUN)
 
@@ -135,16 +137,15 @@ class TestFolder:
         (tmp_path / "cluster" / "cli.py").write_text("")  # somebody else's
         modules = runtime_env(tmp_path)["py_modules"]
         assert all(Path(module).is_dir() for module in modules)  # files are refused by its client
-        assert {Path(module).name for module in modules} == {
-            "tandem_start",
-            "cluster",
-            "trainer",
-            "embeddings",
-            "losses",
-        }
-        (tmp_path / "tandem_start").mkdir()
-        (tmp_path / "tandem_start" / "__init__.py").write_text("")
-        assert "py_modules" not in runtime_env(tmp_path)
+        assert {Path(module).name for module in modules} == set(PACKAGES)
+        assert "py_modules" not in runtime_env(ROOT)
+
+    @pytest.mark.parametrize("name", ["tandem.py", "tandem/__init__.py"])
+    def test_a_module_that_would_be_run_in_place_of_ours(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("print('mine')\n")
+        with pytest.raises(Mistake, match=f"has {name}, which the job would run in place of"):
+            runtime_env(tmp_path)
 
     def test_a_job_has_time_to_write_its_checkpoint(self, tmp_path: Path) -> None:
         environment = runtime_env(tmp_path)

@@ -41,7 +41,7 @@ def tandem(cluster: Cluster, tmp_path: Path) -> Tandem:
     environment = cluster.environment | {"XDG_STATE_HOME": str(tmp_path / "state")}
 
     def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        at = f"--address={cluster.jobs.job_api}"
+        at = f"--address={cluster.dashboard}"
         line = [sys.executable, "-m", "cluster.commands.cli", command, at, *arguments]
         return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -97,7 +97,7 @@ def test_a_detached_job_is_looked_at_and_stopped(
 def test_ray_job_submit_runs_the_command(data: Path, tmp_path: Path, cluster: Cluster) -> None:
     flags = (f"--data={data}", f"--out={tmp_path / 'run'}", *SHORT, "--training.max-steps=5")
     here = str(Path(sys.executable).parent / "tandem")
-    line = [str(RAY), "job", "submit", f"--address={cluster.jobs.job_api}", "--", here, "train"]
+    line = [str(RAY), "job", "submit", f"--address={cluster.dashboard}", "--", here, "train"]
     done = subprocess.run(
         [*line, "demo", *flags],
         env=cluster.environment,
@@ -118,8 +118,8 @@ def test_without_the_token_one_line_says_what_to_set(
     nobody |= {"HOME": str(tmp_path)}
     training = ("train", "demo", f"--data={data}", f"--out={tmp_path / 'run'}")
     for command in (
-        ("status", f"--address={cluster.jobs.job_api}"),
-        ("submit", f"--address={cluster.jobs.job_api}", "--", "doctor"),
+        ("status", f"--address={cluster.dashboard}"),
+        ("submit", f"--address={cluster.dashboard}", "--", "doctor"),
         (*training, f"--address={cluster.address}"),
     ):
         done = subprocess.run(

@@ -53,7 +53,7 @@ def test_the_best_trial_becomes_a_preset_file(tmp_path: Path) -> None:
     good = Trial(4, SETTINGS, 0.25, 2, (0.1, 0.25), "finished")
     broken = Trial(1, SETTINGS, math.nan, 0, (), "failed")
     write_results(best_first([broken, good]), spec, tmp_path)
-    best = find_preset(str(tmp_path / "best.json"))
+    best = find_preset(str(tmp_path / "best.toml"))
     assert best.loss.temperature == 0.2
     assert best.training == spec.config.training
     records = json.loads((tmp_path / "trials.json").read_text())["trials"]
@@ -101,11 +101,11 @@ def test_what_a_trial_came_to(
 
 
 def test_a_preset_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text('{"los": {}}')
+    (tmp_path / "x.toml").write_text("[los]\n")
     with pytest.raises(ValueError, match="unknown field los: did you mean"):
-        find_preset(str(tmp_path / "x.json"))
-    with pytest.raises(ValueError, match=r"absent\.json: does not"):
-        find_preset(str(tmp_path / "absent.json"))
+        find_preset(str(tmp_path / "x.toml"))
+    with pytest.raises(ValueError, match=r"absent\.toml: does not"):
+        find_preset(str(tmp_path / "absent.toml"))
 
 
 def test_losses_take_turns_and_the_rest_is_drawn_within_its_range() -> None:
@@ -160,4 +160,4 @@ def test_a_search_ends_in_a_table_a_plot_and_a_preset(
     assert {trial["settings"]["loss.name"] for trial in trials} == {"ssm", "bsl"}
     assert (out / "trials.txt").read_text() in capsys.readouterr().out
     assert trials[0]["best"] == max(trial["best"] for trial in trials)
-    assert find_preset(str(out / "best.json")).training.epochs == 2
+    assert find_preset(str(out / "best.toml")).training.epochs == 2

@@ -27,10 +27,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-import tandem_start
+import tandem
+
 from cluster.commands import cli
 
-assert tandem_start
+assert tandem
 LIGHT_MODULES = ("cluster.commands.prepare_run", "trainer.synth.synth")
 MODULES = (
     *LIGHT_MODULES,
@@ -125,7 +126,7 @@ def run(argv: list[str], folder: str, environment: dict[str, str], anew: bool) -
         os.environ |= {"TMPDIR": f"{folder}.tmp", **environment}
         tempfile.tempdir = None
         if anew:
-            os.execv(sys.executable, [sys.executable, "-m", "tandem_start", *argv])
+            os.execv(sys.executable, [sys.executable, "-m", "tandem", *argv])
         sys.stdout, sys.stderr = _stream(1), _stream(2)
         status = _status(argv)
         sys.stdout.flush()

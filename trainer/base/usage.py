@@ -7,6 +7,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TypeVar, get_type_hints
 
 from trainer.base.mistake import UsageError
@@ -62,9 +63,15 @@ def expect_no_arguments(command: str, arguments: Sequence[str]) -> None:
 
 
 def expect_preset(program: str, arguments: Sequence[str], presets: Sequence[str]) -> None:
-    """Refuse an unknown preset, or none, as wrong usage; a preset file is looked at later."""
+    """Refuse an unknown preset, or none, as wrong usage; what a path names is looked at later."""
     named = [argument for argument in arguments[:1] if not argument.startswith("-")]
-    if named and named[0] not in presets and not named[0].endswith(".json"):
-        raise UsageError(suggest("preset", named[0], presets))
-    if not named and not {"--help", "-h"} & set(arguments):
+    if named and named[0] not in presets and not named[0].endswith(".toml"):
+        if named[0].endswith(".json"):
+            raise UsageError(
+                f"preset {named[0]}: a preset file is TOML; {program} RUN --print-config prints a "
+                "run's settings as one"
+            )
+        if not Path(named[0], "config.json").is_file():
+            raise UsageError(suggest("preset", named[0], presets))
+    if not named and not {"--help", "-h", "--help-all"} & set(arguments):
         raise UsageError(f"which preset? {program} PRESET ..., one of {', '.join(presets)}")

@@ -14,10 +14,10 @@ from trainer.config.loss_section import LossConfig
 from trainer.config.model_section import ModelConfig
 from trainer.config.negatives_section import NegativesConfig
 from trainer.config.optimizer_section import OptimizerConfig
+from trainer.config.preset_file import is_path, read_preset
 from trainer.config.sections import Config
 from trainer.config.training_section import CheckpointConfig, TrainingConfig
 from trainer.data.schema import Dataset
-from trainer.files.json_files import read_json
 
 
 def _demo() -> Config:
@@ -168,7 +168,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 
 def find_preset(name: str, dataset: Dataset | None = None) -> Config:
-    """The preset called `name`, or that of a .json file: of `tandem tune`, or a run's config.
+    """The preset called `name`, or that of a TOML file, or what a run was trained with.
 
     Args:
         dataset: what `default` is fitted to.
@@ -176,24 +176,9 @@ def find_preset(name: str, dataset: Dataset | None = None) -> Config:
     Raises:
         Mistake: with the nearest names where there is none.
     """
-    if name.endswith(".json"):
-        return read_preset(Path(name))
     if name in PRESETS:
         return default_preset(dataset) if name == "default" else PRESETS[name]()
+    if is_path(name):
+        return read_preset(Path(name))
     hint = nearest(name, PRESETS)
     raise Mistake(f"unknown preset {name!r}: {hint}there are {', '.join(PRESETS)}")
-
-
-def read_preset(path: Path) -> Config:
-    """A preset file: a config, or a file with one under "config".
-
-    Raises:
-        Mistake: naming the file, and the first field in it that is unknown or wrong.
-    """
-    try:
-        contents = read_json(path)
-        inner = contents.get("config", contents) if isinstance(contents, dict) else contents
-        return Config.from_json(inner)
-    except (OSError, Mistake) as error:
-        told = str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")
-        raise Mistake(f"preset file {path}: {told}") from error

@@ -65,7 +65,7 @@ def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None
             server = Prometheus(config, folder, arguments.prometheus_port)
             closing.callback(server.close)
             say(f"prometheus: {server.url}")
-            say("grafana:    see deploy/grafana, or deploy/compose.yaml")
+            say("grafana:    dashboards are written by python -m trainer.live.grafana FOLDER")
         elif arguments.prometheus:
             say(HOW_TO_INSTALL)
         say("Ctrl-C ends it; the run goes on.")

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from trainer.base.mistake import Mistake
 
-RULES = Path(__file__).parents[2] / "deploy" / "prometheus"
+RULES = Path(__file__).parent / "rules"
+"""Links to deploy/prometheus, whose files an installed Tandem brings along."""
 START_SECONDS = 20.0
 HOW_TO_INSTALL = (
     "Prometheus is not installed, so there are no alerts and no history beyond the run's own: "
     "`apt-get install prometheus` (Debian, Ubuntu), `brew install prometheus`, or "
-    "deploy/compose.yaml, which brings Grafana as well"
+    "deploy/compose.yaml of Tandem's repository, which brings Grafana as well"
 )
 
 

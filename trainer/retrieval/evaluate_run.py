@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,13 +13,13 @@ from trainer.base.screen import Sheet, say
 from trainer.distributed.ranks import Ranks
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import StoragePath, storage_path
-from trainer.model.trained import load_run, open_data
+from trainer.model.trained import open_data
 from trainer.observe.progress import SilentProgress, TerminalProgress
 from trainer.retrieval.arguments import EvaluateArguments
-from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
 from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
 from trainer.retrieval.on_workers import is_first_process, on_workers
+from trainer.retrieval.opened import OpenedRun
 from trainer.run.folder import RunFolder
 
 REPORT_FILE = "evaluation.json"
@@ -41,14 +42,28 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         say(line)
     for key, count in beside["unknown_ids"].items():
         say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
+    _keep(arguments, before, record)
+    return record
+
+
+def evaluate_from(opened: OpenedRun, arguments: EvaluateArguments) -> dict[str, Any]:
+    """The same of a run that is open, without the table. Collective."""
+    arguments, before = _checked(arguments)
+    evaluation, beside = _evaluate(opened, arguments)  # collective
+    record = {**as_record(evaluation), **beside}
+    if opened.ranks.is_first:
+        _keep(arguments, before, record)
+    return record
+
+
+def _keep(arguments: EvaluateArguments, before: dict[str, Any], record: dict[str, Any]) -> None:
     path = storage_path(arguments.run) / REPORT_FILE
     try:
         write_json(path, {**before, arguments.split: record})
     except OSError as error:
         raise Mistake(
-            f"the figures above are not kept: {path} cannot be written ({error.strerror or error})"
+            f"the figures are not kept: {path} cannot be written ({error.strerror or error})"
         ) from error
-    return record
 
 
 def _checked(arguments: EvaluateArguments) -> tuple[EvaluateArguments, dict[str, Any]]:
@@ -73,9 +88,13 @@ def evaluate_on_rank(
     arguments: EvaluateArguments, ranks: Ranks
 ) -> tuple[Evaluation, dict[str, Any]]:
     """The evaluation and facts beside it, the same on every rank. Collective."""
-    progress = TerminalProgress() if ranks.is_first else SilentProgress()
-    trained = load_run(arguments.run, ranks, arguments.data)  # collective
-    encoder = Encoder.of_run(trained, ranks)
+    return _evaluate(OpenedRun(arguments.run, ranks, arguments.data), arguments)
+
+
+def _evaluate(opened: OpenedRun, arguments: EvaluateArguments) -> tuple[Evaluation, dict[str, Any]]:
+    progress = TerminalProgress() if opened.ranks.is_first else SilentProgress()
+    trained, encoder = opened.trained, opened.encoder
+    before = Counter(encoder.unknown_ids())  # collective: of earlier questions
     try:
         evaluation = evaluate_split(  # collective
             encoder,
@@ -90,7 +109,8 @@ def evaluate_on_rank(
         )
     finally:
         progress.close()
-    return evaluation, {"step": trained.step, "unknown_ids": encoder.unknown_ids()}  # collective
+    unknown = Counter(encoder.unknown_ids()) - before  # collective
+    return evaluation, {"step": trained.step, "unknown_ids": dict(unknown)}
 
 
 def as_record(evaluation: Evaluation) -> dict[str, Any]:

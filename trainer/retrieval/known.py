@@ -6,7 +6,7 @@ the split's start, from queries/<split>.parquet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -36,6 +36,26 @@ class KnownUsers:
     """All items, sorted; empty unless asked for."""
 
 
+def known_at(dataset: Dataset, rows: Sequence[int]) -> KnownUsers:
+    """Users of any rows, in their order, without what they have seen; `first` is -1.
+
+    One pass over the interactions.
+    """
+    order = sorted(set(rows))
+    place = {row: at for at, row in enumerate(order)}
+    found: dict[int, tuple[list[int], list[int]]] = {}
+    if dataset.history_length and order:
+        with sql.in_memory(torch.get_num_threads()) as connection:
+            among = ", ".join(map(str, order))
+            reader = _select(connection, dataset, f"user IN ({among})", with_seen=False)
+            for batch in reader:
+                for each in batch.to_pylist():
+                    found[place[each["user"]]] = (each["history"] or [], each["disliked"] or [])
+    lists = [found.get(place[row], ([], [])) for row in rows]
+    history, disliked = (ItemLists.from_lists([each[side] for each in lists]) for side in (0, 1))
+    return KnownUsers(-1, history, disliked, ItemLists.from_lists([[] for _ in rows]))
+
+
 def known_users(
     dataset: Dataset, first: int, stop: int, with_seen: bool, block_size: int
 ) -> Iterator[KnownUsers]:
@@ -50,7 +70,8 @@ def known_users(
             yield KnownUsers(start, nobody, nobody, nobody)
         return
     with sql.in_memory(torch.get_num_threads()) as connection:
-        reader = _select(connection, dataset, first, stop, with_seen)
+        among = f"user >= {first} AND user < {stop}"
+        reader = _select(connection, dataset, among, with_seen)
         rest = reader.schema.empty_table()
         for start in starts:
             end = min(start + block_size, stop)
@@ -72,8 +93,9 @@ def known_users(
 
 
 def _select(
-    connection: duckdb.DuckDBPyConnection, dataset: Dataset, first: int, stop: int, with_seen: bool
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, among: str, with_seen: bool
 ) -> pa.RecordBatchReader:
+    """Rows of users that fulfil `among`, a condition in SQL."""
     files = [file for split in SPLITS for file in dataset.split_files(split)]
     liked, disliked = (latest(feedback, dataset.history_length) for feedback in (1, -1))
     seen = "list(DISTINCT item ORDER BY item)" if with_seen else "[]::BIGINT[]"
@@ -82,7 +104,7 @@ def _select(
     moment = "timestamp" if dataset.has_timestamps else position
     query = f"""SELECT user, {liked} AS history, {disliked} AS disliked, {seen} AS seen
         FROM (SELECT user, item, feedback, {moment} AS moment, {position} AS position
-            FROM {rows} WHERE user >= {first} AND user < {stop})
+            FROM {rows} WHERE {among})
         GROUP BY user ORDER BY user"""
     return connection.sql(query).to_arrow_reader(1 << 15)
 

@@ -87,7 +87,7 @@ class _Told:
 
 
 def _on_processes(work: Callable[[A, Ranks], Any], arguments: A, count: int) -> Any:
-    CONTEXT.set_forkserver_preload(["tandem_start", work.__module__])
+    CONTEXT.set_forkserver_preload(["tandem", work.__module__])
     port = _free_port()
     processes, pipes = [], []
     try:

@@ -13,18 +13,28 @@ from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say, window_width
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
-from trainer.model.trained import load_run
 from trainer.retrieval.arguments import RecommendArguments, SimilarArguments
 from trainer.retrieval.encode import Encoder, is_known
 from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.measures.popularity import PopularityRanking
 from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, split_ids
 from trainer.retrieval.on_workers import is_first_process, on_workers
+from trainer.retrieval.opened import OpenedRun
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.item_rows import ItemRows
 from trainer.retrieval.search.keys import decode_keys
 from trainer.retrieval.search.merge import merge_rankings, share_queries
 from trainer.retrieval.search.topk import exact_topk
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item for a user, or like another, as a program takes it."""
+
+    item: int | str
+    """Raw id, as in the source."""
+    title: str | None
+    score: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,13 @@ class Recommendations:
     """Most recent first."""
     note: str | None = None
     """What to know of the list, where the model knows nothing of the user or the item."""
+
+    def listed(self) -> list[Recommendation]:
+        """Best first."""
+        return [
+            Recommendation(item.raw_id, item.title, score)
+            for item, score in zip(self.items, self.scores, strict=True)
+        ]
 
 
 def recommend(arguments: RecommendArguments) -> Recommendations:
@@ -92,8 +109,12 @@ def sheets(found: Recommendations, title: str, window: int | None) -> list[Sheet
 
 def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommendations:
     """Collective; the same on every rank."""
-    trained = load_run(arguments.run, ranks, arguments.data)  # collective
-    encoder = Encoder.of_run(trained, ranks)
+    return recommend_from(OpenedRun(arguments.run, ranks, arguments.data), arguments)
+
+
+def recommend_from(opened: OpenedRun, arguments: RecommendArguments) -> Recommendations:
+    """Of a run that is open. Collective; the same on every rank."""
+    trained, encoder = opened.trained, opened.encoder
     if arguments.user is not None:
         (row,) = find_rows(trained.dataset, "user", [arguments.user])
         (known,) = known_users(trained.dataset, row, row + 1, with_seen=True, block_size=1)
@@ -102,7 +123,7 @@ def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommenda
         known = _somebody_new(trained.dataset, encoder, arguments.items or "")
     k = min(arguments.k, trained.dataset.num_items)
     query_1D = encoder.queries(torch.tensor([row]), known.history, known.disliked)  # collective
-    item, score = _best(encoder.items(), query_1D, known.seen, k)  # collective
+    item, score = _best(opened.items, query_1D, known.seen, k)  # collective
     recent = known.history.values.flip(0)[:k].tolist()
     dataset, note = trained.dataset, None
     if not is_known(query_1D).item():
@@ -116,10 +137,14 @@ def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommenda
 
 def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendations:
     """Collective; the same on every rank."""
-    trained = load_run(arguments.run, ranks, arguments.data)  # collective
+    return similar_from(OpenedRun(arguments.run, ranks, arguments.data), arguments)
+
+
+def similar_from(opened: OpenedRun, arguments: SimilarArguments) -> Recommendations:
+    """Of a run that is open. Collective; the same on every rank."""
+    trained, encoder = opened.trained, opened.encoder
     (row,) = find_rows(trained.dataset, "item", [arguments.item])
-    encoder = Encoder.of_run(trained, ranks)
-    rows = encoder.items()  # collective
+    rows = opened.items  # collective
     unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row, rows.unranked_X)
     query_1D = functional.normalize(encoder.candidates(torch.tensor([row]).numpy()), dim=1)
     k = min(arguments.k, trained.dataset.num_items)

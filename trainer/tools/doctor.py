@@ -30,6 +30,8 @@ FBGEMM_CUDA = ("fbgemm-gpu", "fbgemm-gpu-nightly", "fbgemm-gpu-genai")
 OTHERS = ("torchmetrics", "tensordict", "ray", "pyarrow", "duckdb", "prometheus-client", "tyro")
 TORCHMETRICS = "1.0.3"
 MIN_SHARED_MEMORY_BYTES = 256 * 2**20
+CHECKOUT = Path(__file__).parents[2]
+"""Of an installed Tandem, the folder of packages."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,15 @@ def install_command(torch_minor: str, cuda: bool) -> str:
     return f"pip install --no-deps {name}=={fbgemm} torchrec=={torchrec}"
 
 
+def set_up(cuda: bool = False) -> str:
+    """The command that installs torch and what belongs to it: in a checkout, or beside a wheel."""
+    if (CHECKOUT / "Makefile").is_file() and (CHECKOUT / "requirements").is_dir():
+        return "make setup SET=cuda" if cuda else "make setup"
+    pinned = next(iter(SUPPORTED))
+    where = "" if cuda else " --extra-index-url https://download.pytorch.org/whl/cpu"
+    return f"pip install 'tandem-retrieval[torch]'{where} && {install_command(pinned, cuda)}"
+
+
 def _fbgemm_names(packages: Packages) -> list[str]:
     return [name for name in (*FBGEMM_CPU, *FBGEMM_CUDA[:2]) if name in packages]
 
@@ -121,14 +132,16 @@ def _python_problems(python: tuple[int, int]) -> list[Problem]:
     if (3, 11) <= python <= (3, 12):
         return []
     version = ".".join(str(part) for part in python)
-    return [Problem(f"Python {version} is not 3.11 or 3.12", "make setup PYTHON=python3.11")]
+    remedy = f"make it with python3.11 (or: PYTHON=python3.11): {set_up()}"
+    return [Problem(f"Python {version} is not 3.11 or 3.12", remedy)]
 
 
 def _missing_problems(packages: Packages) -> list[Problem]:
     names = [name for name in ("torch", "torchrec") if name not in packages]
     if not _fbgemm_names(packages):
         names.append("fbgemm-gpu-cpu (or fbgemm-gpu)")
-    return [Problem(f"{name} is not installed", "make setup") for name in names]
+    remedy = set_up(bool(gpu_names())) if names else ""
+    return [Problem(f"{name} is not installed", remedy) for name in names]
 
 
 def _fbgemm_twice(packages: Packages) -> list[Problem]:
@@ -157,7 +170,7 @@ def _version_problems(packages: Packages) -> list[Problem]:
                 f"torch {torch.version} is not a release Tandem is tested with ({tested}), and "
                 f"fbgemm {packages[names[0]].version} and torchrec {torchrec.version} must be the "
                 "ones built for it",
-                "make setup",
+                set_up(),
             )
         ]
     fbgemm_wanted, torchrec_wanted = SUPPORTED[torch.minor]
@@ -193,7 +206,7 @@ def _device_problems(packages: Packages, has_gpu: bool) -> list[Problem]:
         return [Problem(what, remedy, fatal=has_gpu)]
     if torch_cuda is False and has_gpu:
         what = f"this machine has a GPU, and torch {torch.version} is a CPU build"
-        return [Problem(what, "make setup SET=cuda", fatal=False)]
+        return [Problem(what, set_up(cuda=True), fatal=False)]
     return []
 
 
@@ -226,7 +239,12 @@ def import_problems() -> list[Problem]:
     if done.returncode == 0:
         return []
     reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return [Problem(f"`{code}` fails: {reason}", "rm -rf .venv && make setup")]
+    return [
+        Problem(
+            f"`{code}` fails: {reason}",
+            f"install anew, into an empty environment: {set_up(bool(gpu_names()))}",
+        )
+    ]
 
 
 def report() -> int:

@@ -1,0 +1,87 @@
+"""Tables in memory as sources: the dataset is that of the same rows in a file."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import tandem
+
+ROWS = 600
+
+
+def plays() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "listener": [f"u{row * 7 % 30}" for row in range(ROWS)],
+            "track": [row * 11 % 41 for row in range(ROWS)],
+            "at": range(ROWS),
+        }
+    )
+
+
+TRACKS = pd.DataFrame({"track": range(41), "title": [f"song {row}" for row in range(41)]})
+COLUMNS: Any = {"user_column": "listener", "item_column": "track", "timestamp_column": "at"}
+
+
+@pytest.fixture(scope="module")
+def digest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("file")
+    pq.write_table(pa.Table.from_pandas(plays()), folder / "plays.parquet")
+    pq.write_table(pa.Table.from_pandas(TRACKS), folder / "tracks.parquet")
+    made = tandem.prepare(
+        folder / "plays.parquet", folder / "data", items=folder / "tracks.parquet", **COLUMNS
+    )
+    return made.digest
+
+
+class OnlyArrow:
+    """A table of a library that we have never heard of."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda frame: frame,
+        lambda frame: frame.set_index(frame.index * 2 + 1),  # pandas makes a column of it
+        pa.Table.from_pandas,
+        lambda frame: OnlyArrow(pa.Table.from_pandas(frame)),
+        lambda frame: pa.Table.from_pandas(frame).to_reader(max_chunksize=100),
+    ],
+    ids=["pandas", "index", "pyarrow", "other", "batches"],
+)
+def test_a_table_is_as_its_file(given: Any, digest: str, tmp_path: Path) -> None:
+    made = tandem.prepare(given(plays()), tmp_path / "data", items=TRACKS, **COLUMNS)
+    assert made.digest == digest and (made.num_users, made.num_items) == (30, 41)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"user_column": "lisener"}, "the table 'source' has no column 'lisener'"),
+        ({"user_colum": "listener"}, "unknown field user_colum: did you mean 'user_column'"),
+        ({"item_attributes": 3}, "item_attributes=3: must be a list"),
+        ({"items": pd.DataFrame({"track": [1, 1]})}, "the table 'items' has 1 ids more than once"),
+        ({"test_share": 2.0}, "--test-share 2 must lie between 0 and 1"),
+    ],
+)
+def test_mistakes_name_the_table(options: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(tandem.Mistake) as told:
+        tandem.prepare(plays(), tmp_path / "data", **{**COLUMNS, **options})
+    assert words in str(told.value) and "\n" not in str(told.value)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_table_that_arrow_has_no_type_for(tmp_path: Path) -> None:
+    mixed = pd.DataFrame({"listener": [1, "x", object()], "track": [1, 2, 3]})
+    with pytest.raises(tandem.Mistake, match="source: the table cannot be read as Arrow"):
+        tandem.prepare(mixed, tmp_path / "data", user_column="listener", item_column="track")

@@ -1,0 +1,1 @@
+"""What `import tandem` gives: a run and a dataset, for notebooks and programs."""

@@ -1,0 +1,39 @@
+"""The flags of `tandem prepare` as keyword arguments of `tandem.prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+from trainer.api.tables import Source
+
+
+class PrepareOptions(TypedDict, total=False):
+    """Fields of PrepareArguments but SOURCE and OUT, and as these say."""
+
+    format: str | None
+    user_column: str | None
+    item_column: str | None
+    timestamp_column: str | None
+    rating_column: str | None
+    items: Source | None
+    users: Source | None
+    title_column: str | None
+    item_attributes: Sequence[str] | None
+    user_attributes: Sequence[str] | None
+    category: Sequence[str]
+    positive_threshold: float | None
+    dislike_threshold: float | None
+    split: str | None
+    test_share: float | None
+    validation_share: float | None
+    validation: Literal["random", "last"] | None
+    in_order: bool
+    duplicates: Literal["first", "last"] | None
+    drop_null_ids: bool
+    history_length: int | None
+    seed: int | None
+    extend: str | None
+    memory_limit: str
+    threads: int | None
+    scratch: str | None

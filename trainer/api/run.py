@@ -1,0 +1,286 @@
+"""A trained run in a notebook or a program: its model is read once and asked as often as one likes.
+
+The model lies on this process' device, its first GPU where there is one. TorchRec's tables need a
+process group, so one of this process alone is made with the first model, and ended at the
+interpreter's end, after the models.
+"""
+
+from __future__ import annotations
+
+import atexit
+import csv
+import io
+import warnings
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.api.tables import Form, TableForm, records_as, table_as
+from trainer.base.mistake import Mistake
+from trainer.base.typed import read_as
+from trainer.config.sections import Config
+from trainer.data.schema import Dataset
+from trainer.files.json_files import read_json
+from trainer.retrieval.arguments import (
+    EvaluateArguments,
+    ExportArguments,
+    IndexKind,
+    RecommendArguments,
+    SimilarArguments,
+)
+from trainer.run.folder import RunFolder, absolute
+from trainer.tools.ready import ready_for_torch
+
+if TYPE_CHECKING:  # torch and torchrec take seconds: they come with the first question
+    from trainer.distributed.ranks import Ranks
+    from trainer.retrieval.opened import OpenedRun
+    from trainer.retrieval.recommend import Recommendations
+
+_OPEN: weakref.WeakSet[Run] = weakref.WeakSet()
+_GROUP = ExitStack()
+"""Holds the process group of the models in memory."""
+
+
+def load(run: str | Path, data: str | Path | Dataset | None = None) -> Run:
+    """Open a run. Raises Mistake where there is none."""
+    return Run(run, data)
+
+
+class Run:
+    """A trained run. `tandem.load` and `tandem.train` make one.
+
+    Each question raises a Mistake where the user, the item or a setting is not as it must be.
+    """
+
+    def __init__(self, path: str | Path, data: str | Path | Dataset | None = None) -> None:
+        self.path = absolute(str(path))
+        self._data = None if data is None else path_of(data)
+        self._facts = RunFolder(self.path).read_config()
+        self._opened: OpenedRun | None = None
+
+    def __repr__(self) -> str:
+        return f"tandem.load({self.path!r})"
+
+    @property
+    def config(self) -> Config:
+        """The settings it was trained with."""
+        return self._facts.config
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset that it reads."""
+        return self._open().trained.dataset
+
+    @property
+    def step(self) -> int:
+        """Training steps of the checkpoint that is open."""
+        return self._open().trained.step
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Steps, seconds and losses of the training, as in RUN/summary.json; {} before its end."""
+        file = RunFolder(self.path).path / "summary.json"
+        found: dict[str, Any] = read_json(file) if file.is_file() else {}
+        return found
+
+    def evaluate(
+        self,
+        split: str = "validation",
+        *,
+        k: Sequence[int] | None = None,
+        users: int | None = None,
+        groups: int = 5,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Exact measures over the whole catalog, seen items left out; also RUN/evaluation.json.
+
+        Args:
+            split: validation; test is for the final figures.
+            k: cut-offs of the lists; None: 10, 20, 50, as far as there are items.
+            users: a random sample of so many, with intervals; None: all.
+            groups: popularity groups of items; 0: none.
+            seed: chooses the sampled users.
+
+        Returns:
+            `recall@20`, `ndcg@20` and so on; `popularity` has the same of the popularity ranking,
+            `interval_95`, `users`, `seconds` and more stand beside.
+        """
+        from trainer.retrieval.evaluate_run import evaluate_from
+
+        given = {
+            "run": self.path,
+            "split": split,
+            "k": None if k is None else tuple(k),
+            "users": users,
+            "groups": groups,
+            "seed": seed,
+            "data": self._data,
+        }
+        return evaluate_from(self._open(), read_as(EvaluateArguments, given))
+
+    def recommend(
+        self,
+        user: str | int | None = None,
+        *,
+        items: Sequence[str | int] | None = None,
+        k: int = 10,
+        to: Form = "list",
+    ) -> Any:
+        """Items for a user of the dataset, or for somebody new who liked some items.
+
+        Args:
+            user: raw id, as in the source.
+            items: raw ids of liked items, oldest first; needs a model that reads histories.
+            k: items recommended.
+            to: "list", "pandas" or "pyarrow".
+
+        Returns:
+            list of Recommendation, best first; or a table of `item`, `title`, `score`.
+        """
+        from trainer.retrieval.recommend import recommend_from
+
+        liked = None if items is None else quoted(items)
+        name = None if user is None else str(user)
+        arguments = RecommendArguments(self.path, user=name, items=liked, k=k)
+        return self._listed(recommend_from(self._open(), arguments), to)
+
+    def similar(self, item: str | int, *, k: int = 10, to: Form = "list") -> Any:
+        """The items whose embeddings have the largest cosine with an item's, as `recommend` does.
+
+        Args:
+            item: raw id, as in the source.
+        """
+        from trainer.retrieval.recommend import similar_from
+
+        arguments = SimilarArguments(self.path, item=str(item), k=k)
+        return self._listed(similar_from(self._open(), arguments), to)
+
+    def items(self, *, to: TableForm = "pyarrow") -> Any:
+        """The whole catalog: `item` (its row), `raw_id`, `title`, `count`, `known`, `embedding`.
+
+        `known` is false where the model knows nothing of an item: it has the mean embedding.
+        """
+        from trainer.retrieval.export import write_items
+
+        opened = self._open()
+        with TemporaryDirectory(prefix="tandem-") as folder:
+            write_items(opened.encoder, opened.trained.dataset, Path(folder))
+            return table_as(_read(folder), to)
+
+    def users(self, *, to: TableForm = "pyarrow") -> Any:
+        """All users as they are today: `user`, `raw_id`, `count`, `known`, `embedding`."""
+        from trainer.retrieval.export import write_users
+
+        opened = self._open()
+        with TemporaryDirectory(prefix="tandem-") as folder:
+            write_users(opened.encoder, opened.trained.dataset, Path(folder))
+            return table_as(_read(folder), to)
+
+    def encode_queries(
+        self,
+        users: Sequence[str | int] | None = None,
+        *,
+        histories: Sequence[Sequence[str | int]] | None = None,
+    ) -> np.ndarray:
+        """Query embeddings, to score against those of `items()`.
+
+        Args:
+            users: raw ids of users of the dataset.
+            histories: for people without an id: raw ids of liked items, oldest first.
+
+        Returns:
+            float32 [n, D]; zeros for those of whom the model knows nothing.
+        """
+        from trainer.retrieval.encode_queries import encode_histories, encode_users
+
+        if (users is None) == (histories is None):
+            raise Mistake("encode_queries: give either users or histories")
+        if users is not None:
+            return encode_users(self._open(), [str(each) for each in users])
+        assert histories is not None
+        return encode_histories(self._open(), [[str(i) for i in each] for each in histories])
+
+    def export(
+        self,
+        out: str | Path,
+        *,
+        index: IndexKind | None = None,
+        users: bool = True,
+        workers: int | None = None,
+    ) -> dict[str, Any]:
+        """Write embeddings, the towers as programs, and an index, as `tandem export` does.
+
+        Returns:
+            The contents of OUT/export.json.
+        """
+        from trainer.retrieval.export import export
+
+        ready_for_torch()
+        return export(
+            ExportArguments(
+                self.path, str(out), index=index, users=users, workers=workers, data=self._data
+            )
+        )
+
+    def close(self) -> None:
+        """Let go of the model; the next question reads it again."""
+        self._opened = None
+
+    def _open(self) -> OpenedRun:
+        if self._opened is None:
+            ready_for_torch()
+            from trainer.retrieval.opened import OpenedRun
+
+            self._opened = OpenedRun(self.path, _ranks(), self._data)
+            _OPEN.add(self)
+        return self._opened
+
+    def _listed(self, found: Recommendations, to: Form) -> Any:
+        from trainer.retrieval.recommend import Recommendation
+
+        if found.note is not None:
+            warnings.warn(found.note, stacklevel=3)
+        return records_as(found.listed(), Recommendation, to)
+
+
+def path_of(data: str | Path | Dataset) -> str:
+    """The folder of a dataset that is named or given."""
+    return data.path if isinstance(data, Dataset) else str(data)
+
+
+def quoted(items: Sequence[str | int]) -> str:
+    """Ids as `--items` takes them."""
+    if isinstance(items, str):
+        raise Mistake(f"items={items!r}: give a list of ids")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(map(str, items))
+    return text.getvalue()
+
+
+@cache
+def _ranks() -> Ranks:
+    """This process' place, in a group that lasts as long as the process."""
+    from trainer.distributed.ranks import process_group
+
+    return _GROUP.enter_context(process_group())
+
+
+@atexit.register
+def close_all() -> None:
+    """Let go of every model, and of the process group that they need."""
+    for run in list(_OPEN):
+        run.close()
+    _GROUP.close()
+    _ranks.cache_clear()
+
+
+def _read(folder: str) -> pa.Table:
+    return pq.read_table(folder, partitioning=None, memory_map=False)
