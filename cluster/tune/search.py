@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import ray
 import tyro
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
+from cluster.tune.drawn import apply_settings, draw_settings
 from cluster.tune.plot import draw_trials
 from cluster.workers.session import ray_session
 from losses.choices import LOSSES, LossName
@@ -31,9 +31,6 @@ from trainer.distributed.hooks import Hooks
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
 from trainer.run.folder import RunSpec, absolute, open_run
 
-TEMPERATURE_RANGE = (0.03, 0.3)
-SPREAD = 5.0
-"""Learning rates are searched between the preset's divided and multiplied by this."""
 GRACE_EVALUATIONS = 2
 MOST_TRIALS = 10_000
 
@@ -81,58 +78,6 @@ class Trial:
     epochs: int
     curve: tuple[float, ...]
     status: Literal["finished", "stopped early", "failed"]
-
-
-def draw_settings(
-    config: Config, losses: Sequence[LossName], trials: int, seed: int
-) -> list[dict[str, Any]]:
-    """What each trial is; names are `section.field`.
-
-    The losses take turns, so that each has its share of a short search; the rest is drawn evenly
-    on a logarithmic scale.
-    """
-    random = np.random.default_rng(seed)
-    names = list(losses) or [config.loss.name]
-    ranges = {
-        "loss.temperature": TEMPERATURE_RANGE,
-        "optimizer.table_learning_rate": _around(config.optimizer.table_learning_rate),
-        "optimizer.tower_learning_rate": _around(config.optimizer.tower_learning_rate),
-    }
-    return [
-        {
-            "loss.name": names[number % len(names)],
-            **{
-                field: float(np.exp(random.uniform(*np.log(ends))))
-                for field, ends in ranges.items()
-            },
-        }
-        for number in range(trials)
-    ]
-
-
-def _around(rate: float) -> tuple[float, float]:
-    return rate / SPREAD, rate * SPREAD
-
-
-def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
-    """`config` with drawn settings. A loss other than the preset's has its own defaults else."""
-    name = settings["loss.name"]
-    loss = config.loss.of(name)
-    if loss.kind.usual_temperature is not None:
-        loss = replace(loss, temperature=settings["loss.temperature"])
-    optimizer = replace(
-        config.optimizer,
-        table_learning_rate=settings["optimizer.table_learning_rate"],
-        tower_learning_rate=settings["optimizer.tower_learning_rate"],
-    )
-    every = max(config.evaluation.every_epochs, 1)
-    return replace(
-        config,
-        loss=loss,
-        optimizer=optimizer,
-        evaluation=replace(config.evaluation, every_epochs=every),
-        metrics=replace(config.metrics, enabled=False),
-    )
 
 
 def run_trial(space: dict[str, Any], spec: RunSpec) -> None:

@@ -9,14 +9,11 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
+from cluster.tune.drawn import SPREAD, TEMPERATURE_RANGE, apply_settings, draw_settings
 from cluster.tune.search import (
-    SPREAD,
-    TEMPERATURE_RANGE,
     Trial,
     TuneArguments,
-    apply_settings,
     best_first,
-    draw_settings,
     main,
     table,
     trial_of,

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import tandem
-
 from cluster.commands import cli
 
 assert tandem
