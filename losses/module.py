@@ -61,7 +61,8 @@ class RetrievalLoss(nn.Module):
         self.watched = True
         """Whether a call brings statistics, some thirty small kernels; else they are empty."""
         self._workspace = Workspace()
-        given = loss.temperatures(temperature)
+        self.temperatures = given = loss.temperatures(temperature)
+        """Of the positive and, if it has its own, of the negatives; learned ones begin there."""
         self._fixed_scales: list[float] = [] if learn_temperature else [1 / each for each in given]
         self.log_scales = nn.ParameterList(
             nn.Parameter(torch.tensor(-math.log(each))) for each in given if learn_temperature
@@ -86,7 +87,7 @@ class RetrievalLoss(nn.Module):
             return self._forward(rows, candidates)
 
     def _forward(self, rows: Rows, candidates: Candidates) -> tuple[Tensor, dict[str, Tensor]]:
-        positive_scale, negative_scale = self.scales(rows.query_BD.device)
+        positive_scale, negative_scale = self._scales(rows.query_BD.device)
         scored = self._score(rows, candidates, positive_scale, negative_scale)
         positive_B = scored.positive_B
         if self.loss.averages_positives:
@@ -128,7 +129,7 @@ class RetrievalLoss(nn.Module):
             statistics["negative_temperature"] = 1 / negative_scale
         return value, statistics
 
-    def scales(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _scales(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(1 / t of the positive, 1 / t of the negatives); a learned one never exceeds 100."""
         if self._fixed_scales:
             scales = [

@@ -16,9 +16,10 @@ def naive_loss(loss: RetrievalLoss, rows: Rows, candidates: Candidates) -> Tenso
     """The weighted sum over rows of a loss at fixed temperatures, with no mask but that of the
     rows' own items: what the streaming walk is timed beside."""
     form = loss.loss
-    positive_scale, negative_scale = (scale.item() for scale in loss.scales(rows.weight_B.device))
-    positive_B = (rows.query_BD * rows.positive_BD).sum(dim=1) * positive_scale
-    score_BC = rows.query_BD @ candidates.embedding_CD.T * negative_scale - form.score_margin
+    temperature, negative_temperature = loss.temperatures[0], loss.temperatures[-1]
+    positive_B = (rows.query_BD * rows.positive_BD).sum(dim=1) / temperature
+    score_BC = rows.query_BD @ candidates.embedding_CD.T / negative_temperature
+    score_BC = score_BC - form.score_margin
     if loss.correction == "all":
         positive_B = positive_B - rows.positive_logq_B
     if loss.correction != "none":
@@ -39,7 +40,7 @@ def naive_loss(loss: RetrievalLoss, rows: Rows, candidates: Candidates) -> Tenso
         negatives_R=negative_BC.sum(dim=1),
         positive_logq_R=rows.positive_logq_B,
         disliked_R=rows.feedback_B < 0,
-        temperature_R=torch.full_like(positive_B, 1 / positive_scale),
-        temperature_ratio_R=torch.full_like(positive_B, positive_scale / negative_scale),
+        temperature_R=torch.full_like(positive_B, temperature),
+        temperature_ratio_R=torch.full_like(positive_B, negative_temperature / temperature),
     )
     return (form.row(scores) * rows.weight_B).sum()
