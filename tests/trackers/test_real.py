@@ -1,8 +1,12 @@
 """The trackers' own libraries, read by themselves: every line once, also across a resume."""
 
 import json
+import os
+import pty
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +79,37 @@ def test_wandb_offline(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for file in files:
         told |= losses_of(file)
     assert told == pytest.approx(losses)
+
+
+NO_KEY = """
+import sys
+from pathlib import Path
+from trainer.observe.trackers.mirror import Mirrors
+from trainer.observe.trackers.tracker import Tracked
+
+mirrors = Mirrors(("wandb",), Tracked("RUN", Path(sys.argv[1]), 0, {}), print)
+mirrors.log("", {"step": 1, "loss": 2.0})
+mirrors.close()
+"""
+
+
+def test_wandb_without_a_key_is_one_line_and_no_question(tmp_path: Path) -> None:
+    """On a terminal it would ask for one, in the midst of training."""
+    pytest.importorskip("wandb", reason="wandb is not installed: make test-trackers")
+    ours, theirs = pty.openpty()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_KEY, str(tmp_path)],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=kept | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")},
+        timeout=100,
+    )
+    os.close(theirs)
+    os.close(ours)
+    (line,) = done.stdout.decode().splitlines()
+    assert line.startswith("--track wandb: UsageError: No API key configured.")
 
 
 def losses_of(file: Path) -> dict[int, float]:

@@ -21,6 +21,7 @@ class WeightsAndBiases:
         folder = tracked.folder
         if isinstance(folder, Path):
             folder.mkdir(parents=True, exist_ok=True)
+        wandb.setup(wandb.Settings(silent=True))  # else it asks a terminal for a key, and waits
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=run_id,
