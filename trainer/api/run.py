@@ -199,7 +199,7 @@ class Run:
         Returns:
             float32 [n, D]; zeros for those of whom the model knows nothing.
         """
-        from trainer.retrieval.encode_queries import encode_histories, encode_users
+        from trainer.api.encode_queries import encode_histories, encode_users
 
         if (users is None) == (histories is None):
             raise Mistake("encode_queries: give either users or histories")
