@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from trainer.api.options import PrepareOptions
+    from trainer.api.data_frames import Source
     from trainer.api.run import Run
-    from trainer.api.tables import Source
+    from trainer.api.start_options import PrepareOptions
     from trainer.base.mistake import Mistake
     from trainer.config.sections import Config
     from trainer.data.schema import Dataset

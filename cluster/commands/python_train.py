@@ -17,6 +17,7 @@ from trainer.command_line import config_for, overridden, recorded_name
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.hooks import Hooks
+from trainer.observe.progress import quiet_libraries
 from trainer.run.folder import RunSpec, absolute
 from trainer.tools.ready import ready_for_torch
 
@@ -55,6 +56,7 @@ def train(
         precheck(spec, options)
         from cluster.workers.launch import launch as launch_on_ray  # Ray Train: seconds
 
+        quiet_libraries()  # after the import of Ray, which sets its own levels
         launch_on_ray(spec, options)
     return Run(run, folder)
 

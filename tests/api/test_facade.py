@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 import pytest
 
 import tandem
-from trainer.api.options import PrepareOptions
-from trainer.api.tables import Source
+from trainer.api.data_frames import Source
+from trainer.api.start_options import PrepareOptions
 from trainer.prepare.prepare_arguments import PrepareArguments
 
 LIBRARIES = {"torch", "ray", "numpy", "pyarrow", "pandas", "duckdb", "tyro", "rich", "fsspec"}

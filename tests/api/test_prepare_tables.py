@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,3 +86,29 @@ def test_a_table_that_arrow_has_no_type_for(tmp_path: Path) -> None:
     mixed = pd.DataFrame({"listener": [1, "x", object()], "track": [1, 2, 3]})
     with pytest.raises(tandem.Mistake, match="source: the table cannot be read as Arrow"):
         tandem.prepare(mixed, tmp_path / "data", user_column="listener", item_column="track")
+
+
+class InANotebook:
+    """A connection as it is in Jupyter without ipywidgets: no setting of progress can be set."""
+
+    def __init__(self, database: str) -> None:
+        self._connection = CONNECT(database)
+
+    def execute(self, statement: str, *more: Any) -> Any:
+        if "progress_bar" in statement:
+            raise duckdb.InvalidInputException("required package 'ipywidgets' is missing")
+        return self._connection.execute(statement, *more)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+CONNECT = duckdb.connect
+
+
+def test_a_notebook_without_widgets(
+    digest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duckdb, "connect", InANotebook)
+    made = tandem.prepare(plays(), tmp_path / "data", items=TRACKS, **COLUMNS)
+    assert made.digest == digest

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from trainer.api.tables import Source, is_table, write_table
+from trainer.api.data_frames import Source, is_table, write_table
 from trainer.base.mistake import Mistake
 from trainer.base.typed import read_as
 from trainer.data.schema import Dataset

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.api.tables import Form, TableForm, records_as, table_as
+from trainer.api.data_frames import Form, TableForm, records_as, table_as
 from trainer.base.mistake import Mistake
 from trainer.base.typed import read_as
 from trainer.config.sections import Config
@@ -199,7 +199,7 @@ class Run:
         Returns:
             float32 [n, D]; zeros for those of whom the model knows nothing.
         """
-        from trainer.retrieval.encode_queries import encode_histories, encode_users
+        from trainer.api.encode_queries import encode_histories, encode_users
 
         if (users is None) == (histories is None):
             raise Mistake("encode_queries: give either users or histories")

@@ -77,10 +77,20 @@ def words_escaped(words: Iterable[str]) -> Iterator[None]:
 
 
 def plain_console(file: TextIO | None = None, width: int | None = None) -> Console:
-    """A console that takes no markup; what is printed on it goes through `shown` first."""
+    """A console that takes no markup; what is printed on it goes through `shown` first.
+
+    In a notebook it writes to the stream, too, in place of an output of rich's own for each line.
+    """
     from rich.console import Console
 
-    return Console(file=file or sys.stdout, markup=False, emoji=False, highlight=False, width=width)
+    return Console(
+        file=file or sys.stdout,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        width=width,
+        force_jupyter=False,
+    )
 
 
 class Sheet:

@@ -104,6 +104,13 @@ class Dataset:
     digest: str
     """SHA-256 over the files' digests: equal input, arguments and seed give an equal one."""
 
+    def __repr__(self) -> str:
+        rows = self.splits["train"].rows
+        return (
+            f"<Dataset {self.path}: {self.num_users:,} users, {self.num_items:,} items, "
+            f"{rows:,} training rows>"
+        )
+
     @staticmethod
     def load(path: str | Path, verify: Literal["size", "digest", "none"] = "size") -> Dataset:
         """Read and check a dataset's description.

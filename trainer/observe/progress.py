@@ -37,7 +37,12 @@ LOUD_LOGGERS = (
 )
 LOUD_MODULES = r"(torch|torchrec|fbgemm_gpu|ray|tensordict|torchmetrics|pyre_extensions)(\.|$)"
 # Warnings that libraries pin on our lines.
-LOUD_MESSAGES = (r"Please use DTensor", r".*is_fx_tracing", r"Sparse CSR tensor support")
+LOUD_MESSAGES = (
+    r"Please use DTensor",
+    r".*is_fx_tracing",
+    r"Sparse CSR tensor support",
+    r"IProgress not found",
+)
 QUIET_ENVIRONMENT = {
     "TORCH_LOGS": "-all",
     "TORCH_CPP_LOG_LEVEL": "ERROR",

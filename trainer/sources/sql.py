@@ -13,7 +13,7 @@ import re
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,6 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
         "temp_directory": target(resources.spill, quoted=False),
         "preserve_insertion_order": True,
         "TimeZone": "UTC",
-        "enable_progress_bar_print": False,
         "autoinstall_known_extensions": False,
     }
     if resources.threads is not None:
@@ -71,8 +70,18 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
         connection = duckdb.connect(database)
         for setting, value in settings.items():
             connection.execute(f"SET {setting} = {literal(value)}")
+        set_progress(connection, "enable_progress_bar_print", False)
     OPEN.add(connection)
     return connection
+
+
+def set_progress(connection: duckdb.DuckDBPyConnection, setting: str, value: bool) -> None:
+    """Set one of DuckDB's settings of progress, where it can be set.
+
+    In a notebook without ipywidgets DuckDB refuses all of them: it neither draws nor counts there.
+    """
+    with suppress(duckdb.InvalidInputException):
+        connection.execute(f"SET {setting} = {literal(value)}")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def watched(
             if 0 < done < 100:
                 progress.update(f"{phase} %", done, 100)
 
-    connection.execute("SET enable_progress_bar = true")
+    sql.set_progress(connection, "enable_progress_bar", True)
     thread = threading.Thread(target=report, name="prepare-progress", daemon=True)
     thread.start()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from trainer.api.tables import Source
+from trainer.api.data_frames import Source
 
 
 class PrepareOptions(TypedDict, total=False):
