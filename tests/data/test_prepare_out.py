@@ -178,7 +178,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
     program = (
         "import signal, sys, threading, os, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from trainer.data import prepare_steps\n"
+        "from trainer.prepare import steps\n"
         "def endless(connection, *others):\n"
         "    def stop():\n"
         "        time.sleep(0.5)\n"
@@ -186,7 +186,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
         "    threading.Thread(target=stop).start()\n"
         "    connection.execute('SELECT sum(hash(a.i + b.i)) FROM range(10000000) a(i), "
         "range(1000000) b(i)')\n"
-        "prepare_steps.stage_rows = endless\n"
+        "steps.stage_rows = endless\n"
         "from cluster.commands.cli import main\n"
         f"sys.exit(main(['prepare', {str(source)!r}, {str(tmp_path / 'out')!r}]))\n"
     )
@@ -201,9 +201,9 @@ def test_ctrl_c(tmp_path: Path) -> None:
 def test_a_kill_leaves_nothing_for_long(source: Path, tmp_path: Path) -> None:
     """OUT is absent after it, and the next command for it clears up."""
     program = (
-        "import sys, time\nfrom trainer.data import prepare_steps\n"
+        "import sys, time\nfrom trainer.prepare import steps\n"
         "def waits(*others):\n    print('ready', flush=True)\n    time.sleep(100)\n"
-        "prepare_steps.stage_rows = waits\nfrom cluster.commands.cli import main\n"
+        "steps.stage_rows = waits\nfrom cluster.commands.cli import main\n"
         f"main(['prepare', {str(source)!r}, {str(tmp_path / 'out')!r}])\n"
     )
     process = subprocess.Popen(
