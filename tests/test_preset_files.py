@@ -57,7 +57,7 @@ def test_what_a_file_leaves_out_is_as_it_is_without_one(tmp_path: Path) -> None:
         ("[model]\ndim = \n", "no TOML: Invalid value (at line 2, column 7)"),
         ("[model]\ndim = 1\ndim = 2\n", "no TOML: Cannot overwrite a value (at line 3"),
         ('[training]\nepochs = "none"', "line 2: training.epochs='none': must be a whole number"),
-        ("[evaluation]\npatience = 2\nevery_epochs = 0", "line 2: evaluation.patience needs"),
+        ('[loss]\nname = "ssm_ntr"\nring = true', "line 3: loss.ring with loss.name=ssm_ntr"),
     ],
 )
 def test_the_line_is_told(text: str, words: str, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def complete(words: Sequence[str], commands: Sequence[str]) -> int:
     last = words[-1] if words else ""
     for word in candidates(list(words), commands):
         if word.startswith(last):
-            print(word)
+            say(word)
     return 0
 
 

@@ -49,4 +49,4 @@ def test_a_notebook_from_a_table_to_recommendations(
     assert "training  " in trained and "loss" in trained and "Warning" not in trained
     assert listed.startswith("[Recommendation(item=") and listed.count("score=") == 2
     assert framed.split()[:3] == ["item", "title", "score"]
-    assert mistaken.startswith("no user 4711 in D: ids look like ")
+    assert mistaken.startswith("no user 4711 in D: ")

@@ -96,14 +96,14 @@ def test_what_is_no_command_is_wrong_usage(tmp_path: Path) -> None:
 
 
 def test_preset_files_lie_in_the_folder_that_is_sent(tmp_path: Path) -> None:
-    (tmp_path / "mine.json").write_text("{}")
-    check_command(("train", "mine.json", *TRAIN[2:]), tmp_path)
-    with pytest.raises(Mistake, match=r"absent\.json"):
-        check_command(("train", "absent.json", *TRAIN[2:]), tmp_path)
+    (tmp_path / "mine.toml").write_text("")
+    check_command(("train", "mine.toml", *TRAIN[2:]), tmp_path)
+    with pytest.raises(Mistake, match=r"absent\.toml"):
+        check_command(("train", "absent.toml", *TRAIN[2:]), tmp_path)
 
 
 def test_every_command_is_known_by_its_arguments() -> None:
-    at_home = {"dashboard", "submit", "status", "logs", "stop"}
+    at_home = {"demo", "dashboard", "submit", "status", "logs", "stop"}
     assert {*ARGUMENTS, *WITHOUT_PATHS} == set(COMMANDS) - at_home
     for name in ARGUMENTS:
         fields = set(arguments_of(name).__dataclass_fields__)
