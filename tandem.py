@@ -138,7 +138,7 @@ def load(run: str | Path, data: str | Path | Dataset | None = None) -> Run:
 def main() -> int:
     """The command line; the process' exit status."""
     try:
-        from cluster.commands.cli import main
+        from cluster.cli import main
     except ImportError as error:
         if error.name is not None:  # a library that is missing: the traceback tells of whom
             raise

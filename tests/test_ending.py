@@ -169,7 +169,7 @@ def test_errors_of_libraries_that_are_not_imported_here(
 def test_a_reader_that_has_seen_enough_ends_it_quietly(arguments: tuple[str, ...]) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "cluster.commands.cli", *arguments]
+    command = [sys.executable, "-m", "cluster.cli", *arguments]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")

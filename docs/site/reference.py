@@ -55,7 +55,7 @@ def pages() -> dict[str, str]:
 
 def commands_page() -> str:
     """Each subcommand, with what its `--help` prints."""
-    from cluster.commands.cli import COMMANDS
+    from cluster.cli import COMMANDS
 
     parts = ["# Commands", "", "What `tandem COMMAND --help` prints.", ""]
     for name, command in COMMANDS.items():
@@ -73,7 +73,7 @@ def help_of(words: list[str]) -> str:
 
 
 def _printed(words: list[str]) -> str:
-    from cluster.commands.cli import main
+    from cluster.cli import main
 
     out = io.StringIO()
     before = os.environ.get("COLUMNS")

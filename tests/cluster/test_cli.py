@@ -12,14 +12,14 @@ from trainer.base.usage import suggest
 
 def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cluster.commands.cli", *arguments], capture_output=True, text=True
+        [sys.executable, "-m", "cluster.cli", *arguments], capture_output=True, text=True
     )
 
 
 def modules_after(*commands: list[str]) -> tuple[set[str], str]:
     """Modules that a process has imported after these commands, and what they printed."""
     code = (
-        "import sys\nfrom cluster.commands.cli import main\n"
+        "import sys\nfrom cluster.cli import main\n"
         f"for arguments in {commands!r}:\n"
         "    try: main(arguments)\n"
         "    except SystemExit as end: assert end.code == 0, (arguments, end.code)\n"

@@ -247,7 +247,7 @@ def test_the_head_is_restarted(
 
 
 def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cluster.commands.cli", *arguments]
+    command = [sys.executable, "-m", "cluster.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 

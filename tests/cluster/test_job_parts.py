@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.commands.cli import COMMANDS
+from cluster.cli import COMMANDS
 from cluster.jobs.job_command import ARGUMENTS, LASTING, WITHOUT_PATHS, arguments_of, check_command
 from cluster.jobs.job_package import STOP_SECONDS, refusal_message, runtime_env
 from cluster.jobs.submit import what_stopping_takes

@@ -42,7 +42,7 @@ def tandem(cluster: Cluster, tmp_path: Path) -> Tandem:
 
     def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         at = f"--address={cluster.dashboard}"
-        line = [sys.executable, "-m", "cluster.commands.cli", command, at, *arguments]
+        line = [sys.executable, "-m", "cluster.cli", command, at, *arguments]
         return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
 
     return run
@@ -123,7 +123,7 @@ def test_without_the_token_one_line_says_what_to_set(
         (*training, f"--address={cluster.address}"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "cluster.commands.cli", *command],
+            [sys.executable, "-m", "cluster.cli", *command],
             env=nobody, capture_output=True, text=True, timeout=300, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 1

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from cluster.commands.cli import main
+from cluster.cli import main
 from tests.data.planted import make, some_rows, write_csv
 from trainer.base.mistake import Mistake
 from trainer.sources import sql

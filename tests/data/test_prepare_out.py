@@ -14,7 +14,7 @@ import duckdb
 import fsspec
 import pytest
 
-from cluster.commands.cli import main
+from cluster.cli import main
 from tests.data.planted import make, some_rows, write_csv
 from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
@@ -187,7 +187,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
         "    connection.execute('SELECT sum(hash(a.i + b.i)) FROM range(10000000) a(i), "
         "range(1000000) b(i)')\n"
         "steps.stage_rows = endless\n"
-        "from cluster.commands.cli import main\n"
+        "from cluster.cli import main\n"
         f"sys.exit(main(['prepare', {str(source)!r}, {str(tmp_path / 'out')!r}]))\n"
     )
     ended = subprocess.run(
@@ -203,7 +203,7 @@ def test_a_kill_leaves_nothing_for_long(source: Path, tmp_path: Path) -> None:
     program = (
         "import sys, time\nfrom trainer.prepare import steps\n"
         "def waits(*others):\n    print('ready', flush=True)\n    time.sleep(100)\n"
-        "steps.stage_rows = waits\nfrom cluster.commands.cli import main\n"
+        "steps.stage_rows = waits\nfrom cluster.cli import main\n"
         f"main(['prepare', {str(source)!r}, {str(tmp_path / 'out')!r}])\n"
     )
     process = subprocess.Popen(

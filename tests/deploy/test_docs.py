@@ -9,7 +9,7 @@ import ray.scripts.scripts
 import yaml
 from torch.distributed.run import get_args_parser
 
-from cluster.commands.cli import COMMANDS
+from cluster.cli import COMMANDS
 from cluster.commands.train_run import parse_train
 from tests.deploy.chart import CHART, needs_helm, parsed, template
 from tests.deploy.conftest import ROOT

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.commands.cli import COMMANDS
+from cluster.cli import COMMANDS
 from cluster.commands.train_run import parse_train
 from tests.deploy.chart import DEPLOY
 from tests.deploy.conftest import ROOT

@@ -27,7 +27,7 @@ from tests.monitoring.two_ranks import Reader, free_port
 from trainer.live.prometheus import Prometheus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-TANDEM = f"{sys.executable} -m cluster.commands.cli"
+TANDEM = f"{sys.executable} -m cluster.cli"
 SERVICE_SECONDS = 400.0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.commands.cli import COMMANDS, main
+from cluster.cli import COMMANDS, main
 from tests.docs.blocks import ROOT, Block, blocks_of, pages, run_all, tandem_lines
 
 BLOCKS = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.commands.cli import COMMANDS
+from cluster.cli import COMMANDS
 from tests.docs.blocks import ROOT
 from trainer.config.sections import Config
 

@@ -1,4 +1,4 @@
-"""What is tried of each command: a strategy a command of `cluster.commands.cli.COMMANDS`."""
+"""What is tried of each command: a strategy a command of `cluster.cli.COMMANDS`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.commands.cli import COMMANDS
+from cluster.cli import COMMANDS
 from cluster.jobs.job_command import ARGUMENTS
 from tests.hostile.commands import STRATEGIES
 from tests.hostile.flags import ELSEWHERE, flags_of, kind_of
