@@ -1,6 +1,6 @@
 """What `from losses import ...` gives."""
 
-from losses.build_loss import build_loss
+from losses.by_name import build_loss
 from losses.choices import LOSSES, Backend, Correction, LossName, Precision
 from losses.formulas.loss import Limits, Loss, RowScores
 from losses.frequency import StreamingFrequency, log_q_from_counts, log_q_mixture, log_q_uniform
