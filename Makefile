@@ -72,7 +72,7 @@ $(KERNELS): $(STAMP) requirements/kernels.txt
 	@touch $@
 
 test: $(KERNELS)  ## Unit tests, under two minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not faults and not gpu and not slow and not hostile"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not faults and not gpu and not slow and not hostile"
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)

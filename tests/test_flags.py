@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster.commands import cli
+from cluster import cli
 from cluster.tune.search import TuneArguments
 from cluster.tune.search import main as tune
 from tests.datasets import make_dataset

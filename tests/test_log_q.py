@@ -151,7 +151,10 @@ def summary(tally: Tally, count_I: Tensor, every_item: bool, repeats: float) -> 
 @pytest.mark.parametrize(
     ("source", "loss"),
     [(source, "ssm") for source in SOURCES]
-    + [("in-batch, uniform, queue", loss) for loss in ("ntr", "ssm_ntr")]
+    + [
+        pytest.param("in-batch, uniform, queue", loss, marks=pytest.mark.slow)
+        for loss in ("ntr", "ssm_ntr")
+    ]
     + [("uniform", "ssm_ntr"), ("in-batch, popularity", "ntr")],
 )
 def test_one_over_q_sums_to_one(source: str, loss: str, data: Dataset, ranks: Ranks) -> None:
@@ -167,7 +170,11 @@ def test_one_over_q_sums_to_one(source: str, loss: str, data: Dataset, ranks: Ra
 
 @pytest.mark.parametrize(
     ("source", "loss"),
-    [("in-batch", "ssm"), ("popularity", "ntr"), ("in-batch, uniform, queue", "ntr")],
+    [
+        ("in-batch", "ssm"),
+        pytest.param("popularity", "ntr", marks=pytest.mark.slow),
+        pytest.param("in-batch, uniform, queue", "ntr", marks=pytest.mark.slow),
+    ],
 )
 def test_streaming_agrees_with_what_is_drawn(
     source: str, loss: str, data: Dataset, ranks: Ranks

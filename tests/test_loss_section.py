@@ -44,7 +44,7 @@ def test_a_parameters_help_is_that_of_the_losses_that_have_it() -> None:
 
 def test_help_has_names_and_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse_preset(["ml-100k", "--help"], "train", TrainArguments)
+        parse_preset(["ml-100k", "--help-all"], "train", TrainArguments)
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for loss in LOSSES.values():
         assert f"{loss.name}: {loss.when}" in shown or f"{loss.name}, " in shown

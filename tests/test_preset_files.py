@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.commands import cli
+from cluster import cli
 from trainer.base.mistake import Mistake
 from trainer.base.typed import fields_of
 from trainer.command_line import TrainArguments, parse_preset

@@ -109,8 +109,17 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+SLOW_VARIANTS = {"ssm_ntr, streaming", "ntr, ring", "improved_logq, queue"}
+"""What the others cover in parts."""
 
-@pytest.mark.parametrize("variant", VARIANTS)
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(each, marks=pytest.mark.slow if each in SLOW_VARIANTS else ())
+        for each in VARIANTS
+    ],
+)
 def test_two_ranks_train_as_one_does(variant: str, data: str, tmp_path: Path) -> None:
     """The global batch is the same, so the curve is, to the rounding of sums in another order.
 
@@ -196,7 +205,10 @@ WITH_STATE: dict[str, dict[str, Any]] = {
 """All that a run keeps beside tables and towers."""
 
 
-@pytest.mark.parametrize("sections", [{"optimizer": {"schedule": "constant"}}, WITH_STATE])
+@pytest.mark.parametrize(
+    "sections",
+    [pytest.param({"optimizer": {"schedule": "constant"}}, marks=pytest.mark.slow), WITH_STATE],
+)
 def test_resuming_gives_the_curve_of_the_run_that_never_stopped(
     sections: dict[str, dict[str, Any]], data: str, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ def modules_after(code: str) -> set[str]:
     [
         ("import tandem", LIBRARIES | OURS),
         ("import tandem; tandem.Mistake", LIBRARIES | {"cluster"}),
-        ("import tandem; tandem.Config", LIBRARIES | {"cluster"}),
+        ("import tandem; tandem.Config", (LIBRARIES | {"cluster"}) - {"tyro"}),  # it names --track
         ("import tandem; tandem.Run", {"torch", "ray", "duckdb", "pandas", "cluster"}),
     ],
 )

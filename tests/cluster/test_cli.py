@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.commands import cli
+from cluster import cli
 from trainer.base.usage import suggest
 
 

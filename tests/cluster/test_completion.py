@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.commands import cli
+from cluster import cli
 from cluster.commands.completion import FISH, ZSH, candidates, flags_of
 from cluster.jobs.job_command import ARGUMENTS
 

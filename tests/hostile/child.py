@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import tandem
-from cluster.commands import cli
+from cluster import cli
 
 assert tandem
 LIGHT_MODULES = ("cluster.commands.prepare_run", "trainer.synth.synth")

@@ -154,7 +154,7 @@ def all_steps(world_size: int) -> list[list[Tensor]]:
     ]
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_equal_one_rank(world_size: int) -> None:
     by_rank = run_ranks(world_size, all_steps, world_size)
     for index, (name, chosen, source, real_rows) in enumerate(cases()):

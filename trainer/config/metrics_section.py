@@ -9,7 +9,7 @@ import tyro
 
 from trainer.base.mistake import require
 from trainer.base.typed import Range, check
-from trainer.observe.trackers.tracker import TrackerName
+from trainer.observe.trackers.choices import TrackerName
 
 LAST_PORT = 65_535
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from trainer.base.mistake import Mistake
 from trainer.files.storage import storage_path
-from trainer.observe.trackers.tracker import Tracked, Tracker, TrackerName
+from trainer.observe.trackers.choices import TrackerName
+from trainer.observe.trackers.tracker import Tracked, Tracker
 
 LIBRARIES: dict[TrackerName, tuple[str, str]] = {
     "tensorboard": ("tensorboardX", "tensorboardX"),

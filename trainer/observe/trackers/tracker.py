@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import StoragePath
+from trainer.observe.trackers.choices import TrackerName
 
-TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 PROJECT = "tandem"
 """MLflow's experiment and W&B's project, where their own variables name none."""
 
