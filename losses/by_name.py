@@ -3,7 +3,7 @@
 from typing import Any
 
 from losses.choices import LOSSES, Backend, Correction, LossName, Precision, none_of_that_name
-from losses.formulas.loss import Loss, parameters_of
+from losses.formulas.formula import Loss, parameters_of
 from losses.kernels.sizes import Blocking
 from losses.module import LARGEST_INVERSE_TEMPERATURE, RetrievalLoss
 

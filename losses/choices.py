@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from losses.formulas.bpr import PairwiseLogistic
 from losses.formulas.bsl import BilateralSoftmax
 from losses.formulas.ccl import CosineContrastive
+from losses.formulas.formula import Correction, Element, Loss, parameters_of
 from losses.formulas.improved_logq import ImprovedLogQ
-from losses.formulas.loss import Correction, Element, Loss, parameters_of
 from losses.formulas.ntr import NotToRecommend
 from losses.formulas.ova import OneVsAll
 from losses.formulas.sl import DecoupledSoftmax

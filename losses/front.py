@@ -2,7 +2,7 @@
 
 from losses.by_name import build_loss
 from losses.choices import LOSSES, Backend, Correction, LossName, Precision
-from losses.formulas.loss import Limits, Loss, RowScores
+from losses.formulas.formula import Limits, Loss, RowScores
 from losses.frequency import StreamingFrequency, log_q_from_counts, log_q_mixture, log_q_uniform
 from losses.gather import gather_with_gradient, gather_without_gradient
 from losses.module import RetrievalLoss

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.choices import Backend, Correction, Precision
-from losses.formulas.loss import Loss
+from losses.formulas.formula import Loss
 from losses.kernels.problem import Problem
 from losses.kernels.sizes import Blocking, Workspace
 from losses.kernels.walk import fused_loss

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from losses.formulas.loss import Loss, RowScores
+from losses.formulas.formula import Loss, RowScores
 from losses.pairs import log_add_exp
 from losses.rows import Rows
 

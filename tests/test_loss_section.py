@@ -10,7 +10,7 @@ from typing_extensions import Doc
 
 from losses import Backend, Correction, Loss, Precision
 from losses.choices import LOSSES
-from losses.formulas.loss import parameters_of
+from losses.formulas.formula import parameters_of
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range
 from trainer.command_line import TrainArguments, parse_preset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from losses.formulas.loss import Factor, Loss, RowScores, Temperature
+from losses.formulas.formula import Factor, Loss, RowScores, Temperature
 
 if TYPE_CHECKING:
     from torch import Tensor

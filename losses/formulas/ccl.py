@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from losses.formulas.loss import Factor, Limits, Loss, RowScores
+from losses.formulas.formula import Factor, Limits, Loss, RowScores
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from losses.formulas.loss import Loss, RowScores, Weight
+from losses.formulas.formula import Loss, RowScores, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor

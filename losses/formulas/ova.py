@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from losses.formulas.ccl import negatives_part
-from losses.formulas.loss import Factor, Loss, RowScores
+from losses.formulas.formula import Factor, Loss, RowScores
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -48,7 +48,7 @@ MODULES = (
         "trainer.report.report",
     ),
     *("trainer.retrieval.evaluate_run", "trainer.retrieval.recommend", "trainer.retrieval.export"),
-    *("trainer.tools.plan", "trainer.bench.loss_walks", "trainer.bench.step", "trainer.bench.data"),
+    *("trainer.tools.plan", "trainer.bench.loss", "trainer.bench.step", "trainer.bench.data"),
     *("trainer.bench.eval", "pyarrow.dataset"),
 )
 MOST_BYTES = 14 * 2**30

@@ -214,8 +214,16 @@ def diagnosing(draw: st.DrawFn) -> Case:
     return Case("doctor", ("doctor", *draw(st.lists(WORDS, max_size=2))))
 
 
+@st.composite
+def demonstrating(draw: st.DrawFn) -> Case:
+    """What is refused: anything else trains for minutes."""
+    wrong = st.sampled_from(["0", "-1", "nan", "1.5", "", "two", str(-(2**70))])
+    return Case("demo", ("demo", *draw(st.lists(WORDS, max_size=1)), f"--workers={draw(wrong)}"))
+
+
 STRATEGIES: dict[str, st.SearchStrategy[Case]] = {
     "doctor": diagnosing(),
+    "demo": demonstrating(),
     "prepare": st.one_of(preparing(), preparing(), preparing(), extending()),
     "synth": synthesising(),
     "bench": measuring(),

@@ -20,7 +20,7 @@ ELSEWHERE = {
     "logs": "cluster.jobs.submit.LogsArguments",
     "stop": "cluster.jobs.submit.StopArguments",
     "dashboard": "trainer.live.dashboard.DashboardArguments",
-    "bench loss": "trainer.bench.loss_walks.LossBenchArguments",
+    "bench loss": "trainer.bench.loss.LossBenchArguments",
     "bench step": "trainer.bench.step.StepBenchArguments",
     "bench data": "trainer.bench.data.DataBenchArguments",
     "bench eval": "trainer.bench.eval.EvalBenchArguments",

@@ -14,7 +14,7 @@ import pytest
 import losses.formulas
 from losses import Loss, LossName, build_loss, front
 from losses.choices import LOSSES
-from losses.formulas.loss import Correction, Element, Parameter, parameters_of
+from losses.formulas.formula import Correction, Element, Parameter, parameters_of
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ("Take it: ", "Data: ", "Relations: ")

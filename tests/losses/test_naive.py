@@ -8,7 +8,7 @@ import torch
 from losses import build_loss
 from losses.choices import LOSSES
 from tests.losses.cases import leaves
-from trainer.bench.loss_walks import LossBenchArguments, make_problem
+from trainer.bench.loss import LossBenchArguments, make_problem
 from trainer.bench.naive import naive_loss
 
 SETTINGS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in LOSSES] + [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from losses import Candidates, Precision, Rows, build_loss
-from trainer.bench.loss_walks import LossBenchArguments, make_problem
+from trainer.bench.loss import LossBenchArguments, make_problem
 from trainer.bench.naive import naive_loss
 
 SIZES = ((4096, 4096, 64), (8192, 65536, 64), (16384, 16384, 128), (65536, 65536, 128))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from losses.choices import LOSSES, LossName
-from losses.formulas.loss import Setting
+from losses.formulas.formula import Setting
 from trainer.config.loss_section import LossConfig
 from trainer.config.negatives_section import NegativesConfig
 from trainer.config.sections import Config

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from typing_extensions import Doc
 
 from losses.choices import LOSSES, Backend, Correction, LossName, Precision, none_of_that_name
-from losses.formulas.loss import Loss, Parameter, parameters_of
+from losses.formulas.formula import Loss, Parameter, parameters_of
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range, check
 

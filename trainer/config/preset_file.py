@@ -25,6 +25,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
+from typing_extensions import Doc
+
 from trainer.base.mistake import Mistake
 from trainer.base.typed import fields_of
 from trainer.config.sections import Config
@@ -166,6 +168,10 @@ def field_helps(kind: type) -> dict[str, str]:
             for field, told in zip(body.body, body.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                     helps[field.target.id] = _docstring(told)
+    for name, annotation in fields_of(kind).items():
+        for told in getattr(annotation, "__metadata__", ()):
+            if isinstance(told, Doc):  # fields that are made of other dataclasses
+                helps[name] = told.documentation
     return helps
 
 
