@@ -91,7 +91,7 @@ def prepare_process() -> None:
         import_module(name)
     from cluster.commands import prepare_tasks
     from cluster.tune.search import search as tune
-    from cluster.workers.counts import launch
+    from cluster.workers import launch
     from trainer.bench import step
     from trainer.compare import comparison as run
     from trainer.live import dashboard
