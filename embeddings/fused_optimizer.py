@@ -33,6 +33,27 @@ def fuse_table_optimizer(
         device_type: "cpu" or "cuda"; FBGEMM has Adam on CUDA alone.
 
     Raises:
+        ValueError: of `check_table_optimizer`.
+    """
+    check_table_optimizer(name, weight_decay, device_type)
+    optimizer_class: type[torch.optim.Optimizer]
+    arguments: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+    match name:
+        case "rowwise_adagrad":
+            optimizer_class, arguments = RowWiseAdagrad, {**arguments, "eps": eps}
+        case "adagrad":
+            optimizer_class, arguments = Adagrad, {**arguments, "eps": eps}
+        case "adam":
+            optimizer_class, arguments = Adam, {**arguments, "eps": eps}
+        case "sgd":
+            optimizer_class = SGD
+    _apply_optimizer_in_backward(optimizer_class, tables.parameters(), arguments)
+
+
+def check_table_optimizer(name: TableOptimizer, weight_decay: float, device_type: str) -> None:
+    """What FBGEMM cannot do on this device, or would leave out without a word.
+
+    Raises:
         ValueError: for Adam, or weight decay, on a CPU; for weight decay with sgd or adagrad.
     """
     if weight_decay and name in ("sgd", "adagrad"):
@@ -50,18 +71,6 @@ def fuse_table_optimizer(
             "optimizer.tables='adam' runs on GPUs only (FBGEMM has no CPU kernel for it); "
             "use 'rowwise_adagrad', 'adagrad' or 'sgd'"
         )
-    optimizer_class: type[torch.optim.Optimizer]
-    arguments: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
-    match name:
-        case "rowwise_adagrad":
-            optimizer_class, arguments = RowWiseAdagrad, {**arguments, "eps": eps}
-        case "adagrad":
-            optimizer_class, arguments = Adagrad, {**arguments, "eps": eps}
-        case "adam":
-            optimizer_class, arguments = Adam, {**arguments, "eps": eps}
-        case "sgd":
-            optimizer_class = SGD
-    _apply_optimizer_in_backward(optimizer_class, tables.parameters(), arguments)
 
 
 def sharder_arguments(name: TableOptimizer, weight_decay: float) -> dict[str, Any]:

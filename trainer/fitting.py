@@ -9,7 +9,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from trainer.base.mistake import require
+from trainer.base.mistake import mistakes, require
+from trainer.config.optimizer_section import OptimizerConfig
 from trainer.config.preset_file import is_path
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
@@ -36,6 +37,17 @@ def _defaults(spec: RunSpec, dataset: Dataset) -> Config | None:
     if spec.preset in PRESETS:
         return find_preset(spec.preset, dataset)
     return None if is_path(spec.preset) else spec.config
+
+
+def check_tables(optimizer: OptimizerConfig) -> None:
+    """Raise Mistake where this machine cannot train tables so."""
+    import torch  # the rest of this file waits for neither
+
+    from embeddings.fused_optimizer import check_table_optimizer
+
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    with mistakes():
+        check_table_optimizer(optimizer.tables, optimizer.table_weight_decay, device_type)
 
 
 Fit = tuple[Config, str | None]

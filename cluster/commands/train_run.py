@@ -16,7 +16,7 @@ from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
 from trainer.command_line import TrainArguments, parse_preset
 from trainer.config.presets import PRESETS
-from trainer.fitting import fitted
+from trainer.fitting import check_tables, fitted
 from trainer.observe.trackers.mirror import check_trackers
 from trainer.run.folder import RunFolder, RunSpec, absolute, open_run
 
@@ -123,6 +123,7 @@ def precheck(spec: RunSpec, options: LaunchOptions) -> None:
         options.workers.check_fits_here()
     if here:
         check_trackers(spec.config.metrics.track, spec.out)
+        check_tables(spec.config.optimizer)
     if here or Path(spec.data).exists():
         dataset, _, _ = open_run(spec)
         fitted(spec, dataset)

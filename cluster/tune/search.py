@@ -19,6 +19,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from cluster.tune.drawn import apply_settings, draw_settings
 from cluster.tune.plot import draw_trials
+from cluster.workers.options import existing_address
 from cluster.workers.session import ray_session
 from losses.choices import LOSSES, LossName
 from trainer.base.mistake import Mistake
@@ -28,6 +29,7 @@ from trainer.command_line import parse_preset
 from trainer.config.preset_file import as_toml
 from trainer.config.sections import Config
 from trainer.distributed.hooks import Hooks
+from trainer.fitting import check_tables
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
 from trainer.run.folder import RunSpec, absolute, open_run
 
@@ -230,6 +232,8 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     config = parsed.config
     spec = RunSpec(preset, config, absolute(parsed.data), str(out.resolve()))
     open_run(spec)
+    if existing_address(parsed.address) is None:
+        check_tables(config.optimizer)
     out.mkdir(parents=True, exist_ok=True)
     with (
         ray_session(parsed.address, min_cpus=parsed.at_once, verbose=verbose),

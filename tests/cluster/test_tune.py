@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas
 import pytest
@@ -20,6 +21,7 @@ from cluster.tune.search import (
     write_results,
 )
 from tests.datasets import make_dataset
+from trainer.base.mistake import Mistake
 from trainer.config.negatives_section import NegativesConfig
 from trainer.config.presets import find_preset
 from trainer.run.folder import RunSpec
@@ -158,3 +160,18 @@ def test_a_search_ends_in_a_table_a_plot_and_a_preset(
     assert (out / "trials.txt").read_text() in capsys.readouterr().out
     assert trials[0]["best"] == max(trial["best"] for trial in trials)
     assert find_preset(str(out / "best.toml")).training.epochs == 2
+
+
+def test_what_this_machine_cannot_train_is_told_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path / "data", users=20, items=12, rows=200)
+
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("cluster.tune.search.ray_session", started)
+    flags = ["demo", f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'out'}"]
+    with pytest.raises(Mistake, match="leaves weight decay out"):
+        main([*flags, "--optimizer.table-weight-decay", "1", "--optimizer.tables", "sgd"], False)
+    assert not (tmp_path / "out").exists()
