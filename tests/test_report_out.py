@@ -9,7 +9,7 @@ import pytest
 from tests.retrieval.test_full_disk import files_of_at_most
 from trainer.base.mistake import Mistake
 from trainer.config.presets import find_preset
-from trainer.report.report import ReportArguments, report
+from trainer.report.report import ReportArguments, _free_place, report
 
 
 @pytest.fixture
@@ -95,3 +95,12 @@ def test_a_damaged_evaluation_is_named(text: str, run: str) -> None:
     (Path(run) / "evaluation.json").write_text(text)
     with pytest.raises(Mistake, match=r"evaluation\.json (is no JSON|holds no evaluations)"):
         make(run)
+
+
+def test_a_link_to_nothing_is_left_as_it_is(tmp_path: Path) -> None:
+    """It was replaced by the page."""
+    link = tmp_path / "page.html"
+    link.symlink_to(tmp_path / "gone.html")
+    with pytest.raises(Mistake, match="is a link to what is not there"):
+        _free_place(ReportArguments((str(tmp_path),), out=str(link)))
+    assert link.is_symlink() and not link.exists()

@@ -90,7 +90,7 @@ def prepare_process() -> None:
     for name in MODULES:
         import_module(name)
     from cluster.commands import prepare_tasks
-    from cluster.tune.search import search as tune
+    from cluster.tune import search as tune
     from cluster.workers import launch
     from trainer.bench import step
     from trainer.compare import comparison as run

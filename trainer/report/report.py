@@ -61,6 +61,8 @@ def _free_place(arguments: ReportArguments) -> StoragePath:
         out = storage_path(arguments.runs[0]) / "report.html"
     else:
         out = storage_path(arguments.out)
+    if isinstance(out, Path) and out.is_symlink() and not out.exists():
+        raise Mistake(f"{out} is a link to what is not there: choose another --out, or remove it")
     if not out.exists():
         above = [each for each in out.parents if each.exists()] if isinstance(out, Path) else []
         if above and not above[0].is_dir():
