@@ -23,7 +23,6 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from trainer.distributed.agreement import gather_objects
 from trainer.model.inputs import Inputs
 
-NEVER = 2**62
 REMEDY = (
     "no checkpoint was made of it. Lower optimizer.table_learning_rate or "
     "optimizer.tower_learning_rate, raise loss.temperature, or look for extreme values in the data"
