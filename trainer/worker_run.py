@@ -238,7 +238,6 @@ class Run:
             self.inputs,
             self.ranks,
             place.position,
-            lambda done, total: self.phases.at("starting", done, total),
         )
 
     def _restore(self) -> Place:

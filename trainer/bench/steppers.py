@@ -22,7 +22,7 @@ from trainer.config.model_section import ModelConfig
 from trainer.config.optimizer_section import OptimizerConfig
 from trainer.config.sections import Config
 from trainer.config.training_section import TrainingConfig
-from trainer.data.schema import SCHEMA_VERSION, Dataset, Split
+from trainer.data.schema import LIKED, SCHEMA_VERSION, Dataset, Split
 from trainer.distributed.ranks import Ranks
 from trainer.loader.batch import Batch
 from trainer.model.build import build_model
@@ -194,17 +194,18 @@ def bench_config(workload: Workload) -> Config:
 
 def bench_dataset(workload: Workload) -> Dataset:
     """A description without files: the sizes are all that a model asks of it."""
-    train = Split(INTERACTIONS, INTERACTIONS, 0, (), 0)
+    train = Split(INTERACTIONS, INTERACTIONS, 0, 0)
     return Dataset(
         path="",
         schema_version=SCHEMA_VERSION,
         num_users=workload.users,
         num_items=workload.items,
+        windows=(),
+        kinds=(LIKED,),
         splits={"train": train},
         split_rule={},
         history_length=0,
         has_timestamps=False,
-        has_feedback=False,
         dropped={},
         notes={},
         user_attributes=(),

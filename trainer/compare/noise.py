@@ -1,13 +1,14 @@
 """A dataset with noise in its train split: random positives added, or true ones taken away.
 
-Held-out splits and queries stay as they are, so results compare across shares. Files are copied one
+Held-out rows stay as they are, so results compare across shares. Files are copied one
 by one into a folder of our own, by the names in dataset.json; of the dataset's own none is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -16,45 +17,83 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
+from trainer.data.event_files import Events, EventWriter, Layout, part_file, splits_of
+from trainer.data.events import TRAIN, EventReader, EventRows, feedback_of
 from trainer.data.parquet import open_parquet
-from trainer.data.schema import Dataset, FileRecord, combined_digest, sha256_of
+from trainer.data.schema import (
+    Dataset,
+    EventWindow,
+    FileRecord,
+    Kind,
+    combined_digest,
+    sha256_of,
+)
 
-ROW_GROUP_ROWS = 32_768
-TRAIN, ITEMS = "train/part-00000.parquet", "items.parquet"
+EVENTS, ITEMS = part_file(0, 0), "items.parquet"
+REMOVED = "removed by noise"
 
 
 def noisy_dataset(dataset: Dataset, out: Path, added: float, removed: float, seed: int) -> Dataset:
     """Write a copy of `dataset` whose train split has `added` more rows and `removed` fewer.
 
-    An added row is a train row of a random user with its item replaced by a random one: the user's
-    history stays true. Shares are of the train rows.
+    An added row is a train row with its item replaced by a random one, at the same time; histories
+    hold it. A removed one is no longer trained on and stays in histories. Shares are of the train
+    rows, in the mean.
 
     Args:
         out: an empty folder.
     """
     random = np.random.default_rng(seed)
-    changed = {*dataset.splits["train"].files, ITEMS}
+    changed = {ITEMS, *(name for window in dataset.windows for name in window.files)}
     _copy(dataset, [name for name in dataset.files if name not in changed], out)
-    paths = dataset.split_files("train")
-    table = pa.concat_tables([_read(path) for path in paths])
-    kept = random.random(len(table)) >= removed
-    extra = table.take(random.integers(0, len(table), round(added * len(table))))
-    items = pa.array(random.integers(0, dataset.num_items, len(extra)))
-    extra = extra.set_column(extra.schema.get_field_index("item"), "item", items)
-    if "feedback" in extra.column_names:
-        place = extra.schema.get_field_index("feedback")
-        extra = extra.set_column(place, "feedback", pa.array(np.ones(len(extra), dtype=np.int8)))
-    noisy = pa.concat_tables([table.filter(pa.array(kept)), extra.cast(table.schema)])
-    noisy = noisy.take(random.permutation(len(noisy)))
-    (out / TRAIN).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(noisy, out / TRAIN, row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
-    _recount(dataset, noisy, out)
-    return _described(dataset, out, noisy)
+    kinds = (*dataset.kinds, Kind(REMOVED, "history"))
+    layout = Layout(
+        dataset.num_users, dataset.num_items, kinds, dataset.has_timestamps, with_split=True
+    )
+    reader = EventReader(dataset)
+    liked_I = np.zeros(dataset.num_items, dtype=np.int64)
+    with EventWriter(out / EVENTS, layout) as writer:
+        for first in _user_blocks(reader, dataset.num_users):
+            rows = reader.of_users(*first)
+            if len(rows.item_E):
+                events = _noisy(rows, dataset, added, removed, random)
+                counted_E = (events.split_E == TRAIN) & (feedback_of(kinds)[events.kind_E] > 0)
+                liked_I += np.bincount(events.item_E[counted_E], minlength=dataset.num_items)
+                writer.write(events)
+    _recount(dataset, liked_I, out)
+    return _described(dataset, out, kinds, writer)
 
 
-def _read(path: str) -> pa.Table:
-    with open_parquet(path) as file:
-        return file.read()
+def _user_blocks(reader: EventReader, num_users: int) -> Iterator[tuple[int, int]]:
+    """Ranges of users that between them hold everybody, about a row group each."""
+    starts = np.unique(np.append(0, reader.users_G2[:, 0])).tolist()
+    yield from pairwise([*starts, num_users])
+
+
+def _noisy(
+    rows: EventRows, dataset: Dataset, added: float, removed: float, random: np.random.Generator
+) -> Events:
+    """The events with random ones behind those they were made of; removed ones of another kind."""
+    kind_F = {kind.role: number for number, kind in reversed(list(enumerate(dataset.kinds)))}
+    kind_E = np.select(
+        [rows.feedback_E > 0, rows.feedback_E < 0],
+        [kind_F.get("positive", 0), kind_F.get("negative", 0)],
+        kind_F.get("history", 0),
+    )
+    train_E = (rows.split_E == TRAIN) & (rows.feedback_E != 0)
+    repeats_E = 1 + train_E * random.poisson(added, len(train_E))
+    place = np.repeat(np.arange(len(repeats_E)), repeats_E)
+    new = np.append(False, place[1:] == place[:-1])
+    item = np.where(new, random.integers(0, dataset.num_items, len(place)), rows.item_E[place])
+    gone = ~new & train_E[place] & (random.random(len(place)) < removed)
+    kind = np.where(gone, len(dataset.kinds), kind_E[place])
+    return Events(
+        rows.user_R[rows.row_E[place]],
+        item,
+        np.where(new, kind_F["positive"], kind).astype(np.int8),
+        rows.split_E[place],
+        None if rows.time_E is None else rows.time_E[place],
+    )
 
 
 def _copy(dataset: Dataset, names: Iterable[str], out: Path) -> None:
@@ -72,35 +111,30 @@ def _copy(dataset: Dataset, names: Iterable[str], out: Path) -> None:
         filesystem.get_file(inner, str(target))
 
 
-def _recount(dataset: Dataset, train: pa.Table, out: Path) -> None:
+def _recount(dataset: Dataset, liked_I: np.ndarray, out: Path) -> None:
     """items.parquet with the counts of the new train split."""
-    liked = train.column("feedback").to_numpy() > 0
-    counts = np.bincount(train.column("item").to_numpy()[liked], minlength=dataset.num_items)
-    items = _read(dataset.file(ITEMS))
+    with open_parquet(dataset.file(ITEMS)) as file:
+        items = file.read()
     place = items.schema.get_field_index("count")
-    counted = items.set_column(place, "count", pa.array(counts))
+    counted = items.set_column(place, "count", pa.array(liked_I))
     pq.write_table(counted, out / ITEMS, write_page_checksum=True)
 
 
-def _described(dataset: Dataset, out: Path, train: pa.Table) -> Dataset:
-    positives = int((train.column("feedback").to_numpy() > 0).sum())
-    split = replace(
-        dataset.splits["train"],
-        rows=len(train),
-        positives=positives,
-        disliked=len(train) - positives,
-        files=(TRAIN,),
-    )
+def _described(
+    dataset: Dataset, out: Path, kinds: tuple[Kind, ...], writer: EventWriter
+) -> Dataset:
     filesystem = fsspec.filesystem("file")
-    gone = {*dataset.splits["train"].files, ITEMS}
+    gone = {ITEMS, *(name for window in dataset.windows for name in window.files)}
     files = {name: record for name, record in dataset.files.items() if name not in gone} | {
         name: FileRecord((out / name).stat().st_size, sha256_of(filesystem, str(out / name)))
-        for name in (TRAIN, ITEMS)
+        for name in (EVENTS, ITEMS)
     }
     noisy = replace(
         dataset,
         path=str(out),
-        splits={**dataset.splits, "train": split},
+        windows=(EventWindow((EVENTS,), writer.users, int(writer.count_SK.sum())),),
+        kinds=kinds,
+        splits=splits_of(writer.count_SK, kinds, writer.asked_S),
         files=files,
         digest=combined_digest(files),
     )

@@ -15,13 +15,13 @@ class DataConfig:
 
     train_splits: tuple[str, ...] = ("train",)
     """Splits trained on. Add "validation" only for a final model whose settings are chosen."""
-    shuffle_window_rows: Annotated[int, Range(least=1, most=2**31)] = 131_072
+    shuffle_window_rows: Annotated[int, Range(least=1, most=2**31)] = 262_144
     """Rows shuffled together in memory; row groups are permuted as a whole before that."""
     streams: Annotated[int, Range(least=0, most=65_536)] = 0
     """Parts of the epoch read side by side; 0: the least common multiple of 8 and the workers,
     so that 1, 2, 4 and 8 workers see the same global batches."""
     history_length: Annotated[int, Range(least=1, most=100_000)] | None = None
-    """Most recent history items fed to the query tower; None: all that were prepared. To leave the
+    """Most history items fed to the query tower; None: as many as prepare was told. To leave the
     history out, set model.use_history to False."""
     skip_corrupt: bool = False
     """Count and skip row groups that cannot be read, instead of stopping."""

@@ -30,9 +30,9 @@ from trainer.files.json_files import json_problem
 Integer = Annotated[int, Range(least=-(2**63), most=2**63 - 1)]
 Share = Annotated[float, Range(least=0, below=1)]
 MOST_BYTES = 256 << 20
+MOST_KINDS = 100
 AGAIN = "prepare the dataset again"
 TABLES = ("items.parquet", "users.parquet", "attributes.parquet")
-QUERIES = ("queries/validation.parquet", "queries/test.parquet")
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,12 @@ def dataset_of(root: str, text: str | bytes) -> Dataset:
     if version is None:
         raise Mistake(f"{where} cannot be read (it has no schema_version): {AGAIN}")
     if version != SCHEMA_VERSION or isinstance(version, bool):
+        source = contents.get("source")
+        planted = isinstance(source, dict) and source.get("format") == "synth"
+        command = f"tandem {'synth' if planted else 'prepare SOURCE'} {root}"
         raise Mistake(
             f"{root} has schema version {version!r:.60}, this Tandem reads {SCHEMA_VERSION}: "
-            f"{AGAIN}"
+            f"remove it and make it anew with `{command}`"
         )
     attributes = contents.pop("attributes", None)
     if not isinstance(attributes, dict):
@@ -128,10 +131,10 @@ def _names(dataset: Dataset) -> str | None:
             return f"files has {name!r:.80}, which is no name of a Parquet file in the folder"
     if set(dataset.splits) != set(SPLITS):
         return f"splits are {', '.join(dataset.splits)!r:.80}, not {', '.join(SPLITS)}"
-    read = [name for split in dataset.splits.values() for name in split.files]
+    read = [name for window in dataset.windows for name in window.files]
     if len(set(read)) < len(read):
-        return "splits name a file twice"
-    for name in (*TABLES, *QUERIES, *read):
+        return "windows name a file twice"
+    for name in (*TABLES, *read):
         if name not in dataset.files:
             return f"{name!r:.80} is not among its files"
     return None
@@ -148,13 +151,19 @@ def _counts(dataset: Dataset) -> str | None:
     if dataset.parent_digest is not None and not is_digest(dataset.parent_digest):
         return f"parent_digest is {dataset.parent_digest!r:.80}, no SHA-256"
     for name, split in dataset.splits.items():
-        if split.rows and not split.files:
-            return f"splits.{name} has {split.rows} rows and no files"
-        if split.positives + split.disliked != split.rows:
+        if split.positives + split.disliked > split.rows:
             return (
                 f"splits.{name} has {split.rows} rows, {split.positives} positive and "
                 f"{split.disliked} disliked, which do not add up"
             )
+    events = sum(window.events for window in dataset.windows)
+    if sum(split.rows for split in dataset.splits.values()) != events:
+        return f"splits hold other rows than the {events} events of its windows"
+    if any(window.events and not window.files for window in dataset.windows):
+        return "windows have events and no files"
+    names = [kind.name for kind in dataset.kinds]
+    if len(set(names)) < len(names) or len(names) > MOST_KINDS:
+        return f"kinds have one name twice, or are more than {MOST_KINDS}"
     return None
 
 
@@ -192,11 +201,6 @@ def check_tables(dataset: Dataset) -> None:
         if side == "item":
             columns |= {"title": "text", "count_with_validation": "integer"}
         _check_table(dataset, f"{side}s.parquet", columns, rows)
-    for split in ("validation", "test"):
-        columns = {"user": "integer", **dict.fromkeys(("targets", "seen", "history"), "integers")}
-        if dataset.has_feedback:
-            columns |= dict.fromkeys(("disliked", "disliked_targets"), "integers")
-        _check_table(dataset, f"queries/{split}.parquet", columns, dataset.splits[split].queries)
     vocabulary = {"side": "text", "name": "text", "row": "integer", "value": "text"}
     _check_table(dataset, "attributes.parquet", vocabulary, None)
 

@@ -18,7 +18,15 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.base.mistake import Mistake
-from trainer.data.jagged import Column, Jagged, from_arrow, offsets_of, spread, take_bags
+from trainer.data.jagged import (
+    Column,
+    Jagged,
+    Ranges,
+    from_arrow,
+    offsets_of,
+    spread,
+    take_bags,
+)
 from trainer.data.neighbours import (
     NEIGHBOUR_KEYS,
     Draw,
@@ -150,13 +158,13 @@ def list_bags(key: str, lists: Mapping[str, Bags]) -> Bags:
     return _at_place(int(place), values_V, np.cumsum(lengths_n), lengths_n)
 
 
-def list_column(key: str, lists: Mapping[str, Jagged]) -> Jagged:
+def list_column(key: str, lists: Mapping[str, Ranges]) -> Jagged | Ranges:
     """The same as `list_bags`, of lists as a window holds them."""
     name, _, place = key.partition("@")
     bags = lists[name]
     if not place:
         return bags
-    values, lengths_n = _at_place(int(place), bags.values, bags.offsets[1:], np.diff(bags.offsets))
+    values, lengths_n = _at_place(int(place), bags.values, bags.stop, bags.stop - bags.start)
     return Jagged(values, offsets_of(lengths_n))
 
 

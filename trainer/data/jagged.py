@@ -20,12 +20,22 @@ class Jagged(NamedTuple):
     """Start of each bag, then V, int64 [n + 1]; need not start at 0."""
 
 
+class Ranges(NamedTuple):
+    """n bags that may overlap: bag i holds values[start[i] : stop[i]]."""
+
+    values: np.ndarray
+    start: np.ndarray
+    """int64 [n]."""
+    stop: np.ndarray
+    """int64 [n]."""
+
+
 Column = np.ndarray | Jagged
 """A feature of n rows: one value each ([n]), or bags."""
 
 
 def offsets_of(lengths_n: np.ndarray) -> np.ndarray:
-    """Start of each bag, then the end of the last, int64 [n + 1]."""
+    """Start of each bag, then the end of the last, int64 [n + 1]: the sum of what lies before."""
     offsets = np.zeros(len(lengths_n) + 1, dtype=np.int64)
     np.cumsum(lengths_n, out=offsets[1:])
     return offsets

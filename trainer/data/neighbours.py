@@ -26,8 +26,8 @@ import numpy as np
 
 from trainer.base.mistake import Mistake
 from trainer.data.candidates import hash_counter, hash_key
+from trainer.data.events import each_event
 from trainer.data.jagged import Jagged, take_ranges
-from trainer.data.parquet import open_parquet
 from trainer.data.schema import DERIVED, Dataset
 
 Side = Literal["user", "item"]
@@ -170,12 +170,10 @@ def _read_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positive (user, item) pairs, or all of them, int64 [P] each."""
     users, items = [], []
-    for path in (path for split in splits for path in dataset.split_files(split)):
-        with open_parquet(path) as file:
-            for part in file.iter_batches(1 << 20, columns=["user", "item", "feedback"]):
-                chosen = with_disliked | (part.column("feedback").to_numpy() > 0)
-                users.append(part.column("user").to_numpy()[chosen])
-                items.append(part.column("item").to_numpy()[chosen])
+    for user_E, item_E, feedback_E in each_event(dataset, splits):
+        chosen_E = feedback_E != 0 if with_disliked else feedback_E > 0
+        users.append(user_E[chosen_E])
+        items.append(item_E[chosen_E])
     return np.concatenate(users), np.concatenate(items)
 
 

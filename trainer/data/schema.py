@@ -3,9 +3,8 @@
 Loader, trainer and evaluation open a dataset through `Dataset.load(path)` and ask it for paths,
 counts and attributes. Nothing here reads interactions.
 
-    OUT/dataset.json                 this file's contents
-    OUT/{train,validation,test}/part-*.parquet
-    OUT/queries/{validation,test}.parquet
+    OUT/dataset.json                         this file's contents
+    OUT/events/WINDOW/part-*.parquet         one row a user and window, its events in order
     OUT/{items,users,attributes}.parquet
 """
 
@@ -23,14 +22,17 @@ from trainer.base.mistake import Mistake
 from trainer.base.typed import Range
 from trainer.files.filesystems import filesystem_of, reached, readable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPLITS = ("train", "validation", "test")
 MAX_HISTORY_LENGTH = 10_000
 RESERVED = ("item", "user", "raw_id", "title", "count", "count_with_validation")
 """Columns of items.parquet and users.parquet that are no attributes."""
+FOLLOWING_TIME = ("time", "leave-last-out")
+"""Split rules that hold out what is latest."""
 DERIVED = ".derived"
 """Folder of a dataset for what is made of it again where it is missing."""
 AttributeKind = Literal["single", "multi"]
+Role = Literal["positive", "negative", "history"]
 Count = Annotated[int, Range(least=0, most=2**62)]
 
 
@@ -51,19 +53,43 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A kind of events; `kind` in the events' files counts them from 0."""
+
+    name: Annotated[str, Range(least=1)]
+    role: Role
+    """What becomes of them: items to find, items to leave, or what histories alone hold."""
+
+
+LIKED = Kind("liked", "positive")
+DISLIKED = Kind("disliked", "negative")
+FEEDBACK: dict[Role, int] = {"positive": 1, "negative": -1, "history": 0}
+
+
+@dataclass(frozen=True)
 class Split:
-    """Interactions of one split."""
+    """Events of one split."""
 
     rows: Count
-    """Rows of all its files, disliked ones included."""
+    """All of them."""
     positives: Count
-    """Rows with feedback 1."""
+    """Those of a positive kind."""
     disliked: Count
-    """Rows with feedback -1."""
-    files: tuple[str, ...]
-    """Parquet files relative to the dataset's folder, in order."""
+    """Those of a negative kind."""
     queries: Count
-    """Rows of queries/<split>.parquet: users with a positive target (0 for train)."""
+    """Users with a positive event in the split (0 for train)."""
+
+
+@dataclass(frozen=True)
+class EventWindow:
+    """One window of time: its files, written together."""
+
+    files: tuple[str, ...]
+    """Parquet files relative to the dataset's folder, in order: users ascend through them."""
+    rows: Count
+    """Users with events in it."""
+    events: Count
+    """Their events."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +109,15 @@ class Dataset:
     schema_version: int
     num_users: Annotated[int, Range(least=1, most=2**62)]
     num_items: Annotated[int, Range(least=1, most=2**62)]
+    windows: Annotated[tuple[EventWindow, ...], Range(least=1)]
+    """In the order of time."""
+    kinds: Annotated[tuple[Kind, ...], Range(least=1)]
     splits: dict[str, Split]
     split_rule: dict[str, Any]
     """The rule's name under "rule", and its parameters."""
     history_length: Annotated[int, Range(least=0, most=MAX_HISTORY_LENGTH)]
+    """Longest history of a row, where the trainer asks for no other."""
     has_timestamps: bool
-    has_feedback: bool
-    """True where the source had ratings: the files then have the `disliked` columns."""
     dropped: dict[str, Count]
     """Rows of the source that are in no split, counted by reason."""
     notes: dict[str, Count]
@@ -142,15 +170,15 @@ class Dataset:
         """Full path (or URI) of a file of the dataset, for example `items.parquet`."""
         return f"{self.path}/{name}"
 
-    def split_files(self, split: str) -> tuple[str, ...]:
-        """Full paths of a split's interaction files, in order."""
-        return tuple(self.file(name) for name in self.splits[split].files)
+    @property
+    def has_feedback(self) -> bool:
+        """True where users can dislike items: some kind of events is negative."""
+        return any(kind.role == "negative" for kind in self.kinds)
 
-    def queries_file(self, split: str) -> str:
-        """Full path of `queries/<split>.parquet`; train has none."""
-        if split not in ("validation", "test"):
-            raise Mistake(f"no queries for split {split!r}: take validation or test")
-        return self.file(f"queries/{split}.parquet")
+    @property
+    def held_out_by_time(self) -> bool:
+        """True where held-out events are later than their user's training events."""
+        return self.has_timestamps and self.split_rule["rule"] in FOLLOWING_TIME
 
     def check_files(self, full: bool = False) -> None:
         """Raise where a recorded file is missing, has another size or (full) another SHA-256."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trainer.data.events import each_event
 from trainer.data.features import count_column, read_attribute, read_counts
 from trainer.data.jagged import Jagged
-from trainer.data.parquet import open_parquet
 from trainer.data.schema import Dataset
 
 
@@ -57,14 +57,12 @@ def _of_bags(bags: Jagged, rows: np.ndarray) -> np.ndarray:
 
 
 def _in_rows(dataset: Dataset, splits: Sequence[str]) -> dict[str, np.ndarray]:
-    """Users and items of all rows, liked or disliked: one pass over two columns."""
+    """Users and items of all rows, liked or disliked: one pass."""
     found = {
         "user": np.zeros(dataset.num_users, dtype=bool),
         "item": np.zeros(dataset.num_items, dtype=bool),
     }
-    for path in (path for split in splits for path in dataset.split_files(split)):
-        with open_parquet(path) as file:
-            for part in file.iter_batches(1 << 20, columns=list(found)):
-                for name, seen in found.items():
-                    seen[part.column(name).to_numpy()] = True
+    for user_E, item_E, _ in each_event(dataset, splits):
+        found["user"][user_E] = True
+        found["item"][item_E] = True
     return found

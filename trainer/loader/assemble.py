@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from trainer.data.features import Bags, FeatureStore, keyed_jagged, list_column, list_of, side_of
-from trainer.data.jagged import Column, Jagged
+from trainer.data.jagged import Column, Jagged, Ranges, take_ranges
 from trainer.data.neighbours import NEIGHBOUR_KEYS, Draw, WeightedBags
 from trainer.loader.batch import Batch
 from trainer.loader.epoch_plan import Step
@@ -34,7 +34,7 @@ class Window:
     feedback_n: np.ndarray
     count_n: np.ndarray
     """Positive train interactions of the row's item."""
-    columns: dict[str, Column]
+    columns: dict[str, Column | Ranges]
     """By feature key; keys whose bags are drawn anew in every step are not among them."""
 
 
@@ -62,7 +62,7 @@ class Assembler:
 
     def join(self, rows: WindowRows) -> Window:
         """Look up what the keys say of the rows' users and items."""
-        columns: dict[str, Column] = {}
+        columns: dict[str, Column | Ranges] = {}
         for key in self._keys:
             if list_of(key):
                 columns[key] = list_column(key, rows.lists)
@@ -117,12 +117,16 @@ class Assembler:
         return bags
 
 
-def join_slices(parts: list[tuple[Column, int, int]]) -> Bags:
-    """Rows start..stop of each column, one after the other; values stay where they are."""
+def join_slices(parts: list[tuple[Column | Ranges, int, int]]) -> Bags:
+    """Rows start..stop of each column, one after the other; values of bags stay where they are."""
     lengths = np.ones(sum(stop - start for _, start, stop in parts), dtype=np.int64)
     values, row = [], 0
     for column, start, stop in parts:
-        if isinstance(column, Jagged):
+        if isinstance(column, Ranges):
+            bags = take_ranges(column.values, column.start[start:stop], column.stop[start:stop])
+            values.append(bags.values)
+            lengths[row : row + stop - start] = np.diff(bags.offsets)
+        elif isinstance(column, Jagged):
             offsets = column.offsets[start : stop + 1]
             values.append(column.values[offsets.item(0) : offsets.item(-1)])
             here = lengths[row : row + stop - start]

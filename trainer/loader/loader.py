@@ -13,7 +13,7 @@ Shapes: B = rows of this rank in a step, E = extra candidates of this rank, S = 
 L = streams, b = rows that a step takes from each stream (global batch / L).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count, tee
 from pathlib import Path
@@ -34,7 +34,7 @@ from trainer.loader.order import EpochOrder, Position, default_streams
 from trainer.loader.prefetch import BatchStream, WindowCache
 from trainer.loader.windows import RowGroups, WindowRows
 
-DEFAULT_WINDOW_ROWS = 1 << 16
+DEFAULT_WINDOW_ROWS = 1 << 18
 READER_THREADS = min(4, usable_cpus())
 """They decode and look up: five sixths of the work. The thread that builds batches mostly waits."""
 
@@ -43,7 +43,7 @@ class Loader:
     """Iterates over batches: `iter(loader)` from `position` on without end, `epoch(e)` once.
 
     dataset: a prepared dataset, or its folder or URI.
-    splits: whose interactions, for example ("train",) or ("train", "validation").
+    splits: whose events, for example ("train",) or ("train", "validation").
     query_keys, candidate_keys: feature keys in the order of `Batch.features`.
     local_batch_size: rows B of this rank in every step; the same on all ranks.
     streams: ranges the order is cut into; a multiple of world_size that divides the global
@@ -52,12 +52,11 @@ class Loader:
     extra_candidates: items drawn from the catalog in every step, over all ranks together. Where
         they do not divide by the ranks, the last are filled up with padding.
     feedback: "positive" leaves disliked rows out; "all" gives them with feedback -1.
-    history_length: keep the last so many of `history` and `disliked`; None: as prepared.
+    history_length: longest `history` and `disliked`; None: as the dataset says.
     position: `Batch.position` of a checkpoint, made by any number of ranks.
     neighbours: the rule of the keys "user_items" and "item_users", where they are asked for.
     skip_corrupt: count the rows of row groups that are damaged and go on; they come as
         padding, while `global_rows` still counts them.
-    on_opening: told how many parts of how many are through, while opening takes long.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class Loader:
         batches_ahead: int = 4,
         pin_memory: bool = False,
         neighbours: NeighbourRule | None = None,
-        on_opening: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)
         self.local_batch_size = local_batch_size
@@ -96,7 +94,7 @@ class Loader:
         self._check_arguments()
         self._streams = self._choose_streams(streams)
         self._rows_per_stream = world_size * local_batch_size // self._streams
-        self._groups = self._open(tuple(splits), feedback, skip_corrupt, on_opening)
+        self._groups = self._open(tuple(splits), feedback, skip_corrupt)
         self.num_rows = int(self._groups.rows_G.sum())
         """Rows of the data in an epoch, over all ranks."""
         if self.num_rows == 0:
@@ -183,7 +181,7 @@ class Loader:
 
     def _read(self, order: EpochOrder, number: int) -> Window:
         """Runs on the readers' threads."""
-        return self._assembler.join(self._groups.window(order, number, self._history_length))
+        return self._assembler.join(self._groups.window(order, number, self._seed))
 
     def _build(self, step: Step, windows: WindowCache) -> Batch:
         epoch, extra = step.order.epoch, self._extra
@@ -225,35 +223,19 @@ class Loader:
             )
         return here.dealt_to(self._streams)
 
-    def _open(
-        self,
-        splits: tuple[str, ...],
-        feedback: str,
-        skip_corrupt: bool,
-        on_opening: Callable[[int, int], None],
-    ) -> RowGroups:
+    def _open(self, splits: tuple[str, ...], feedback: str, skip_corrupt: bool) -> RowGroups:
         for split in splits:
             if split not in self.dataset.splits:
                 known = ", ".join(self.dataset.splits)
                 raise Mistake(f"no split {split!r} in {self.dataset.path}: it has {known}")
-        users, items = self.dataset.num_users, self.dataset.num_items
-        disliked = sum(self.dataset.splits[split].disliked for split in splits)
-        groups = RowGroups(
-            paths=[path for split in splits for path in self.dataset.split_files(split)],
-            columns=("user", "item", "feedback", *self._list_keys),
-            limits={"user": users, "item": items, "history": items, "disliked": items},
-            positives_only=feedback == "positive" and disliked > 0,
+        return RowGroups(
+            self.dataset,
+            splits,
+            self._list_keys,
+            positives_only=feedback == "positive",
+            history_length=self._history_length,
             skip_corrupt=skip_corrupt,
         )
-        rows = sum(self.dataset.splits[split].rows for split in splits)
-        if groups.rows_G.sum() != rows:
-            raise Mistake(
-                f"the files of {', '.join(splits)} in {self.dataset.path} hold "
-                f"{groups.rows_G.sum()} rows, dataset.json says {rows}: prepare the dataset again"
-            )
-        if groups.positives_only:
-            groups.count_positives(on_opening)
-        return groups
 
     @property
     def _list_keys(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -196,7 +196,6 @@ def build_loader(
     inputs: Inputs,
     ranks: Ranks,
     position: dict[str, Any] | None,
-    on_opening: Callable[[int, int], None] = lambda done, total: None,
 ) -> Loader:
     """The training loader of this rank, from `position` on. No collective."""
     negatives = config.negatives
@@ -219,5 +218,4 @@ def build_loader(
         neighbours=inputs.neighbours,
         skip_corrupt=config.data.skip_corrupt,
         pin_memory=ranks.device.type == "cuda",
-        on_opening=on_opening,
     )

@@ -10,16 +10,17 @@ from typing import Any
 import duckdb
 import fsspec
 
+from trainer.data.event_files import part_file, splits_of
 from trainer.data.schema import (
     SCHEMA_VERSION,
     Dataset,
+    EventWindow,
     FileRecord,
-    Split,
     combined_digest,
     sha256_of,
 )
 from trainer.prepare.attributes import Encoded
-from trainer.prepare.partition import SPLIT_NAMES, PartitionCounts, PartitionPlan, part_file
+from trainer.prepare.partition import PartitionCounts, PartitionPlan
 from trainer.prepare.staging import Catalog
 
 
@@ -35,20 +36,11 @@ def describe(
     parent: Dataset | None,
 ) -> Dataset:
     """dataset.json's contents."""
-    splits = {
-        split: Split(
-            rows=counts.rows[n],
-            positives=counts.positives[n],
-            disliked=counts.disliked[n],
-            files=tuple(
-                part_file(split, part)
-                for part in range(plan.parts)
-                if (partial / part_file(split, part)).exists()
-            ),
-            queries=counts.queries[n],
-        )
-        for n, split in enumerate(SPLIT_NAMES)
-    }
+    window = EventWindow(
+        tuple(part_file(0, part) for part in range(plan.parts)),
+        counts.users,
+        int(counts.count_SK.sum()),
+    )
     local = fsspec.filesystem("file")
     files = {
         str(each.relative_to(partial)): FileRecord(each.stat().st_size, sha256_of(local, str(each)))
@@ -61,15 +53,16 @@ def describe(
         schema_version=SCHEMA_VERSION,
         num_users=catalog.num_users,
         num_items=catalog.num_items,
-        splits=splits,
+        windows=(window,),
+        kinds=plan.kinds,
+        splits=splits_of(counts.count_SK, plan.kinds, counts.asked_S),
         split_rule={key: value for key, value in asdict(plan.rule).items() if value is not None},
         history_length=plan.history_length,
         has_timestamps=plan.has_timestamps,
-        has_feedback=plan.has_feedback,
         dropped={reason: count for reason, count in reasons.items() if count},
         notes={
-            "validation_queries_without_history": counts.queries_without_history[1],
-            "test_queries_without_history": counts.queries_without_history[2],
+            "validation_queries_without_history": int(counts.cold_S[1]),
+            "test_queries_without_history": int(counts.cold_S[2]),
             **notes,
         },
         user_attributes=tuple(each.attribute for each in attributes["user"]),

@@ -1,4 +1,4 @@
-"""The tables of a dataset that belong to no partition: items, users, attributes, queries."""
+"""The tables of a dataset that belong to no partition: items, users, attributes."""
 
 from __future__ import annotations
 
@@ -65,17 +65,6 @@ def write_vocabularies(connection: duckdb.DuckDBPyConnection, out: str) -> None:
         "COPY (SELECT side, name, row, value, count FROM vocabulary ORDER BY side, name, row) "
         f"TO {sql.target(f'{out}/attributes.parquet')} ({PARQUET})"
     )
-
-
-def join_queries(connection: duckdb.DuckDBPyConnection, staging: str, out: str) -> None:
-    """Put the partitions' queries together, in the order of the partitions: users ascend."""
-    (Path(out) / "queries").mkdir()
-    for split in ("validation", "test"):
-        parts = sorted(Path(staging, f"queries-{split}").glob("*.parquet"))
-        connection.execute(
-            f"COPY (FROM {sql.parquet(connection, parts)}) "
-            f"TO {sql.target(f'{out}/queries/{split}.parquet')} ({PARQUET})"
-        )
 
 
 def old_column(attribute: str) -> str:

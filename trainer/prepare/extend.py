@@ -14,8 +14,9 @@ import duckdb
 
 from trainer.base.mistake import Mistake
 from trainer.data.description import check_columns
+from trainer.data.events import event_columns
 from trainer.data.parquet import open_parquet
-from trainer.data.schema import DERIVED, SPLITS, Attribute, Dataset
+from trainer.data.schema import DERIVED, FEEDBACK, SPLITS, Attribute, Dataset
 from trainer.files.filesystems import local_path
 from trainer.prepare.entity_tables import old_column
 from trainer.prepare.prepare_arguments import PrepareArguments
@@ -161,40 +162,50 @@ def stage_parent(
     folder: str,
 ) -> None:
     """Write the parent's interactions into the partitions, with the split they had."""
-    moment = "timestamp" if parent.has_timestamps else "position"
-    _check_rows(connection, parent, ("user", "item", "feedback", "position", moment))
-    selects = [
-        f"SELECT user, item, feedback, {moment} AS moment, position, {number}::TINYINT AS old "
-        f"FROM {sql.parquet(connection, parent.split_files(split))}"
-        for number, split in enumerate(SPLITS)
-        if parent.split_files(split)
-    ]
+    files = event_files(parent)
+    _check_rows(connection, parent, files)
+    columns = event_columns(parent)
+    feedback = "1"
+    if "kind" in columns:
+        cases = " ".join(f"WHEN {n} THEN {FEEDBACK[k.role]}" for n, k in enumerate(parent.kinds))
+        feedback = f"CASE kind {cases} END"
+    place = "row_number() OVER (PARTITION BY user ORDER BY filename, file_row_number) - 1"
     Path(folder).mkdir(parents=True, exist_ok=True)
     connection.execute(
-        f"""COPY (SELECT user * {parts} // {catalog.num_users} AS part, user, item, feedback,
-                moment, position, NULL::TINYINT AS given, old
-            FROM ({" UNION ALL ".join(selects)}))
+        f"""COPY (SELECT user::BIGINT * {parts} // {catalog.num_users} AS part,
+                user::BIGINT AS user, item::BIGINT AS item, ({feedback})::TINYINT AS feedback,
+                {"time" if parent.has_timestamps else place} AS moment, {place} AS position,
+                NULL::TINYINT AS given, {"split" if "split" in columns else "0"}::TINYINT AS old
+            FROM {sql.parquet(connection, files, places=True)})
         TO {sql.target(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
             FILENAME_PATTERN 'old_{{i}}')"""
     )
 
 
-def _check_rows(
-    connection: duckdb.DuckDBPyConnection, parent: Dataset, columns: tuple[str, ...]
-) -> None:
-    """Raise Mistake where the parent's interactions are not what its dataset.json says."""
-    kinds = dict.fromkeys(columns, "integer")
-    limits = {"user": parent.num_users, "item": parent.num_items}
-    for path in (path for split in SPLITS for path in parent.split_files(split)):
+def event_files(parent: Dataset) -> list[str]:
+    """Full paths of the parent's events."""
+    return [parent.file(name) for window in parent.windows for name in window.files]
+
+
+def _check_rows(connection: duckdb.DuckDBPyConnection, parent: Dataset, files: list[str]) -> None:
+    """Raise Mistake where the parent's events are not what its dataset.json says."""
+    limits = {
+        "user": parent.num_users,
+        "item": parent.num_items,
+        "kind": len(parent.kinds),
+        "split": len(SPLITS),
+    }
+    columns = event_columns(parent)
+    for path in files:
         with open_parquet(path) as file:
-            check_columns(path, file.schema_arrow, kinds)
+            check_columns(path, file.schema_arrow, columns)
         relation = sql.parquet(connection, [path])
-        for column, limit in limits.items():
+        for column in columns.keys() & limits.keys():
             low, high = sql.one(connection, f"SELECT min({column}), max({column}) FROM {relation}")
-            if low is not None and (low < 0 or high >= limit):
+            if low is not None and (low < 0 or high >= limits[column]):
                 raise Mistake(
                     f"{path}: column {column!r} holds {low if low < 0 else high}, outside "
-                    f"0..{limit - 1} of dataset.json: prepare {parent.path} again"
+                    f"0..{limits[column] - 1} of dataset.json: prepare {parent.path} again"
                 )
 
 

@@ -1,7 +1,7 @@
-"""One partition of users, from staged rows to its Parquet files. The unit of work of prepare.
+"""One partition of users, from staged rows to its file of events. The unit of work of prepare.
 
-Partitions hold consecutive users, so their queries joined in order ascend. Their number depends on
-the data alone, so memory limit, threads and engine change no byte of the output.
+Partitions hold consecutive users, so users ascend through their files. Their number depends on the
+data alone, so memory limit, threads and engine change no byte of the output.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import Any
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
-from trainer.prepare.histories import (
-    History,
-    history_tables,
-    places_without_time,
-    queries_select,
-    rows_select,
-)
+from trainer.data.event_files import Events, EventWriter, Layout, part_file
+from trainer.data.events import EventRows
+from trainer.data.histories import held_out
+from trainer.data.schema import Kind
 from trainer.prepare.splits import SplitRule, split_query
 from trainer.sources import sql
 
-SPLIT_NAMES = ("train", "validation", "test")
+EVENTS_AT_ONCE = 1 << 18
 ROW_GROUP_ROWS = 32_768
 PARQUET = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
 
@@ -39,10 +39,13 @@ class PartitionPlan:
     out: str
     """Folder of the dataset being made."""
     parts: int
+    num_users: int
+    num_items: int
     rule: SplitRule
     history_length: int
     has_timestamps: bool
-    has_feedback: bool
+    kinds: tuple[Kind, ...]
+    """Liked, and disliked where the source has such."""
     keep: str
     """Which of repeated (user, item) rows stays: first or last."""
 
@@ -53,32 +56,31 @@ class PartitionCounts:
 
     duplicates: int
     neutral: int
-    rows: tuple[int, int, int]
-    positives: tuple[int, int, int]
-    disliked: tuple[int, int, int]
-    queries: tuple[int, int, int]
-    queries_without_history: tuple[int, int, int]
+    users: int
+    """Those with events."""
+    count_SK: np.ndarray
+    """Events by split and kind, int64 [3, K]."""
+    asked_S: np.ndarray
+    """Users with a positive in each split, int64 [3]."""
+    cold_S: np.ndarray
+    """Those of validation and test without a history."""
+
+    def __add__(self, other: PartitionCounts) -> PartitionCounts:
+        mine, theirs = vars(self), vars(other)
+        return PartitionCounts(**{name: mine[name] + theirs[name] for name in mine})
 
 
 def prepare_partition(plan: PartitionPlan, part: int, resources: sql.Resources) -> PartitionCounts:
-    """Deduplicate, split, attach histories, and write the files of one partition."""
+    """Deduplicate, split, and write the files of one partition."""
     with (
         _spill_folder(resources.spill) as spill,
         sql.faults(f"making partition {part}"),
         closing(sql.connect(replace(resources, spill=spill))) as connection,
     ):
         duplicates, neutral = _keep_rows(connection, plan, part)
-        history = History(
-            length=plan.history_length,
-            cyclic=not plan.has_timestamps,
-            until_first_target=plan.rule.follows_time,
-            with_disliked=plan.has_feedback,
-        )
-        history_tables(connection, history)
-        counted = [_write_split(connection, plan, history, part, s) for s in range(3)]
+        counted = _write_events(connection, plan, part)
         _write_counts(connection, plan, part)
-    columns: Any = zip(*counted, strict=True)
-    return PartitionCounts(duplicates, neutral, *(tuple(each) for each in columns))
+    return PartitionCounts(duplicates, neutral, *counted)
 
 
 @contextmanager
@@ -93,19 +95,17 @@ def _spill_folder(above: str) -> Iterator[str]:
 
 def total(counts: list[PartitionCounts]) -> PartitionCounts:
     """The sum of the partitions' counts."""
-    summed: dict[str, Any] = {}
-    for field, value in asdict(counts[0]).items():
-        values = [asdict(each)[field] for each in counts]
-        if isinstance(value, tuple | list):
-            summed[field] = tuple(sum(column) for column in zip(*values, strict=True))
-        else:
-            summed[field] = sum(values)
-    return PartitionCounts(**summed)
+    return reduce(add, counts)
 
 
-def part_file(split: str, part: int) -> str:
-    """Name of a partition's interactions of a split."""
-    return f"{split}/part-{part:05d}.parquet"
+def places_without_time(seed: int) -> str:
+    """Expression of a row's place in its user's rows, from 0, where there are no times.
+
+    Of user, item and seed alone: the order of the source's rows tells of the items (files are
+    sorted by time, by item, by rating) and is lost. Another order than the split's is.
+    """
+    order = f"hash(user, item, {seed}, 'place'), item"
+    return f"row_number() OVER (PARTITION BY user ORDER BY {order}) - 1"
 
 
 def _keep_rows(
@@ -157,43 +157,62 @@ def _staged_rows(connection: duckdb.DuckDBPyConnection, staging: str, part: int)
     return f"(SELECT {nulls} LIMIT 0)"
 
 
-def _write_split(
-    connection: duckdb.DuckDBPyConnection,
-    plan: PartitionPlan,
-    history: History,
-    part: int,
-    split: int,
-) -> tuple[int, int, int, int, int]:
-    """Write a split's interactions and queries; rows, positives, disliked, queries, cold ones."""
-    split_name = SPLIT_NAMES[split]
-    rows, positives = sql.one(
-        connection,
-        f"SELECT count(*), count(*) FILTER (feedback = 1) FROM kept WHERE split = {split}",
+def _write_events(
+    connection: duckdb.DuckDBPyConnection, plan: PartitionPlan, part: int
+) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Write the partition's events; users, events by split and kind, queries, cold ones."""
+    layout = Layout(plan.num_users, plan.num_items, plan.kinds, plan.has_timestamps, True)
+    reader = connection.sql(
+        """SELECT user, item, (feedback < 0)::TINYINT AS kind, split, moment
+        FROM kept ORDER BY user, moment, position"""
+    ).to_arrow_reader(EVENTS_AT_ONCE)
+    cold_S = np.zeros(3, dtype=np.int64)
+    with EventWriter(Path(plan.out) / part_file(0, part), layout) as writer:
+        for events in whole_users(reader, plan.has_timestamps):
+            writer.write(events)
+            rows = rows_of(events)
+            for split in (1, 2):
+                asked = held_out(rows, split, plan.rule.follows_time, plan.history_length)
+                cold_S[split] += np.count_nonzero(np.diff(asked.history.offsets) == 0)
+    return writer.users, writer.count_SK, writer.asked_S, cold_S
+
+
+def whole_users(reader: pa.RecordBatchReader, with_time: bool) -> Iterator[Events]:
+    """The events of a result in blocks that end with a user's last."""
+    rest = reader.schema.empty_table()
+    for batch in reader:
+        table = pa.concat_tables([rest, pa.Table.from_batches([batch])]).combine_chunks()
+        user_E = table.column("user").to_numpy()
+        cut = int(np.searchsorted(user_E, user_E[-1])) if len(user_E) else 0
+        if cut:
+            yield _events(table.slice(0, cut), with_time)
+        rest = table.slice(cut)
+    if len(rest):
+        yield _events(rest, with_time)
+
+
+def _events(table: pa.Table, with_time: bool) -> Events:
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    return Events(
+        columns["user"],
+        columns["item"],
+        columns["kind"],
+        columns["split"],
+        columns["moment"] if with_time else None,
     )
-    if rows:
-        target = Path(plan.out) / part_file(split_name, part)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        order = f"hash(user, item, {sql.literal(plan.rule.seed)}), user, item"
-        time = "moment AS timestamp, " if plan.has_timestamps else ""
-        disliked = ", disliked" if plan.has_feedback else ""
-        connection.execute(
-            f"""COPY (SELECT user, item, feedback, {time}position, history{disliked}
-                FROM ({rows_select(history, split)}) ORDER BY {order})
-            TO {sql.target(target)} ({PARQUET})"""
-        )
-    if split == 0:
-        return rows, positives, rows - positives, 0, 0
-    target = Path(plan.staging) / f"queries-{split_name}/part-{part:05d}.parquet"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    connection.execute(
-        f"COPY ({queries_select(history, split)} ORDER BY user) TO {sql.target(target)} ({PARQUET})"
+
+
+def rows_of(events: Events) -> EventRows:
+    """The same as they are read again."""
+    start_R = np.flatnonzero(np.diff(events.user_E, prepend=-1))
+    return EventRows(
+        events.user_E[start_R],
+        np.append(start_R, len(events.user_E)),
+        events.item_E,
+        np.where(events.kind_E > 0, -1, 1).astype(np.int8),
+        events.split_E,
+        events.time_E,
     )
-    queries, cold = sql.one(
-        connection,
-        f"SELECT count(*), count(*) FILTER (len(history) = 0) "
-        f"FROM {sql.parquet(connection, [target])}",
-    )
-    return rows, positives, rows - positives, queries, cold
 
 
 def _write_counts(connection: duckdb.DuckDBPyConnection, plan: PartitionPlan, part: int) -> None:

@@ -21,8 +21,8 @@ from trainer.sources.sources import SideTable, Source
 from trainer.sources.text_files import readable
 from trainer.sources.times import check_one_unit, times_of
 
-HISTORY_VALUES_A_PARTITION = 100_000_000
-"""Rows x (history length + 4) of one partition at most: 4 million rows at length 20."""
+ROWS_A_PARTITION = 8_000_000
+"""Rows of one partition at most, in the mean."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def _check_overlap(connection: duckdb.DuckDBPyConnection, side: str, ids: IdColu
         )
 
 
-def partitions(rows: int, history_length: int) -> int:
+def partitions(rows: int) -> int:
     """Partitions for so many rows: by the data alone, so that the output is always the same."""
-    return max(1, -(-rows * (history_length + 4) // HISTORY_VALUES_A_PARTITION))
+    return max(1, -(-rows // ROWS_A_PARTITION))
 
 
 def stage_rows(

@@ -11,12 +11,13 @@ from pathlib import Path
 import duckdb
 
 from trainer.base.mistake import Mistake
-from trainer.data.schema import SPLITS, Dataset
+from trainer.data.schema import DISLIKED, LIKED, SPLITS, Dataset
 from trainer.observe.progress import Progress
 from trainer.prepare.attributes import Encoded, Wanted, check_categories, encode_side
 from trainer.prepare.describe import describe
-from trainer.prepare.entity_tables import join_queries, write_items_and_users, write_vocabularies
+from trainer.prepare.entity_tables import write_items_and_users, write_vocabularies
 from trainer.prepare.extend import (
+    event_files,
     fitting_source,
     inherit,
     inherited_rule,
@@ -25,7 +26,7 @@ from trainer.prepare.extend import (
     parent_attributes,
     stage_parent,
 )
-from trainer.prepare.partition import SPLIT_NAMES, PartitionCounts, PartitionPlan, total
+from trainer.prepare.partition import PartitionCounts, PartitionPlan, total
 from trainer.prepare.prepare_arguments import DEFAULT_HISTORY_LENGTH, PrepareArguments
 from trainer.prepare.split_choice import choose_rule, with_moments
 from trainer.prepare.splits import SplitRule
@@ -85,13 +86,12 @@ class Build:
             plan, unit, more = self._stage(connection, source, thresholds, rule, catalog, rows)
             counts = total(engine(plan, self.resources, self.progress, rows))
             _check_splits(counts, rule)
-            self.progress.message("writing items, users and queries")
+            self.progress.message("writing items and users")
             extends = self.parent is not None
             with watched(connection, self.progress, "writing"):
                 held = None if title is None or source.items is None else source.items.column(title)
                 write_items_and_users(connection, plan.staging, plan.out, attributes, held, extends)
                 write_vocabularies(connection, plan.out)
-                join_queries(connection, plan.staging, plan.out)
         shutil.rmtree(self.staging)
         described = {
             "format": source.format,
@@ -231,7 +231,7 @@ class Build:
         old_rows = 0
         if self.parent is not None:
             old_rows = sum(each.rows for each in self.parent.splits.values())
-        parts = min(partitions(rows + old_rows, self.history_length), catalog.num_users)
+        parts = min(partitions(rows + old_rows), catalog.num_users)
         with watched(connection, self.progress, "partitioning"):
             dropped, unit = stage_rows(
                 connection, source, catalog, thresholds, parts, self._parent_rows, folder
@@ -244,14 +244,17 @@ class Build:
         keep = self.arguments.duplicates or ("last" if source.has_rating else "first")
         if rule.rule == "time":
             rule = with_moments(connection, rule, str(self.staging), parts, keep)
+        dislikes = thresholds is not None and thresholds.dislike is not None
         plan = PartitionPlan(
             staging=str(self.staging),
             out=str(self.partial),
             parts=parts,
+            num_users=catalog.num_users,
+            num_items=catalog.num_items,
             rule=rule,
             history_length=self.history_length,
             has_timestamps=source.has_timestamp,
-            has_feedback=thresholds is not None and thresholds.dislike is not None,
+            kinds=(LIKED, DISLIKED) if dislikes else (LIKED,),
             keep=keep,
         )
         return plan, unit, dropped
@@ -279,21 +282,21 @@ class Build:
                 f"timestamps are {unit}, those of the extended dataset "
                 f"{self.parent.source['timestamp_unit']}: give both in one unit"
             )
-        old = [path for split in SPLITS for path in self.parent.split_files(split)]
         check_unit_of_parent(
             connection,
             f"SELECT moment FROM {relation}",
-            f"SELECT timestamp AS moment FROM {sql.parquet(connection, old)}",
+            f"SELECT time AS moment FROM {sql.parquet(connection, event_files(self.parent))}",
             self.arguments.source,
         )
 
 
 def _check_splits(counts: PartitionCounts, rule: SplitRule) -> None:
     """Raise where a split has nothing to learn from or to ask for."""
-    for split, positives in zip(SPLIT_NAMES, counts.positives, strict=True):
+    rows = counts.count_SK.sum(axis=1).tolist()
+    for split, positives in zip(SPLITS, counts.count_SK[:, 0], strict=True):
         if positives == 0:
             raise Mistake(
                 f"--split {rule.rule} leaves no positive interaction for {split} "
-                f"(rows: train {counts.rows[0]}, validation {counts.rows[1]}, "
-                f"test {counts.rows[2]}): take another --split or other shares, or more data"
+                f"(rows: train {rows[0]}, validation {rows[1]}, test {rows[2]}): take another "
+                "--split or other shares, or more data"
             )

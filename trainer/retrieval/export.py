@@ -164,7 +164,7 @@ def write_items(encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[int, 
 def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> int:
     """This rank's part of the user embeddings; those unknown. Collective."""
     first, stop = rank_range(dataset.num_users, encoder.ranks)
-    known = known_users(dataset, first, stop, with_seen=False, block_size=ROWS_AT_ONCE)
+    known = known_users(dataset, first, stop, ROWS_AT_ONCE)
     longest = min(ROWS_AT_ONCE, -(-dataset.num_users // encoder.ranks.world_size))
     with EmbeddingFile(
         folder, encoder.ranks, dataset.file("users.parquet"), "user", encoder.counts

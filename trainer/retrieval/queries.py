@@ -1,4 +1,4 @@
-"""Held-out queries read from queries/<split>.parquet in blocks, all of them or a sample.
+"""Held-out queries made of the events in blocks, all of them or a sample.
 
 Every rank reads the same blocks; who encodes which of their rows is the caller's matter.
 """
@@ -9,18 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from trainer.base.mistake import Mistake
-from trainer.data.jagged import from_arrow
-from trainer.data.parquet import open_parquet
-from trainer.data.schema import Dataset
+from trainer.data.events import EventReader
+from trainer.data.histories import HeldOut, all_of, held_out, users_asked
+from trainer.data.jagged import offsets_of
+from trainer.data.schema import SPLITS, Dataset
 from trainer.retrieval.search.item_lists import ItemLists
 
-ROWS_READ_AT_ONCE = 1 << 16
 LIST_COLUMNS = ("targets", "disliked_targets", "seen", "history", "disliked")
 
 
@@ -67,50 +64,38 @@ def sample_rows(num_rows: int, sample: int | None, seed: int) -> np.ndarray:
 def read_queries(
     dataset: Dataset, split: str, rows: np.ndarray, block_size: int
 ) -> Iterator[QueryBlock]:
-    """Blocks of `block_size` of the queries at `rows` (sorted), the last one smaller."""
-    waiting: list[pa.Table] = []
-    with open_parquet(dataset.queries_file(split)) as file:
-        wanted = [name for name in ("user", *LIST_COLUMNS) if name in file.schema_arrow.names]
-        start = 0
-        for batch in file.iter_batches(ROWS_READ_AT_ONCE, columns=wanted):
-            _check_ids(batch, dataset, dataset.queries_file(split))
-            first, last = np.searchsorted(rows, [start, start + len(batch)])
-            waiting.append(pa.Table.from_batches([batch]).take(rows[first:last] - start))
-            start += len(batch)
-            table = pa.concat_tables(waiting)
-            whole = len(table) - len(table) % block_size
+    """Blocks of `block_size` of the queries at `rows` (sorted), the last one smaller.
+
+    Queries are the users with a positive event in the split, ascending.
+    """
+    reader = EventReader(dataset)
+    number = SPLITS.index(split)
+    start_G = offsets_of(reader.asked_GS[:, number])
+    waiting: list[HeldOut] = []
+    held = 0
+    for group in range(reader.num_groups):
+        first, last = np.searchsorted(rows, start_G[group : group + 2])
+        if first == last:
+            continue
+        newest = reader.read(group)
+        asked_R = users_asked(newest, number)
+        users = newest.user_R[asked_R][rows[first:last] - start_G[group]]
+        everything = newest
+        if len(dataset.windows) > 1:
+            everything = reader.of_users(int(users[0]), int(users[-1]) + 1)
+        found = held_out(everything, number, dataset.held_out_by_time, dataset.history_length)
+        waiting.append(found.take(np.searchsorted(found.user_Q, users)))
+        held += len(users)
+        if held >= block_size:
+            ready = all_of(waiting)
+            whole = held - held % block_size
             for at in range(0, whole, block_size):
-                yield _block(table.slice(at, block_size))
-            waiting = [table.slice(whole)]
-    rest = pa.concat_tables(waiting) if waiting else ()
-    if len(rest):
-        yield _block(rest)
+                yield _block(ready.take(np.arange(at, at + block_size)))
+            waiting, held = [ready.take(np.arange(whole, held))], held - whole
+    if held:
+        yield _block(all_of(waiting))
 
 
-def _check_ids(batch: pa.RecordBatch, dataset: Dataset, path: str) -> None:
-    """Raise Mistake where a query names a user or an item that the dataset has not."""
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        limit = dataset.num_users if name == "user" else dataset.num_items
-        values = column if name == "user" else column.flatten()
-        if column.null_count or values.null_count:
-            raise Mistake(f"{path} column {name!r} has nulls: prepare the dataset again")
-        extent = pc.min_max(values)
-        low, high = extent["min"].as_py(), extent["max"].as_py()
-        if low is not None and (low < 0 or high >= limit):
-            raise Mistake(
-                f"{path} column {name!r} holds id {low if low < 0 else high}, outside "
-                f"0..{limit - 1} of dataset.json: prepare the dataset again"
-            )
-
-
-def _block(table: pa.Table) -> QueryBlock:
-    table = table.combine_chunks()
-    empty = ItemLists(torch.empty(0, dtype=torch.int64), torch.zeros(len(table) + 1).long())
-
-    def lists(name: str) -> ItemLists:
-        if name not in table.column_names:
-            return empty
-        return ItemLists.from_jagged(from_arrow(table.column(name)))
-
-    user_Q = torch.from_numpy(table.column("user").to_numpy().astype(np.int64))
-    return QueryBlock(user_Q, *(lists(name) for name in LIST_COLUMNS))
+def _block(asked: HeldOut) -> QueryBlock:
+    lists = (ItemLists.from_jagged(getattr(asked, name)) for name in LIST_COLUMNS)
+    return QueryBlock(torch.from_numpy(asked.user_Q), *lists)

@@ -117,7 +117,7 @@ def recommend_from(opened: OpenedRun, arguments: RecommendArguments) -> Recommen
     trained, encoder = opened.trained, opened.encoder
     if arguments.user is not None:
         (row,) = find_rows(trained.dataset, "user", [arguments.user])
-        (known,) = known_users(trained.dataset, row, row + 1, with_seen=True, block_size=1)
+        (known,) = known_users(trained.dataset, row, row + 1, 1)
     else:
         row = -1
         known = _somebody_new(trained.dataset, encoder, arguments.items or "")

@@ -178,15 +178,20 @@ def literal(value: float | str | bool | None) -> str:
 
 
 def parquet(
-    connection: duckdb.DuckDBPyConnection, files: Sequence[str | Path], by_name: bool = False
+    connection: duckdb.DuckDBPyConnection,
+    files: Sequence[str | Path],
+    by_name: bool = False,
+    places: bool = False,
 ) -> str:
     """SQL after FROM that reads these Parquet files, and no others.
 
     by_name: files may lack columns of the others, which are NULL there.
+    places: with the columns `filename` and `file_row_number`.
     """
     return (
         f"read_parquet({literal_files(connection, files)}, hive_partitioning=false, "
-        f"union_by_name={literal(by_name)})"
+        f"union_by_name={literal(by_name)}, filename={literal(places)}, "
+        f"file_row_number={literal(places)})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Files of a planted dataset: parts and queries as they are drawn, tables at the end."""
+"""Files of a planted dataset: parts as they are drawn, tables at the end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.data.event_files import EventWriter, Layout, part_file, splits_of
 from trainer.data.schema import (
+    DISLIKED,
+    LIKED,
     SCHEMA_VERSION,
     Dataset,
+    EventWindow,
     FileRecord,
-    Split,
     combined_digest,
     sha256_of,
 )
@@ -30,7 +33,7 @@ from trainer.synth.planted_parquet import (
     options,
     write,
 )
-from trainer.synth.planted_rows import SPLITS, PartRows, as_list
+from trainer.synth.planted_rows import PartRows, as_list
 from trainer.synth.planted_tables import (
     ITEM_ATTRIBUTES,
     USER_ATTRIBUTES,
@@ -39,43 +42,40 @@ from trainer.synth.planted_tables import (
     user_attributes,
 )
 
+KINDS = (LIKED, DISLIKED)
+
 
 @dataclass(frozen=True)
 class PartTables:
     """What of a part belongs into files that all parts share."""
 
-    rows: tuple[int, ...]
-    """Of train, validation and test."""
-    positives: tuple[int, ...]
-    queries: dict[str, pa.Table]
+    count_SK: np.ndarray
+    """Events by split and kind."""
+    asked_S: np.ndarray
+    """Users with a positive in each split."""
     users: pa.Table
 
 
 class DatasetWriter:
     """Writes a prepared dataset. `write_part` from any thread, the rest from one."""
 
-    def __init__(self, folder: Path, model: PlantedModel, seed: int) -> None:
+    def __init__(self, folder: Path, model: PlantedModel, seed: int, users: int) -> None:
         self._folder, self._model, self._seed = folder, model, seed
+        self._num_users = users
         self._lock = threading.Lock()
         self._count_I = np.zeros(model.items, dtype=np.int32)
         self._later_I = np.zeros(model.items, dtype=np.int32)
-        self._parts: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        self._queries = dict.fromkeys(SPLITS, 0)
+        self._parts: list[PartTables] = []
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._values: dict[tuple[str, str], np.ndarray] = {}
         self._users = 0
-        for name in (*SPLITS, "queries"):
-            (folder / name).mkdir()
 
     def write_part(self, number: int, part: PartRows, random: np.random.Generator) -> PartTables:
-        """Write a part's interactions, and count them."""
-        rows = []
-        for split, name in enumerate(SPLITS):
-            table = part.rows(split, random)
-            rows.append(len(table))
-            write(table, self._folder / _part_file(name, number))
+        """Write a part's events, and count them."""
+        layout = Layout(self._num_users, self._model.items, KINDS, True, True)
+        with EventWriter(self._folder / part_file(0, number), layout) as writer:
+            writer.write(part.events())
         liked_M = part.draws.liked_M
-        positives = [int((liked_M & (part.split_M == split)).sum()) for split in range(3)]
         with self._lock:
             # A plain 1 is an int64: casting it to the counts' type costs twenty times the sum.
             np.add.at(self._count_I, part.item_M[liked_M & (part.split_M == 0)], np.int32(1))
@@ -92,19 +92,15 @@ class DatasetWriter:
                 "interests": as_list(interests),
             }
         )
-        queries = {name: part.queries(split) for split, name in ((1, "validation"), (2, "test"))}
-        return PartTables(tuple(rows), tuple(positives), queries, table)
+        return PartTables(writer.count_SK, writer.asked_S, table)
 
     def append(self, tables: PartTables) -> None:
-        """Add a part's users and queries to theirs; parts come in order."""
-        self._parts.append((tables.rows, tables.positives))
+        """Add a part's users to theirs; parts come in order."""
+        self._parts.append(tables)
         self._users += len(tables.users)
         self._append("users", tables.users)
         for name in ("country", "interests"):
             self._count_values("user", name, _values_of(tables.users[name]))
-        for name, table in tables.queries.items():
-            self._queries[name] += len(table)
-            self._append(f"queries/{name}", table)
 
     def finish(self, arguments: dict[str, Any], threads: int) -> Dataset:
         """Write items and vocabularies; the description of the whole."""
@@ -160,12 +156,13 @@ class DatasetWriter:
         write(pa.table(columns), self._folder / "attributes.parquet")
 
     def _describe(self, arguments: dict[str, Any], threads: int) -> Dataset:
-        splits = {}
-        for split, name in enumerate(SPLITS):
-            rows = sum(part[0][split] for part in self._parts)
-            positives = sum(part[1][split] for part in self._parts)
-            files = tuple(_part_file(name, number) for number in range(len(self._parts)))
-            splits[name] = Split(rows, positives, rows - positives, files, self._queries[name])
+        count_SK = np.sum([part.count_SK for part in self._parts], axis=0)
+        asked_S = np.sum([part.asked_S for part in self._parts], axis=0)
+        window = EventWindow(
+            tuple(part_file(0, number) for number in range(len(self._parts))),
+            self._users,
+            int(count_SK.sum()),
+        )
         names = sorted(str(p.relative_to(self._folder)) for p in self._folder.rglob("*.parquet"))
         with ThreadPoolExecutor(threads) as pool:
             files_record = dict(zip(names, pool.map(self._record, names), strict=True))
@@ -176,18 +173,19 @@ class DatasetWriter:
             schema_version=SCHEMA_VERSION,
             num_users=self._users,
             num_items=self._model.items,
-            splits=splits,
+            windows=(window,),
+            kinds=KINDS,
+            splits=splits_of(count_SK, KINDS, asked_S),
             split_rule=rule,
             history_length=arguments["history_length"],
             has_timestamps=True,
-            has_feedback=True,
             dropped={},
             notes={},
             user_attributes=USER_ATTRIBUTES,
             item_attributes=ITEM_ATTRIBUTES,
             source={
                 "format": "synth",
-                "rows": sum(split.rows for split in splits.values()),
+                "rows": window.events,
                 "arguments": arguments,
                 "attributes_left_out": {"user": {}, "item": {}},
             },
@@ -199,10 +197,6 @@ class DatasetWriter:
     def _record(self, name: str) -> FileRecord:
         path = self._folder / name
         return FileRecord(path.stat().st_size, sha256_of(fsspec.filesystem("file"), str(path)))
-
-
-def _part_file(split: str, number: int) -> str:
-    return f"{split}/part-{number:05d}.parquet"
 
 
 def _values_of(column: pa.ChunkedArray) -> np.ndarray:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainer.data.jagged import take_ranges
+from trainer.data.jagged import offsets_of, take_ranges
 from trainer.synth.planted import TASTE_WEIGHTS, PlantedModel
-from trainer.synth.planted_rows import PartRows, exclusive_sum
+from trainer.synth.planted_rows import PartRows
 
 CUTOFFS = (10, 20, 50, 100)
 USERS_AT_ONCE = 512
@@ -52,7 +52,7 @@ def best_possible(model: PlantedModel, part: PartRows, split: int, users: int) -
     result = BestPossible()
     start_U = part.split_start(split)
     stop_U = start_U + part.held_out * part.is_held_U
-    liked_before = exclusive_sum(part.draws.liked_M)
+    liked_before = offsets_of(part.draws.liked_M)
     user_n = np.flatnonzero(liked_before[stop_U] > liked_before[start_U])[:users]
     for first in range(0, len(user_n), USERS_AT_ONCE):
         _add_users(result, model, part, start_U, stop_U, user_n[first : first + USERS_AT_ONCE])

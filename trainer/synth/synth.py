@@ -173,7 +173,11 @@ def _build(arguments: SynthArguments, folder: Path, progress: Progress) -> tuple
         disliked=arguments.disliked,
         seed=arguments.seed,
     )
-    writer: Any = (RawWriter if arguments.raw else DatasetWriter)(folder, model, arguments.seed)
+    writer: Any = (
+        RawWriter(folder, model, arguments.seed)
+        if arguments.raw
+        else DatasetWriter(folder, model, arguments.seed, arguments.users)
+    )
     best = {name: BestPossible() for name in HELD_OUT}
     rows = users = 0
 
@@ -224,7 +228,6 @@ def _draw_part(
         held_out=arguments.held_out,
         held_share=1.0 if arguments.raw else min(1.0, arguments.held_out_users / arguments.users),
         first_user=first_user,
-        history_length=arguments.history_length,
     )
     return part, random
 

@@ -1,0 +1,199 @@
+"""The events' files written: a row an event, a user's together, row groups of whole users.
+
+    with EventWriter(path, layout) as writer:
+        writer.write(events)            # users ascend from call to call
+    writer.count_SK                     # events by split and kind
+
+Shapes: E = events, S = splits, K = kinds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.data.events import FOOTER_KEY, feedback_of
+from trainer.data.schema import SPLITS, Kind, Split
+
+GROUP_EVENTS = 1 << 16
+"""Events of a row group: at least so many but for the last, and at most a user's more."""
+ENCODINGS = {"item": "BYTE_STREAM_SPLIT", "time": "DELTA_BINARY_PACKED"}
+"""Smaller and no slower to read than dictionaries, which the other columns have."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns a dataset's events have."""
+
+    num_users: int
+    num_items: int
+    kinds: tuple[Kind, ...]
+    with_time: bool
+    with_split: bool
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The file's columns: ids in 32 bits where they all fit."""
+        user, item = (_id_type(rows) for rows in (self.num_users, self.num_items))
+        columns = {"user": user, "item": item}
+        if self.with_time:
+            columns["time"] = pa.int64()
+        if len(self.kinds) > 1:
+            columns["kind"] = pa.int8()
+        if self.with_split:
+            columns["split"] = pa.int8()
+        return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events of users that ascend; those of a user in order. All of one length, [E]."""
+
+    user_E: np.ndarray
+    item_E: np.ndarray
+    kind_E: np.ndarray
+    split_E: np.ndarray
+    time_E: np.ndarray | None
+
+
+class EventWriter:
+    """Writes one file. Use it as a context: the footer is written at the end."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._layout = layout
+        self._groups: list[list[int]] = []
+        self._waiting: list[Events] = []
+        self._last_user = -1
+        self.users = 0
+        """Users written."""
+        self.count_SK = np.zeros((len(SPLITS), len(layout.kinds)), dtype=np.int64)
+        """Events written, by split and kind."""
+        self.asked_S = np.zeros(len(SPLITS), dtype=np.int64)
+        """Users with a positive event in each split."""
+        self._writer = pq.ParquetWriter(
+            path,
+            layout.schema,
+            compression="zstd",
+            use_dictionary=[name for name in layout.schema.names if name not in ENCODINGS],
+            column_encoding={
+                name: encoding
+                for name, encoding in ENCODINGS.items()
+                if name in layout.schema.names
+            },
+            write_page_checksum=True,
+            store_schema=False,
+        )
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None and self._waiting:
+            self._write(_joined(self._waiting))
+        self._writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(self._groups)})
+        self._writer.close()
+
+    def write(self, events: Events) -> None:
+        """Add events of users that come after all before; a user's may go on from the last call."""
+        self._waiting.append(events)
+        if sum(len(each.user_E) for each in self._waiting) < 2 * GROUP_EVENTS:
+            return
+        whole = _joined(self._waiting)
+        starts = np.flatnonzero(np.diff(whole.user_E, prepend=-1))
+        cuts = starts[
+            np.searchsorted(starts, np.arange(0, len(whole.user_E), GROUP_EVENTS)).clip(
+                max=len(starts) - 1
+            )
+        ]
+        cuts = np.unique(np.append(cuts, starts[-1]))
+        for begin, end in pairwise(cuts.tolist()):
+            self._write(_slice(whole, begin, end))
+        self._waiting = [_slice(whole, int(cuts[-1]), len(whole.user_E))]
+
+    def _write(self, events: Events) -> None:
+        """One row group."""
+        users = np.unique(events.user_E[np.flatnonzero(np.diff(events.user_E, prepend=-1))])
+        assert (np.diff(events.user_E) >= 0).all(), "users must ascend"
+        assert users[0] > self._last_user, "users must ascend"
+        self._last_user = int(users[-1])
+        values = {
+            "user": events.user_E,
+            "item": events.item_E,
+            "time": events.time_E,
+            "kind": events.kind_E,
+            "split": events.split_E,
+        }
+        schema = self._layout.schema
+        columns = [pa.array(values[field.name]).cast(field.type) for field in schema]
+        self._writer.write_table(
+            pa.table(columns, schema=schema), row_group_size=len(events.user_E)
+        )
+        key_E = events.split_E.astype(np.int64) * len(self._layout.kinds) + events.kind_E
+        counted = np.bincount(key_E, minlength=self.count_SK.size)
+        positive_E = feedback_of(self._layout.kinds)[events.kind_E] > 0
+        asked = [
+            len(np.unique(events.user_E[positive_E & (events.split_E == split)]))
+            for split in range(len(SPLITS))
+        ]
+        self.count_SK += counted.reshape(self.count_SK.shape)
+        self.asked_S += asked
+        self.users += len(users)
+        self._groups.append([int(users[0]), int(users[-1]), *asked, *counted.tolist()])
+
+
+def part_file(window: int, part: int) -> str:
+    """Name of a part's events in the dataset's folder."""
+    return f"events/{window:05d}/part-{part:05d}.parquet"
+
+
+def splits_of(count_SK: np.ndarray, kinds: Sequence[Kind], asked_S: np.ndarray) -> dict[str, Split]:
+    """The counts of dataset.json out of those of its writers."""
+    feedback_K = feedback_of(kinds)
+    return {
+        name: Split(
+            rows=int(count_K.sum()),
+            positives=int(count_K[feedback_K > 0].sum()),
+            disliked=int(count_K[feedback_K < 0].sum()),
+            queries=0 if name == "train" else int(asked),
+        )
+        for name, count_K, asked in zip(SPLITS, count_SK, asked_S, strict=True)
+    }
+
+
+def _id_type(rows: int) -> pa.DataType:
+    return pa.int32() if rows < 2**31 else pa.int64()
+
+
+def _joined(parts: list[Events]) -> Events:
+    if len(parts) == 1:
+        return parts[0]
+    times = [part.time_E for part in parts if part.time_E is not None]
+    return Events(
+        np.concatenate([part.user_E for part in parts]),
+        np.concatenate([part.item_E for part in parts]),
+        np.concatenate([part.kind_E for part in parts]),
+        np.concatenate([part.split_E for part in parts]),
+        np.concatenate(times) if times else None,
+    )
+
+
+def _slice(events: Events, begin: int, end: int) -> Events:
+    cut = slice(begin, end)
+    time_E = None if events.time_E is None else events.time_E[cut]
+    return Events(
+        events.user_E[cut], events.item_E[cut], events.kind_E[cut], events.split_E[cut], time_E
+    )

@@ -1,0 +1,312 @@
+"""The events of a dataset, read row group by row group: whole users, their events in order.
+
+    reader = EventReader(dataset)
+    for group in range(reader.num_groups):
+        rows = reader.read(group)          # rows.item_E, rows.split_E, ... of rows.user_R
+
+A file's footer says under the key "tandem" of each row group: first and last user, users with a
+positive event in each split, events by split and kind. That is what a loader and an evaluation need
+to know of all files before they read any.
+
+Shapes: G = row groups, R = users of a group, E = their events, S = the three splits, K = kinds of
+events.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.base.mistake import Mistake
+from trainer.data.description import AGAIN, check_columns
+from trainer.data.jagged import offsets_of
+from trainer.data.parquet import filesystem_of, open_parquet
+from trainer.data.schema import FEEDBACK, SPLITS, Dataset, Kind
+from trainer.files.damage import DamagedError, decoded, read_range
+
+FOOTER_KEY = b"tandem"
+FILES_OPENED_AT_ONCE = 16
+TRAIN, VALIDATION, TEST = range(3)
+
+
+@dataclass(frozen=True)
+class EventRows:
+    """Some users, ascending, and their events: those of a user in order."""
+
+    user_R: np.ndarray
+    """int64."""
+    offsets_R: np.ndarray
+    """User i's events are offsets_R[i] .. offsets_R[i + 1] - 1; int64 [R + 1], from 0."""
+    item_E: np.ndarray
+    """int32 where all items fit, else int64."""
+    feedback_E: np.ndarray
+    """1 positive, -1 negative, 0 for histories alone; int8."""
+    split_E: np.ndarray
+    """0 train, 1 validation, 2 test; int8."""
+    time_E: np.ndarray | None
+    """int64, ascending for a user; None where the data have no times."""
+
+    @cached_property
+    def row_E(self) -> np.ndarray:
+        """The place of each event's user among `user_R`, int64."""
+        return np.repeat(np.arange(len(self.user_R)), np.diff(self.offsets_R))
+
+    @cached_property
+    def first_of_moment_E(self) -> np.ndarray:
+        """The first event of the event's user that has its time; int64. Only of data with times."""
+        assert self.time_E is not None
+        place_E = np.arange(len(self.item_E))
+        begins_E = np.ones(len(place_E), dtype=bool)
+        begins_E[1:] = self.time_E[1:] != self.time_E[:-1]
+        begins_E[self.offsets_R[:-1][np.diff(self.offsets_R) > 0]] = True
+        return np.maximum.accumulate(np.where(begins_E, place_E, 0))
+
+    def of(self, chosen_R: np.ndarray) -> EventRows:
+        """The events of some of the users, bool [R]."""
+        chosen_E = chosen_R[self.row_E]
+        return EventRows(
+            self.user_R[chosen_R],
+            offsets_of(np.diff(self.offsets_R)[chosen_R]),
+            self.item_E[chosen_E],
+            self.feedback_E[chosen_E],
+            self.split_E[chosen_E],
+            None if self.time_E is None else self.time_E[chosen_E],
+        )
+
+
+class EventReader:
+    """The row groups of a dataset's events, each read alone, from any thread."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.paths = [dataset.file(name) for window in dataset.windows for name in window.files]
+        self._newest = len(self.paths) - len(dataset.windows[-1].files)
+        describe = partial(_footer, columns=event_columns(dataset), kinds=len(dataset.kinds))
+        with ThreadPoolExecutor(FILES_OPENED_AT_ONCE) as pool:
+            described = list(pool.map(describe, self.paths))
+        self._metadata = [metadata for metadata, _ in described]
+        self._groups = [
+            (file, group)
+            for file, metadata in enumerate(self._metadata)
+            for group in range(metadata.num_row_groups)
+        ]
+        table = np.concatenate([facts for _, facts in described])
+        self.users_G2 = table[:, :2]
+        """First and last user of each group, int64."""
+        self.asked_GS = table[:, 2:5]
+        """Users with a positive event in each split, int64."""
+        self.count_GSK = table[:, 5:].reshape(len(table), len(SPLITS), len(dataset.kinds))
+        """Events of each group by split and kind, int64."""
+        held_back = np.array([file < self._newest for file, _ in self._groups], dtype=bool)
+        self.count_GSK[held_back, TRAIN] = self.count_GSK[held_back].sum(axis=1)
+        self.count_GSK[held_back, VALIDATION:] = 0
+        self.asked_GS[held_back] = 0
+        self._feedback_K = feedback_of(dataset.kinds)
+        self._small = dataset.num_items < 2**31
+        self._open = threading.local()
+        self._kept: dict[int, EventRows] = {}
+        events = sum(window.events for window in dataset.windows)
+        if self.count_GSK.sum() != events:
+            raise Mistake(
+                f"the events' files of {dataset.path} hold {self.count_GSK.sum()} events, "
+                f"dataset.json says {events}: {AGAIN}"
+            )
+
+    @property
+    def num_groups(self) -> int:
+        return len(self._groups)
+
+    def count(self, splits: Sequence[str], feedback: Literal["positive", "all"]) -> np.ndarray:
+        """Events of each group in some splits, of positive kinds or of all but history, [G]."""
+        wanted_K = self._feedback_K > 0 if feedback == "positive" else self._feedback_K != 0
+        numbers = [SPLITS.index(split) for split in splits]
+        counted: np.ndarray = self.count_GSK[:, numbers][:, :, wanted_K].sum(axis=(1, 2))
+        return counted
+
+    def read(self, group: int) -> EventRows:
+        """The rows of a group, ids checked. Marks of held-out events hold in the newest window.
+
+        Raises:
+            Mistake: where the group is damaged (`DamagedGroup`), or not what dataset.json says.
+            OSError: where its storage fails, again and again.
+        """
+        dataset, where = self._dataset, self.where(group)
+        table = self._read(group, list(event_columns(dataset)))
+        for name in table.column_names:
+            if table.column(name).null_count:
+                raise Mistake(f"{where} column {name!r} has nulls: {AGAIN}")
+        found = {name: table.column(name).to_numpy() for name in table.column_names}
+        limits = {
+            "user": dataset.num_users,
+            "item": dataset.num_items,
+            "kind": len(dataset.kinds),
+            "split": len(SPLITS),
+        }
+        for name, values in found.items():
+            if name in limits:
+                _check_ids(f"{where} column {name!r}", values, limits[name])
+        events = len(found["item"])
+        kind_E = found.get("kind")
+        split_E = found.get("split")
+        if split_E is None or self._groups[group][0] < self._newest:
+            split_E = np.zeros(events, dtype=np.int8)
+        feedback_E = (
+            np.full(events, self._feedback_K[0]) if kind_E is None else self._feedback_K[kind_E]
+        )
+        step_E = np.diff(found["user"], prepend=found["user"].dtype.type(-1))
+        if (step_E < 0).any():
+            raise Mistake(f"{where}: users do not ascend: {AGAIN}")
+        start_R = np.flatnonzero(step_E)
+        return EventRows(
+            found["user"][start_R].astype(np.int64),
+            np.append(start_R, events),
+            found["item"].astype(np.int32 if self._small else np.int64, copy=False),
+            feedback_E,
+            split_E.astype(np.int8, copy=False),
+            found.get("time"),
+        )
+
+    def of_users(self, first: int, stop: int) -> EventRows:
+        """The events of users first..stop-1 of all windows, of those who have some.
+
+        Called for one range after the other it reads no group twice.
+        """
+        overlaps_G = (self.users_G2[:, 0] < stop) & (self.users_G2[:, 1] >= first)
+        groups = np.flatnonzero(overlaps_G).tolist()
+        self._kept = {group: self._kept.get(group) or self.read(group) for group in groups}
+        parts = [
+            rows.of((rows.user_R >= first) & (rows.user_R < stop)) for rows in self._kept.values()
+        ]
+        return joined(parts)
+
+    def _read(self, group: int, columns: list[str]) -> pa.Table:
+        file, number = self._groups[group]
+
+        def read() -> pa.Table:
+            reader = self._reader(file)
+            try:
+                return reader.read_row_group(number, columns=columns, use_threads=False)
+            except (OSError, pa.ArrowException):
+                self._open.__dict__.pop(str(file), None)  # a reader that has met an error
+                raise
+
+        try:
+            return decoded(read, partial(self._read_bytes, group))
+        except DamagedError as error:
+            raise DamagedGroup(f"{self.where(group)} cannot be read ({error})") from error
+
+    def _read_bytes(self, group: int) -> None:
+        """All bytes of a group, not decoded."""
+        file, number = self._groups[group]
+        described = self._metadata[file].row_group(number)
+        chunks = [described.column(index) for index in range(described.num_columns)]
+        begins = [c.dictionary_page_offset or c.data_page_offset for c in chunks]
+        ends = [b + c.total_compressed_size for b, c in zip(begins, chunks, strict=True)]
+        read_range(*filesystem_of(self.paths[file]), min(begins), max(ends))
+
+    def _reader(self, file: int) -> pq.ParquetFile:
+        """This thread's reader of a file: pyarrow's are not to be shared."""
+        readers = self._open.__dict__
+        if str(file) not in readers:
+            readers[str(file)] = open_parquet(self.paths[file], self._metadata[file])
+        reader: pq.ParquetFile = readers[str(file)]
+        return reader
+
+    def where(self, group: int) -> str:
+        """A group's name in messages."""
+        file, number = self._groups[group]
+        return f"{self.paths[file]} row group {number}"
+
+
+class DamagedGroup(Mistake):
+    """A row group whose bytes are there and cannot be decoded."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}: restore the file, or prepare the dataset again")
+        self.what = what
+
+
+def feedback_of(kinds: Sequence[Kind]) -> np.ndarray:
+    """1, -1 or 0 for each kind, int8."""
+    return np.array([FEEDBACK[kind.role] for kind in kinds], dtype=np.int8)
+
+
+def event_columns(dataset: Dataset) -> dict[str, str]:
+    """The columns of the events' files that are read, by what dataset.json says."""
+    names = ["user", "item", *(["time"] if dataset.has_timestamps else [])]
+    names += ["kind"] if len(dataset.kinds) > 1 else []
+    held_out = sum(dataset.splits[name].rows for name in SPLITS[VALIDATION:])
+    names += ["split"] if held_out else []
+    return dict.fromkeys(names, "integer")
+
+
+def each_event(
+    dataset: Dataset, splits: Sequence[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(user, item, feedback) of all events of some splits, a row group at a time."""
+    reader = EventReader(dataset)
+    numbers = [SPLITS.index(split) for split in splits]
+    for group in np.flatnonzero(reader.count_GSK[:, numbers].sum(axis=(1, 2))):
+        rows = reader.read(int(group))
+        chosen_E = np.isin(rows.split_E, numbers)
+        user_E = rows.user_R[rows.row_E[chosen_E]]
+        yield user_E, rows.item_E[chosen_E].astype(np.int64), rows.feedback_E[chosen_E]
+
+
+def joined(parts: Sequence[EventRows]) -> EventRows:
+    """Events of several groups, by user; those of one user in the order of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        none, small = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int8)
+        return EventRows(none, np.zeros(1, dtype=np.int64), none, small, small, none)
+    user_E = np.concatenate([part.user_R[part.row_E] for part in parts])
+    order_E = np.argsort(user_E, kind="stable")
+    user_E = user_E[order_E]
+    start_R = np.flatnonzero(np.diff(user_E, prepend=-1))
+    times = [part.time_E for part in parts if part.time_E is not None]
+    return EventRows(
+        user_E[start_R],
+        np.append(start_R, len(user_E)),
+        np.concatenate([part.item_E for part in parts])[order_E],
+        np.concatenate([part.feedback_E for part in parts])[order_E],
+        np.concatenate([part.split_E for part in parts])[order_E],
+        np.concatenate(times)[order_E] if times else None,
+    )
+
+
+def _check_ids(where: str, values: np.ndarray, limit: int) -> None:
+    """FBGEMM maps an id out of range to row 0 at most with a warning: stop it here."""
+    # One pass: as unsigned numbers, negative ids are the largest.
+    if int(values.view(f"u{values.itemsize}").max(initial=0)) >= limit:
+        low, high = int(values.min()), int(values.max())
+        raise Mistake(
+            f"{where} holds id {low if low < 0 else high}, outside 0..{limit - 1}: "
+            "the files do not belong to this dataset.json. Prepare the dataset again."
+        )
+
+
+def _footer(path: str, columns: dict[str, str], kinds: int) -> tuple[pq.FileMetaData, np.ndarray]:
+    """A file's footer and what it says of its row groups, int64 [groups, 2 + 3 + 3 K]."""
+    with open_parquet(path) as file:
+        check_columns(path, file.schema_arrow, columns)
+        metadata = file.metadata
+    try:
+        facts = np.array(json.loads((metadata.metadata or {})[FOOTER_KEY]), dtype=np.int64)
+        facts = facts.reshape(metadata.num_row_groups, 2 + len(SPLITS) * (1 + kinds))
+        if (facts < 0).any():
+            raise ValueError("numbers below 0")
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise Mistake(
+            f"{path} does not say what its row groups hold ({type(error).__name__}): {AGAIN}"
+        ) from error
+    return metadata, facts

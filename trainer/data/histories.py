@@ -1,0 +1,167 @@
+"""Histories: slices of a user's own events. Training, evaluation and recommending make them here.
+
+Where data have times, the history of an event is the last H of its user's events that are strictly
+earlier, ties left out. Where they have none, a user's events lie in a random order of their own and
+histories are exchangeable: a training event sees a random min(H, n - 1) of the user's other ones,
+drawn anew in every epoch; a query sees min(H, n) of all.
+
+`history` holds liked events and those that are for histories alone, `disliked` the others.
+
+Shapes: R = users, E = their events, n = events asked for, Q = users asked for, H = longest history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from trainer.data.candidates import hash_counter, hash_key
+from trainer.data.events import EventRows
+from trainer.data.jagged import Jagged, Ranges, concatenate, offsets_of, take_bags, take_ranges
+
+NAMES = ("history", "disliked")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What random histories are drawn for: an event draws the same on every rank."""
+
+    seed: int
+    epoch: int
+
+
+def in_list(rows: EventRows, name: str) -> np.ndarray:
+    """Which events a list may hold, bool [E]."""
+    return rows.feedback_E < 0 if name == "disliked" else rows.feedback_E >= 0
+
+
+def before_events(
+    rows: EventRows, event_n: np.ndarray, name: str, pool_E: np.ndarray, limit: int, draw: Draw
+) -> Ranges:
+    """The list `name` of each event, n of them: at most `limit` events of the pool.
+
+    Args:
+        event_n: places among the E events.
+        pool_E: which events may be seen at all, bool.
+        draw: for data without times.
+    """
+    held_E = pool_E & in_list(rows, name)
+    before = offsets_of(held_E)
+    values = rows.item_E[held_E]
+    begin_n = rows.offsets_R[rows.row_E[event_n]]
+    if rows.time_E is not None:
+        stop_n = before[rows.first_of_moment_E[event_n]]
+        return Ranges(values, np.maximum(before[begin_n], stop_n - limit), stop_n)
+    first_R, end_R = before[rows.offsets_R[:-1]], before[rows.offsets_R[1:]]
+    # Every user's events twice, one after the other: what follows the last is the first.
+    twice = take_ranges(values, np.repeat(first_R, 2), np.repeat(end_R, 2)).values
+    own_n = held_E[event_n].astype(np.int64)
+    others_n = (end_R - first_R)[rows.row_E[event_n]] - own_n
+    taken_n = np.minimum(others_n, limit)
+    key_n = rows.user_R[rows.row_E[event_n]] << 32 ^ rows.item_E[event_n].astype(np.int64)
+    random_n = hash_counter(hash_key(draw.seed, draw.epoch), key_n)
+    skipped_n = (random_n % (others_n - taken_n + 1).astype(np.uint64)).astype(np.int64)
+    start_n = before[begin_n] + before[event_n] + own_n + skipped_n
+    return Ranges(twice, start_n, start_n + taken_n)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a split holds out of some users, and what is known of them before it."""
+
+    user_Q: np.ndarray
+    """Users with a positive event in the split, int64."""
+    targets: Jagged
+    """Items liked in the split."""
+    disliked_targets: Jagged
+    seen: Jagged
+    """All items of earlier splits, sorted."""
+    history: Jagged
+    """Those that a history may hold, oldest first, at most H."""
+    disliked: Jagged
+
+    def take(self, query_q: np.ndarray) -> HeldOut:
+        """Some of the queries, in the order asked for."""
+        lists = {name: take_bags(getattr(self, name), query_q) for name in QUERY_LISTS}
+        return HeldOut(self.user_Q[query_q], **lists)
+
+
+QUERY_LISTS = tuple(each.name for each in fields(HeldOut) if each.name != "user_Q")
+
+
+def all_of(parts: Sequence[HeldOut]) -> HeldOut:
+    """All queries, in the order of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    lists = {name: concatenate([getattr(part, name) for part in parts]) for name in QUERY_LISTS}
+    return HeldOut(np.concatenate([part.user_Q for part in parts]), **lists)
+
+
+def users_asked(rows: EventRows, split: int) -> np.ndarray:
+    """Users with a positive event in a split, bool [R]."""
+    asked_R = np.zeros(len(rows.user_R), dtype=bool)
+    asked_R[rows.row_E[(rows.split_E == split) & (rows.feedback_E > 0)]] = True
+    return asked_R
+
+
+def held_out(rows: EventRows, split: int, by_time: bool, limit: int) -> HeldOut:
+    """The queries of a split.
+
+    Args:
+        split: 1 validation, 2 test.
+        by_time: histories end before the first held-out event.
+    """
+    in_split_E = rows.split_E == split
+    asked_R = users_asked(rows, split)
+    of_asked_E = asked_R[rows.row_E]
+    known_E = (rows.split_E < split) & of_asked_E
+    if by_time and rows.time_E is not None:
+        start_R = np.full(len(rows.user_R), np.iinfo(np.int64).max)
+        np.minimum.at(start_R, rows.row_E[in_split_E], rows.time_E[in_split_E])
+        earlier_E = known_E & (rows.time_E < start_R[rows.row_E])
+    else:
+        earlier_E = known_E
+    return HeldOut(
+        rows.user_R[asked_R],
+        _bags(rows, in_split_E & (rows.feedback_E > 0), asked_R),
+        _bags(rows, in_split_E & (rows.feedback_E < 0) & of_asked_E, asked_R),
+        _sorted_bags(rows, known_E, asked_R),
+        _last(_bags(rows, earlier_E & in_list(rows, "history"), asked_R), limit),
+        _last(_bags(rows, earlier_E & in_list(rows, "disliked"), asked_R), limit),
+    )
+
+
+def known_by_now(rows: EventRows, limit: int) -> tuple[Jagged, Jagged, Jagged]:
+    """(history, disliked, seen) of every user, out of all of the events."""
+    everybody_R = np.ones(len(rows.user_R), dtype=bool)
+    everything_E = np.ones(len(rows.item_E), dtype=bool)
+    history, disliked = (
+        _last(_bags(rows, in_list(rows, name), everybody_R), limit) for name in NAMES
+    )
+    return history, disliked, _sorted_bags(rows, everything_E, everybody_R)
+
+
+def _bags(rows: EventRows, chosen_E: np.ndarray, asked_R: np.ndarray) -> Jagged:
+    """Items of the chosen events, a bag a user asked for; no other user has chosen ones."""
+    offsets = offsets_of(chosen_E)[rows.offsets_R]
+    length_R = np.diff(offsets)
+    return Jagged(rows.item_E[chosen_E], offsets_of(length_R[asked_R]))
+
+
+def _sorted_bags(rows: EventRows, chosen_E: np.ndarray, asked_R: np.ndarray) -> Jagged:
+    """The same ascending, each item once."""
+    row_n, item_n = rows.row_E[chosen_E], rows.item_E[chosen_E]
+    order_n = np.lexsort((item_n, row_n))
+    row_n, item_n = row_n[order_n], item_n[order_n]
+    new_n = np.ones(len(item_n), dtype=bool)
+    new_n[1:] = (row_n[1:] != row_n[:-1]) | (item_n[1:] != item_n[:-1])
+    length_R = np.bincount(row_n[new_n], minlength=len(asked_R))
+    return Jagged(item_n[new_n], offsets_of(length_R[asked_R]))
+
+
+def _last(bags: Jagged, limit: int) -> Jagged:
+    """The last `limit` values of each bag."""
+    stop = bags.offsets[1:]
+    return take_ranges(bags.values, np.maximum(bags.offsets[:-1], stop - limit), stop)
