@@ -1,8 +1,13 @@
-"""`tandem bench data`: rows a second of the loader alone, beside pyarrow's bare scan.
+"""`tandem bench data`: events a second of the loader alone, beside pyarrow's bare scans.
 
-All read the same columns of the same files on all cores, in turn, several times; medians are
-reported. A scan decodes every row group and drops it; the faster of pyarrow's two counts. The
-loader does that too, and checks ids, shuffles, looks attributes up and builds batches.
+All read the same data on all cores, in turn, several times; medians are reported.
+
+    rows      pyarrow's scan of the loader's rows with their histories, written out as they come
+    events    pyarrow's scan of the dataset's own files
+    loader    decodes the events, checks ids, shuffles, makes histories, looks attributes up, builds
+              batches
+
+A scan decodes every row group and drops it; of pyarrow's two ways the faster counts.
 """
 
 import json
@@ -10,19 +15,26 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import torch
 
 from trainer.base.machine import usable_cpus
 from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_given, check_ranges
 from trainer.base.screen import say
+from trainer.data.events import event_columns
+from trainer.data.features import LIST_KEYS
 from trainer.data.parquet import filesystem_of, open_parquet
 from trainer.data.schema import MAX_HISTORY_LENGTH, Dataset
+from trainer.loader.batch import Batch
 from trainer.loader.loader import Loader
 from trainer.observe.progress import SilentProgress
+from trainer.synth.planted_parquet import options
 from trainer.synth.synth import SynthArguments, synth
 
 TARGET_RATIO = 0.5
@@ -85,25 +97,24 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
     # As in a worker: the loader's own threads do the work, not FBGEMM's inside of them.
     torch.set_num_threads(1)
     loader = make_loader(dataset, arguments)
-    rows = dataset.splits["train"].rows
-    columns = ["user", "item", "feedback", "history"]
-    columns += ["disliked"] if dataset.has_feedback else []
-    work: dict[str, Callable[[int], None]] = {
-        "scanner": lambda _: scan(dataset, columns),
-        "iter_batches": lambda _: iterate(dataset, columns),
-        "loader": lambda epoch: read_epoch(loader, epoch),
-    }
-    wall: dict[str, list[float]] = {name: [] for name in work}
-    processor: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(arguments.repeats + 1):
-        for name, run_once in work.items():
-            begin, begin_processor = time.perf_counter(), time.process_time()
-            run_once(repeat)
-            if repeat > 0:  # The first round warms the page cache and the allocators.
-                wall[name].append(time.perf_counter() - begin)
-                processor[name].append(time.process_time() - begin_processor)
+    events = [dataset.file(name) for window in dataset.windows for name in window.files]
+    columns = list(event_columns(dataset))
+    with tempfile.TemporaryDirectory() as folder:
+        rows_file = f"{folder}/rows.parquet"
+        lists = write_rows(loader, rows_file)
+        work: dict[str, Callable[[int], None]] = {
+            "rows scanner": lambda _: scan([rows_file], lists),
+            "rows iter_batches": lambda _: iterate([rows_file], lists),
+            "events scanner": lambda _: scan(events, columns),
+            "events iter_batches": lambda _: iterate(events, columns),
+            "loader": lambda epoch: read_epoch(loader, epoch),
+        }
+        wall, processor = _in_turns(work, arguments.repeats)
+        row_bytes = Path(rows_file).stat().st_size
     seconds = {name: median(values) for name, values in wall.items()}
-    bare = min(("scanner", "iter_batches"), key=lambda name: seconds[name])
+    bare = min(("rows scanner", "rows iter_batches"), key=lambda name: seconds[name])
+    rows = loader.num_rows
+    stored = sum(window.events for window in dataset.windows)
     return {
         "rows": rows,
         "columns": columns,
@@ -112,14 +123,65 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
         "threads": usable_cpus(),
         "rows_per_second": {name: rows / value for name, value in seconds.items()},
         "processor_seconds": {name: median(values) for name, values in processor.items()},
+        "bytes_an_event": sum(
+            dataset.files[name].bytes for window in dataset.windows for name in window.files
+        )
+        / max(stored, 1),
+        "bytes_a_row_written_out": row_bytes / rows,
         "bare": bare,
         "ratio": seconds[bare] / seconds["loader"],
-        "ratio_over": {
-            name: seconds[name] / seconds["loader"] for name in ("scanner", "iter_batches")
-        },
+        "ratio_over": {name: seconds[name] / seconds["loader"] for name in work},
         "ratios": [b / l for b, l in zip(wall[bare], wall["loader"], strict=True)],
         "target_ratio": TARGET_RATIO,
     }
+
+
+def _in_turns(
+    work: dict[str, Callable[[int], None]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Wall and processor seconds of each piece of work, by turns."""
+    wall: dict[str, list[float]] = {name: [] for name in work}
+    processor: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):
+        for name, run_once in work.items():
+            begin, begin_processor = time.perf_counter(), time.process_time()
+            run_once(repeat)
+            if repeat > 0:  # The first round warms the page cache and the allocators.
+                wall[name].append(time.perf_counter() - begin)
+                processor[name].append(time.process_time() - begin_processor)
+    return wall, processor
+
+
+def write_rows(loader: Loader, path: str) -> list[str]:
+    """Write an epoch's rows with their histories, a column a key of the events; their names."""
+    names = ["user", "item", "feedback", *(k for k in loader.query_keys if k in LIST_KEYS)]
+    writer: pq.ParquetWriter | None = None
+    waiting: list[pa.Table] = []
+    for batch in loader.epoch(0):
+        waiting.append(_rows_of(batch, names))
+        if sum(map(len, waiting)) >= ROW_GROUP_ROWS or batch.step + 1 == loader.steps_per_epoch:
+            table = pa.concat_tables(waiting).combine_chunks()
+            writer = writer or pq.ParquetWriter(path, table.schema, **options(table.schema))
+            writer.write_table(table)
+            waiting = []
+    assert writer is not None
+    writer.close()
+    return names
+
+
+def _rows_of(batch: Batch, names: list[str]) -> pa.Table:
+    real = (batch.user_B >= 0).numpy()
+    rows = batch.local_batch_size
+    columns: dict[str, Any] = {
+        "user": batch.user_B.numpy(),
+        "item": batch.item_S[:rows].numpy(),
+        "feedback": batch.feedback_B.numpy(),
+    }
+    for name in names[3:]:
+        bags = batch.features[name]
+        offsets = bags.offsets()[: rows + 1].to(torch.int32).numpy()
+        columns[name] = pa.ListArray.from_arrays(offsets, bags.values().numpy())
+    return pa.table(columns).filter(pa.array(real))
 
 
 def make_loader(dataset: Dataset, arguments: DataBenchArguments) -> Loader:
@@ -137,9 +199,8 @@ def make_loader(dataset: Dataset, arguments: DataBenchArguments) -> Loader:
     )
 
 
-def scan(dataset: Dataset, columns: list[str]) -> None:
-    """Decode the train split's columns through pyarrow.dataset, and drop them."""
-    files = dataset.split_files("train")
+def scan(files: list[str], columns: list[str]) -> None:
+    """Decode columns of files through pyarrow.dataset, and drop them."""
     filesystem, _ = filesystem_of(files[0])
     paths = [filesystem_of(path)[1] for path in files]
     source = pads.dataset(paths, filesystem=filesystem, format="parquet")
@@ -147,9 +208,9 @@ def scan(dataset: Dataset, columns: list[str]) -> None:
         pass
 
 
-def iterate(dataset: Dataset, columns: list[str]) -> None:
+def iterate(files: list[str], columns: list[str]) -> None:
     """The same file after file through ParquetFile.iter_batches, columns in parallel."""
-    for path in dataset.split_files("train"):
+    for path in files:
         with open_parquet(path) as file:
             for _ in file.iter_batches(ROW_GROUP_ROWS, columns=columns, use_threads=True):
                 pass
@@ -170,5 +231,9 @@ def main(arguments: DataBenchArguments) -> None:
     say(f"{result['rows']:,} rows, keys {', '.join(result['feature_keys'])}")
     for name, rate in result["rows_per_second"].items():
         cost = result["processor_seconds"][name] / result["rows"] * 1e9
-        say(f"{name:14}{rate:>12,.0f} rows/s  {cost:>6,.0f} ns of processor a row")
+        say(f"{name:20}{rate:>12,.0f} rows/s  {cost:>6,.0f} ns of processor a row")
+    say(
+        f"{result['bytes_an_event']:.2f} bytes an event, "
+        f"{result['bytes_a_row_written_out']:.1f} a row with its histories written out"
+    )
     say(f"ratio loader over {result['bare']}: {result['ratio']:.2f}  (target {TARGET_RATIO})")
