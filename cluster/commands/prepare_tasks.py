@@ -11,7 +11,8 @@ import ray
 
 from trainer.base.mistake import Mistake
 from trainer.observe.progress import Progress
-from trainer.prepare.partition import PartitionCounts, PartitionPlan, prepare_partition
+from trainer.prepare.partitions.partition import prepare_partition
+from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.sources.sql import Resources, bytes_of
 
 RETRIES = 3

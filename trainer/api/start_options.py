@@ -33,7 +33,9 @@ class PrepareOptions(TypedDict, total=False):
     drop_null_ids: bool
     history_length: int | None
     seed: int | None
+    append: bool
     extend: str | None
+    window: str | None
     memory_limit: str
     threads: int | None
     scratch: str | None

@@ -27,11 +27,8 @@ from trainer.prepare.extend import (
     check_alone,
     replaced_files,
 )
-from trainer.prepare.partition import (
-    PartitionCounts,
-    PartitionPlan,
-    prepare_partition,
-)
+from trainer.prepare.partitions.partition import prepare_partition
+from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.prepare.steps import Build, Engine
 from trainer.prepare.summary import print_summary
@@ -60,7 +57,8 @@ def prepare(
 ) -> None:
     """Make the dataset and print what is in it. Raises Mistake on the user's mistakes."""
     started = time.monotonic()
-    parent = None if arguments.extend is None else _parent(arguments.extend)
+    extended = arguments.out if arguments.append else arguments.extend
+    parent = None if extended is None else _parent(extended)
     replaces = None
     if parent is not None and _is_same(arguments.out, parent.path):
         if is_uri(arguments.out):

@@ -11,7 +11,8 @@ import tyro
 from trainer.base.mistake import Mistake
 from trainer.data.schema import MAX_HISTORY_LENGTH
 from trainer.files.filesystems import check_text
-from trainer.prepare.splits import RULES
+from trainer.prepare.partitions.event_windows import WindowRule
+from trainer.prepare.partitions.splits import RULES
 from trainer.sources import sql
 from trainer.sources.columns import Columns
 from trainer.sources.formats.every import FORMATS
@@ -82,10 +83,16 @@ class PrepareArguments:
     """Items in a history at most; 0 for none; 20 where left out."""
     seed: int | None = None
     """Seed of random splits and of the order of rows; 0 where left out."""
+    append: bool = False
+    """Add SOURCE to OUT, a dataset that prepare made before. Its users and items keep their rows,
+    all its rows become training rows, its settings and names of columns hold; new users and items
+    come after the others. With times the cost follows SOURCE, which becomes a window of its own."""
     extend: str | None = None
-    """Dataset to add SOURCE to, made by prepare before. Its users and items keep their rows, its
-    training rows stay training rows, its settings and names of columns hold. OUT may be the same
-    folder."""
+    """Like --append, to another dataset than OUT, which stays as it is."""
+    window: str | None = None
+    """Deal rows into windows of time: hour, day, week, a number of them (12h, 7d), or a number of
+    rows (1000000). The newest one holds the held-out rows. Left out: all rows at once are one, and
+    what is appended is another."""
     memory_limit: str = "4GB"
     """Memory for DuckDB's buffers, beyond which it spills to --scratch."""
     threads: int | None = None
@@ -121,6 +128,12 @@ class PrepareArguments:
             raise Mistake(
                 f"--test-share {self.test_share} and --validation-share {self.validation_share} "
                 "leave nothing for training: their sum must be below 1"
+            )
+        if self.window is not None:
+            WindowRule.parse(self.window)
+        if self.append and self.extend is not None:
+            raise Mistake(
+                f"--append adds to OUT, --extend {self.extend} to another dataset: leave one out"
             )
         if self.format is not None and self.format not in FORMATS:
             raise Mistake(
