@@ -50,7 +50,7 @@ def run_tasks(
             counts[part_of[reference]] = _result(reference)
         done = rows * len(counts) // plan.parts
         rate = done / max(time.monotonic() - started, 1e-6)
-        progress.update("histories", done, rows, rows_per_second=rate)
+        progress.update("writing events", done, rows, rows_per_second=rate)
     return [counts[part] for part in range(plan.parts)]
 
 

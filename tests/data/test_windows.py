@@ -2,125 +2,34 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.data.windows import (
+    DAY,
+    START,
+    Event,
+    Log,
+    day_of,
+    events_of,
+    kept_of,
+    make,
+    make_log,
+    write,
+)
 from trainer.base.mistake import Mistake
-from trainer.data.events import EventReader
 from trainer.data.schema import Dataset
 from trainer.loader.loader import Loader
-from trainer.observe.progress import SilentProgress
-from trainer.prepare.pipeline import prepare
+from trainer.prepare.partitions.event_windows import WindowRule
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.retrieval.known import known_at, known_users
 from trainer.retrieval.queries import read_queries
-
-DAY = 86_400
-START = 1_600_000_000 // DAY * DAY
-Log = list[tuple[int, int, int, int]]
-"""(user, item, rating, time)"""
-
-
-def make_log(seed: int, rows: int = 600, days: int = 4) -> Log:
-    """Users and items that come and go, ratings of all kinds, ties and repeats."""
-    random = np.random.default_rng(seed)
-    log = []
-    for _ in range(rows):
-        day = int(random.integers(days))
-        user = int(random.integers(day * 3, 12 + day * 5))
-        item = int(random.integers(day * 2, 25 + day * 10))
-        time = START + day * DAY + int(random.integers(40)) * 1000
-        log.append((user, item, int(random.integers(1, 6)), time))
-    return log
-
-
-def write(log: Iterable[tuple[int, ...]], path: Path) -> Path:
-    """The log as a source."""
-    user, item, rating, time = (pa.array(column) for column in zip(*log, strict=True))
-    pq.write_table(pa.table({"user": user, "item": item, "rating": rating, "time": time}), path)
-    return path
-
-
-def make(source: Path, out: Path, **arguments: Any) -> Dataset:
-    prepare(PrepareArguments(str(source), str(out), **arguments), SilentProgress())
-    return Dataset.load(out, verify="digest")
-
-
-def day_of(time: int) -> int:
-    return (time - START) // DAY
-
-
-@dataclass(frozen=True)
-class Event:
-    """An event by its ids in the source."""
-
-    user: int
-    item: int
-    feedback: int
-    time: int
-    split: int
-    own: bool
-
-
-def events_of(dataset: Dataset, window: int | None = None) -> list[Event]:
-    """All events of a window, or of all, as they lie there; carried ones of one window too."""
-    raw = {
-        side: pq.read_table(dataset.file(f"{side}s.parquet"))["raw_id"].to_pylist()
-        for side in ("user", "item")
-    }
-    reader = EventReader(dataset)
-    found = []
-    for group in range(reader.num_groups):
-        if window is not None and reader.windows_G[group] != window:
-            continue
-        rows = reader.read(group)
-        assert rows.time_E is not None
-        for place, row in enumerate(rows.row_E):
-            event = Event(
-                raw["user"][rows.user_R[row]],
-                raw["item"][rows.item_E[place]],
-                int(rows.feedback_E[place]),
-                int(rows.time_E[place]),
-                int(rows.split_E[place]),
-                bool(rows.own_E[place]),
-            )
-            if window is not None or event.own:
-                found.append(event)
-    return found
-
-
-def kept_of(log: Log) -> dict[int, list[tuple[int, int, int, int]]]:
-    """By plain definition: (user, item, feedback, time) by day. The first day that counts stays."""
-    days: dict[int, dict[tuple[int, int], tuple[int, int]]] = defaultdict(dict)
-    seen: set[tuple[int, int]] = set()
-    for day in sorted({day_of(time) for *_, time in log}):
-        place = -1
-        latest: dict[tuple[int, int], tuple[int, int, int]] = {}
-        for user, item, rating, time in log:
-            place += 1
-            if day_of(time) != day or (user, item) in seen:
-                continue
-            if (user, item) not in latest or (time, place) > latest[user, item][:2]:
-                latest[user, item] = (time, place, rating)
-        seen |= {pair for pair, (*_, rating) in latest.items() if rating != 3}
-        for pair, (time, _, rating) in latest.items():
-            days[day][pair] = (time, rating)
-    result = {}
-    for day, pairs in days.items():
-        result[day] = [
-            (*pair, 1 if rating >= 4 else -1, time)
-            for pair, (time, rating) in pairs.items()
-            if rating != 3
-        ]
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +40,9 @@ def log() -> Log:
 @pytest.fixture(scope="module")
 def at_once(log: Log, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("once")
-    return make(write(log, folder / "log.parquet"), folder / "data", window="day", split="leave-last-out")
+    return make(
+        write(log, folder / "log.parquet"), folder / "data", window="day", split="leave-last-out"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +126,10 @@ def test_rows_and_histories_are_those_of_plain_python(
     found = {}
     for batch in loader.epoch(0):
         lists = [
-            [bag.tolist() for bag in batch.features[n].values().split(
-                batch.features[n].lengths().tolist())]
+            [
+                bag.tolist()
+                for bag in batch.features[n].values().split(batch.features[n].lengths().tolist())
+            ]
             for n in ("history", "disliked")
         ]
         for row in np.flatnonzero(batch.user_B >= 0):
@@ -227,8 +140,11 @@ def test_rows_and_histories_are_those_of_plain_python(
     for event in train:
         for sign, history in zip((1, -1), found[event.user, event.item], strict=True):
             before = sorted(
-                (e for e in train if e.user == event.user and e.feedback == sign
-                 and e.time < event.time),
+                (
+                    e
+                    for e in train
+                    if e.user == event.user and e.feedback == sign and e.time < event.time
+                ),
                 key=lambda e: e.time,
             )
             wanted = before[-dataset.history_length :]
@@ -328,8 +244,6 @@ def test_late_events_come_into_the_new_window(tmp_path: Path) -> None:
     ],
 )
 def test_forms_of_a_window(text: str, found: tuple[int | None, int | None]) -> None:
-    from trainer.prepare.partitions.event_windows import WindowRule
-
     rule = WindowRule.parse(text)
     assert (rule.seconds, rule.rows) == found
 
@@ -351,4 +265,4 @@ def test_windows_of_rows(log: Log, tmp_path: Path) -> None:
     made = make(write(log, tmp_path / "a.parquet"), tmp_path / "data", window="200")
     assert len(made.windows) == 3
     times = [(w.first_time, w.last_time) for w in made.windows]
-    assert all(a[1] < b[0] for a, b in zip(times, times[1:], strict=False))  # type: ignore[operator]
+    assert all(a[1] < b[0] for a, b in pairwise(times))  # type: ignore[operator]

@@ -36,6 +36,8 @@ class PrepareOptions(TypedDict, total=False):
     append: bool
     extend: str | None
     window: str | None
+    keep_windows: int | None
+    forget_users: str | None
     memory_limit: str
     threads: int | None
     scratch: str | None

@@ -167,7 +167,7 @@ class EventWriter:
         self.count_SK += counted.reshape(self.count_SK.shape)
         self.asked_S += asked
         self.users += len(users)
-        self._groups.append([int(users[0]), int(users[-1]), *asked, *counted.tolist()])
+        self._groups.append([int(users[0]), int(users[-1]), len(users), *asked, *counted.tolist()])
 
 
 def part_file(window: int, part: int) -> str:

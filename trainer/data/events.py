@@ -4,9 +4,9 @@
     for group in range(reader.num_groups):
         rows = reader.read(group)          # rows.item_E, rows.split_E, ... of rows.user_R
 
-A file's footer says under the key "tandem" of each row group: first and last user, users with a
-positive event in each split, events by split and kind. That is what a loader and an evaluation need
-to know of all files before they read any.
+A file's footer says under the key "tandem" of each row group: first and last user, users, users
+with a positive event in each split, events by split and kind. That is what a loader and an
+evaluation need to know of all files before they read any.
 
 Shapes: G = row groups, R = users of a group, E = their events, S = the three splits, K = kinds of
 events.
@@ -40,8 +40,9 @@ TRAIN, VALIDATION, TEST = range(3)
 class EventReader:
     """The row groups of a dataset's events, each read alone, from any thread."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, as_told: bool = True) -> None:
+        """as_told: raise where the files hold other events than dataset.json says."""
+        self.dataset = dataset
         self.paths = [dataset.file(name) for window in dataset.windows for name in window.files]
         self._newest = len(self.paths) - len(dataset.windows[-1].files)
         window_F = np.repeat(
@@ -59,22 +60,26 @@ class EventReader:
         table = np.concatenate([facts for _, facts in described])
         self.users_G2 = table[:, :2]
         """First and last user of each group, int64."""
-        self.asked_GS = table[:, 2:5]
+        self.users_G = table[:, 2]
+        """Users of each group, int64."""
+        self.asked_GS = table[:, 3:6]
         """Users with a positive event in each split, int64."""
-        self.count_GSK = table[:, 5:].reshape(len(table), len(SPLITS), len(dataset.kinds))
+        self.count_GSK = table[:, 6:].reshape(len(table), len(SPLITS), len(dataset.kinds))
         """Events of each group by split and kind, int64."""
         held_back = np.array([file < self._newest for file, _ in self._groups], dtype=bool)
         self.count_GSK[held_back, TRAIN] = self.count_GSK[held_back].sum(axis=1)
         self.count_GSK[held_back, VALIDATION:] = 0
         self.asked_GS[held_back] = 0
-        self.windows_G = window_F[[file for file, _ in self._groups]]
+        self.files_G = np.array([file for file, _ in self._groups], dtype=np.int64)
+        """The file of each group, in the order of `paths`, int64."""
+        self.windows_G = window_F[self.files_G]
         """The window of each group, int64."""
         self._feedback_K = feedback_of(dataset.kinds)
         self._small = dataset.num_items < 2**31
         self._open = threading.local()
         self._kept: dict[int, EventRows] = {}
         events = sum(window.events for window in dataset.windows)
-        if self.count_GSK.sum() != events:
+        if as_told and self.count_GSK.sum() != events:
             raise Mistake(
                 f"the events' files of {dataset.path} hold {self.count_GSK.sum()} events, "
                 f"dataset.json says {events}: {AGAIN}"
@@ -98,10 +103,8 @@ class EventReader:
             Mistake: where the group is damaged (`DamagedGroup`), or not what dataset.json says.
             OSError: where its storage fails, again and again.
         """
-        dataset, where = self._dataset, self.where(group)
-        names = list(event_columns(dataset))
-        metadata = self._metadata[self._groups[group][0]]
-        names += ["carried"] if "carried" in metadata.schema.names else []
+        dataset, where = self.dataset, self.where(group)
+        names = [*event_columns(dataset), *(["carried"] if self.has_carried(group) else [])]
         table = self._read(group, names)
         for name in table.column_names:
             if table.column(name).null_count:
@@ -137,6 +140,10 @@ class EventReader:
             found.get("time"),
             None if carried_E is None else carried_E > 0,
         )
+
+    def has_carried(self, group: int) -> bool:
+        """Whether the group's file marks events of earlier windows."""
+        return "carried" in self._metadata[self._groups[group][0]].schema.names
 
     def of_users(self, first: int, stop: int) -> EventRows:
         """The events of users first..stop-1 of all windows, of those who have some.
@@ -237,13 +244,13 @@ def _check_ids(where: str, values: np.ndarray, limit: int) -> None:
 
 
 def _footer(path: str, columns: dict[str, str], kinds: int) -> tuple[pq.FileMetaData, np.ndarray]:
-    """A file's footer and what it says of its row groups, int64 [groups, 2 + 3 + 3 K]."""
+    """A file's footer and what it says of its row groups, int64 [groups, 6 + 3 K]."""
     with open_parquet(path) as file:
         check_columns(path, file.schema_arrow, columns)
         metadata = file.metadata
     try:
         facts = np.array(json.loads((metadata.metadata or {})[FOOTER_KEY]), dtype=np.int64)
-        facts = facts.reshape(metadata.num_row_groups, 2 + len(SPLITS) * (1 + kinds))
+        facts = facts.reshape(metadata.num_row_groups, 3 + len(SPLITS) * (1 + kinds))
         if (facts < 0).any():
             raise ValueError("numbers below 0")
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
