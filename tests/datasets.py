@@ -2,10 +2,11 @@
 
     dataset = make_dataset(tmp_path / "data", users=50, items=30, rows=2000)
 
-Slow and plain on purpose: the files follow the format described in `trainer/data/schema.py`.
+Slow and plain on purpose; what their rows and queries are is written out in `definitions.py`.
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.data.event_files import Events, EventWriter, Layout, part_file, splits_of
 from trainer.data.schema import (
+    DISLIKED,
+    LIKED,
     SCHEMA_VERSION,
+    SPLITS,
     Attribute,
     Dataset,
+    EventWindow,
     FileRecord,
-    Split,
     combined_digest,
 )
 
 CLUSTERS = 5
+KINDS = (LIKED, DISLIKED)
 IDS = pa.int64()
 BAGS = pa.list_(pa.int64())
 
@@ -36,27 +42,30 @@ def make_dataset(
     planted: float = 0.8,
     disliked: float = 0.1,
     history_length: int = 6,
-    row_group_rows: int = 128,
+    group_events: int = 128,
     files: int = 3,
+    tied: int = 1,
+    timed: bool = True,
     seed: int = 0,
 ) -> Dataset:
     """A dataset with `rows` interactions in time order, the last two of each user held out.
 
     planted: share of interactions inside the user's cluster (user % 5 likes item % 5).
     disliked: share of interactions with feedback -1.
-    The train rows carry timestamps 0, 1, 2, ... in their order of creation, so that
-    (user, item, timestamp) tells rows apart.
+    group_events: least events of a row group.
+    tied: consecutive interactions of all users that have one time.
+    timed: without times a user's events lie in the order in which they were made, as good as any.
     """
     root = Path(path)
-    (root / "queries").mkdir(parents=True)
+    root.mkdir(parents=True)
     random = np.random.default_rng(seed)
     log = _interactions(random, users, items, rows, planted, disliked)
     split_of = _leave_last_out(log, users)
-    splits = {}
-    for name in ("train", "validation", "test"):
-        splits[name] = _write_split(
-            root, name, log, split_of, history_length, row_group_rows, files, random
-        )
+    layout = Layout(users, items, KINDS, timed, with_split=True)
+    written = [
+        _write_events(root, part, log, split_of, layout, tied, group_events, files)
+        for part in range(files)
+    ]
     _write_tables(root, log, split_of, users, items)
     names = sorted(str(each.relative_to(root)) for each in root.rglob("*.parquet"))
     records = {
@@ -65,16 +74,25 @@ def make_dataset(
         )
         for name in names
     }
+    window = EventWindow(
+        tuple(part_file(0, part) for part in range(files)),
+        sum(writer.users for writer in written),
+        rows,
+    )
+    count_SK = np.sum([writer.count_SK for writer in written], axis=0)
+    asked_S = np.sum([writer.asked_S for writer in written], axis=0)
     dataset = Dataset(
         path=str(root),
         schema_version=SCHEMA_VERSION,
         num_users=users,
         num_items=items,
-        splits=splits,
+        window_rule=None,
+        windows=(window,),
+        kinds=KINDS,
+        splits=splits_of(count_SK, KINDS, asked_S),
         split_rule={"rule": "leave-last-out"},
         history_length=history_length,
-        has_timestamps=True,
-        has_feedback=True,
+        has_timestamps=timed,
         dropped={},
         notes={},
         user_attributes=(Attribute("age", "single", 4),),
@@ -86,6 +104,29 @@ def make_dataset(
     )
     (root / "dataset.json").write_text(dataset.to_json())
     return Dataset.load(root)
+
+
+def event_paths(dataset: Dataset) -> list[str]:
+    """Full paths of the events' files, in order."""
+    return [dataset.file(name) for window in dataset.windows for name in window.files]
+
+
+def rewrite_events(path: Path | str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Change each row group of a file, which keeps what its footer says of them."""
+    old = pq.ParquetFile(path)
+    said = {"tandem": old.metadata.metadata[b"tandem"]}
+    groups = [change(old.read_row_group(group)) for group in range(old.num_row_groups)]
+    with pq.ParquetWriter(path, groups[0].schema) as writer:
+        for group in groups:
+            writer.write_table(group)
+        writer.add_key_value_metadata(said)
+
+
+def with_column(table: pa.Table, name: str, values: list[Any] | pa.ChunkedArray) -> pa.Table:
+    """The table with other values in a column of the same type."""
+    place = table.schema.get_field_index(name)
+    held = values.to_pylist() if isinstance(values, pa.ChunkedArray) else values
+    return table.set_column(place, name, pa.array(held, table.schema.field(place).type))
 
 
 def tags_of(item: int) -> list[int]:
@@ -107,13 +148,13 @@ def _interactions(
     random: np.random.Generator, users: int, items: int, rows: int, planted: float, disliked: float
 ) -> list[dict[str, Any]]:
     log = []
-    for time in range(rows):
+    for _ in range(rows):
         user = int(random.integers(users))
         item = int(random.integers(items))
         if random.random() < planted:
             item = min(item - item % CLUSTERS + user % CLUSTERS, items - 1)
         feedback = -1 if random.random() < disliked else 1
-        log.append({"user": user, "item": item, "feedback": feedback, "timestamp": time})
+        log.append({"user": user, "item": item, "feedback": feedback})
     return log
 
 
@@ -129,75 +170,35 @@ def _leave_last_out(log: list[dict[str, Any]], users: int) -> list[str]:
     return split_of
 
 
-def _before(
-    log: list[dict[str, Any]], split_of: list[str], split: str, user: int, time: int
-) -> list[dict[str, Any]]:
-    known = {"train": ("train",), "validation": ("train",), "test": ("train", "validation")}[split]
-    return [
-        each
-        for each, own in zip(log, split_of, strict=True)
-        if each["user"] == user and own in known and each["timestamp"] < time
-    ]
-
-
-def _bags(rows: list[dict[str, Any]], length: int) -> tuple[list[int], list[int]]:
-    liked = [each["item"] for each in rows if each["feedback"] == 1]
-    disliked = [each["item"] for each in rows if each["feedback"] == -1]
-    return liked[-length:], disliked[-length:]
-
-
-def _write_split(
+def _write_events(
     root: Path,
-    name: str,
+    part: int,
     log: list[dict[str, Any]],
     split_of: list[str],
-    length: int,
-    row_group_rows: int,
+    layout: Layout,
+    tied: int,
+    group_events: int,
     files: int,
-    random: np.random.Generator,
-) -> Split:
-    (root / name).mkdir()
-    own = [each for each, split in zip(log, split_of, strict=True) if split == name]
-    table: dict[str, list[Any]] = {key: [] for key in (*_INTERACTIONS.names,)}
-    for place in random.permutation(len(own)):
-        each = own[place]
-        liked, disliked = _bags(
-            _before(log, split_of, name, each["user"], each["timestamp"]), length
+) -> EventWriter:
+    """One of the files: users of a range, their events in order."""
+    own = [
+        (each["user"], row)
+        for row, each in enumerate(log)
+        if each["user"] * files // layout.num_users == part
+    ]
+    rows = [row for _, row in sorted(own)]
+    events = [log[row] for row in rows]
+    with EventWriter(root / part_file(0, part), layout, group_events) as writer:
+        writer.write(
+            Events(
+                np.array([each["user"] for each in events], dtype=np.int64),
+                np.array([each["item"] for each in events], dtype=np.int64),
+                np.array([int(each["feedback"] < 0) for each in events], dtype=np.int8),
+                np.array([SPLITS.index(split_of[row]) for row in rows], dtype=np.int8),
+                np.array(rows, dtype=np.int64) // tied if layout.with_time else None,
+            )
         )
-        for key, value in {**each, "history": liked, "disliked": disliked}.items():
-            table[key].append(value)
-    written = pa.table(table, schema=_INTERACTIONS)
-    paths = []
-    share = -(-len(own) // files)
-    for part in range(files):
-        paths.append(f"{name}/part-{part:05d}.parquet")
-        piece = written.slice(part * share, share)
-        _write(piece, root / paths[-1], row_group_rows)
-    queries = 0 if name == "train" else _write_queries(root, name, log, split_of, length)
-    positives = sum(each["feedback"] == 1 for each in own)
-    return Split(len(own), positives, len(own) - positives, tuple(paths), queries)
-
-
-def _write_queries(
-    root: Path, name: str, log: list[dict[str, Any]], split_of: list[str], length: int
-) -> int:
-    table: dict[str, list[Any]] = {key: [] for key in _QUERIES.names}
-    for user in sorted({each["user"] for each in log}):
-        own = [
-            each
-            for each, split in zip(log, split_of, strict=True)
-            if each["user"] == user and split == name
-        ]
-        targets, disliked_targets = _bags(own, len(own) + 1)
-        if not targets:
-            continue
-        before = _before(log, split_of, name, user, len(log))
-        liked, disliked = _bags(before, length)
-        values = (user, targets, disliked_targets, sorted({each["item"] for each in before}))
-        for key, value in zip(_QUERIES.names, (*values, liked, disliked), strict=True):
-            table[key].append(value)
-    _write(pa.table(table, schema=_QUERIES), root / f"queries/{name}.parquet", 128)
-    return len(table["user"])
+    return writer
 
 
 def _write_tables(
@@ -216,6 +217,7 @@ def _write_tables(
         "title": pa.array([f"Item {row}" for row in range(items)]),
         "count": pa.array(counts("item", items, "train"), IDS),
         "count_with_validation": pa.array(counts("item", items, "train", "validation"), IDS),
+        "count_of_all": pa.array(counts("item", items, *SPLITS), IDS),
         "genre": pa.array([genre_of(row) for row in range(items)], IDS),
         "tags": pa.array([tags_of(row) for row in range(items)], BAGS),
     }
@@ -224,6 +226,7 @@ def _write_tables(
         "raw_id": pa.array([1000 + row for row in range(users)], IDS),
         "count": pa.array(counts("user", users, "train"), IDS),
         "count_with_validation": pa.array(counts("user", users, "train", "validation"), IDS),
+        "count_of_all": pa.array(counts("user", users, *SPLITS), IDS),
         "age": pa.array([age_of(row) for row in range(users)], IDS),
     }
     sizes = (("user", "age", 4), ("item", "genre", CLUSTERS + 1), ("item", "tags", 9))
@@ -235,32 +238,10 @@ def _write_tables(
         "value": [f"{name} {row}" if row else "" for _, name, row in rows],
         "count": pa.array([0] * len(rows), IDS),
     }
-    _write(pa.table(item_table), root / "items.parquet", 128)
-    _write(pa.table(user_table), root / "users.parquet", 128)
-    _write(pa.table(attributes), root / "attributes.parquet", 128)
+    _write(pa.table(item_table), root / "items.parquet")
+    _write(pa.table(user_table), root / "users.parquet")
+    _write(pa.table(attributes), root / "attributes.parquet")
 
 
-def _write(table: pa.Table, path: Path, row_group_rows: int) -> None:
-    pq.write_table(table, path, row_group_size=row_group_rows, write_page_checksum=True)
-
-
-_INTERACTIONS = pa.schema(
-    [
-        ("user", IDS),
-        ("item", IDS),
-        ("feedback", pa.int8()),
-        ("timestamp", IDS),
-        ("history", BAGS),
-        ("disliked", BAGS),
-    ]
-)
-_QUERIES = pa.schema(
-    [
-        ("user", IDS),
-        ("targets", BAGS),
-        ("disliked_targets", BAGS),
-        ("seen", BAGS),
-        ("history", BAGS),
-        ("disliked", BAGS),
-    ]
-)
+def _write(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, row_group_size=128, write_page_checksum=True)

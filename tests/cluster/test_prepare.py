@@ -10,7 +10,7 @@ from cluster.commands.prepare_run import main
 from cluster.commands.prepare_tasks import prepare_on_node, run_tasks
 from cluster.workers.session import ray_session
 from tests.data.planted import Row, make, write_csv
-from trainer.data.schema import Dataset
+from trainer.data.schema import LIKED, Dataset
 from trainer.observe.progress import SilentProgress
 from trainer.prepare.partitions.partition_plan import PartitionPlan
 from trainer.prepare.partitions.splits import SplitRule
@@ -21,10 +21,10 @@ ROWS = [Row(u, (u * i) % 97, 1 + i % 5, i % 7) for u in range(60) for i in range
 
 
 def test_ray_makes_the_same_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.prepare.staging.HISTORY_VALUES_A_PARTITION", 20_000)
+    monkeypatch.setattr("trainer.prepare.staging.ROWS_A_PARTITION", 800)
     source = write_csv(tmp_path / "rows.csv", ROWS)
     here = make(source, tmp_path / "here")
-    assert len(here.splits["train"].files) > 2
+    assert len(here.windows[0].files) > 2
     arguments = PrepareArguments(
         str(source), str(tmp_path / "there"), memory_limit="200MB", threads=1
     )
@@ -46,10 +46,12 @@ def test_out_must_be_shared(tmp_path: Path) -> None:
         staging=str(tmp_path / "gone"),
         out=str(tmp_path),
         parts=1,
+        num_users=1,
+        num_items=1,
         rule=SplitRule("random", 0.1, 0.1, 0),
         history_length=1,
         has_timestamps=True,
-        has_feedback=False,
+        kinds=(LIKED,),
         keep="first",
     )
     with pytest.raises(ValueError, match=r"is not there on node .* all nodes share"):

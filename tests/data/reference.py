@@ -14,8 +14,8 @@ POSITIVE, DISLIKED = 1, -1
 class Kept:
     """A row that survives, with the split that it was dealt to."""
 
-    position: int
-    """Row of the source; without times the place in a random order of the user's rows."""
+    place: int
+    """Place among the user's events."""
     user: Any
     item: Any
     feedback: int
@@ -29,37 +29,29 @@ def feedback_of(row: Row) -> int:
     return DISLIKED if row.rating <= 2 else 0
 
 
-def surviving(rows: list[Row], keep: str) -> tuple[dict[tuple[Any, Any], Row], int, int]:
-    """Rows kept by user and item; how many fell out as duplicates and as neutral."""
+def surviving(rows: list[Row], keep: str) -> tuple[dict[tuple[Any, Any], int], int, int]:
+    """Places in the source of rows kept, by user and item; how many duplicates and neutral ones."""
     chosen: dict[tuple[Any, Any], int] = {}
     for position in sorted(range(len(rows)), key=lambda p: (rows[p].timestamp or 0, p)):
         pair = rows[position].user, rows[position].item
         if keep == "last" or pair not in chosen:
             chosen[pair] = position
-    rated = {pair: rows[p] for pair, p in chosen.items() if feedback_of(rows[p]) != 0}
+    rated = {pair: p for pair, p in chosen.items() if feedback_of(rows[p]) != 0}
     return rated, len(rows) - len(chosen), len(chosen) - len(rated)
 
 
-def history_of(row: Kept, kept: list[Kept], feedback: int, length: int) -> list[Any]:
-    """The last items of the row's user that it may see, oldest first."""
-    limit = 1 if row.split == 2 else 0
+def pool_of(row: Kept, kept: list[Kept], feedback: int, splits: tuple[int, ...]) -> list[Any]:
+    """Items of the row's user that it may see when the splits are trained on, oldest first."""
     pool = [
         each
         for each in kept
         if each.user == row.user
         and each.feedback == feedback
-        and each.split <= limit
+        and each.split in splits
         and each.item != row.item
+        and (row.timestamp is None or each.timestamp < row.timestamp)
     ]
-    if row.timestamp is None:
-        pool.sort(key=lambda each: each.position)
-        behind = [each for each in pool if each.position > row.position]
-        ahead = [each for each in pool if each.position < row.position]
-        pool = behind + ahead
-    else:
-        pool = [each for each in pool if each.timestamp < row.timestamp]
-        pool.sort(key=lambda each: (each.timestamp, each.position))
-    return [each.item for each in pool][-length:] if length else []
+    return [each.item for each in sorted(pool, key=lambda each: each.place)]
 
 
 def query_of(
@@ -68,7 +60,7 @@ def query_of(
     """One user's row of queries; None where it has no positive target."""
     own = sorted(
         (each for each in kept if each.user == user),
-        key=lambda each: (each.timestamp or 0, each.position),
+        key=lambda each: each.place,
     )
     held_out = [each for each in own if each.split == split]
     if not any(each.feedback == POSITIVE for each in held_out):

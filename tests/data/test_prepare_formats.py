@@ -182,9 +182,20 @@ def test_times(tmp_path: Path, written: object, expected: object) -> None:
     source = tmp_path / "rows.csv"
     source.write_text("\n".join(["user,item,timestamp", *lines]) + "\n")
     dataset = make(source, tmp_path / "out")
+    users, items, place_of = raw_ids(dataset, "user"), raw_ids(dataset, "item"), places(48)
     for split in dataset.splits:
         for row in interactions(dataset, split):
-            assert row["timestamp"] == expected(row["position"])
+            assert row["timestamp"] == expected(place_of[users[row["user"]], items[row["item"]]])
+
+
+def raw_ids(dataset: Dataset, side: str) -> list[int]:
+    """Raw id of each row."""
+    return [row["raw_id"] for row in table(dataset, f"{side}s")]
+
+
+def places(rows: int) -> dict[tuple[int, int], int]:
+    """Row of the source that has a user and an item: 5 users and 12 items come round again."""
+    return {(n % 5, n % 12): n for n in range(rows)}
 
 
 def test_times_of_parquet(tmp_path: Path) -> None:
@@ -195,8 +206,10 @@ def test_times_of_parquet(tmp_path: Path) -> None:
     )
     dataset = make(source, tmp_path / "out")
     assert dataset.source["timestamp_unit"] == "microseconds"
+    users, items = raw_ids(dataset, "user"), raw_ids(dataset, "item")
     for row in interactions(dataset, "train"):
-        assert row["timestamp"] == 1_000_000 * row["position"]
+        place = places(48)[users[row["user"]], items[row["item"]]]
+        assert row["timestamp"] == 1_000_000 * place
 
 
 def test_missing_times_and_ratings_are_counted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.data.planted import Row, interactions, make, queries, table, write_csv
-from tests.data.reference import Kept, history_of, query_of, surviving
+from tests.data.planted import Row, make, queries, table, trained, write_csv
+from tests.data.reference import Kept, feedback_of, pool_of, query_of, surviving
+from tests.definitions import events_of
 from trainer.data.schema import SPLITS, Dataset
 from trainer.prepare import staging
 
@@ -35,50 +37,76 @@ def rows_strategy(timed: bool, rated: bool) -> st.SearchStrategy[list[Row]]:
     return st.lists(row, min_size=40, max_size=90).map(lambda rows: base + rows)
 
 
-Pair = tuple[int, int]
-
-
-def read_kept(dataset: Dataset) -> tuple[list[Kept], dict[Pair, dict[str, Any]]]:
-    """All rows with raw ids, and the raw output rows by user and item."""
+def read_kept(dataset: Dataset) -> list[Kept]:
+    """All rows with raw ids."""
     users = {row["user"]: row["raw_id"] for row in table(dataset, "users")}
     items = {row["item"]: row["raw_id"] for row in table(dataset, "items")}
-    kept, by_pair = [], {}
-    for number, split in enumerate(SPLITS):
-        for row in interactions(dataset, split):
-            for name in ("history", "disliked"):
-                row[name] = [items[each] for each in row.get(name, [])]
-            kept.append(
-                Kept(
-                    row["position"],
-                    users[row["user"]],
-                    items[row["item"]],
-                    row["feedback"],
-                    row.get("timestamp"),
-                    number,
-                )
-            )
-            by_pair[kept[-1].user, kept[-1].item] = row
-    assert len(by_pair) == len(kept)
-    return kept, by_pair
+    return [
+        Kept(
+            each.place,
+            users[each.user],
+            items[each.item],
+            each.feedback,
+            each.time,
+            SPLITS.index(each.split),
+        )
+        for each in events_of(dataset)
+    ]
 
 
 def check_dataset(dataset: Dataset, rows: list[Row], follows_time: bool) -> None:
     """Rows kept, counts, histories and queries are the reference's."""
-    kept, output = read_kept(dataset)
+    kept = read_kept(dataset)
     expected, duplicates, neutral = surviving(rows, dataset.source["duplicates"])
-    assert {(each.user, each.item) for each in kept} == set(expected)
     assert dataset.dropped.get("duplicate", 0) == duplicates
     assert dataset.dropped.get("neutral_rating", 0) == neutral
     assert len(kept) + sum(dataset.dropped.values()) == dataset.source["rows"] == len(rows)
-    for each in kept:
-        row = output[each.user, each.item]
-        if dataset.has_timestamps:
-            assert rows[each.position] == expected[each.user, each.item]
-        assert row["history"] == history_of(each, kept, 1, LENGTH)
-        if dataset.has_feedback:
-            assert row["disliked"] == history_of(each, kept, -1, LENGTH)
+    assert {(each.user, each.item) for each in kept} == set(expected)
+    source = [expected[each.user, each.item] for each in kept]
+    assert [each.feedback for each in kept] == [feedback_of(rows[place]) for place in source]
+    if dataset.has_timestamps:
+        assert [each.timestamp for each in kept] == [rows[place].timestamp for place in source]
+        by_user: dict[Any, list[tuple[Any, int]]] = {}
+        for each, place in zip(kept, source, strict=True):
+            by_user.setdefault(each.user, []).append((each.timestamp, place))
+        assert all(own == sorted(own) for own in by_user.values())  # ties as in the source
+    for splits in ((0,), (0, 1), (2,)):
+        if any(each.split in splits for each in kept):
+            check_histories(dataset, kept, splits)
     check_queries(dataset, kept, follows_time)
     check_counts(dataset, kept)
+
+
+def check_histories(dataset: Dataset, kept: list[Kept], splits: tuple[int, ...]) -> None:
+    """Lists of the rows of some splits; without times another random part in every epoch."""
+    users = {row["user"]: row["raw_id"] for row in table(dataset, "users")}
+    items = {row["item"]: row["raw_id"] for row in table(dataset, "items")}
+    epochs = [
+        {(users[u], items[i]): each for (u, i), each in lists.items()}
+        for epoch in (0, 1)
+        for lists in [trained(dataset, tuple(SPLITS[each] for each in splits), epoch)]
+    ]
+    rows = [each for each in kept if each.split in splits]
+    assert {(each.user, each.item) for each in rows} == set(epochs[0])
+    places = {(each.user, each.item): each.place for each in kept}
+    chosen = {True: 0, False: 0}
+    for each in rows:
+        for name, feedback in (("history", 1), ("disliked", -1))[: 1 + dataset.has_feedback]:
+            pool = pool_of(each, kept, feedback, splits)
+            first, second = ([items[i] for i in e[each.user, each.item][name]] for e in epochs)
+            assert len(first) == len(second) == min(LENGTH, len(pool))
+            if dataset.has_timestamps:
+                assert first == second == pool[len(pool) - len(first) :]
+                continue
+            for found in (first, second):
+                assert set(found) <= set(pool) and len(set(found)) == len(found)
+                at = [places[each.user, item] for item in found]
+                # In the user's own order, begun behind the row and gone round once at most.
+                assert sum(a > b for a, b in itertools.pairwise(at)) <= 1
+            if len(pool) > LENGTH > 0:
+                chosen[first != second] += 1
+    if sum(chosen.values()) > 20:
+        assert chosen[True] > 0
 
 
 def check_queries(dataset: Dataset, kept: list[Kept], follows_time: bool) -> None:
@@ -141,8 +169,7 @@ def test_random_interactions(rule: str, timed: bool, rated: bool, parts: int) ->
     @given(rows_strategy(timed, rated))
     def check(rows: list[Row]) -> None:
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-            cells = len(rows) * (LENGTH + 4)
-            patch.setattr(staging, "HISTORY_VALUES_A_PARTITION", -(-cells // parts))
+            patch.setattr(staging, "ROWS_A_PARTITION", -(-len(rows) // parts))
             source = write_csv(Path(folder) / "rows.csv", rows)
             try:
                 dataset = make(

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.data.planted import Row, interactions, make, queries, some_rows, table, write_csv
+from tests.definitions import events_of
+from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
+from trainer.loader.loader import Loader
 
 
 def splits_by_user(dataset: Dataset) -> dict[int, list[tuple[int, str, int]]]:
@@ -131,20 +134,30 @@ def test_random_shares_hold_for_short_users(tmp_path: Path) -> None:
 def test_digest_is_free_of_threads_and_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.prepare.staging.HISTORY_VALUES_A_PARTITION", 20_000)
+    monkeypatch.setattr("trainer.prepare.staging.ROWS_A_PARTITION", 800)
     rows = [Row(u, (u * i) % 97, 1 + i % 5, i % 7) for u in range(60) for i in range(70)]
     source = write_csv(tmp_path / "rows.csv", rows)
     first = make(source, tmp_path / "first")
-    assert len(first.splits["train"].files) > 2
+    assert len(first.windows[0].files) > 2
     again = make(source, tmp_path / "again", threads=4, memory_limit="1GB")
     assert again.digest == first.digest
     assert make(source, tmp_path / "other", seed=1).digest != first.digest
 
 
-def test_rows_are_shuffled(tmp_path: Path) -> None:
+def test_a_users_events_lie_together_and_in_order(tmp_path: Path) -> None:
+    """Whatever the order of the source: users ascend, their times too."""
+    rows = [Row(u, i, None, (37 * i) % 40) for i in range(40) for u in range(50)]
+    dataset = make(write_csv(tmp_path / "rows.csv", rows), tmp_path / "out")
+    events = events_of(dataset)
+    assert events == sorted(events, key=lambda each: (each.user, each.time))
+    assert len(events) == 2000
+
+
+def test_batches_mix_users(tmp_path: Path) -> None:
     rows = [Row(u, i, None, 100 * u + i) for u in range(50) for i in range(40)]
     dataset = make(write_csv(tmp_path / "rows.csv", rows), tmp_path / "out")
-    users = [row["user"] for row in interactions(dataset, "train")]
+    loader = Loader(dataset, local_batch_size=50)
+    users = [user for batch in loader.epoch(0) for user in batch.user_B.tolist() if user >= 0]
     neighbours = sum(a == b for a, b in itertools.pairwise(users))
     assert neighbours < 0.06 * len(users)  # 1 in 50 by chance
 
@@ -206,15 +219,26 @@ class TestDescription:
     def test_other_version(self, made: Dataset) -> None:
         path = Path(made.path, "dataset.json")
         path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99}))
-        with pytest.raises(ValueError, match=r"schema version 99, this Tandem reads 1"):
+        with pytest.raises(ValueError, match=r"schema version 99, this Tandem reads 2"):
             Dataset.load(made.path)
+
+    @pytest.mark.parametrize(
+        ("source", "command"),
+        [({"format": "synth"}, "tandem synth"), ({"format": "csv"}, "tandem prepare SOURCE")],
+    )
+    def test_the_form_before_events(
+        self, tmp_path: Path, source: dict[str, str], command: str
+    ) -> None:
+        """Whatever else it holds: its fields are not those of today."""
+        split = {"rows": 9, "positives": 9, "files": ["train/part-00000.parquet"], "queries": 0}
+        old = {"schema_version": 1, "num_users": 3, "splits": {"train": split}, "source": source}
+        (tmp_path / "dataset.json").write_text(json.dumps(old))
+        told = rf"schema version 1, this Tandem reads 2: remove it .*`{command} {tmp_path}`$"
+        with pytest.raises(Mistake, match=told):
+            Dataset.load(tmp_path)
 
     def test_cut_short(self, made: Dataset) -> None:
         path = Path(made.path, "dataset.json")
         path.write_text(path.read_text()[:-20])
         with pytest.raises(ValueError, match=r"dataset.json cannot be read"):
             Dataset.load(made.path)
-
-    def test_unknown_split(self, made: Dataset) -> None:
-        with pytest.raises(ValueError, match=r"no queries for split 'train'"):
-            made.queries_file("train")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.datasets import make_dataset
+from tests.definitions import by_user, events_of, last, others
 from trainer.data.schema import Dataset
 from trainer.loader.batch import Batch
 from trainer.loader.loader import Loader
@@ -17,7 +18,7 @@ WINDOW_ROWS = 300
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """1900 train rows in 3 files, 15 row groups of up to 128 rows."""
+    """1900 train rows in 3 files, row groups of 128 events and up to a user's more."""
     return make_dataset(tmp_path_factory.mktemp("loader") / "data")
 
 
@@ -66,13 +67,17 @@ def rows_of(batches: Sequence[Batch]) -> list[Row]:
     return rows
 
 
-def rows_on_disk(dataset: Dataset, split: str = "train") -> list[Row]:
-    """The same of every row in the files."""
-    import pyarrow.parquet as pq
-
+def expected_rows(dataset: Dataset, *splits: str, limit: int | None = None) -> list[Row]:
+    """The same by definition, of a dataset with times; of the train split where none is named."""
+    splits = splits or ("train",)
+    limit = dataset.history_length if limit is None else limit
     rows = []
-    for path in dataset.split_files(split):
-        for each in pq.read_table(path).to_pylist():
-            ids = (each["user"], each["item"], each["feedback"])
-            rows.append((*ids, tuple(each["history"]), tuple(each["disliked"])))
+    for own in by_user(events_of(dataset)).values():
+        for event in own:
+            if event.split in splits and event.feedback:
+                history, disliked = (
+                    last(others(event, own, splits, name), limit)
+                    for name in ("history", "disliked")
+                )
+                rows.append((event.user, event.item, event.feedback, history, disliked))
     return rows

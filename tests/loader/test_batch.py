@@ -12,15 +12,23 @@ import pytest
 import torch
 from torchrec.streamable import Pipelineable
 
-from tests.datasets import age_of, genre_of, make_dataset, tags_of
-from tests.loader.conftest import bags, epoch_of, make_loader, rows_of, rows_on_disk
+from tests.datasets import (
+    age_of,
+    event_paths,
+    genre_of,
+    make_dataset,
+    rewrite_events,
+    tags_of,
+    with_column,
+)
+from tests.loader.conftest import bags, epoch_of, expected_rows, make_loader, rows_of
 from trainer.data.candidates import CandidateSampler
 from trainer.data.features import FeatureStore
 from trainer.data.schema import Dataset
 
 
 def test_attributes_and_counts_of_every_row(dataset: Dataset) -> None:
-    train = Counter(row[1] for row in rows_on_disk(dataset) if row[2] == 1)
+    train = Counter(row[1] for row in expected_rows(dataset) if row[2] == 1)
     for batch in epoch_of(dataset, extra_candidates=16):
         users, items = batch.user_B.tolist(), batch.item_S.tolist()
         real = [item for item in items if item >= 0]
@@ -95,7 +103,7 @@ def test_ids_beyond_what_float32_holds(tmp_path: Path) -> None:
     """Ids near 2^24 differ by one; a passage through float32 would merge them."""
     shift = 2**24 - 3
     dataset = _shifted(make_dataset(tmp_path / "data", users=20, items=20, rows=300), shift)
-    on_disk = rows_on_disk(dataset)
+    on_disk = expected_rows(dataset)
     got = rows_of(
         epoch_of(dataset, query_keys=("user", "history", "disliked"), candidate_keys=("item",))
     )
@@ -105,16 +113,8 @@ def test_ids_beyond_what_float32_holds(tmp_path: Path) -> None:
 
 def _shifted(dataset: Dataset, shift: int) -> Dataset:
     """The same data with every item's row moved up by `shift`."""
-    for path in dataset.split_files("train"):
-        table = pq.read_table(path)
-        for name in ("item", "history", "disliked"):
-            column = table[name].combine_chunks()
-            if name == "item":
-                moved = pc.add(column, shift)
-            else:
-                moved = pa.ListArray.from_arrays(column.offsets, pc.add(column.values, shift))
-            table = table.set_column(table.schema.get_field_index(name), name, moved)
-        pq.write_table(table, path)
+    for path in event_paths(dataset):
+        rewrite_events(path, lambda t: with_column(t, "item", pc.add(t["item"], shift)))
     num_items = dataset.num_items + shift
     count = pa.array(np.zeros(num_items, dtype=np.int64))
     pq.write_table(pa.table({"count": count}), dataset.file("items.parquet"))

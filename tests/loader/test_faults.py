@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.loader.conftest import epoch_of, make_loader, rows_of, rows_on_disk
+from tests.datasets import event_paths, rewrite_events, with_column
+from tests.loader.conftest import epoch_of, expected_rows, make_loader, rows_of
+from trainer.data import events
 from trainer.data.schema import Dataset
 from trainer.files import damage
-from trainer.loader import windows
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def copy(dataset: Dataset, tmp_path: Path) -> Dataset:
     return Dataset.load(tmp_path / "copy")
 
 
-def corrupt(path: str, row_group: int, column: str = "history") -> int:
+def corrupt(path: str, row_group: int, column: str = "item") -> int:
     """Overwrite the middle of a column of a row group; returns the group's rows."""
     group = pq.ParquetFile(path).metadata.row_group(row_group)
     for index in range(group.num_columns):
@@ -43,8 +44,7 @@ def corrupt(path: str, row_group: int, column: str = "history") -> int:
 
 
 def test_a_corrupt_row_group_is_named(copy: Dataset) -> None:
-    path = copy.split_files("train")[1]
-    corrupt(path, 2)
+    corrupt(event_paths(copy)[1], 2)
     with pytest.raises(ValueError, match=r"part-00001.parquet row group 2 cannot be read"):
         epoch_of(copy)
 
@@ -52,47 +52,51 @@ def test_a_corrupt_row_group_is_named(copy: Dataset) -> None:
 @pytest.mark.parametrize("feedback", ["positive", "all"])
 def test_a_corrupt_row_group_is_counted_and_skipped(copy: Dataset, feedback: str) -> None:
     before = Counter(rows_of(epoch_of(copy, feedback=feedback)))
-    path = copy.split_files("train")[1]
+    path = event_paths(copy)[1]
     lost = pq.ParquetFile(path).read_row_group(2).to_pylist()
     corrupt(path, 2)
     loader = make_loader(copy, feedback=feedback, skip_corrupt=True)
     batches = list(loader.epoch(0))
     gone = before - Counter(rows_of(batches))
-    kept = [row for row in lost if feedback == "all" or row["feedback"] == 1]
-    assert sum(gone.values()) == len(kept) == loader.skipped_rows
+    kept = [r for r in lost if r["split"] == 0 and (feedback == "all" or r["kind"] == 0)]
+    assert sum(gone.values()) == len(kept) == loader.skipped_rows > 0
     assert len(batches) == loader.steps_per_epoch
     assert sum(float(batch.global_rows) for batch in batches) == loader.num_rows
 
 
 def test_a_file_without_a_footer_is_named(copy: Dataset) -> None:
-    path = Path(copy.split_files("train")[0])
+    path = Path(event_paths(copy)[0])
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(ValueError, match=r"part-00000.parquet cannot be opened as Parquet"):
         make_loader(copy)
 
 
 def test_a_missing_file_is_named(copy: Dataset) -> None:
-    Path(copy.split_files("train")[0]).unlink()
+    Path(event_paths(copy)[0]).unlink()
     with pytest.raises(ValueError, match=r"part-00000.parquet does not exist"):
         make_loader(copy)
 
 
 @pytest.mark.parametrize(
     ("column", "value", "limit"),
-    [("item", 30, 29), ("user", 50, 49), ("history", [3, -7], 29), ("disliked", [30], 29)],
+    [
+        *(("item", 30, 29), ("item", -7, 29), ("user", 50, 49), ("user", -1, 49)),
+        *(("kind", 2, 1), ("kind", -1, 1), ("split", 3, 2), ("split", -128, 2)),
+    ],
 )
 def test_ids_out_of_range_never_reach_a_table(
-    copy: Dataset, column: str, value: int | list[int], limit: int
+    copy: Dataset, column: str, value: int, limit: int
 ) -> None:
-    path = copy.split_files("train")[0]
-    table = pq.read_table(path)
-    index = table.schema.get_field_index(column)
-    values = table[column].to_pylist()
-    values[200] = value
-    table = table.set_column(index, column, pa.array(values, table.schema.field(index).type))
-    pq.write_table(table, path, row_group_size=128)
-    wrong = value[-1] if isinstance(value, list) else value
-    message = rf"row group 1 column '{column}' holds id {wrong}, outside 0\.\.{limit}"
+    changed = []
+
+    def spoil(table: pa.Table) -> pa.Table:
+        changed.append(table)
+        values = table[column].to_pylist()
+        values[100 if len(changed) == 2 else 0] = value if len(changed) == 2 else values[0]
+        return with_column(table, column, values)
+
+    rewrite_events(event_paths(copy)[0], spoil)
+    message = rf"row group 1 column '{column}' holds id {value}, outside 0\.\.{limit}"
     with pytest.raises(ValueError, match=message):
         epoch_of(copy)
 
@@ -145,7 +149,7 @@ def test_object_stores(dataset: Dataset, scheme: str) -> None:
         memory.put(dataset.path, "/bucket/data", recursive=True)
     else:
         uri = Path(dataset.path).as_uri()
-    assert Counter(rows_of(epoch_of(uri))) == Counter(rows_on_disk(dataset))
+    assert Counter(rows_of(epoch_of(uri))) == Counter(expected_rows(dataset))
 
 
 def flaky_reads(monkeypatch: pytest.MonkeyPatch, failures: int, raw: int) -> list[int]:
@@ -164,7 +168,7 @@ def flaky_reads(monkeypatch: pytest.MonkeyPatch, failures: int, raw: int) -> lis
         return wrapped
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", failing("decoded", real_decoded))
-    monkeypatch.setattr(windows, "read_range", failing("raw", real_raw))
+    monkeypatch.setattr(events, "read_range", failing("raw", real_raw))
     monkeypatch.setattr(damage.time, "sleep", waits.append)
     return waits
 

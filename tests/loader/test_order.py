@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.loader.conftest import bags, epoch_of, make_loader, rows_of, rows_on_disk
+from tests.loader.conftest import bags, epoch_of, expected_rows, make_loader, rows_of
 from trainer.data.schema import Dataset
 from trainer.loader.batch import Batch
 from trainer.loader.order import EpochOrder, Position, default_streams
@@ -27,7 +27,7 @@ def by_rank(dataset: Dataset, world_size: int, **arguments: object) -> list[list
 def test_every_row_once_an_epoch(dataset: Dataset, world_size: int) -> None:
     ranks = by_rank(dataset, world_size)
     seen = Counter(row for batches in ranks for row in rows_of(batches))
-    assert seen == Counter(rows_on_disk(dataset))
+    assert seen == Counter(expected_rows(dataset))
     assert {len(batches) for batches in ranks} == {
         make_loader(dataset, world_size=world_size).steps_per_epoch
     }
@@ -108,7 +108,7 @@ def test_every_row_once_across_resumes_at_2_4_1_ranks(dataset: Dataset, feedback
             ends.append(batches[-1].position)
         assert all(end == ends[0] for end in ends)
         position = json.loads(json.dumps(ends[0]))
-    expected = Counter(rows_on_disk(dataset))
+    expected = Counter(expected_rows(dataset))
     if feedback == "positive":
         expected = Counter({row: n for row, n in expected.items() if row[2] == 1})
     assert seen == expected

@@ -38,8 +38,8 @@ def noisy_dataset(dataset: Dataset, out: Path, added: float, removed: float, see
     """Write a copy of `dataset` whose train split has `added` more rows and `removed` fewer.
 
     An added row is a train row with its item replaced by a random one, at the same time; histories
-    hold it. A removed one is no longer trained on and stays in histories. Shares are of the train
-    rows, in the mean.
+    hold it. A removed one is a liked one that is no longer trained on and stays in histories.
+    Shares are of the train rows, and of the liked ones among them, in the mean.
 
     Args:
         out: an empty folder.
@@ -81,7 +81,8 @@ def _noisy(
     place = np.repeat(np.arange(len(repeats_E)), repeats_E)
     new = np.append(False, place[1:] == place[:-1])
     item = np.where(new, random.integers(0, dataset.num_items, len(place)), rows.item_E[place])
-    gone = ~new & train_E[place] & (random.random(len(place)) < removed)
+    liked_E = train_E & (rows.feedback_E > 0)
+    gone = ~new & liked_E[place] & (random.random(len(place)) < removed)
     kind = np.where(gone, len(dataset.kinds), rows.kind_E[place])
     return Events(
         rows.user_R[rows.row_E[place]],

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -20,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.events import FOOTER_KEY, feedback_of
+from trainer.data.event_footers import FOOTER_KEY
+from trainer.data.events import feedback_of
 from trainer.data.schema import SPLITS, Kind, Split
 
 GROUP_EVENTS = 1 << 16
@@ -72,9 +72,10 @@ class Events:
 class EventWriter:
     """Writes one file. Use it as a context: the footer is written at the end."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: Layout, group_events: int = GROUP_EVENTS) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._layout = layout
+        self._group_events = group_events
         self._groups: list[list[int]] = []
         self._waiting: list[Events] = []
         self._last_user = -1
@@ -110,26 +111,31 @@ class EventWriter:
         traceback: TracebackType | None,
     ) -> None:
         if error is None and self._waiting:
-            self._write(_joined(self._waiting))
+            rest = self._write_groups(_joined(self._waiting))
+            self._write(rest)
         self._writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(self._groups)})
         self._writer.close()
 
     def write(self, events: Events) -> None:
         """Add events of users that come after all before; a user's may go on from the last call."""
-        self._waiting.append(events)
-        if sum(len(each.user_E) for each in self._waiting) < 2 * GROUP_EVENTS:
+        if not len(events.user_E):
             return
-        whole = _joined(self._waiting)
-        starts = np.flatnonzero(np.diff(whole.user_E, prepend=-1))
-        cuts = starts[
-            np.searchsorted(starts, np.arange(0, len(whole.user_E), GROUP_EVENTS)).clip(
-                max=len(starts) - 1
-            )
-        ]
-        cuts = np.unique(np.append(cuts, starts[-1]))
-        for begin, end in pairwise(cuts.tolist()):
-            self._write(_slice(whole, begin, end))
-        self._waiting = [_slice(whole, int(cuts[-1]), len(whole.user_E))]
+        self._waiting.append(events)
+        if sum(len(each.user_E) for each in self._waiting) >= 2 * self._group_events:
+            self._waiting = [self._write_groups(_joined(self._waiting))]
+
+    def _write_groups(self, events: Events) -> Events:
+        """Write the row groups that are full; the rest.
+
+        Cuts depend on the events alone, not on the calls that brought them.
+        """
+        starts = np.flatnonzero(np.diff(events.user_E, prepend=-1))
+        begin = 0
+        while (place := int(np.searchsorted(starts, begin + self._group_events))) < len(starts):
+            end = int(starts[place])
+            self._write(_slice(events, begin, end))
+            begin = end
+        return _slice(events, begin, len(events.user_E))
 
     def _write(self, events: Events) -> None:
         """One row group."""

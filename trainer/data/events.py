@@ -4,9 +4,7 @@
     for group in range(reader.num_groups):
         rows = reader.read(group)          # rows.item_E, rows.split_E, ... of rows.user_R
 
-A file's footer says under the key "tandem" of each row group: first and last user, users, users
-with a positive event in each split, events by split and kind. That is what a loader and an
-evaluation need to know of all files before they read any.
+The footers say what all groups hold (`event_footers.py`), before any is read.
 
 Shapes: G = row groups, R = users of a group, E = their events, S = the three splits, K = kinds of
 events.
@@ -14,7 +12,6 @@ events.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
-from trainer.data.description import AGAIN, check_columns
+from trainer.data.description import AGAIN
+from trainer.data.event_footers import check_ascending, check_totals, read_footer
 from trainer.data.event_rows import EventRows, joined
 from trainer.data.parquet import filesystem_of, open_parquet
 from trainer.data.schema import FEEDBACK, SPLITS, Dataset, Kind
 from trainer.files.damage import DamagedError, decoded, read_range
 
-FOOTER_KEY = b"tandem"
 FILES_OPENED_AT_ONCE = 16
 TRAIN, VALIDATION, TEST = range(3)
 
@@ -48,7 +45,7 @@ class EventReader:
         window_F = np.repeat(
             np.arange(len(dataset.windows)), [len(window.files) for window in dataset.windows]
         )
-        describe = partial(_footer, columns=event_columns(dataset), kinds=len(dataset.kinds))
+        describe = partial(read_footer, columns=event_columns(dataset), kinds=len(dataset.kinds))
         with ThreadPoolExecutor(FILES_OPENED_AT_ONCE) as pool:
             described = list(pool.map(describe, self.paths))
         self._metadata = [metadata for metadata, _ in described]
@@ -66,24 +63,21 @@ class EventReader:
         """Users with a positive event in each split, int64."""
         self.count_GSK = table[:, 6:].reshape(len(table), len(SPLITS), len(dataset.kinds))
         """Events of each group by split and kind, int64."""
-        held_back = np.array([file < self._newest for file, _ in self._groups], dtype=bool)
+        self.files_G = np.array([file for file, _ in self._groups], dtype=np.int64)
+        """The file of each group, in the order of `paths`, int64."""
+        held_back = self.files_G < self._newest
         self.count_GSK[held_back, TRAIN] = self.count_GSK[held_back].sum(axis=1)
         self.count_GSK[held_back, VALIDATION:] = 0
         self.asked_GS[held_back] = 0
-        self.files_G = np.array([file for file, _ in self._groups], dtype=np.int64)
-        """The file of each group, in the order of `paths`, int64."""
         self.windows_G = window_F[self.files_G]
         """The window of each group, int64."""
         self._feedback_K = feedback_of(dataset.kinds)
         self._small = dataset.num_items < 2**31
         self._open = threading.local()
         self._kept: dict[int, EventRows] = {}
-        events = sum(window.events for window in dataset.windows)
-        if as_told and self.count_GSK.sum() != events:
-            raise Mistake(
-                f"the events' files of {dataset.path} hold {self.count_GSK.sum()} events, "
-                f"dataset.json says {events}: {AGAIN}"
-            )
+        if as_told:
+            check_totals(dataset, self.asked_GS, self.count_GSK, self._feedback_K)
+        check_ascending(self.users_G2, self.windows_G, self.where)
 
     @property
     def num_groups(self) -> int:
@@ -130,6 +124,9 @@ class EventReader:
         if (step_E < 0).any():
             raise Mistake(f"{where}: users do not ascend: {AGAIN}")
         start_R = np.flatnonzero(step_E)
+        ends = found["user"][[0, -1]].tolist() if events else None
+        if ends != self.users_G2[group].tolist():
+            raise Mistake(f"{where}: its users are not those that the footer says: {AGAIN}")
         return EventRows(
             found["user"][start_R].astype(np.int64),
             np.append(start_R, events),
@@ -241,20 +238,3 @@ def _check_ids(where: str, values: np.ndarray, limit: int) -> None:
             f"{where} holds id {low if low < 0 else high}, outside 0..{limit - 1}: "
             "the files do not belong to this dataset.json. Prepare the dataset again."
         )
-
-
-def _footer(path: str, columns: dict[str, str], kinds: int) -> tuple[pq.FileMetaData, np.ndarray]:
-    """A file's footer and what it says of its row groups, int64 [groups, 6 + 3 K]."""
-    with open_parquet(path) as file:
-        check_columns(path, file.schema_arrow, columns)
-        metadata = file.metadata
-    try:
-        facts = np.array(json.loads((metadata.metadata or {})[FOOTER_KEY]), dtype=np.int64)
-        facts = facts.reshape(metadata.num_row_groups, 3 + len(SPLITS) * (1 + kinds))
-        if (facts < 0).any():
-            raise ValueError("numbers below 0")
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise Mistake(
-            f"{path} does not say what its row groups hold ({type(error).__name__}): {AGAIN}"
-        ) from error
-    return metadata, facts

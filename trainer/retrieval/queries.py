@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.base.mistake import Mistake
+from trainer.data.description import AGAIN
 from trainer.data.events import EventReader
 from trainer.data.histories import HeldOut, all_of, held_out, users_asked
 from trainer.data.jagged import offsets_of
@@ -79,6 +81,11 @@ def read_queries(
             continue
         newest = reader.read(group)
         asked_R = users_asked(newest, number)
+        if np.count_nonzero(asked_R) != reader.asked_GS[group, number]:
+            raise Mistake(
+                f"{reader.where(group)} holds {np.count_nonzero(asked_R)} users with a liked item "
+                f"in {split}, its footer says {reader.asked_GS[group, number]}: {AGAIN}"
+            )
         users = newest.user_R[asked_R][rows[first:last] - start_G[group]]
         everything = newest
         if len(dataset.windows) > 1:
