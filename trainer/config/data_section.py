@@ -7,6 +7,7 @@ from typing import Annotated
 
 from trainer.base.mistake import require
 from trainer.base.typed import Range, check
+from trainer.data.schema import SPLITS
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class DataConfig:
     """What the loader reads and how it shuffles."""
 
     train_splits: tuple[str, ...] = ("train",)
-    """Splits trained on. Add "validation" only for a final model whose settings are chosen."""
+    """Splits trained on: train; train validation; or all, of a final model whose settings are
+    chosen, which nothing is left to evaluate on."""
     shuffle_window_rows: Annotated[int, Range(least=1, most=2**31)] = 262_144
     """Rows shuffled together in memory; row groups are permuted as a whole before that."""
     streams: Annotated[int, Range(least=0, most=65_536)] = 0
@@ -28,9 +30,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self, "data")
+        if self.train_splits == ("all",):
+            object.__setattr__(self, "train_splits", SPLITS)
         unknown = set(self.train_splits) - {"train", "validation"}
         require(
-            "train" in self.train_splits and not unknown,
-            f"data.train_splits={self.train_splits}: 'train', optionally with 'validation'; "
-            "the test split is never trained on",
+            self.train_splits == SPLITS or ("train" in self.train_splits and not unknown),
+            f"data.train_splits={self.train_splits}: 'train', optionally with 'validation', or "
+            "'all'; but for that the test split is never trained on",
         )

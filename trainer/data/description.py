@@ -150,6 +150,8 @@ def _counts(dataset: Dataset) -> str | None:
         return f"digest is {dataset.digest!r:.80}, not that of its files"
     if dataset.parent_digest is not None and not is_digest(dataset.parent_digest):
         return f"parent_digest is {dataset.parent_digest!r:.80}, no SHA-256"
+    if not all(map(is_digest, dataset.ancestors)):
+        return f"ancestors are {dataset.ancestors!r:.80}, no SHA-256"
     for name, split in dataset.splits.items():
         if split.positives + split.disliked > split.rows:
             return (

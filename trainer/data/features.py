@@ -38,7 +38,7 @@ from trainer.data.parquet import open_parquet
 from trainer.data.schema import Attribute, Dataset
 
 Side = Literal["user", "item"]
-CountColumn = Literal["count", "count_with_validation"]
+CountColumn = Literal["count", "count_with_validation", "count_of_all"]
 Bags = tuple[np.ndarray | list[np.ndarray], np.ndarray]
 """(values [V] of any integer type, in one or several pieces; lengths int64 [n])"""
 
@@ -226,6 +226,8 @@ def _pieces(values: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
 
 def count_column(splits: Sequence[str]) -> CountColumn:
     """Which column of users.parquet and items.parquet counts the positives of these splits."""
+    if "test" in splits:
+        return "count_of_all"
     return "count_with_validation" if "validation" in splits else "count"
 
 

@@ -137,6 +137,8 @@ class Dataset:
     files: dict[str, FileRecord]
     digest: str
     """SHA-256 over the files' digests: equal input, arguments and seed give an equal one."""
+    ancestors: tuple[str, ...] = ()
+    """Digests of what the parent was made of, the oldest first."""
 
     def __repr__(self) -> str:
         rows = self.splits["train"].rows
@@ -180,6 +182,12 @@ class Dataset:
     def has_feedback(self) -> bool:
         """True where users can dislike items: some kind of events is negative."""
         return any(kind.role == "negative" for kind in self.kinds)
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """Digests of what this grew from, and its own: runs of all of them fit its rows."""
+        parent = () if self.parent_digest is None else (self.parent_digest,)
+        return (*self.ancestors, *parent, self.digest)
 
     @property
     def held_out_by_time(self) -> bool:

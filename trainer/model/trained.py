@@ -80,10 +80,10 @@ def open_data(folder: RunFolder, data: str | None) -> tuple[RunFacts, Dataset]:
     """
     run = folder.read_config()
     dataset = Dataset.load(data or run.named_data)
-    if run.dataset_digest not in (dataset.digest, dataset.parent_digest):
+    if run.dataset_digest not in dataset.lineage:
         raise Mistake(
             f"the data in {dataset.path} is not what {folder.path} was trained on (digest "
             f"{dataset.digest[:12]}, then {run.dataset_digest[:12]}); pass that dataset "
-            "by --data, or one made from it by `tandem prepare --extend`"
+            "by --data, or one made from it by `tandem prepare NEW DATA --append`"
         )
     return run, dataset

@@ -75,6 +75,7 @@ def describe(
         parent_digest=None if parent is None else parent.digest,
         files=files,
         digest=combined_digest(files),
+        ancestors=() if parent is None else parent.lineage[:-1],
     )
 
 

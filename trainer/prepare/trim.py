@@ -257,6 +257,7 @@ def _described(
         files=files,
         digest=combined_digest(files),
         parent_digest=dataset.digest,
+        ancestors=dataset.lineage[:-1],
         dropped={reason: count for reason, count in dropped.items() if count},
     )
     reader = EventReader(trimmed, as_told=False)

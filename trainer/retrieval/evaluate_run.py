@@ -68,8 +68,15 @@ def _keep(arguments: EvaluateArguments, before: dict[str, Any], record: dict[str
 
 def _checked(arguments: EvaluateArguments) -> tuple[EvaluateArguments, dict[str, Any]]:
     """The arguments with their cut-offs, and what evaluation.json holds already."""
-    dataset = open_data(RunFolder(arguments.run), arguments.data)[1]
+    run, dataset = open_data(RunFolder(arguments.run), arguments.data)
     check_queries(dataset, arguments.split, arguments.users)
+    splits = run.config.data.train_splits
+    if arguments.split in splits and run.dataset_digest == dataset.digest:
+        raise Mistake(
+            f"{arguments.run} was trained on {arguments.split} too (data.train_splits "
+            f"{' '.join(splits)}): how well it remembers says nothing. Evaluate on data of a later "
+            "window, or a run that was trained without it"
+        )
     ks = cut_offs(arguments.k, dataset)
     if arguments.k is None and ks != DEFAULT:
         shown = ", ".join(map(str, ks))

@@ -73,11 +73,11 @@ def check_unchanged(
     Args:
         digest, config: of the dataset and the settings of then.
     """
-    if digest not in (dataset.digest, dataset.parent_digest):
+    if digest not in dataset.lineage:
         raise Mistake(
             f"the data in {spec.data} changed since {path} was trained (digest "
             f"{digest[:12]}, now {dataset.digest[:12]}); resume with the "
-            "data of then, extend it by `tandem prepare --extend`, or start a new run"
+            "data of then, add to it by `tandem prepare NEW DATA --append`, or start a new run"
         )
     then, now = config.to_json(), spec.config.to_json()
     fields = [(name, key) for name in ("model", "loss", "negatives") for key in now[name]]
