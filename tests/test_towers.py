@@ -18,7 +18,7 @@ from tests.test_training import losses, small_config, train
 from trainer.base.mistake import Mistake
 from trainer.config.model_section import ModelConfig
 from trainer.data import neighbours
-from trainer.data.features import list_bags
+from trainer.data.feature_bags import list_bags
 from trainer.data.neighbours import Draw, NeighbourRule, Neighbours
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks

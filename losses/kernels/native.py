@@ -1,7 +1,7 @@
-"""`stripe_kernel.c`, compiled for this machine at first use and kept in the user's cache.
+"""C sources compiled for this machine at first use and kept in the user's cache.
 
-It needs gcc and nothing else. Without it, or where anything about it fails, there is no kernel and
-the walk runs in plain torch: `load_kernel` says why.
+They need gcc and nothing else. Without it, or where anything about it fails, there is no kernel and
+what it does runs in plain torch or numpy: `library_of` says why.
 """
 
 import ctypes
@@ -38,13 +38,9 @@ class StripeKernel:
 @lru_cache(maxsize=1)
 def load_kernel() -> tuple[StripeKernel | None, str]:
     """(the kernel, ""), or (None, why there is none). Compiles in about a second the first time."""
-    compiler = shutil.which(os.environ.get("CC", "gcc"))
-    if compiler is None:
-        return None, "no gcc was found (install it, or set CC)"
-    try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
-        return None, f"{compiler} could not build {SOURCE.name}: {_detail(error)}"
+    library, missing = library_of(SOURCE)
+    if library is None:
+        return None, missing
     return StripeKernel(
         library,
         rows_multiple=library.rows_multiple(),
@@ -54,21 +50,32 @@ def load_kernel() -> tuple[StripeKernel | None, str]:
     ), ""
 
 
-def _compiled(compiler: str) -> Path:
+def library_of(source: Path) -> tuple[ctypes.CDLL | None, str]:
+    """(the library of a C file, ""), or (None, why there is none)."""
+    compiler = shutil.which(os.environ.get("CC", "gcc"))
+    if compiler is None:
+        return None, "no gcc was found (install it, or set CC)"
+    try:
+        return ctypes.CDLL(str(_compiled(compiler, source))), ""
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"{compiler} could not build {source.name}: {_detail(error)}"
+
+
+def _compiled(compiler: str, source: Path) -> Path:
     """The library's file; processes that compile at once each rename their own into place.
 
     Its name holds a digest of its contents: a file that a full disk or a crash has cut short would
     end the process at its first page that is not there.
     """
-    folder, key = _cache_folder(), _key(compiler)
-    for made in sorted(folder.glob(f"stripe-kernel-{key}-*.so")):
+    folder, key = _cache_folder(), f"{source.stem.replace('_', '-')}-{_key(compiler, source)}"
+    for made in sorted(folder.glob(f"{key}-*.so")):
         if made.name == _name(key, made.read_bytes()):
             return made
         made.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         unlinked, linked = Path(scratch, "kernel.o"), Path(scratch, "kernel.so")
         for command in (
-            [compiler, *_COMPILE, str(SOURCE), "-o", str(unlinked)],
+            [compiler, *_COMPILE, str(source), "-o", str(unlinked)],
             [compiler, "-shared", str(unlinked), "-o", str(linked)],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_SECONDS)
@@ -78,10 +85,10 @@ def _compiled(compiler: str) -> Path:
 
 
 def _name(key: str, contents: bytes) -> str:
-    return f"stripe-kernel-{key}-{hashlib.sha256(contents).hexdigest()[:16]}.so"
+    return f"{key}-{hashlib.sha256(contents).hexdigest()[:16]}.so"
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, source: Path) -> str:
     """Of source, flags, compiler and processor: a home directory may be shared between machines."""
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, timeout=_TIMEOUT_SECONDS
@@ -92,7 +99,7 @@ def _key(compiler: str) -> str:
         wanted = ("flags", "Features", "model name", "CPU part")
         lines = described.read_text().splitlines()
         processor = "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-    parts = (SOURCE.read_bytes(), " ".join(_COMPILE).encode(), version, processor.encode())
+    parts = (source.read_bytes(), " ".join(_COMPILE).encode(), version, processor.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

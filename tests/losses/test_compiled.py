@@ -138,10 +138,10 @@ def test_a_kernel_that_was_cut_short_is_built_anew(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler = shutil.which("gcc")
     assert compiler is not None
-    built = native._compiled(compiler)
+    built = native._compiled(compiler, native.SOURCE)
     whole = built.read_bytes()
     built.write_bytes(whole[: len(whole) // 2])
-    again = native._compiled(compiler)
+    again = native._compiled(compiler, native.SOURCE)
     assert len(again.read_bytes()) == len(whole)
     assert list(again.parent.glob("*.so")) == [again]
-    assert native._compiled(compiler) == again
+    assert native._compiled(compiler, native.SOURCE) == again

@@ -14,16 +14,14 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.base.mistake import Mistake
+from trainer.data.feature_bags import Bags, keyed_jagged, list_bags, list_of
 from trainer.data.jagged import (
     Column,
     Jagged,
-    Ranges,
     from_arrow,
-    offsets_of,
     spread,
     take_bags,
 )
@@ -39,13 +37,9 @@ from trainer.data.schema import Attribute, Dataset
 
 Side = Literal["user", "item"]
 CountColumn = Literal["count", "count_with_validation", "count_of_all"]
-Bags = tuple[np.ndarray | list[np.ndarray], np.ndarray]
-"""(values [V] of any integer type, in one or several pieces; lengths int64 [n])"""
-
 ROWS_READ_AT_ONCE = 1 << 20
 SMALL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
 """No larger unsigned ones: with int64 they would meet in float64."""
-LIST_KEYS = ("history", "disliked")
 
 
 class FeatureStore:
@@ -140,88 +134,6 @@ class FeatureStore:
         """Query keys for users, stride n. lists: bags of "history" and "disliked"."""
         bags = [list_bags(key, lists) if list_of(key) else self.bags(key, user_n) for key in keys]
         return keyed_jagged(keys, bags, len(user_n))
-
-
-def list_of(key: str) -> str | None:
-    """The list that a key reads: "history" for "history" and for "history@3", else None."""
-    name = key.partition("@")[0]
-    return name if name in LIST_KEYS else None
-
-
-def list_bags(key: str, lists: Mapping[str, Bags]) -> Bags:
-    """The whole list of each row, or one position of it ("history@0": the most recent item)."""
-    name, _, place = key.partition("@")
-    if not place:
-        return lists[name]
-    values, lengths_n = lists[name]
-    values_V = np.concatenate([np.empty(0, dtype=np.int64), *_pieces(values)])
-    return _at_place(int(place), values_V, np.cumsum(lengths_n), lengths_n)
-
-
-def list_column(key: str, lists: Mapping[str, Ranges]) -> Jagged | Ranges:
-    """The same as `list_bags`, of lists as a window holds them."""
-    name, _, place = key.partition("@")
-    bags = lists[name]
-    if not place:
-        return bags
-    values, lengths_n = _at_place(int(place), bags.values, bags.stop, bags.stop - bags.start)
-    return Jagged(values, offsets_of(lengths_n))
-
-
-def _at_place(
-    place: int, values_V: np.ndarray, stop_n: np.ndarray, lengths_n: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(values, lengths 0 or 1) of the bags' values `place` before the last."""
-    reached_n = lengths_n > place
-    return values_V[stop_n[reached_n] - 1 - place], reached_n.astype(np.int64)
-
-
-def side_of(key: str) -> Literal["query", "candidate"]:
-    """Which tower a feature key belongs to."""
-    if key in ("user", "user_items") or key.startswith("user.") or list_of(key):
-        return "query"
-    if key in ("item", "item_users") or key.startswith("item."):
-        return "candidate"
-    raise Mistake(
-        f"unknown feature key {key!r}: take user, history, disliked (or one position: history@0), "
-        "user_items, item, item_users, user.<attribute> or item.<attribute>"
-    )
-
-
-def keyed_jagged(
-    keys: Sequence[str], bags: Sequence[Bags | WeightedBags], stride: int
-) -> KeyedJaggedTensor:
-    """Bags of each key as one KeyedJaggedTensor; bags shorter than the stride end in empty ones.
-
-    Where one key has weights, the others weigh 1. Lengths per key are given along, so that
-    TorchRec need not read them back from a device.
-    """
-    lengths = np.zeros((len(keys), stride), dtype=np.int64)
-    pieces = [_pieces(bag[0]) for bag in bags]
-    sizes = [sum(map(len, each)) for each in pieces]
-    for row, bag in enumerate(bags):
-        lengths[row, : len(bag[1])] = bag[1]
-    ends = np.cumsum([0, *sizes]).tolist()
-    none: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
-    values_V = np.concatenate(sum(pieces, none), dtype=np.int64)
-    weighted = any(len(bag) == 3 for bag in bags)
-    weights_V = np.ones(ends[-1] if weighted else 0, dtype=np.float32)
-    for row, bag in enumerate(bags):
-        if len(bag) == 3:
-            weights_V[ends[row] : ends[row + 1]] = bag[2]
-    return KeyedJaggedTensor(
-        keys=list(keys),
-        values=torch.from_numpy(values_V),
-        weights=torch.from_numpy(weights_V) if weighted else None,
-        lengths=torch.from_numpy(lengths.reshape(-1)),
-        stride=stride,
-        length_per_key=sizes,
-        offset_per_key=ends,
-    )
-
-
-def _pieces(values: np.ndarray | list[np.ndarray]) -> list[np.ndarray]:
-    return values if isinstance(values, list) else [values]
 
 
 def count_column(splits: Sequence[str]) -> CountColumn:

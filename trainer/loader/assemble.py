@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from trainer.data.features import Bags, FeatureStore, keyed_jagged, list_column, list_of, side_of
-from trainer.data.jagged import Column, Jagged, Ranges, take_ranges
+from trainer.data.feature_bags import Bags, keyed_jagged, list_column, list_of, side_of
+from trainer.data.features import FeatureStore
+from trainer.data.jagged import Column, Jagged, Ranges
 from trainer.data.neighbours import NEIGHBOUR_KEYS, Draw, WeightedBags
 from trainer.loader.batch import Batch
 from trainer.loader.epoch_plan import Step
@@ -120,12 +121,13 @@ class Assembler:
 def join_slices(parts: list[tuple[Column | Ranges, int, int]]) -> Bags:
     """Rows start..stop of each column, one after the other; values of bags stay where they are."""
     lengths = np.ones(sum(stop - start for _, start, stop in parts), dtype=np.int64)
-    values, row = [], 0
+    values: list[np.ndarray | Ranges] = []
+    row = 0
     for column, start, stop in parts:
         if isinstance(column, Ranges):
-            bags = take_ranges(column.values, column.start[start:stop], column.stop[start:stop])
-            values.append(bags.values)
-            lengths[row : row + stop - start] = np.diff(bags.offsets)
+            ranges = Ranges(column.values, column.start[start:stop], column.stop[start:stop])
+            values.append(ranges)
+            np.subtract(ranges.stop, ranges.start, out=lengths[row : row + stop - start])
         elif isinstance(column, Jagged):
             offsets = column.offsets[start : stop + 1]
             values.append(column.values[offsets.item(0) : offsets.item(-1)])

@@ -24,7 +24,8 @@ import numpy as np
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
 from trainer.data.candidates import CandidateSampler, Distribution
-from trainer.data.features import LIST_KEYS, FeatureStore, count_column, list_of, side_of
+from trainer.data.feature_bags import LIST_KEYS, list_of, side_of
+from trainer.data.features import FeatureStore, count_column
 from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
 from trainer.loader.assemble import Assembler, Piece, Window

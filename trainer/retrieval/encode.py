@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from trainer.data.features import FeatureStore, count_column, list_of
+from trainer.data.feature_bags import list_of
+from trainer.data.features import FeatureStore, count_column
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import gather_objects
 from trainer.distributed.ranks import Ranks

@@ -1,0 +1,27 @@
+/* Copies of ranges of ids, end to end, as 64-bit integers.
+
+   The ranges lie all over an array that no cache holds: the next ones are fetched meanwhile. */
+
+#include <stdint.h>
+
+#define AHEAD 8
+#define LINE 64
+
+#define COPY(name, type)                                                                        \
+    void name(const type *values, const int64_t *start, const int64_t *stop, int64_t count,     \
+              int64_t *out) {                                                                   \
+        for (int64_t range = 0; range < count; range++) {                                       \
+            if (range + AHEAD < count) {                                                        \
+                const char *next = (const char *)(values + start[range + AHEAD]);               \
+                const char *end = (const char *)(values + stop[range + AHEAD]);                 \
+                for (; next < end; next += LINE) __builtin_prefetch(next);                      \
+            }                                                                                   \
+            const type *from = values + start[range];                                           \
+            const int64_t length = stop[range] - start[range];                                  \
+            for (int64_t place = 0; place < length; place++) out[place] = from[place];          \
+            out += length;                                                                      \
+        }                                                                                       \
+    }
+
+COPY(copy_ranges_32, int32_t)
+COPY(copy_ranges_64, int64_t)

@@ -1,0 +1,120 @@
+"""Bags of ids by feature key, put together as TorchRec takes them.
+
+Keys are those of `features.py`. Shapes: n = rows, S = stride of a KeyedJaggedTensor, V = values.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from trainer.base.mistake import Mistake
+from trainer.data.jagged import Jagged, Ranges, offsets_of
+from trainer.data.neighbours import WeightedBags
+from trainer.data.range_copies import copy_ranges, size_of
+
+Bags = tuple[np.ndarray | list[np.ndarray | Ranges], np.ndarray]
+"""(values [V] of any integer type, in one or several pieces; lengths int64 [n])"""
+
+LIST_KEYS = ("history", "disliked")
+
+
+def list_of(key: str) -> str | None:
+    """The list that a key reads: "history" for "history" and for "history@3", else None."""
+    name = key.partition("@")[0]
+    return name if name in LIST_KEYS else None
+
+
+def list_bags(key: str, lists: Mapping[str, Bags]) -> Bags:
+    """The whole list of each row, or one position of it ("history@0": the most recent item)."""
+    name, _, place = key.partition("@")
+    if not place:
+        return lists[name]
+    values, lengths_n = lists[name]
+    values_V = _end_to_end(_pieces(values))
+    return _at_place(int(place), values_V, np.cumsum(lengths_n), lengths_n)
+
+
+def list_column(key: str, lists: Mapping[str, Ranges]) -> Jagged | Ranges:
+    """The same as `list_bags`, of lists as a window holds them."""
+    name, _, place = key.partition("@")
+    bags = lists[name]
+    if not place:
+        return bags
+    values, lengths_n = _at_place(int(place), bags.values, bags.stop, bags.stop - bags.start)
+    return Jagged(values, offsets_of(lengths_n))
+
+
+def _at_place(
+    place: int, values_V: np.ndarray, stop_n: np.ndarray, lengths_n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(values, lengths 0 or 1) of the bags' values `place` before the last."""
+    reached_n = lengths_n > place
+    return values_V[stop_n[reached_n] - 1 - place], reached_n.astype(np.int64)
+
+
+def side_of(key: str) -> Literal["query", "candidate"]:
+    """Which tower a feature key belongs to."""
+    if key in ("user", "user_items") or key.startswith("user.") or list_of(key):
+        return "query"
+    if key in ("item", "item_users") or key.startswith("item."):
+        return "candidate"
+    raise Mistake(
+        f"unknown feature key {key!r}: take user, history, disliked (or one position: history@0), "
+        "user_items, item, item_users, user.<attribute> or item.<attribute>"
+    )
+
+
+def keyed_jagged(
+    keys: Sequence[str], bags: Sequence[Bags | WeightedBags], stride: int
+) -> KeyedJaggedTensor:
+    """Bags of each key as one KeyedJaggedTensor; bags shorter than the stride end in empty ones.
+
+    Where one key has weights, the others weigh 1. Lengths per key are given along, so that
+    TorchRec need not read them back from a device.
+    """
+    lengths = np.zeros((len(keys), stride), dtype=np.int64)
+    pieces = [_pieces(bag[0]) for bag in bags]
+    sizes = [sum(map(_size, each)) for each in pieces]
+    for row, bag in enumerate(bags):
+        lengths[row, : len(bag[1])] = bag[1]
+    ends = np.cumsum([0, *sizes]).tolist()
+    values_V = _end_to_end([piece for each in pieces for piece in each])
+    weighted = any(len(bag) == 3 for bag in bags)
+    weights_V = np.ones(ends[-1] if weighted else 0, dtype=np.float32)
+    for row, bag in enumerate(bags):
+        if len(bag) == 3:
+            weights_V[ends[row] : ends[row + 1]] = bag[2]
+    return KeyedJaggedTensor(
+        keys=list(keys),
+        values=torch.from_numpy(values_V),
+        weights=torch.from_numpy(weights_V) if weighted else None,
+        lengths=torch.from_numpy(lengths.reshape(-1)),
+        stride=stride,
+        length_per_key=sizes,
+        offset_per_key=ends,
+    )
+
+
+def _pieces(values: np.ndarray | list[np.ndarray | Ranges]) -> list[np.ndarray | Ranges]:
+    return values if isinstance(values, list) else [values]
+
+
+def _size(piece: np.ndarray | Ranges) -> int:
+    return size_of(piece) if isinstance(piece, Ranges) else len(piece)
+
+
+def _end_to_end(pieces: list[np.ndarray | Ranges]) -> np.ndarray:
+    """All values as int64, in the order of the pieces."""
+    values_V = np.empty(sum(map(_size, pieces)), dtype=np.int64)
+    begin = 0
+    for piece in pieces:
+        here = values_V[begin : begin + _size(piece)]
+        if isinstance(piece, Ranges):
+            copy_ranges(piece, here)
+        else:
+            here[:] = piece
+        begin += len(here)
+    return values_V
