@@ -27,6 +27,7 @@ from trainer.prepare.extend import (
     check_alone,
     replaced_files,
 )
+from trainer.prepare.look import look
 from trainer.prepare.partitions.partition import prepare_partition
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.prepare_arguments import PrepareArguments
@@ -58,6 +59,8 @@ def prepare(
 ) -> None:
     """Make the dataset and print what is in it. Raises Mistake on the user's mistakes."""
     started = time.monotonic()
+    if arguments.look:
+        return look(arguments)
     if arguments.only_trims:
         check_in_place(arguments.source)
         dataset = Dataset.load(arguments.source)

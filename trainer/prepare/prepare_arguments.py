@@ -99,6 +99,8 @@ class PrepareArguments:
     forget_users: str | None = None
     """File of user ids, one a line, whose events and ids leave the dataset; what SOURCE has of
     them is dropped."""
+    look: bool = False
+    """Show columns, roles, times and what each split would hold out, and make nothing."""
     memory_limit: str = "4GB"
     """Memory for DuckDB's buffers, beyond which it spills to --scratch."""
     threads: int | None = None
@@ -109,7 +111,7 @@ class PrepareArguments:
 
     def __post_init__(self) -> None:
         check_text(self.source, "SOURCE")
-        if self.out or not self.only_trims:
+        if self.out or not (self.only_trims or self.look):
             check_text(self.out, "OUT")
         sql.check_resources(self.memory_limit, self.threads)
         for flag, threshold in (

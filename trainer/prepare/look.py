@@ -1,0 +1,275 @@
+"""`tandem prepare SOURCE --look`: what a source holds and how it would be read; makes nothing.
+
+Reads the first million rows, so that it takes seconds whatever the source's size.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from trainer.base.mistake import Mistake
+from trainer.base.screen import Sheet, say
+from trainer.prepare.partitions.splits import SplitRule
+from trainer.prepare.prepare_arguments import PrepareArguments
+from trainer.prepare.split_choice import DEFAULT_SHARE, choose_rule
+from trainer.sources import sql
+from trainer.sources.checks import Thresholds, check_ratings
+from trainer.sources.columns import Table
+from trainer.sources.formats.every import read_source, recognise
+from trainer.sources.side_tables import SideFiles
+from trainer.sources.sources import Source, list_files
+from trainer.sources.text_files import readable, suffix_of
+from trainer.sources.times import BANDS, times_of
+
+ROWS_LOOKED_AT = 1_000_000
+A_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+LONGEST_VALUE = 24
+AS_TYPES = {
+    "BIGINT": "TRY_CAST({0} AS BIGINT) = TRY_CAST({0} AS DOUBLE)",  # 0.5 would be rounded
+    "DOUBLE": "TRY_CAST({0} AS DOUBLE) IS NOT NULL",
+    "TIMESTAMP": "TRY_CAST({0} AS TIMESTAMP) IS NOT NULL",
+}
+"""What a text may be, and the condition that it is."""
+
+
+def look(arguments: PrepareArguments) -> None:
+    """Print columns, roles, times, repeats, splits, and the command to go on with."""
+    resources = sql.Resources(arguments.memory_limit, arguments.threads, "")
+    with closing(sql.connect(resources)) as connection, sql.faults(f"reading {arguments.source}"):
+        try:
+            source = read_source(
+                connection,
+                arguments.source,
+                arguments.format,
+                arguments.columns({}),
+                SideFiles(arguments.items, arguments.users),
+            )
+        except Mistake as mistake:
+            _show_columns(connection, arguments, {})
+            raise Mistake(f"it cannot be prepared like this yet: {mistake}") from mistake
+        roles = {name: role for role, name in source.columns.items() if name is not None}
+        _show_columns(connection, arguments, roles)
+        for note in source.all_notes:
+            say(note)
+        with readable(arguments.source, source.format):
+            connection.execute(
+                f"CREATE TABLE looked AS SELECT *, row_number() OVER () - 1 AS place "
+                f"FROM ({source.select}) LIMIT {ROWS_LOOKED_AT}"
+            )
+        thresholds = _show_facts(connection, arguments, source)
+        _show_splits(connection, source, choose_rule(arguments, source, thresholds))
+    say("to go on:", _command(arguments))
+
+
+def _show_columns(
+    connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments, roles: dict[str, str]
+) -> None:
+    """A line a column, where the format has columns with names."""
+    files = list_files(arguments.source)
+    named = {arguments.items, arguments.users}
+    files = [file for file in files if file not in named]
+    kind = arguments.format or recognise(arguments.source, files)
+    if kind == "recbole":
+        files = [file for file in files if suffix_of(file) == ".inter"]
+    elif kind not in ("csv", "parquet"):
+        return
+    table = Table(connection, kind, files, arguments.source)
+    sheet = Sheet(
+        "column", "type", "role", "values", "missing", "from", "to", numbers=("values", "missing")
+    )
+    with readable(arguments.source, kind):
+        connection.execute(
+            f"CREATE TABLE columns_looked AS FROM {table.relation(nulls=True)} "
+            f"LIMIT {ROWS_LOOKED_AT}"
+        )
+        found = connection.execute(f"SUMMARIZE {_typed(connection)}").fetchall()
+        connection.execute("DROP TABLE columns_looked")
+    for name, of_type, low, high, distinct, *rest in found:
+        missing = float(rest[-1] or 0)
+        sheet.add(
+            name,
+            of_type.lower(),
+            roles.get(name, "not read"),
+            f"~{distinct:,}",
+            f"{missing:.2g} %",
+            _short(low),
+            _short(high),
+        )
+    sheet.print()
+
+
+def _typed(connection: duckdb.DuckDBPyConnection) -> str:
+    """SELECT of all columns; a text column as numbers or times where all its values are such."""
+    types = sql.columns_of(connection, "columns_looked")
+    texts = [name for name, of_type in types.items() if of_type == "VARCHAR"]
+    tests = [
+        f"count({quoted}) > 0 AND count({quoted}) = count(*) FILTER ({fit.format(quoted)})"
+        for quoted in map(sql.name, texts)
+        for fit in AS_TYPES.values()
+    ]
+    fits = iter(
+        sql.one(connection, f"SELECT {', '.join(tests)} FROM columns_looked") if tests else ()
+    )
+    better = {}
+    for name in texts:
+        fitting = [each for each in AS_TYPES if next(fits)]
+        if fitting:
+            better[name] = f"CAST({sql.name(name)} AS {fitting[0]}) AS {sql.name(name)}"
+    columns = [better.get(name, sql.name(name)) for name in types]
+    return f"SELECT {', '.join(columns)} FROM columns_looked"
+
+
+def _short(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+def _show_facts(
+    connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments, source: Source
+) -> Thresholds | None:
+    """Print what the rows are; the thresholds of ratings."""
+    rows, users, items, pairs, blank = sql.one(
+        connection,
+        """SELECT count(*), count(DISTINCT raw_user), count(DISTINCT raw_item),
+            count(DISTINCT (raw_user, raw_item)),
+            count(*) FILTER (raw_user IS NULL OR raw_item IS NULL) FROM looked""",
+    )
+    if not rows:
+        raise Mistake(f"{arguments.source} is empty: it holds no interactions")
+    facts = Sheet("", "", framed=False)
+    which = "all" if rows < ROWS_LOOKED_AT else "the first"
+    facts.add("looked at", f"{which} {rows:,} rows, read as {source.format}")
+    facts.add("users, items", f"{users:,}, {items:,}: {rows / max(users, 1):.1f} rows a user")
+    facts.add("repeated user and item", f"{1 - pairs / rows:.1%} of the rows")
+    if blank:
+        facts.add("without user or item", f"{blank:,} rows (--drop-null-ids drops them)")
+    thresholds = None
+    if source.has_rating:
+        thresholds = check_ratings(
+            connection,
+            "looked",
+            f"column {source.columns['rating']!r}",
+            arguments.positive_threshold,
+            arguments.dislike_threshold,
+        )
+        facts.add("ratings", _ratings(connection, thresholds))
+    if source.has_timestamp and not source.in_order:
+        facts.add("times", _times(connection, source))
+    else:
+        facts.add("times", "none: histories have no order (--in-order if the rows stand in it)")
+    facts.print()
+    return thresholds
+
+
+def _ratings(connection: duckdb.DuckDBPyConnection, found: Thresholds) -> str:
+    rating = "TRY_CAST(rating AS DOUBLE)"
+    low = "false" if found.dislike is None else f"{rating} <= {found.dislike}"
+    liked, disliked, rows = sql.one(
+        connection,
+        f"""SELECT count(*) FILTER ({rating} >= {found.positive}), count(*) FILTER ({low}),
+            count(*) FROM looked""",
+    )
+    low_words = "" if found.dislike is None else f", disliked up to {found.dislike:g}"
+    return (
+        f"liked from {found.positive:g} ({liked / rows:.0%}){low_words} ({disliked / rows:.0%}), "
+        f"{(rows - liked - disliked) / rows:.0%} between, which are dropped"
+    )
+
+
+def _times(connection: duckdb.DuckDBPyConnection, source: Source) -> str:
+    times = times_of(connection, "looked", f"column {source.columns['timestamp']!r}")
+    connection.execute("ALTER TABLE looked ADD COLUMN moment BIGINT")
+    connection.execute(f"UPDATE looked SET moment = {times.expression}")
+    first, last, middle = sql.one(
+        connection, "SELECT min(moment), max(moment), median(moment)::BIGINT FROM looked"
+    )
+    if first is None:
+        return "none that can be read"
+    for unit, (low, high) in BANDS.items():
+        if low <= abs(middle) < high:
+            days = (last - first) / A_SECOND[unit] / 86_400
+            begin, end = (_date(each // A_SECOND[unit]) for each in (first, last))
+            return f"{begin} to {end} UTC ({days:,.0f} days), in {unit}"
+    return f"{first:,} to {last:,}, in no unit of time that is known: their order counts"
+
+
+def _date(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
+
+
+def _show_splits(connection: duckdb.DuckDBPyConnection, source: Source, chosen: SplitRule) -> None:
+    """What each rule would hold out for the test, of the rows looked at."""
+    sheet = Sheet(
+        "split",
+        "rows held out for test",
+        "users asked",
+        "new items among them",
+        numbers=("rows held out for test", "users asked", "new items among them"),
+    )
+    for rule, held_out in _rules(source, chosen.test_share).items():
+        rows, users, new = sql.one(
+            connection,
+            f"""WITH marked AS (SELECT raw_user, raw_item, ({held_out}) AS held FROM looked)
+            SELECT count(*), count(DISTINCT raw_user), count(*) FILTER (raw_item NOT IN
+                (SELECT raw_item FROM marked WHERE NOT held AND raw_item IS NOT NULL))
+            FROM marked WHERE held""",
+        )
+        name = f"{rule} (taken)" if rule == chosen.rule else rule
+        sheet.add(name, f"{rows:,}", f"{users:,}", f"{new / max(rows, 1):.1%}")
+    sheet.print()
+    if chosen.rule == "given":
+        say(f"the files name their splits ({', '.join(source.given)}), which are taken")
+
+
+def _rules(source: Source, share: float | None) -> dict[str, str]:
+    """SQL condition of a row held out, by rule."""
+    part = DEFAULT_SHARE if share is None else share
+    rules = {"random": f"hash(raw_user, raw_item) % 1000 < {1000 * part}"}
+    if source.has_timestamp:
+        order = "place" if source.in_order else "moment"
+        rank = f"row_number() OVER (PARTITION BY raw_user ORDER BY {order} DESC, place DESC)"
+        rows = "count(*) OVER (PARTITION BY raw_user)"
+        last = f"{rank} <= {'1' if share is None else f'round({rows} * {share})'}"
+        rules = {
+            "leave-last-out": f"{last} AND {rows} >= 3",
+            "time": f"percent_rank() OVER (ORDER BY {order}) >= {1 - part}",
+            **rules,
+        }
+    return rules
+
+
+def _command(arguments: PrepareArguments) -> str:
+    """The command that prepares it so."""
+    words: list[str] = ["tandem", "prepare", arguments.source, arguments.out or _folder(arguments)]
+    given: Sequence[tuple[str, Any]] = [
+        (name, value)
+        for name, value in vars(arguments).items()
+        if name in _DEFAULTS and value != _DEFAULTS[name] and name not in ("source", "out", "look")
+    ]
+    for name, value in given:
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, tuple):
+            words += [flag, *map(str, value)]
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def _folder(arguments: PrepareArguments) -> str:
+    name = Path(arguments.source.rstrip("/")).stem.split(".")[0]
+    return f"{name or 'data'}-prepared"
+
+
+_DEFAULTS = vars(PrepareArguments("source", "out"))
