@@ -2,6 +2,7 @@
 
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,26 @@ def test_the_best_checkpoint_is_kept_and_evaluates_as_it_did_in_training(tmp_pat
         gc.collect()
     assert values["ndcg@20"] == pytest.approx(best["ndcg@20"], rel=1e-6)
     assert len(list((run / "checkpoints").glob("step-*"))) == 2
+
+
+def test_what_was_best_on_other_data_is_not_best_on_these(tmp_path: Path) -> None:
+    """A run that goes on with data that grew kept the epoch that was best on the old rows."""
+    run = tmp_path / "run"
+    old = make_dataset(tmp_path / "old", users=80, items=60, rows=900, planted=1.0)
+    grown = make_dataset(tmp_path / "grown", users=80, items=60, rows=900, planted=0.0, seed=1)
+    grown = replace(grown, parent_digest=old.digest)
+    (tmp_path / "grown/dataset.json").write_text(grown.to_json())
+    config = small_config(
+        evaluation={"every_epochs": 1, "patience": 9, "metric": "ndcg@20", "k": (20,)},
+        training={"epochs": 3},
+    )
+    run_worker(RunSpec("ml-100k", config, old.path, str(run)), SilentProgress())
+    run_worker(RunSpec("ml-100k", config, grown.path, str(run), resume=True), SilentProgress())
+    lines = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert max(lines[:3], key=lambda line: line["ndcg@20"])["ndcg@20"] > lines[-1]["ndcg@20"]
+    with process_group() as ranks:
+        trained = load_run(run, ranks, grown.path)
+        assert trained.step == max(lines[3:], key=lambda line: line["ndcg@20"])["step"]
+        del trained
+        gc.collect()

@@ -22,7 +22,7 @@ from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import Progress
 from trainer.observe.trackers.mirror import Mirrors
 from trainer.observe.trackers.tracker import Tracked
-from trainer.run.checkpoint_facts import DataPosition, Facts
+from trainer.run.checkpoint_facts import DataPosition, Facts, ValidationState
 from trainer.run.checkpoint_read import load, newest_sound
 from trainer.run.checkpoint_write import CheckpointWriteError, CheckpointWriter
 from trainer.run.folder import RunFolder, RunSpec
@@ -258,12 +258,16 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.set_optimizer_step(facts.step)  # Adam's, which no state dict holds
         self.checkpoints.damaged |= found.damaged
-        self.validation.restore(facts.validation)
-        self._evaluated_step = facts.step if facts.validation.evaluated else None
-        position = None if facts.position is None else asdict(facts.position)
         extended = facts.dataset_digest != self.dataset.digest
+        # Other rows are held out: what was best on those of then need not be on these.
+        self.validation.restore(ValidationState() if extended else facts.validation)
+        self._evaluated_step = None
+        if facts.validation.evaluated and not extended:
+            self._evaluated_step = facts.step
+        position = None if facts.position is None else asdict(facts.position)
         if extended:
             position = None  # other rows, new epochs
+            self.progress.message("the data grew: its epochs, and what is best, are counted anew")
         splits = Config.from_json(facts.config).data.train_splits
         if extended or set(splits) != set(self.config.data.train_splits):
             initialise(
