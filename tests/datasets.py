@@ -86,6 +86,7 @@ def make_dataset(
         schema_version=SCHEMA_VERSION,
         num_users=users,
         num_items=items,
+        window_rule=None,
         windows=(window,),
         kinds=KINDS,
         splits=splits_of(count_SK, KINDS, asked_S),
@@ -216,6 +217,7 @@ def _write_tables(
         "title": pa.array([f"Item {row}" for row in range(items)]),
         "count": pa.array(counts("item", items, "train"), IDS),
         "count_with_validation": pa.array(counts("item", items, "train", "validation"), IDS),
+        "count_of_all": pa.array(counts("item", items, *SPLITS), IDS),
         "genre": pa.array([genre_of(row) for row in range(items)], IDS),
         "tags": pa.array([tags_of(row) for row in range(items)], BAGS),
     }
@@ -224,6 +226,7 @@ def _write_tables(
         "raw_id": pa.array([1000 + row for row in range(users)], IDS),
         "count": pa.array(counts("user", users, "train"), IDS),
         "count_with_validation": pa.array(counts("user", users, "train", "validation"), IDS),
+        "count_of_all": pa.array(counts("user", users, *SPLITS), IDS),
         "age": pa.array([age_of(row) for row in range(users)], IDS),
     }
     sizes = (("user", "age", 4), ("item", "genre", CLUSTERS + 1), ("item", "tags", 9))

@@ -15,7 +15,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.usage import parse
 from trainer.files.filesystems import is_uri
 from trainer.observe.progress import Progress
-from trainer.prepare.partition import PartitionCounts, PartitionPlan
+from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.pipeline import PrepareArguments, prepare, run_here
 from trainer.sources.sql import Resources
 

@@ -11,7 +11,8 @@ import ray
 
 from trainer.base.mistake import Mistake
 from trainer.observe.progress import Progress
-from trainer.prepare.partition import PartitionCounts, PartitionPlan, prepare_partition
+from trainer.prepare.partitions.partition import prepare_partition
+from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.sources.sql import Resources, bytes_of
 
 RETRIES = 3
@@ -49,7 +50,7 @@ def run_tasks(
             counts[part_of[reference]] = _result(reference)
         done = rows * len(counts) // plan.parts
         rate = done / max(time.monotonic() - started, 1e-6)
-        progress.update("histories", done, rows, rows_per_second=rate)
+        progress.update("writing events", done, rows, rows_per_second=rate)
     return [counts[part] for part in range(plan.parts)]
 
 

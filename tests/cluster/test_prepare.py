@@ -12,9 +12,9 @@ from cluster.workers.session import ray_session
 from tests.data.planted import Row, make, write_csv
 from trainer.data.schema import LIKED, Dataset
 from trainer.observe.progress import SilentProgress
-from trainer.prepare.partition import PartitionPlan
+from trainer.prepare.partitions.partition_plan import PartitionPlan
+from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.pipeline import PrepareArguments, prepare
-from trainer.prepare.splits import SplitRule
 from trainer.sources.sql import Resources, bytes_of
 
 ROWS = [Row(u, (u * i) % 97, 1 + i % 5, i % 7) for u in range(60) for i in range(70)]

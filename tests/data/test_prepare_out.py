@@ -20,7 +20,7 @@ from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
 from trainer.files.whole_folder import PREFIX
 from trainer.observe.progress import SilentProgress
-from trainer.prepare.partition import PartitionCounts, PartitionPlan
+from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.pipeline import PrepareArguments, prepare, run_here
 from trainer.sources import sql
 from trainer.synth.synth import SynthArguments, synth

@@ -33,7 +33,11 @@ class PrepareOptions(TypedDict, total=False):
     drop_null_ids: bool
     history_length: int | None
     seed: int | None
+    append: bool
     extend: str | None
+    window: str | None
+    keep_windows: int | None
+    forget_users: str | None
     memory_limit: str
     threads: int | None
     scratch: str | None

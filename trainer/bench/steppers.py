@@ -200,6 +200,7 @@ def bench_dataset(workload: Workload) -> Dataset:
         schema_version=SCHEMA_VERSION,
         num_users=workload.users,
         num_items=workload.items,
+        window_rule=None,
         windows=(),
         kinds=(LIKED,),
         splits={"train": train},

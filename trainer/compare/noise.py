@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
 from trainer.data.event_files import Events, EventWriter, Layout, part_file, splits_of
-from trainer.data.events import TRAIN, EventReader, EventRows, feedback_of
+from trainer.data.event_rows import EventRows
+from trainer.data.events import TRAIN, EventReader, feedback_of
 from trainer.data.parquet import open_parquet
 from trainer.data.schema import (
     Dataset,
@@ -74,12 +75,7 @@ def _noisy(
     rows: EventRows, dataset: Dataset, added: float, removed: float, random: np.random.Generator
 ) -> Events:
     """The events with random ones behind those they were made of; removed ones of another kind."""
-    kind_F = {kind.role: number for number, kind in reversed(list(enumerate(dataset.kinds)))}
-    kind_E = np.select(
-        [rows.feedback_E > 0, rows.feedback_E < 0],
-        [kind_F.get("positive", 0), kind_F.get("negative", 0)],
-        kind_F.get("history", 0),
-    )
+    liked = next(n for n, kind in enumerate(dataset.kinds) if kind.role == "positive")
     train_E = (rows.split_E == TRAIN) & (rows.feedback_E != 0)
     repeats_E = 1 + train_E * random.poisson(added, len(train_E))
     place = np.repeat(np.arange(len(repeats_E)), repeats_E)
@@ -87,11 +83,11 @@ def _noisy(
     item = np.where(new, random.integers(0, dataset.num_items, len(place)), rows.item_E[place])
     liked_E = train_E & (rows.feedback_E > 0)
     gone = ~new & liked_E[place] & (random.random(len(place)) < removed)
-    kind = np.where(gone, len(dataset.kinds), kind_E[place])
+    kind = np.where(gone, len(dataset.kinds), rows.kind_E[place])
     return Events(
         rows.user_R[rows.row_E[place]],
         item,
-        np.where(new, kind_F["positive"], kind).astype(np.int8),
+        np.where(new, liked, kind).astype(np.int8),
         rows.split_E[place],
         None if rows.time_E is None else rows.time_E[place],
     )

@@ -194,12 +194,13 @@ def check_tables(dataset: Dataset) -> None:
         ("user", dataset.num_users, dataset.user_attributes),
         ("item", dataset.num_items, dataset.item_attributes),
     ):
-        columns = {side: "integer", "raw_id": "id", "count": "integer"}
+        columns = {side: "integer", "raw_id": "id"}
+        columns |= dict.fromkeys(("count", "count_with_validation", "count_of_all"), "integer")
         columns |= {
             each.name: "integer" if each.kind == "single" else "integers" for each in attributes
         }
         if side == "item":
-            columns |= {"title": "text", "count_with_validation": "integer"}
+            columns |= {"title": "text"}
         _check_table(dataset, f"{side}s.parquet", columns, rows)
     vocabulary = {"side": "text", "name": "text", "row": "integer", "value": "text"}
     _check_table(dataset, "attributes.parquet", vocabulary, None)

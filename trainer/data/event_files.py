@@ -38,6 +38,7 @@ class Layout:
     kinds: tuple[Kind, ...]
     with_time: bool
     with_split: bool
+    with_carried: bool = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -50,6 +51,8 @@ class Layout:
             columns["kind"] = pa.int8()
         if self.with_split:
             columns["split"] = pa.int8()
+        if self.with_carried:
+            columns["carried"] = pa.int8()
         return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
@@ -62,6 +65,8 @@ class Events:
     kind_E: np.ndarray
     split_E: np.ndarray
     time_E: np.ndarray | None
+    carried_E: np.ndarray | None = None
+    """1 for events of earlier windows, kept for histories; None: none are."""
 
 
 class EventWriter:
@@ -78,6 +83,8 @@ class EventWriter:
         """Users written."""
         self.count_SK = np.zeros((len(SPLITS), len(layout.kinds)), dtype=np.int64)
         """Events written, by split and kind."""
+        self.first_time, self.last_time = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+        """Of the window's own events, where they have times."""
         self.asked_S = np.zeros(len(SPLITS), dtype=np.int64)
         """Users with a positive event in each split."""
         self._writer = pq.ParquetWriter(
@@ -142,13 +149,21 @@ class EventWriter:
             "time": events.time_E,
             "kind": events.kind_E,
             "split": events.split_E,
+            "carried": np.zeros(len(events.user_E), dtype=np.int8)
+            if events.carried_E is None
+            else events.carried_E,
         }
         schema = self._layout.schema
         columns = [pa.array(values[field.name]).cast(field.type) for field in schema]
         self._writer.write_table(
             pa.table(columns, schema=schema), row_group_size=len(events.user_E)
         )
+        own_E = slice(None) if events.carried_E is None else events.carried_E == 0
         key_E = events.split_E.astype(np.int64) * len(self._layout.kinds) + events.kind_E
+        key_E = key_E[own_E]
+        if events.time_E is not None:
+            self.first_time = min(self.first_time, int(events.time_E[own_E].min()))
+            self.last_time = max(self.last_time, int(events.time_E[own_E].max()))
         counted = np.bincount(key_E, minlength=self.count_SK.size)
         positive_E = feedback_of(self._layout.kinds)[events.kind_E] > 0
         asked = [
@@ -158,7 +173,7 @@ class EventWriter:
         self.count_SK += counted.reshape(self.count_SK.shape)
         self.asked_S += asked
         self.users += len(users)
-        self._groups.append([int(users[0]), int(users[-1]), *asked, *counted.tolist()])
+        self._groups.append([int(users[0]), int(users[-1]), len(users), *asked, *counted.tolist()])
 
 
 def part_file(window: int, part: int) -> str:
@@ -188,18 +203,25 @@ def _joined(parts: list[Events]) -> Events:
     if len(parts) == 1:
         return parts[0]
     times = [part.time_E for part in parts if part.time_E is not None]
+    carried = [
+        np.zeros(len(part.user_E), dtype=np.int8) if part.carried_E is None else part.carried_E
+        for part in parts
+    ]
     return Events(
         np.concatenate([part.user_E for part in parts]),
         np.concatenate([part.item_E for part in parts]),
         np.concatenate([part.kind_E for part in parts]),
         np.concatenate([part.split_E for part in parts]),
         np.concatenate(times) if times else None,
+        np.concatenate(carried),
     )
 
 
 def _slice(events: Events, begin: int, end: int) -> Events:
     cut = slice(begin, end)
-    time_E = None if events.time_E is None else events.time_E[cut]
+    columns = (events.user_E, events.item_E, events.kind_E, events.split_E)
+    optional = (events.time_E, events.carried_E)
     return Events(
-        events.user_E[cut], events.item_E[cut], events.kind_E[cut], events.split_E[cut], time_E
+        *(column[cut] for column in columns),
+        *(None if column is None else column[cut] for column in optional),
     )

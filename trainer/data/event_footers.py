@@ -1,8 +1,8 @@
 """What the footers of the events' files say of their row groups, read and checked.
 
-Under the key "tandem" of each row group: first and last user, users with a positive event in each
-split, events by split and kind. That is what a loader and an evaluation need to know of all files
-before they read any, and a stranger's may say anything.
+Under the key "tandem" of each row group: first and last user, users, users with a positive event in
+each split, own events by split and kind. That is what a loader and an evaluation need to know of
+all files before they read any, and a stranger's may say anything.
 
 Shapes: G = row groups, S = the three splits, K = kinds of events.
 """
@@ -26,7 +26,7 @@ FOOTER_KEY = b"tandem"
 def read_footer(
     path: str, columns: dict[str, str], kinds: int
 ) -> tuple[pq.FileMetaData, np.ndarray]:
-    """A file's footer and what it says of its row groups, int64 [groups, 2 + 3 + 3 K]."""
+    """A file's footer and what it says of its row groups, int64 [groups, 6 + 3 K]."""
     with open_parquet(path) as file:
         check_columns(path, file.schema_arrow, columns)
         metadata = file.metadata
@@ -36,10 +36,12 @@ def read_footer(
     )
     try:
         facts = np.array(json.loads((metadata.metadata or {})[FOOTER_KEY]), dtype=np.int64)
-        facts = facts.reshape(len(rows_G), 2 + len(SPLITS) * (1 + kinds))
+        facts = facts.reshape(len(rows_G), 3 + len(SPLITS) * (1 + kinds))
         if (facts < 0).any() or (facts[:, 2:] > rows_G[:, None]).any():
             raise ValueError("numbers below 0, or above the rows")
-        if (facts[:, 2 + len(SPLITS) :].sum(axis=1) != rows_G).any():
+        own_G = facts[:, 3 + len(SPLITS) :].sum(axis=1)
+        carried = "carried" in metadata.schema.names
+        if (own_G > rows_G).any() or (not carried and (own_G != rows_G).any()):
             raise ValueError("other rows than the file's")
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise Mistake(

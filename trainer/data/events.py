@@ -15,8 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 from trainer.base.mistake import Mistake
 from trainer.data.description import AGAIN
 from trainer.data.event_footers import check_ascending, check_totals, read_footer
-from trainer.data.jagged import offsets_of
+from trainer.data.event_rows import EventRows, joined
 from trainer.data.parquet import filesystem_of, open_parquet
 from trainer.data.schema import FEEDBACK, SPLITS, Dataset, Kind
 from trainer.files.damage import DamagedError, decoded, read_range
@@ -35,58 +34,17 @@ FILES_OPENED_AT_ONCE = 16
 TRAIN, VALIDATION, TEST = range(3)
 
 
-@dataclass(frozen=True)
-class EventRows:
-    """Some users, ascending, and their events: those of a user in order."""
-
-    user_R: np.ndarray
-    """int64."""
-    offsets_R: np.ndarray
-    """User i's events are offsets_R[i] .. offsets_R[i + 1] - 1; int64 [R + 1], from 0."""
-    item_E: np.ndarray
-    """int32 where all items fit, else int64."""
-    feedback_E: np.ndarray
-    """1 positive, -1 negative, 0 for histories alone; int8."""
-    split_E: np.ndarray
-    """0 train, 1 validation, 2 test; int8."""
-    time_E: np.ndarray | None
-    """int64, ascending for a user; None where the data have no times."""
-
-    @cached_property
-    def row_E(self) -> np.ndarray:
-        """The place of each event's user among `user_R`, int64."""
-        return np.repeat(np.arange(len(self.user_R)), np.diff(self.offsets_R))
-
-    @cached_property
-    def first_of_moment_E(self) -> np.ndarray:
-        """The first event of the event's user that has its time; int64. Only of data with times."""
-        assert self.time_E is not None
-        place_E = np.arange(len(self.item_E))
-        begins_E = np.ones(len(place_E), dtype=bool)
-        begins_E[1:] = self.time_E[1:] != self.time_E[:-1]
-        begins_E[self.offsets_R[:-1][np.diff(self.offsets_R) > 0]] = True
-        return np.maximum.accumulate(np.where(begins_E, place_E, 0))
-
-    def of(self, chosen_R: np.ndarray) -> EventRows:
-        """The events of some of the users, bool [R]."""
-        chosen_E = chosen_R[self.row_E]
-        return EventRows(
-            self.user_R[chosen_R],
-            offsets_of(np.diff(self.offsets_R)[chosen_R]),
-            self.item_E[chosen_E],
-            self.feedback_E[chosen_E],
-            self.split_E[chosen_E],
-            None if self.time_E is None else self.time_E[chosen_E],
-        )
-
-
 class EventReader:
     """The row groups of a dataset's events, each read alone, from any thread."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, as_told: bool = True) -> None:
+        """as_told: raise where the files hold other events than dataset.json says."""
+        self.dataset = dataset
         self.paths = [dataset.file(name) for window in dataset.windows for name in window.files]
         self._newest = len(self.paths) - len(dataset.windows[-1].files)
+        window_F = np.repeat(
+            np.arange(len(dataset.windows)), [len(window.files) for window in dataset.windows]
+        )
         describe = partial(read_footer, columns=event_columns(dataset), kinds=len(dataset.kinds))
         with ThreadPoolExecutor(FILES_OPENED_AT_ONCE) as pool:
             described = list(pool.map(describe, self.paths))
@@ -99,24 +57,27 @@ class EventReader:
         table = np.concatenate([facts for _, facts in described])
         self.users_G2 = table[:, :2]
         """First and last user of each group, int64."""
-        self.asked_GS = table[:, 2:5]
+        self.users_G = table[:, 2]
+        """Users of each group, int64."""
+        self.asked_GS = table[:, 3:6]
         """Users with a positive event in each split, int64."""
-        self.count_GSK = table[:, 5:].reshape(len(table), len(SPLITS), len(dataset.kinds))
+        self.count_GSK = table[:, 6:].reshape(len(table), len(SPLITS), len(dataset.kinds))
         """Events of each group by split and kind, int64."""
-        self._file_G = np.array([file for file, _ in self._groups], dtype=np.int64)
-        held_back = self._file_G < self._newest
+        self.files_G = np.array([file for file, _ in self._groups], dtype=np.int64)
+        """The file of each group, in the order of `paths`, int64."""
+        held_back = self.files_G < self._newest
         self.count_GSK[held_back, TRAIN] = self.count_GSK[held_back].sum(axis=1)
         self.count_GSK[held_back, VALIDATION:] = 0
         self.asked_GS[held_back] = 0
+        self.windows_G = window_F[self.files_G]
+        """The window of each group, int64."""
         self._feedback_K = feedback_of(dataset.kinds)
         self._small = dataset.num_items < 2**31
         self._open = threading.local()
         self._kept: dict[int, EventRows] = {}
-        check_totals(dataset, self.asked_GS, self.count_GSK, self._feedback_K)
-        window_of_file = np.repeat(
-            np.arange(len(dataset.windows)), [len(window.files) for window in dataset.windows]
-        )
-        check_ascending(self.users_G2, window_of_file[self._file_G], self.where)
+        if as_told:
+            check_totals(dataset, self.asked_GS, self.count_GSK, self._feedback_K)
+        check_ascending(self.users_G2, self.windows_G, self.where)
 
     @property
     def num_groups(self) -> int:
@@ -136,8 +97,9 @@ class EventReader:
             Mistake: where the group is damaged (`DamagedGroup`), or not what dataset.json says.
             OSError: where its storage fails, again and again.
         """
-        dataset, where = self._dataset, self.where(group)
-        table = self._read(group, list(event_columns(dataset)))
+        dataset, where = self.dataset, self.where(group)
+        names = [*event_columns(dataset), *(["carried"] if self.has_carried(group) else [])]
+        table = self._read(group, names)
         for name in table.column_names:
             if table.column(name).null_count:
                 raise Mistake(f"{where} column {name!r} has nulls: {AGAIN}")
@@ -147,18 +109,17 @@ class EventReader:
             "item": dataset.num_items,
             "kind": len(dataset.kinds),
             "split": len(SPLITS),
+            "carried": 2,
         }
         for name, values in found.items():
             if name in limits:
                 _check_ids(f"{where} column {name!r}", values, limits[name])
         events = len(found["item"])
-        kind_E = found.get("kind")
+        kind_E = found.get("kind", np.zeros(events, dtype=np.int8))
         split_E = found.get("split")
+        carried_E = found.get("carried")
         if split_E is None or self._groups[group][0] < self._newest:
             split_E = np.zeros(events, dtype=np.int8)
-        feedback_E = (
-            np.full(events, self._feedback_K[0]) if kind_E is None else self._feedback_K[kind_E]
-        )
         step_E = np.diff(found["user"], prepend=found["user"].dtype.type(-1))
         if (step_E < 0).any():
             raise Mistake(f"{where}: users do not ascend: {AGAIN}")
@@ -170,10 +131,16 @@ class EventReader:
             found["user"][start_R].astype(np.int64),
             np.append(start_R, events),
             found["item"].astype(np.int32 if self._small else np.int64, copy=False),
-            feedback_E,
+            kind_E,
+            self._feedback_K[kind_E],
             split_E.astype(np.int8, copy=False),
             found.get("time"),
+            None if carried_E is None else carried_E > 0,
         )
+
+    def has_carried(self, group: int) -> bool:
+        """Whether the group's file marks events of earlier windows."""
+        return "carried" in self._metadata[self._groups[group][0]].schema.names
 
     def of_users(self, first: int, stop: int) -> EventRows:
         """The events of users first..stop-1 of all windows, of those who have some.
@@ -257,31 +224,9 @@ def each_event(
     numbers = [SPLITS.index(split) for split in splits]
     for group in np.flatnonzero(reader.count_GSK[:, numbers].sum(axis=(1, 2))):
         rows = reader.read(int(group))
-        chosen_E = np.isin(rows.split_E, numbers)
+        chosen_E = np.isin(rows.split_E, numbers) & rows.own_E
         user_E = rows.user_R[rows.row_E[chosen_E]]
         yield user_E, rows.item_E[chosen_E].astype(np.int64), rows.feedback_E[chosen_E]
-
-
-def joined(parts: Sequence[EventRows]) -> EventRows:
-    """Events of several groups, by user; those of one user in the order of the parts."""
-    if len(parts) == 1:
-        return parts[0]
-    if not parts:
-        none, small = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int8)
-        return EventRows(none, np.zeros(1, dtype=np.int64), none, small, small, none)
-    user_E = np.concatenate([part.user_R[part.row_E] for part in parts])
-    order_E = np.argsort(user_E, kind="stable")
-    user_E = user_E[order_E]
-    start_R = np.flatnonzero(np.diff(user_E, prepend=-1))
-    times = [part.time_E for part in parts if part.time_E is not None]
-    return EventRows(
-        user_E[start_R],
-        np.append(start_R, len(user_E)),
-        np.concatenate([part.item_E for part in parts])[order_E],
-        np.concatenate([part.feedback_E for part in parts])[order_E],
-        np.concatenate([part.split_E for part in parts])[order_E],
-        np.concatenate(times)[order_E] if times else None,
-    )
 
 
 def _check_ids(where: str, values: np.ndarray, limit: int) -> None:

@@ -25,7 +25,7 @@ from trainer.files.filesystems import filesystem_of, reached, readable
 SCHEMA_VERSION = 2
 SPLITS = ("train", "validation", "test")
 MAX_HISTORY_LENGTH = 10_000
-RESERVED = ("item", "user", "raw_id", "title", "count", "count_with_validation")
+RESERVED = ("item", "user", "raw_id", "title", "count", "count_with_validation", "count_of_all")
 """Columns of items.parquet and users.parquet that are no attributes."""
 FOLLOWING_TIME = ("time", "leave-last-out")
 """Split rules that hold out what is latest."""
@@ -34,6 +34,7 @@ DERIVED = ".derived"
 AttributeKind = Literal["single", "multi"]
 Role = Literal["positive", "negative", "history"]
 Count = Annotated[int, Range(least=0, most=2**62)]
+Moment = Annotated[int, Range(least=-(2**63), most=2**63 - 1)]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class EventWindow:
     """Users with events in it."""
     events: Count
     """Their events."""
+    first_time: Moment | None = None
+    """Of the first and the last of them; None where the data have no times."""
+    last_time: Moment | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class Dataset:
     schema_version: int
     num_users: Annotated[int, Range(least=1, most=2**62)]
     num_items: Annotated[int, Range(least=1, most=2**62)]
+    window_rule: str | None
+    """How rows are dealt into windows, as `--window` has it; None: what comes at once is one."""
     windows: Annotated[tuple[EventWindow, ...], Range(least=1)]
     """In the order of time."""
     kinds: Annotated[tuple[Kind, ...], Range(least=1)]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.base.mistake import Mistake
-from trainer.data.events import DamagedGroup, EventReader, EventRows
+from trainer.data.event_rows import EventRows
+from trainer.data.events import DamagedGroup, EventReader
 from trainer.data.histories import Draw, before_events
 from trainer.data.jagged import Ranges
 from trainer.data.schema import SPLITS, Dataset
@@ -109,7 +110,7 @@ class RowGroups:
     def _rows_of(self, rows: EventRows, draw: Draw) -> WindowRows:
         pool_E = np.isin(rows.split_E, self._splits)
         wanted_E = rows.feedback_E > 0 if self._positives_only else rows.feedback_E != 0
-        event_n = np.flatnonzero(pool_E & wanted_E)
+        event_n = np.flatnonzero(pool_E & wanted_E & rows.own_E)
         return WindowRows(
             rows.user_R[rows.row_E[event_n]],
             rows.item_E[event_n].astype(np.int64),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import fsspec
+import numpy as np
 
 from trainer.data.event_files import part_file, splits_of
+from trainer.data.events import EventReader
 from trainer.data.schema import (
     SCHEMA_VERSION,
     Dataset,
@@ -20,7 +23,7 @@ from trainer.data.schema import (
     sha256_of,
 )
 from trainer.prepare.attributes import Encoded
-from trainer.prepare.partition import PartitionCounts, PartitionPlan
+from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.staging import Catalog
 
 
@@ -34,13 +37,13 @@ def describe(
     source: dict[str, Any],
     notes: dict[str, int],
     parent: Dataset | None,
+    window_rule: str | None,
 ) -> Dataset:
     """dataset.json's contents."""
-    window = EventWindow(
-        tuple(part_file(0, part) for part in range(plan.parts)),
-        counts.users,
-        int(counts.count_SK.sum()),
-    )
+    before = () if plan.parent is None or parent is None else parent.windows
+    count_SK = counts.count_WSK.sum(axis=0)
+    if plan.parent is not None and parent is not None:
+        count_SK[0] += _events_by_kind(parent)
     local = fsspec.filesystem("file")
     files = {
         str(each.relative_to(partial)): FileRecord(each.stat().st_size, sha256_of(local, str(each)))
@@ -53,9 +56,10 @@ def describe(
         schema_version=SCHEMA_VERSION,
         num_users=catalog.num_users,
         num_items=catalog.num_items,
-        windows=(window,),
+        window_rule=window_rule,
+        windows=(*before, *_windows(partial, plan, counts)),
         kinds=plan.kinds,
-        splits=splits_of(counts.count_SK, plan.kinds, counts.asked_S),
+        splits=splits_of(count_SK, plan.kinds, counts.asked_S),
         split_rule={key: value for key, value in asdict(plan.rule).items() if value is not None},
         history_length=plan.history_length,
         has_timestamps=plan.has_timestamps,
@@ -72,3 +76,23 @@ def describe(
         files=files,
         digest=combined_digest(files),
     )
+
+
+def _windows(partial: Path, plan: PartitionPlan, counts: PartitionCounts) -> Iterator[EventWindow]:
+    """The windows that have events."""
+    for window, users in enumerate(counts.users_W.tolist()):
+        names = [part_file(plan.first_window + window, part) for part in range(plan.parts)]
+        if users or plan.windows == 1:
+            yield EventWindow(
+                tuple(name for name in names if (partial / name).exists()),
+                users,
+                int(counts.count_WSK[window].sum()),
+                int(counts.first_W[window]) if plan.has_timestamps and users else None,
+                int(counts.last_W[window]) if plan.has_timestamps and users else None,
+            )
+
+
+def _events_by_kind(dataset: Dataset) -> np.ndarray:
+    """Events of each kind in all windows, int64 [K]: what its files' footers say."""
+    counted: np.ndarray = EventReader(dataset).count_GSK.sum(axis=(0, 1))
+    return counted

@@ -7,9 +7,11 @@ from pathlib import Path
 import duckdb
 
 from trainer.prepare.attributes import Encoded
-from trainer.prepare.partition import PARQUET
+from trainer.prepare.partitions.partition import PARQUET
 from trainer.sources import sql
 
+COUNTS = ("count", "count_with_validation", "count_of_all")
+"""Positives in train, in train and validation, in all splits."""
 TABLE = f"{PARQUET}, DICTIONARY_SIZE_LIMIT 1"
 """Plain integer columns: dense rows are read whole, a dictionary would only be undone."""
 
@@ -21,11 +23,13 @@ def write_items_and_users(
     attributes: dict[str, list[Encoded]],
     title: str | None,
     extends: bool,
+    appends: bool,
 ) -> None:
     """Write items.parquet and users.parquet, rows ascending without gaps.
 
     title: the column of table side_item that holds titles, by its name there. extends: rows that
-    the side tables lack take their title and attributes from tables old_item and old_user.
+    the side tables lack take their title and attributes from tables old_item and old_user. appends:
+    the parent's events are counted with the new ones, all as training data.
     """
     for side in ("item", "user"):
         columns = [f"{side}s.row AS {side}", f"{side}s.raw AS raw_id"]
@@ -33,7 +37,8 @@ def write_items_and_users(
         counts = sql.parquet(connection, parts)
         joins = [
             f"""LEFT JOIN (SELECT row, sum(count)::BIGINT AS count,
-                    sum(count_with_validation)::BIGINT AS count_with_validation
+                    sum(count_with_validation)::BIGINT AS count_with_validation,
+                    sum(count_of_all)::BIGINT AS count_of_all
                 FROM {counts} GROUP BY row) AS counts ON counts.row = {side}s.row""",
             f"LEFT JOIN side_{side} AS side ON side.raw = {side}s.raw",
         ]
@@ -43,8 +48,9 @@ def write_items_and_users(
             titles = ["old.title"] if extends else []
             titles += [] if title is None else [f"nullif(trim(CAST(side.{title} AS VARCHAR)), '')"]
             columns.append(f"coalesce({', '.join([*reversed(titles), 'NULL::VARCHAR'])}) AS title")
-        for name in ("count", "count_with_validation"):
-            columns.append(f"coalesce(counts.{name}, 0) AS {name}")
+        for name in COUNTS:
+            before = "coalesce(old.count_of_all, 0) + " if appends else ""
+            columns.append(f"{before}coalesce(counts.{name}, 0) AS {name}")
         for each in attributes[side]:
             name = sql.name(each.attribute.name)
             values = [] if each.table is None else [f"{each.table}.value"]

@@ -1,11 +1,14 @@
-"""`tandem prepare NEW OUT --extend OLD`: new interactions beside those of an existing dataset.
+"""`tandem prepare NEW DATA --append`: new interactions behind those of an existing dataset.
 
-Users and items of OLD keep their rows, so that trained tables fit; new ones come after them.
-Values of attributes likewise. Positions go on where OLD's source ended.
+Users and items keep their rows, so that trained tables fit; new ones come after them. Values of
+attributes likewise. Where the data have times, the new rows are a window of their own (or several,
+by --window), and the files of the others stay as they are. Without times a user's rows have no
+order, so old and new become one window again.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,10 @@ from trainer.data.description import check_columns
 from trainer.data.events import event_columns
 from trainer.data.parquet import open_parquet
 from trainer.data.schema import DERIVED, FEEDBACK, SPLITS, Attribute, Dataset
-from trainer.files.filesystems import local_path
+from trainer.files.filesystems import filesystem_of, local_path, reached
 from trainer.prepare.entity_tables import old_column
+from trainer.prepare.partitions.splits import RULES, SplitRule
 from trainer.prepare.prepare_arguments import PrepareArguments
-from trainer.prepare.splits import RULES, SplitRule
 from trainer.prepare.staging import Catalog
 from trainer.sources import sql
 from trainer.sources.checks import IdColumn
@@ -78,6 +81,7 @@ def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
         "positive_threshold": thresholds["positive"],
         "dislike_threshold": thresholds["dislike"],
         "duplicates": parent.source["duplicates"],
+        "window": parent.window_rule,
     }
     for name, value in settings.items():
         wanted = getattr(arguments, name)
@@ -143,7 +147,7 @@ def load_parent(
         connection.execute(
             f"CREATE TABLE {side}s AS SELECT {side} AS row, raw_id AS raw FROM {table}"
         )
-        kept = [f"{side} AS row", *(["title"] if side == "item" else [])]
+        kept = [f"{side} AS row", "count_of_all", *(["title"] if side == "item" else [])]
         for name in parent_attributes(parent, side) or {}:
             kept.append(f"{sql.name(name)} AS {sql.name(old_column(name))}")
         connection.execute(f"CREATE TABLE old_{side} AS SELECT {', '.join(kept)} FROM {table}")
@@ -180,6 +184,26 @@ def stage_parent(
         TO {sql.target(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
             FILENAME_PATTERN 'old_{{i}}')"""
     )
+
+
+def keep_files(parent: Dataset, out: Path) -> None:
+    """The parent's events in the new folder: the same files where a disk allows, else copies."""
+    filesystem, folder = filesystem_of(parent.path)
+    for window in parent.windows:
+        for name in window.files:
+            target = out / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(local_path(parent.path) / name, target)
+            except (OSError, Mistake):  # another disk, or a store: a copy
+                with reached(parent.path):
+                    filesystem.get_file(f"{folder}/{name}", str(target))
+
+
+def next_window(parent: Dataset) -> int:
+    """Number of the folder for events that come after the parent's."""
+    numbers = (int(name.split("/")[1]) for w in parent.windows for name in w.files)
+    return 1 + max(numbers, default=-1)
 
 
 def event_files(parent: Dataset) -> list[str]:

@@ -27,14 +27,12 @@ from trainer.prepare.extend import (
     check_alone,
     replaced_files,
 )
-from trainer.prepare.partition import (
-    PartitionCounts,
-    PartitionPlan,
-    prepare_partition,
-)
+from trainer.prepare.partitions.partition import prepare_partition
+from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.prepare.steps import Build, Engine
 from trainer.prepare.summary import print_summary
+from trainer.prepare.trim import check_in_place, forgotten_rows, trim
 from trainer.sources import sql
 from trainer.sources.statement_watch import interruptible
 
@@ -51,7 +49,7 @@ def run_here(
         counts.append(prepare_partition(plan, part, resources))
         done = rows * (part + 1) // plan.parts
         rate = done / max(time.monotonic() - started, 1e-6)
-        progress.update("histories", done, rows, rows_per_second=rate)
+        progress.update("writing events", done, rows, rows_per_second=rate)
     return counts
 
 
@@ -60,7 +58,13 @@ def prepare(
 ) -> None:
     """Make the dataset and print what is in it. Raises Mistake on the user's mistakes."""
     started = time.monotonic()
-    parent = None if arguments.extend is None else _parent(arguments.extend)
+    if arguments.only_trims:
+        check_in_place(arguments.source)
+        dataset = Dataset.load(arguments.source)
+        dataset = _trimmed(dataset, arguments, progress or TerminalProgress())
+        return print_summary(dataset, time.monotonic() - started)
+    extended = arguments.out if arguments.append else arguments.extend
+    parent = None if extended is None else _parent(extended)
     replaces = None
     if parent is not None and _is_same(arguments.out, parent.path):
         if is_uri(arguments.out):
@@ -68,6 +72,8 @@ def prepare(
         check_alone(parent)
         replaces = partial(replaced_files, parent)
     scratch = None if arguments.scratch is None else Path(arguments.scratch)
+    if arguments.forget_users is not None or arguments.keep_windows is not None:
+        check_in_place(arguments.out)
     shown = progress or TerminalProgress()
     try:
         with (
@@ -80,7 +86,19 @@ def prepare(
             (folder / "dataset.json").write_text(dataset.to_json())
     finally:
         shown.close()
-    print_summary(replace(dataset, path=arguments.out), time.monotonic() - started)
+    dataset = replace(dataset, path=arguments.out)
+    if arguments.forget_users is not None or arguments.keep_windows is not None:
+        dataset = _trimmed(dataset, arguments, shown)
+    return print_summary(dataset, time.monotonic() - started)
+
+
+def _trimmed(dataset: Dataset, arguments: PrepareArguments, progress: Progress) -> Dataset:
+    """The dataset without forgotten users and old windows."""
+    forgotten = None
+    if arguments.forget_users is not None:
+        forgotten, unknown = forgotten_rows(dataset, arguments.forget_users)
+        progress.message(f"forgetting {len(forgotten):,} users, {unknown:,} ids are no user's")
+    return trim(dataset.path, forgotten, arguments.keep_windows)
 
 
 def _parent(path: str) -> Dataset:

@@ -11,7 +11,8 @@ import tyro
 from trainer.base.mistake import Mistake
 from trainer.data.schema import MAX_HISTORY_LENGTH
 from trainer.files.filesystems import check_text
-from trainer.prepare.splits import RULES
+from trainer.prepare.partitions.event_windows import WindowRule
+from trainer.prepare.partitions.splits import RULES
 from trainer.sources import sql
 from trainer.sources.columns import Columns
 from trainer.sources.formats.every import FORMATS
@@ -25,8 +26,9 @@ class PrepareArguments:
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """File, folder, glob or URI with interactions."""
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder or URI of the dataset; it must not exist yet, unless it is extended."""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
+    """Folder or URI of the dataset; it must not exist yet, unless --append adds to it. Left out
+    with --forget-users or --keep-windows, SOURCE is the dataset, and nothing is added."""
     format: str | None = None
     """lightgcn, recbole, parquet, csv (also TSV) or movielens (.dat); recognised by the files'
     names where left out."""
@@ -82,10 +84,21 @@ class PrepareArguments:
     """Items in a history at most; 0 for none; 20 where left out."""
     seed: int | None = None
     """Seed of random splits and of the order of rows; 0 where left out."""
+    append: bool = False
+    """Add SOURCE to OUT, a dataset that prepare made before. Its users and items keep their rows,
+    all its rows become training rows, its settings and names of columns hold; new users and items
+    come after the others. With times the cost follows SOURCE, which becomes a window of its own."""
     extend: str | None = None
-    """Dataset to add SOURCE to, made by prepare before. Its users and items keep their rows, its
-    training rows stay training rows, its settings and names of columns hold. OUT may be the same
-    folder."""
+    """Like --append, to another dataset than OUT, which stays as it is."""
+    window: str | None = None
+    """Deal rows into windows of time: hour, day, week, a number of them (12h, 7d), or a number of
+    rows (1000000). The newest one holds the held-out rows. Left out: all rows at once are one, and
+    what is appended is another."""
+    keep_windows: Annotated[int, tyro.conf.arg(metavar="N")] | None = None
+    """Keep the newest N windows; older ones leave with their rows. Users and items stay."""
+    forget_users: str | None = None
+    """File of user ids, one a line, whose events and ids leave the dataset; what SOURCE has of
+    them is dropped."""
     memory_limit: str = "4GB"
     """Memory for DuckDB's buffers, beyond which it spills to --scratch."""
     threads: int | None = None
@@ -96,7 +109,8 @@ class PrepareArguments:
 
     def __post_init__(self) -> None:
         check_text(self.source, "SOURCE")
-        check_text(self.out, "OUT")
+        if self.out or not self.only_trims:
+            check_text(self.out, "OUT")
         sql.check_resources(self.memory_limit, self.threads)
         for flag, threshold in (
             ("--positive-threshold", self.positive_threshold),
@@ -111,6 +125,22 @@ class PrepareArguments:
                 f"--history-length {self.history_length} must be from 0 (none) to "
                 f"{MAX_HISTORY_LENGTH:,}"
             )
+        self._check_shares()
+        self._check_windows()
+        if self.format is not None and self.format not in FORMATS:
+            raise Mistake(
+                f"unknown --format {self.format!r}. {sql.near(self.format, FORMATS)}; "
+                "or leave it out"
+            )
+        if self.split is not None and self.split not in RULES:
+            raise Mistake(f"unknown --split {self.split!r}. {sql.near(self.split, RULES)}")
+
+    @property
+    def only_trims(self) -> bool:
+        """Whether a dataset loses rows, and none is made."""
+        return not self.out and (self.forget_users, self.keep_windows) != (None, None)
+
+    def _check_shares(self) -> None:
         for flag, share in (
             ("--test-share", self.test_share),
             ("--validation-share", self.validation_share),
@@ -122,13 +152,16 @@ class PrepareArguments:
                 f"--test-share {self.test_share} and --validation-share {self.validation_share} "
                 "leave nothing for training: their sum must be below 1"
             )
-        if self.format is not None and self.format not in FORMATS:
+
+    def _check_windows(self) -> None:
+        if self.window is not None:
+            WindowRule.parse(self.window)
+        if self.keep_windows is not None and self.keep_windows < 1:
+            raise Mistake(f"--keep-windows {self.keep_windows} must be at least 1")
+        if self.append and self.extend is not None:
             raise Mistake(
-                f"unknown --format {self.format!r}. {sql.near(self.format, FORMATS)}; "
-                "or leave it out"
+                f"--append adds to OUT, --extend {self.extend} to another dataset: leave one out"
             )
-        if self.split is not None and self.split not in RULES:
-            raise Mistake(f"unknown --split {self.split!r}. {sql.near(self.split, RULES)}")
 
     def columns(self, known: dict[str, str]) -> Columns:
         """Columns that are named, and names to look for first."""

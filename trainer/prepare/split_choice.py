@@ -8,9 +8,9 @@ from typing import Any
 import duckdb
 
 from trainer.base.mistake import Mistake
-from trainer.prepare.partition import pairs_select
+from trainer.prepare.partitions.kept_rows import pairs_select
+from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.prepare_arguments import PrepareArguments
-from trainer.prepare.splits import SplitRule
 from trainer.sources import sql
 from trainer.sources.checks import Thresholds
 from trainer.sources.sources import Source
@@ -69,9 +69,14 @@ def choose_rule(
 
 
 def with_moments(
-    connection: duckdb.DuckDBPyConnection, rule: SplitRule, staging: str, parts: int, keep: str
+    connection: duckdb.DuckDBPyConnection,
+    rule: SplitRule,
+    staging: str,
+    parts: int,
+    keep: str,
+    starts: tuple[int, ...],
 ) -> SplitRule:
-    """The rule `time` with the moments that leave its shares of all rows that are kept after them.
+    """The rule `time` with the moments that leave its shares of the newest window after them.
 
     Duplicates and neutral ratings leave first, as they do when partitions are made.
     """
@@ -79,8 +84,8 @@ def with_moments(
     for part in range(parts):
         connection.execute(
             f"""INSERT INTO moments SELECT moment, count(*)
-            FROM ({pairs_select(connection, staging, part, keep)})
-            WHERE feedback <> 0 GROUP BY moment"""
+            FROM ({pairs_select(connection, staging, part, keep, starts)})
+            WHERE feedback <> 0 AND "window" = {max(len(starts), 1) - 1} GROUP BY moment"""
         )
     rows = sql.number(connection, "SELECT coalesce(sum(rows), 0) FROM moments")
     if not rows:

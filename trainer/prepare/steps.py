@@ -11,25 +11,27 @@ from pathlib import Path
 import duckdb
 
 from trainer.base.mistake import Mistake
-from trainer.data.schema import DISLIKED, LIKED, SPLITS, Dataset
+from trainer.data.schema import DISLIKED, LIKED, Dataset
 from trainer.observe.progress import Progress
 from trainer.prepare.attributes import Encoded, Wanted, check_categories, encode_side
 from trainer.prepare.describe import describe
 from trainer.prepare.entity_tables import write_items_and_users, write_vocabularies
 from trainer.prepare.extend import (
-    event_files,
     fitting_source,
     inherit,
     inherited_rule,
+    keep_files,
     known_columns,
     load_parent,
+    next_window,
     parent_attributes,
     stage_parent,
 )
-from trainer.prepare.partition import PartitionCounts, PartitionPlan, total
+from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan, total
+from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.prepare_arguments import DEFAULT_HISTORY_LENGTH, PrepareArguments
 from trainer.prepare.split_choice import choose_rule, with_moments
-from trainer.prepare.splits import SplitRule
+from trainer.prepare.staged_checks import check_counts, check_times, starts_of_windows
 from trainer.prepare.staging import (
     Catalog,
     check_source,
@@ -45,7 +47,6 @@ from trainer.sources.formats.every import read_source
 from trainer.sources.side_tables import SideFiles
 from trainer.sources.sources import Source, in_order, title_column
 from trainer.sources.statement_watch import watched
-from trainer.sources.times import check_unit_of_parent
 
 Engine = Callable[[PartitionPlan, sql.Resources, Progress, int], list[PartitionCounts]]
 """Runs `prepare_partition` for every partition: (plan, resources, progress, rows) -> counts."""
@@ -85,12 +86,14 @@ class Build:
             attributes, title, left_out = self._encode(connection, source)
             plan, unit, more = self._stage(connection, source, thresholds, rule, catalog, rows)
             counts = total(engine(plan, self.resources, self.progress, rows))
-            _check_splits(counts, rule)
+            check_counts(plan, counts, self.arguments.source, self.progress.message)
             self.progress.message("writing items and users")
-            extends = self.parent is not None
+            extends, appends = self.parent is not None, plan.parent is not None
             with watched(connection, self.progress, "writing"):
                 held = None if title is None or source.items is None else source.items.column(title)
-                write_items_and_users(connection, plan.staging, plan.out, attributes, held, extends)
+                write_items_and_users(
+                    connection, plan.staging, plan.out, attributes, held, extends, appends
+                )
                 write_vocabularies(connection, plan.out)
         shutil.rmtree(self.staging)
         described = {
@@ -115,6 +118,7 @@ class Build:
             described,
             self.notes,
             self.parent,
+            self.arguments.window,
         )
 
     @property
@@ -229,21 +233,32 @@ class Build:
         """Deal rows into partitions; the plan, timestamps' unit, rows dropped by reason."""
         folder = str(self.staging / "rows")
         old_rows = 0
-        if self.parent is not None:
+        if self.parent is not None and not self.parent.has_timestamps:
             old_rows = sum(each.rows for each in self.parent.splits.values())
         parts = min(partitions(rows + old_rows), catalog.num_users)
+        appended = None if self.parent is None or not self.parent.has_timestamps else self.parent
         with watched(connection, self.progress, "partitioning"):
             dropped, unit = stage_rows(
                 connection, source, catalog, thresholds, parts, self._parent_rows, folder
             )
         connection.execute("DROP TABLE raw")
         if source.has_timestamp and not source.in_order:
-            self._check_times(connection, folder, unit)
-        if self.parent is not None:
+            check_times(
+                connection,
+                folder,
+                unit,
+                self.parent,
+                self.arguments.source,
+                self.progress.message,
+            )
+        if self.parent is not None and appended is None:
             stage_parent(connection, self.parent, catalog, parts, folder)
         keep = self.arguments.duplicates or ("last" if source.has_rating else "first")
+        starts = starts_of_windows(connection, self.arguments, source, folder)
         if rule.rule == "time":
-            rule = with_moments(connection, rule, str(self.staging), parts, keep)
+            rule = with_moments(connection, rule, str(self.staging), parts, keep, starts)
+        if appended is not None:
+            keep_files(appended, self.partial)
         dislikes = thresholds is not None and thresholds.dislike is not None
         plan = PartitionPlan(
             staging=str(self.staging),
@@ -256,47 +271,8 @@ class Build:
             has_timestamps=source.has_timestamp,
             kinds=(LIKED, DISLIKED) if dislikes else (LIKED,),
             keep=keep,
+            starts=starts,
+            first_window=0 if appended is None else next_window(appended),
+            parent=None if appended is None else appended.path,
         )
         return plan, unit, dropped
-
-    def _check_times(
-        self, connection: duckdb.DuckDBPyConnection, folder: str, unit: str | None
-    ) -> None:
-        """Raise where new times are no such times as the parent's; tell where they say nothing."""
-        staged = sorted(Path(folder).glob("part=*/new_*.parquet"))
-        if not staged:
-            return
-        relation = sql.parquet(connection, staged)
-        first, last, rows = sql.one(
-            connection, f"SELECT min(moment), max(moment), count(*) FROM {relation}"
-        )
-        if first == last and rows > 1:
-            self.progress.message(
-                f"all {rows:,} rows have the same time ({first}): no history precedes a row, and "
-                "the order of a user's rows is lost. Is --timestamp-column the right column?"
-            )
-        if self.parent is None:
-            return
-        if unit != self.parent.source["timestamp_unit"]:
-            raise Mistake(
-                f"timestamps are {unit}, those of the extended dataset "
-                f"{self.parent.source['timestamp_unit']}: give both in one unit"
-            )
-        check_unit_of_parent(
-            connection,
-            f"SELECT moment FROM {relation}",
-            f"SELECT time AS moment FROM {sql.parquet(connection, event_files(self.parent))}",
-            self.arguments.source,
-        )
-
-
-def _check_splits(counts: PartitionCounts, rule: SplitRule) -> None:
-    """Raise where a split has nothing to learn from or to ask for."""
-    rows = counts.count_SK.sum(axis=1).tolist()
-    for split, positives in zip(SPLITS, counts.count_SK[:, 0], strict=True):
-        if positives == 0:
-            raise Mistake(
-                f"--split {rule.rule} leaves no positive interaction for {split} "
-                f"(rows: train {rows[0]}, validation {rows[1]}, test {rows[2]}): take another "
-                "--split or other shares, or more data"
-            )

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.events import EventReader, EventRows, joined
+from trainer.data.event_rows import EventRows, joined
+from trainer.data.events import EventReader
 from trainer.data.histories import known_by_now
 from trainer.data.jagged import spread, take_bags
 from trainer.data.schema import Dataset

@@ -64,7 +64,7 @@ class DatasetWriter:
         self._num_users = users
         self._lock = threading.Lock()
         self._count_I = np.zeros(model.items, dtype=np.int32)
-        self._later_I = np.zeros(model.items, dtype=np.int32)
+        self._later_I = np.zeros((2, model.items), dtype=np.int32)
         self._parts: list[PartTables] = []
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._values: dict[tuple[str, str], np.ndarray] = {}
@@ -79,7 +79,9 @@ class DatasetWriter:
         with self._lock:
             # A plain 1 is an int64: casting it to the counts' type costs twenty times the sum.
             np.add.at(self._count_I, part.item_M[liked_M & (part.split_M == 0)], np.int32(1))
-            np.add.at(self._later_I, part.item_M[liked_M & (part.split_M == 1)], np.int32(1))
+            for split in (1, 2):
+                held_M = liked_M & (part.split_M == split)
+                np.add.at(self._later_I[split - 1], part.item_M[held_M], np.int32(1))
         users = len(part.is_held_U)
         country_U, interests = user_attributes(part.draws.taste_UT, random)
         table = pa.table(
@@ -88,6 +90,7 @@ class DatasetWriter:
                 "raw_id": np.arange(users) + part.first_user + 1,
                 "count": part.count_U(0),
                 "count_with_validation": part.count_U(1),
+                "count_of_all": part.count_U(2),
                 "country": country_U,
                 "interests": as_list(interests),
             }
@@ -129,7 +132,8 @@ class DatasetWriter:
                 "raw_id": slot_n + 1,
                 "title": titles(slot_n, self._model.clusters),
                 "count": train_n,
-                "count_with_validation": train_n + self._later_I[rows],
+                "count_with_validation": train_n + self._later_I[0, rows],
+                "count_of_all": train_n + self._later_I[:, rows].sum(axis=0),
                 "genre": genre_n,
                 "moods": as_list(moods),
             }
@@ -173,6 +177,7 @@ class DatasetWriter:
             schema_version=SCHEMA_VERSION,
             num_users=self._users,
             num_items=self._model.items,
+            window_rule=None,
             windows=(window,),
             kinds=KINDS,
             splits=splits_of(count_SK, KINDS, asked_S),

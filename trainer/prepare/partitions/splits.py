@@ -42,8 +42,10 @@ class SplitRule:
         return self.rule in ("time", "leave-last-out")
 
 
-def split_query(rule: SplitRule, kept: str) -> str:
+def split_query(rule: SplitRule, kept: str, earlier: str) -> str:
     """SELECT of all columns of `kept` and `split`.
+
+    earlier: a relation (user, positives) of what users liked in earlier windows.
 
     An extended dataset's training rows stay training rows under every rule, since a model may have
     learnt them; under `given` and `random` its held-out rows stay as well.
@@ -70,7 +72,7 @@ def split_query(rule: SplitRule, kept: str) -> str:
                 WHEN moment >= {validation} THEN 1 ELSE 0 END AS split FROM {kept}"""
         case "leave-last-out":
             if rule.test_share is None:
-                return _last_positives(kept)
+                return _last_positives(kept, earlier)
             shares = (rule.test_share, rule.validation_share or 0.0)
             return _ranked(rule, kept, LATEST, shares)
 
@@ -104,15 +106,16 @@ def _quota(rule: SplitRule, share: float, limit: str, salt: str) -> str:
     return f"least({limit}, floor(n * {sql.literal(float(share))} + {uniform}))::BIGINT"
 
 
-def _last_positives(kept: str) -> str:
+def _last_positives(kept: str, earlier: str) -> str:
     """The last positive of each user is test, the one before validation.
 
     Dislikes later than these go with them. Users of fewer than three positives are all train.
     """
+    before = f"coalesce((SELECT sum(e.positives) FROM {earlier} AS e WHERE e.user = rows.user), 0)"
     return f"""SELECT * EXCLUDE (positives, later),
-            CASE WHEN old = 0 OR positives < 3 THEN 0 WHEN later = 0 THEN 2
+            CASE WHEN old = 0 OR positives + {before} < 3 THEN 0 WHEN later = 0 THEN 2
                 WHEN later = 1 THEN 1 ELSE 0 END AS split
         FROM (SELECT *, count(*) FILTER (feedback = 1) OVER (PARTITION BY user) AS positives,
                 count(*) FILTER (feedback = 1) OVER (PARTITION BY user ORDER BY moment, position
                     ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING) AS later
-            FROM {kept})"""
+            FROM {kept}) AS rows"""

@@ -1,0 +1,1 @@
+"""One partition of users at a time, from staged rows to files of events."""

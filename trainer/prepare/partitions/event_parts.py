@@ -1,0 +1,134 @@
+"""A partition's events written: a file a window that has some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from trainer.data.event_files import Events, EventWriter, Layout, part_file
+from trainer.data.event_rows import EventRows
+from trainer.data.events import feedback_of
+from trainer.data.histories import held_out
+from trainer.prepare.partitions.event_windows import EARLIER, each_window
+from trainer.prepare.partitions.partition_plan import PartitionPlan
+
+EVENTS_AT_ONCE = 1 << 18
+
+
+def write_events(
+    connection: duckdb.DuckDBPyConnection, plan: PartitionPlan, part: int
+) -> tuple[np.ndarray, ...]:
+    """Write the partition's events, a file a window that has some; its counts from `users_W` on."""
+    writers = _Writers(plan, part)
+    disliked_K = feedback_of(plan.kinds) < 0
+    cold_S = np.zeros(3, dtype=np.int64)
+    reader = connection.sql(_in_order(connection)).to_arrow_reader(EVENTS_AT_ONCE)
+    with writers:
+        for events, window_E in whole_users(reader, plan.has_timestamps):
+            each = each_window(events, window_E, plan.windows, disliked_K, plan.history_length)
+            for window, own in each:
+                writers.of(window).write(own)
+                if window == plan.windows - 1:
+                    rows = rows_of(own)
+                    for split in (1, 2):
+                        asked = held_out(rows, split, plan.rule.follows_time, plan.history_length)
+                        cold_S[split] += np.count_nonzero(np.diff(asked.history.offsets) == 0)
+    return *writers.counts(), cold_S
+
+
+def _in_order(connection: duckdb.DuckDBPyConnection) -> str:
+    """SELECT of what is kept and carried, by user and time."""
+    kept = """SELECT user, item, (feedback < 0)::TINYINT AS kind, split, moment, position,
+        "window"::BIGINT AS "window" FROM kept"""
+    if connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'carried'").fetchall():
+        kept += f""" UNION ALL SELECT user, item, kind::TINYINT, 0::TINYINT, moment, position,
+            {EARLIER}::BIGINT FROM carried WHERE user IN (SELECT user FROM kept)"""
+    return f"""SELECT user, item, kind, split, moment, "window" FROM ({kept})
+        ORDER BY user, moment, "window", position"""
+
+
+class _Writers(ExitStack):
+    """A file a window, opened with its first events."""
+
+    def __init__(self, plan: PartitionPlan, part: int) -> None:
+        super().__init__()
+        self._plan, self._part = plan, part
+        self._open: dict[int, EventWriter] = {}
+
+    def of(self, window: int) -> EventWriter:
+        """The writer of a window's events."""
+        if window not in self._open:
+            plan, number = self._plan, self._plan.first_window + window
+            layout = Layout(
+                plan.num_users,
+                plan.num_items,
+                plan.kinds,
+                plan.has_timestamps,
+                with_split=True,
+                with_carried=number > 0,
+            )
+            writer = EventWriter(Path(plan.out) / part_file(number, self._part), layout)
+            self._open[window] = self.enter_context(writer)
+        return self._open[window]
+
+    def counts(self) -> tuple[np.ndarray, ...]:
+        """Users, events, first and last moments by window; queries of the newest."""
+        windows = range(self._plan.windows)
+        none = np.zeros((3, len(self._plan.kinds)), dtype=np.int64)
+        bounds = np.iinfo(np.int64)
+        opened = self._open
+        newest = opened.get(windows[-1])
+        return (
+            np.array([opened[w].users if w in opened else 0 for w in windows]),
+            np.stack([opened[w].count_SK if w in opened else none for w in windows]),
+            np.array([opened[w].first_time if w in opened else bounds.max for w in windows]),
+            np.array([opened[w].last_time if w in opened else bounds.min for w in windows]),
+            np.zeros(3, dtype=np.int64) if newest is None else newest.asked_S,
+        )
+
+
+def whole_users(
+    reader: pa.RecordBatchReader, with_time: bool
+) -> Iterator[tuple[Events, np.ndarray]]:
+    """The events of a result, and their windows, in blocks that end with a user's last."""
+    rest = reader.schema.empty_table()
+    for batch in reader:
+        table = pa.concat_tables([rest, pa.Table.from_batches([batch])]).combine_chunks()
+        user_E = table.column("user").to_numpy()
+        cut = int(np.searchsorted(user_E, user_E[-1])) if len(user_E) else 0
+        if cut:
+            yield _events(table.slice(0, cut), with_time)
+        rest = table.slice(cut)
+    if len(rest):
+        yield _events(rest, with_time)
+
+
+def _events(table: pa.Table, with_time: bool) -> tuple[Events, np.ndarray]:
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    events = Events(
+        columns["user"],
+        columns["item"],
+        columns["kind"],
+        columns["split"],
+        columns["moment"] if with_time else None,
+    )
+    return events, columns["window"]
+
+
+def rows_of(events: Events) -> EventRows:
+    """The same as they are read again."""
+    start_R = np.flatnonzero(np.diff(events.user_E, prepend=-1))
+    return EventRows(
+        events.user_E[start_R],
+        np.append(start_R, len(events.user_E)),
+        events.item_E,
+        events.kind_E,
+        np.where(events.kind_E > 0, -1, 1).astype(np.int8),
+        events.split_E,
+        events.time_E,
+    )

@@ -1,0 +1,217 @@
+"""Windows of time: which rows belong to which, and what a window carries of those before it.
+
+Each window keeps for its users the last H events of every sign from earlier windows, marked
+`carried`: its histories need no other file. A window before the newest is all training data.
+
+Shapes: E = events of a block of whole users, W = windows, H = longest history.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import duckdb
+import numpy as np
+
+from trainer.base.mistake import Mistake
+from trainer.data.event_files import Events
+from trainer.data.event_rows import EventRows
+from trainer.data.events import EventReader
+from trainer.data.schema import Dataset
+from trainer.sources import sql
+from trainer.sources.times import BANDS
+
+SECONDS = {"hour": 3600, "day": 86_400, "week": 7 * 86_400}
+SHORT = {"h": "hour", "d": "day", "w": "week"}
+A_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+MOST_WINDOWS = 10_000
+FORMS = "hour, day, week, a number of them (12h, 7d, 2w) or a number of rows (1000000)"
+EARLIER = -1
+"""The window, in a block, of events that are on disk already."""
+
+
+@dataclass(frozen=True)
+class WindowRule:
+    """How rows are dealt into windows."""
+
+    seconds: int | None = None
+    """Length of a window; windows begin at multiples of it since 1970, UTC."""
+    rows: int | None = None
+    """Rows of a window."""
+
+    @staticmethod
+    def parse(text: str) -> WindowRule:
+        """Raises Mistake where the text is no rule."""
+        found = re.fullmatch(r"(\d{1,18})?\s*(rows|hour|day|week|h|d|w)?s?", text.strip())
+        number, word = found.groups() if found else (None, None)
+        if not found or text.strip() == "" or (word == "rows" and not number):
+            raise Mistake(f"--window {text!r:.60} is no window: take {FORMS}")
+        count = int(number or 1)
+        if not 1 <= count <= 2**40:
+            raise Mistake(f"--window {text!r:.60} must be at least 1: take {FORMS}")
+        if word in (None, "rows"):
+            return WindowRule(rows=count)
+        return WindowRule(seconds=count * SECONDS[SHORT.get(word, word)])
+
+
+def window_starts(
+    connection: duckdb.DuckDBPyConnection, relation: str, rule: WindowRule, label: str
+) -> list[int]:
+    """First moment of each window that has rows of `relation` (column moment), ascending."""
+    if rule.rows is not None:
+        starts = _starts_by_rows(connection, relation, rule.rows)
+    else:
+        assert rule.seconds is not None
+        length = rule.seconds * _moments_a_second(connection, relation, label)
+        starts = [
+            number * length
+            for (number,) in connection.execute(
+                f"SELECT DISTINCT (moment // {length})::BIGINT AS n FROM {relation} ORDER BY n"
+            ).fetchall()
+        ]
+    if len(starts) > MOST_WINDOWS:
+        raise Mistake(
+            f"--window makes {len(starts):,} windows of {label}, at most {MOST_WINDOWS:,} are "
+            "possible: take longer ones"
+        )
+    return starts
+
+
+def _starts_by_rows(connection: duckdb.DuckDBPyConnection, relation: str, rows: int) -> list[int]:
+    """Windows of at least so many rows: rows of one moment stay together."""
+    found = connection.execute(
+        f"""SELECT min(moment) AS start FROM (
+            SELECT moment, sum(count(*)) OVER (ORDER BY moment) - count(*) AS before
+            FROM {relation} GROUP BY moment)
+        GROUP BY before // {rows} ORDER BY start"""
+    ).fetchall()
+    return [start for (start,) in found]
+
+
+def _moments_a_second(connection: duckdb.DuckDBPyConnection, relation: str, label: str) -> int:
+    middle = sql.number(connection, f"SELECT median(moment)::BIGINT FROM {relation}")
+    for unit, (low, high) in BANDS.items():
+        if low <= abs(middle) < high:
+            return A_SECOND[unit]
+    raise Mistake(
+        f"--window of a length of time needs times that are seconds (or milli-, micro-, "
+        f"nanoseconds) since 1970, {label} has values like {middle}: give a number of rows"
+    )
+
+
+def known_before(
+    parent: Dataset, user_P: np.ndarray, item_P: np.ndarray
+) -> tuple[np.ndarray, Events | None, np.ndarray]:
+    """What a dataset holds of the users of new rows.
+
+    Args:
+        user_P, item_P: new pairs of user and item, by user.
+
+    Returns:
+        which pairs are there already, bool [P]; the users' last H events of each sign; and the
+        positives that each of `unique(user_P)` has.
+    """
+    users = np.unique(user_P)
+    is_known_P = np.zeros(len(user_P), dtype=bool)
+    positives = np.zeros(len(users), dtype=np.int64)
+    if not len(users):
+        return is_known_P, None, positives
+    reader = EventReader(parent)
+    parts = []
+    for first, stop in user_ranges(reader, int(users[0]), int(users[-1]) + 1):
+        begin, end = np.searchsorted(user_P, (first, stop))
+        if begin == end:
+            continue
+        low, high = np.searchsorted(users, (first, stop))
+        rows = reader.of_users(first, stop)
+        rows = rows.of(np.isin(rows.user_R, users[low:high]))
+        user_E = rows.user_R[rows.row_E]
+        new = user_P[begin:end] * parent.num_items + item_P[begin:end]
+        old = user_E * parent.num_items + rows.item_E
+        is_known_P[begin:end] = np.isin(new, old) & (item_P[begin:end] < parent.num_items)
+        liked = np.bincount(rows.row_E[rows.feedback_E > 0], minlength=len(rows.user_R))
+        positives[np.searchsorted(users, rows.user_R)] += liked
+        parts.append(_last_of_each_sign(rows, parent.history_length))
+    return is_known_P, _joined(parts), positives
+
+
+def user_ranges(reader: EventReader, first: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Ranges of users that between them hold first..stop-1: the row groups of the largest window.
+
+    The groups of the others lie within, or are read again.
+    """
+    largest = int(np.bincount(reader.windows_G).argmax()) if reader.num_groups else 0
+    starts = reader.users_G2[reader.windows_G == largest, 0]
+    inner = starts[(starts > first) & (starts < stop)].tolist()
+    yield from pairwise([first, *inner, stop])
+
+
+def _last_of_each_sign(rows: EventRows, limit: int) -> Events:
+    chosen_E = last_of_each_sign(rows.row_E, rows.feedback_E < 0, limit)
+    return Events(
+        rows.user_R[rows.row_E[chosen_E]],
+        rows.item_E[chosen_E].astype(np.int64),
+        rows.kind_E[chosen_E],
+        np.zeros(np.count_nonzero(chosen_E), dtype=np.int8),
+        None if rows.time_E is None else rows.time_E[chosen_E],
+        np.ones(np.count_nonzero(chosen_E), dtype=np.int8),
+    )
+
+
+def last_of_each_sign(user_E: np.ndarray, disliked_E: np.ndarray, limit: int) -> np.ndarray:
+    """The last `limit` events of each user and sign, bool; events lie by user."""
+    chosen_E = np.zeros(len(user_E), dtype=bool)
+    for sign in (False, True):
+        place = np.flatnonzero(disliked_E == sign)
+        user = user_E[place]
+        end = np.searchsorted(user, user, side="right")
+        chosen_E[place[end - np.arange(len(place)) <= limit]] = True
+    return chosen_E
+
+
+def _joined(parts: list[Events]) -> Events | None:
+    if not parts:
+        return None
+    names = ("user_E", "item_E", "kind_E", "split_E", "time_E", "carried_E")
+    return Events(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def each_window(
+    events: Events, window_E: np.ndarray, windows: int, disliked_K: np.ndarray, limit: int
+) -> Iterator[tuple[int, Events]]:
+    """A block's events by window, each with what it carries of the windows before.
+
+    Args:
+        events: whole users, each in order of time.
+        window_E: the window of each event; EARLIER for those that are on disk.
+        disliked_K: which kinds are negative, bool.
+    """
+    if windows == 1 and not (window_E == EARLIER).any():
+        yield 0, events
+        return
+    user_E, disliked_E = events.user_E, disliked_K[events.kind_E]
+    for window in range(windows):
+        own_E = window_E == window
+        if not own_E.any():
+            continue
+        present = np.unique(user_E[own_E])
+        before = np.flatnonzero((window_E < window) & np.isin(user_E, present))
+        chosen = before[last_of_each_sign(user_E[before], disliked_E[before], limit)]
+        carried_E = np.zeros(len(user_E), dtype=np.int8)
+        carried_E[chosen] = 1
+        kept = own_E | (carried_E > 0)
+        yield (
+            window,
+            replace(
+                events,
+                user_E=user_E[kept],
+                item_E=events.item_E[kept],
+                kind_E=events.kind_E[kept],
+                split_E=np.where(carried_E > 0, 0, events.split_E)[kept].astype(np.int8),
+                time_E=None if events.time_E is None else events.time_E[kept],
+                carried_E=carried_E[kept],
+            ),
+        )
