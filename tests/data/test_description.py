@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.planted import make, some_rows, write_csv
+from tests.data.planted import Row, make, some_rows, write_csv
 from tests.datasets import rewrite_events, with_column
 from trainer.base.mistake import Mistake
 from trainer.data.description import dataset_of
@@ -76,7 +76,12 @@ def with_entry(document: Any, path: Path_, value: Any) -> Any:
 
 
 OTHER_TYPES = (None, True, -1.5, "1; DROP TABLE raw;--", [None], {"a": 1}, 10**30)
-SPOKEN = {("split_rule", "rule"), ("source", "format"), ("source", "timestamp_unit")}
+SPOKEN = {
+    ("split_rule", "rule"),
+    ("source", "format"),
+    ("source", "timestamp_unit"),
+    ("window_rule",),
+}
 """Any text will do: they are shown, or compared with what is known."""
 
 
@@ -94,13 +99,15 @@ def test_every_entry_has_its_type(described: dict[str, Any]) -> None:
             else:
                 spoken = path in SPOKEN or path[:2] == SOURCE_COLUMNS or path[-1] == "name"
                 named = isinstance(value, str) and spoken
-                optional = value is None and path[0] in ("source", "split_rule", "parent_digest")
+                optional = value is None and (path[0] in OPTIONAL or path[-1] in TIMES)
                 number = isinstance(value, float | int) and {"boundaries", "thresholds"} & {*path}
                 free = path in FREE or path[0] in ("dropped", "notes")
                 assert named or optional or number or free, (path, value)
     assert refused > 500
 
 
+OPTIONAL = ("source", "split_rule", "parent_digest", "window_rule")
+TIMES = ("first_time", "last_time")
 SOURCE_COLUMNS = ("source", "columns")
 FREE = {
     *(("source", name) for name in ("duckdb", "title_column", "in_order")),
@@ -156,7 +163,8 @@ def test_what_is_told(described: dict[str, Any], path: Path_, value: Any, messag
     changed = json.dumps(with_entry(described, path, value))
     with pytest.raises(Mistake, match=message) as told:
         dataset_of("D", changed)
-    assert str(told.value).endswith("prepare the dataset again") and "\n" not in str(told.value)
+    remedy = "make it anew with `tandem prepare SOURCE D`" if "schema" in message else "again"
+    assert str(told.value).endswith(remedy) and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -323,32 +331,56 @@ def test_ids_out_of_range(spoiled: Path, column: str, wrong: int) -> None:
 
     dataset = rewritten(spoiled, PART, change)
     most = {"user": 29, "item": 89, "kind": 1, "split": 2}[column]
-    message = (
-        rf"part-00000.parquet row group 0 column '{column}' holds id {wrong}, outside 0\.\.{most}"
-    )
+    message = rf"row group \d column '{column}' holds id {wrong}, outside 0\.\.{most}"
     for use in (
         lambda: list(Loader(dataset, local_batch_size=4).epoch(0)),
         lambda: list(known_users(dataset, 0, 30, block_size=8)),
         lambda: list(read_queries(dataset, "test", np.arange(3), 8)),
+        lambda: extended(spoiled),
     ):
         with pytest.raises(Mistake, match=message):
             use()
-    message = rf"part-00000.parquet: column '{column}' holds {wrong}, outside 0\.\.{most}"
-    with pytest.raises(Mistake, match=message):
-        extended(spoiled)
 
 
-@pytest.mark.parametrize("column", ["user", "item", "time", "kind", "split"])
-def test_events_without_a_value_are_not_taken_over(spoiled: Path, column: str) -> None:
+def with_null(column: str) -> Callable[[pa.Table], pa.Table]:
     def change(table: pa.Table) -> pa.Table:
         place = table.schema.get_field_index(column)
         field = pa.field(column, table.schema.field(place).type)
         values = [*table[column].to_pylist()[:-1], None]
         return table.set_column(place, field, pa.array(values, field.type))
 
-    rewritten(spoiled, PART, change)
-    with pytest.raises(Mistake, match=rf"part-00000.parquet: column '{column}' has nulls"):
+    return change
+
+
+@pytest.mark.parametrize("column", ["user", "item", "time", "kind", "split"])
+def test_events_without_a_value_are_not_taken_over(spoiled: Path, column: str) -> None:
+    rewritten(spoiled, PART, with_null(column))
+    with pytest.raises(Mistake, match=rf"part-00000.parquet .*column '{column}' has nulls"):
         extended(spoiled)
+
+
+@pytest.mark.parametrize("column", ["user", "item", "kind", "split"])
+def test_events_without_times_are_read_by_duckdb_and_checked_alike(
+    column: str, tmp_path: Path
+) -> None:
+    """A user without a number was left out in silence, an item without one was a fault."""
+    rows = [Row(n % 12, 100 + n % 7, 1 + 4 * (n % 3 > 0)) for n in range(84)]
+    source = write_csv(tmp_path / "rows.csv", rows)
+    for number, (change, message) in enumerate(
+        (
+            (with_null(column), rf"part-00000.parquet.*: column '{column}' has nulls"),
+            (
+                lambda t: with_column(t, column, [*t[column].to_pylist()[:-1], 99]),
+                rf"part-00000.parquet.*: column '{column}' holds 99, outside 0\.\.",
+            ),
+        )
+    ):
+        old = tmp_path / f"old{number}"
+        make(source, old)
+        rewritten(old, PART, change)
+        with pytest.raises(Mistake, match=message) as told:
+            make(source, tmp_path / f"new{number}", extend=str(old))
+        assert "\n" not in str(told.value)
 
 
 def test_a_strangers_dataset_runs_no_sql(spoiled: Path, tmp_path: Path) -> None:

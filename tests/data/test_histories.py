@@ -55,6 +55,7 @@ def rows_of(events: list[Event], timed: bool) -> EventRows:
         np.array(users, dtype=np.int64),
         np.cumsum([0, *lengths]),
         np.array([each.item for each in events], dtype=np.int32),
+        np.zeros(len(events), dtype=np.int8),
         np.array([each.feedback for each in events], dtype=np.int8),
         np.array([SPLITS.index(each.split) for each in events], dtype=np.int8),
         np.array([each.time for each in events], dtype=np.int64) if timed else None,
