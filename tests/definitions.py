@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from tests.datasets import event_paths
 from trainer.data.schema import FEEDBACK, SPLITS, Dataset
 
 
@@ -27,15 +26,25 @@ class Event:
 
 
 def events_of(dataset: Dataset) -> list[Event]:
-    """All events in the order of the files. Of datasets with one window."""
+    """All events by user, those of a user from window to window in the order of the files.
+
+    What a window carries of earlier ones is left out; what these held out is train by now.
+    """
+    found = []
+    for window in dataset.windows:
+        for path in map(dataset.file, window.files):
+            for row in pq.read_table(path).to_pylist():
+                if not row.get("carried", 0):
+                    newest = window is dataset.windows[-1]
+                    row["split"] = SPLITS[row.get("split", 0) if newest else 0]
+                    found.append(row)
     events: list[Event] = []
-    for path in event_paths(dataset):
-        for row in pq.read_table(path).to_pylist():
-            before = events[-1].place + 1 if events and events[-1].user == row["user"] else 0
-            kind = dataset.kinds[row.get("kind", 0)]
-            split = SPLITS[row.get("split", 0)]
-            feedback = FEEDBACK[kind.role]
-            events.append(Event(row["user"], row["item"], feedback, split, row.get("time"), before))
+    for row in sorted(found, key=lambda row: row["user"]):
+        before = events[-1].place + 1 if events and events[-1].user == row["user"] else 0
+        feedback = FEEDBACK[dataset.kinds[row.get("kind", 0)].role]
+        events.append(
+            Event(row["user"], row["item"], feedback, row["split"], row.get("time"), before)
+        )
     return events
 
 

@@ -1,5 +1,6 @@
 """`tandem compare`: equal budgets, noise in train alone, and a page that stands on its own."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from losses import LossName
+from tests.data.planted import queries
 from tests.datasets import make_dataset
+from tests.definitions import Query, by_user, events_of, queries_of
+from tests.loader.conftest import rows_of
 from trainer.base.mistake import Mistake
 from trainer.compare import noise
 from trainer.compare.cases import (
@@ -26,7 +30,9 @@ from trainer.compare.results import CaseResult, Comparison
 from trainer.compare.trials import Trial, run_trial, run_trials
 from trainer.compare.working_folder import own_folder
 from trainer.data.schema import Dataset
+from trainer.loader.loader import Loader
 from trainer.observe.progress import SilentProgress
+from trainer.retrieval.queries import LIST_COLUMNS
 
 LOSSES: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
 SECTIONS: tuple[Section, ...] = ("noise", "dislikes", "negatives", "clipping")
@@ -47,21 +53,82 @@ def test_every_loss_has_as_many_settings_and_each_builds_a_config() -> None:
 
 
 def test_noise_is_in_train_alone(tmp_path: Path) -> None:
-    dataset = make_dataset(tmp_path / "data", users=40, items=30, rows=800)
+    dataset = make_dataset(tmp_path / "data", users=100, items=30, rows=4000, group_events=500)
     (tmp_path / "noisy").mkdir()
     noisy = noisy_dataset(dataset, tmp_path / "noisy", added=0.5, removed=0.25, seed=3)
+    before, after = Counter(events_of(dataset)), Counter(events_of(noisy))
+    old, new = (by_user(each) for each in (before, after))
+    assert {*old} == {*new}
+    told = noisy.splits["train"]
+    liked = dataset.splits["train"].positives
+    # Five standard deviations of a Poisson and of a binomial count.
     rows = dataset.splits["train"].rows
-    assert noisy.splits["train"].rows == pytest.approx(1.25 * rows, abs=0.06 * rows)
-    assert noisy.splits["test"] == dataset.splits["test"]
-    assert noisy.digest != dataset.digest
-    table = pq.read_table(noisy.split_files("train")[0])
-    liked = table["item"].to_numpy()[table["feedback"].to_numpy() > 0]
-    counts = pq.read_table(noisy.file("items.parquet"))["count"].to_numpy()
-    np.testing.assert_array_equal(np.bincount(liked, minlength=30), counts)
-    assert Dataset.load(noisy.path, verify="digest") == noisy
+    assert told.rows - rows == pytest.approx(0.5 * rows, abs=5 * (0.5 * rows) ** 0.5)
+    removed = told.rows - told.positives - told.disliked
+    assert removed == pytest.approx(0.25 * liked, abs=5 * (0.1875 * liked) ** 0.5)
+    assert told.disliked == dataset.splits["train"].disliked
+    for split in ("validation", "test"):
+        assert noisy.splits[split] == dataset.splits[split]
+        held = [
+            [(e.user, e.item, e.feedback, e.time) for e in events if e.split == split]
+            for events in (before, after)
+        ]
+        assert held[0] == held[1]
+    counts = pq.read_table(noisy.file("items.parquet"))["count"].to_pylist()
+    trained = Counter(e.item for e in after if e.split == "train" and e.feedback > 0)
+    assert [trained[item] for item in range(30)] == counts
+    assert Dataset.load(noisy.path, verify="digest") == noisy != dataset
 
 
-@pytest.mark.parametrize("name", ["absolute", "../mine", "train/../../mine", "..", ""])
+def test_what_noise_takes_away_stays_in_histories_and_is_not_trained_on(tmp_path: Path) -> None:
+    """At a share of one: nothing liked is left to train on but what was added."""
+    dataset = make_dataset(tmp_path / "data", users=40, items=30, rows=800, tied=9)
+    (tmp_path / "noisy").mkdir()
+    noisy = noisy_dataset(dataset, tmp_path / "noisy", added=0.0, removed=1.0, seed=3)
+    assert noisy.splits["train"].positives == 0 < noisy.splits["train"].disliked
+    with pytest.raises(Mistake, match="have no positive rows"):
+        Loader(noisy, local_batch_size=16)
+    for split in ("validation", "test"):
+        assert queries_of(noisy, split) == queries_of(dataset, split)
+        assert read(noisy, split) == read(dataset, split)
+    rows = dict.fromkeys(("history", "disliked"))
+    both = Loader(noisy, query_keys=(*rows,), feedback="all", local_batch_size=16)
+    assert both.num_rows == dataset.splits["train"].disliked
+    old = Loader(dataset, query_keys=(*rows,), feedback="all", local_batch_size=16)
+    expected = Counter(each for each in rows_of(old.epoch(0)) if each[2] < 0)
+    assert Counter(rows_of(both.epoch(0))) == expected
+
+
+def test_what_noise_adds_is_random_and_stands_in_histories(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", users=40, items=300, rows=900, planted=1.0)
+    (tmp_path / "noisy").mkdir()
+    noisy = noisy_dataset(dataset, tmp_path / "noisy", added=1.0, removed=0.0, seed=3)
+    times = {(each.user, each.time): each for each in events_of(dataset)}
+    added = [e for e in events_of(noisy) if times[e.user, e.time].item != e.item]
+    assert all(e.split == "train" and e.feedback > 0 for e in added)
+    # Their items are of every cluster alike, where the data keep to the user's.
+    inside = sum(e.item % 5 == e.user % 5 for e in added) / len(added)
+    assert inside == pytest.approx(0.2, abs=5 * (0.16 / len(added)) ** 0.5)
+    known = {(q.user, item) for q in queries_of(noisy, "test") for item in q.history}
+    assert known & {(e.user, e.item) for e in added}
+    assert noisy_digest(dataset, tmp_path / "again", seed=3) == noisy.digest
+    assert noisy_digest(dataset, tmp_path / "other", seed=4) != noisy.digest
+
+
+def noisy_digest(dataset: Dataset, out: Path, seed: int) -> str:
+    out.mkdir()
+    return noisy_dataset(dataset, out, added=1.0, removed=0.0, seed=seed).digest
+
+
+def read(dataset: Dataset, split: str) -> list[Query]:
+    """A split's queries as they are evaluated."""
+    return [
+        Query(row["user"], *(tuple(row[name]) for name in LIST_COLUMNS))
+        for row in queries(dataset, split)
+    ]
+
+
+@pytest.mark.parametrize("name", ["absolute", "../mine", "events/../../mine", "..", ""])
 def test_no_file_outside_the_dataset_is_copied_or_removed(name: str, tmp_path: Path) -> None:
     """Names of dataset.json were unlinked where they stood, and written to."""
     dataset = make_dataset(tmp_path / "data", users=40, items=30, rows=800)
@@ -74,10 +141,11 @@ def test_no_file_outside_the_dataset_is_copied_or_removed(name: str, tmp_path: P
     foreign = replace(dataset, files={**dataset.files, named: record})
     with pytest.raises(Mistake, match=r"dataset\.json names the file"):
         noisy_dataset(foreign, tmp_path / "noisy", added=0.5, removed=0.25, seed=3)
-    train = replace(dataset.splits["train"], files=(*dataset.splits["train"].files, str(mine)))
+    (window,) = dataset.windows
+    window = replace(window, files=(*window.files, str(mine)))
     with pytest.raises((Mistake, OSError, ValueError)):
         noisy_dataset(
-            replace(dataset, splits={**dataset.splits, "train": train}),
+            replace(dataset, windows=(window,)),
             tmp_path / "noisy", added=0.5, removed=0.25, seed=3,
         )  # fmt: skip
     assert all(each.read_bytes() == text for each, text in before.items())

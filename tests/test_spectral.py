@@ -10,8 +10,8 @@ import pytest
 
 from embeddings.sharding import sharded_weights
 from tests.data.planted import Row, make, write_csv
+from tests.definitions import events_of
 from trainer.config.default_preset import default_preset
-from trainer.data.parquet import open_parquet
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import process_group
 from trainer.model.build import build_model
@@ -35,11 +35,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def weights(dataset: Dataset) -> np.ndarray:
     """1 for liked, MET for disliked training pairs, [users, items]."""
     met = np.zeros((dataset.num_users, dataset.num_items))
-    for path in dataset.split_files("train"):
-        with open_parquet(path) as file:
-            rows = file.read(columns=["user", "item", "feedback"])
-        user, item, feedback = (column.to_numpy() for column in rows.columns)
-        met[user, item] = np.where(feedback > 0, 1, MET)
+    for each in events_of(dataset):
+        if each.split == "train":
+            met[each.user, each.item] = 1 if each.feedback > 0 else MET
     return met
 
 

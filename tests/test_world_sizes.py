@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
 
 from tests.datasets import make_dataset
+from tests.definitions import events_of
 from tests.distributed import run_ranks
 from tests.test_training import _worker, losses, small_config, train
 from trainer.data.schema import Dataset
@@ -70,10 +70,8 @@ def test_two_then_four_then_one(sharding: str, tmp_path: Path) -> None:
 
 def trained_rows(dataset: Dataset) -> Counter[tuple[int, int]]:
     """How often each (user, item) is a positive row of train."""
-    rows: Counter[tuple[int, int]] = Counter()
-    for file in dataset.split_files("train"):
-        table = pq.read_table(file).to_pydict()
-        feedback = table.get("feedback", [1] * len(table["user"]))
-        columns = zip(table["user"], table["item"], feedback, strict=True)
-        rows.update((user, item) for user, item, liked in columns if liked > 0)
-    return rows
+    return Counter(
+        (each.user, each.item)
+        for each in events_of(dataset)
+        if each.split == "train" and each.feedback > 0
+    )

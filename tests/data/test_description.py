@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.planted import make, some_rows, write_csv
+from tests.data.planted import Row, make, some_rows, write_csv
+from tests.datasets import rewrite_events, with_column
 from trainer.base.mistake import Mistake
 from trainer.data.description import dataset_of
 from trainer.data.schema import Dataset, FileRecord, combined_digest
 from trainer.loader.loader import Loader
-from trainer.retrieval.known import known_users
+from trainer.retrieval.known import known_at, known_users
 from trainer.retrieval.queries import read_queries
 
 Path_ = tuple[Any, ...]
@@ -76,7 +76,12 @@ def with_entry(document: Any, path: Path_, value: Any) -> Any:
 
 
 OTHER_TYPES = (None, True, -1.5, "1; DROP TABLE raw;--", [None], {"a": 1}, 10**30)
-SPOKEN = {("split_rule", "rule"), ("source", "format"), ("source", "timestamp_unit")}
+SPOKEN = {
+    ("split_rule", "rule"),
+    ("source", "format"),
+    ("source", "timestamp_unit"),
+    ("window_rule",),
+}
 """Any text will do: they are shown, or compared with what is known."""
 
 
@@ -94,17 +99,19 @@ def test_every_entry_has_its_type(described: dict[str, Any]) -> None:
             else:
                 spoken = path in SPOKEN or path[:2] == SOURCE_COLUMNS or path[-1] == "name"
                 named = isinstance(value, str) and spoken
-                optional = value is None and path[0] in ("source", "split_rule", "parent_digest")
+                optional = value is None and (path[0] in OPTIONAL or path[-1] in TIMES)
                 number = isinstance(value, float | int) and {"boundaries", "thresholds"} & {*path}
                 free = path in FREE or path[0] in ("dropped", "notes")
                 assert named or optional or number or free, (path, value)
     assert refused > 500
 
 
+OPTIONAL = ("source", "split_rule", "parent_digest", "window_rule")
+TIMES = ("first_time", "last_time")
 SOURCE_COLUMNS = ("source", "columns")
 FREE = {
     *(("source", name) for name in ("duckdb", "title_column", "in_order")),
-    *(("has_timestamps",), ("has_feedback",)),
+    ("has_timestamps",),
 }
 
 
@@ -135,22 +142,29 @@ FREE = {
         (("attributes", "item", 0, "kind"), "dense", r"item_attributes\[0\].kind='dense'"),
         (("attributes", "item", 1, "num_values"), 3, r"15 boundaries, which make not 3 values"),
         (("attributes",), [], r"attributes is \[\], no object"),
-        (("splits", "train", "files"), [], r"splits.train has \d+ rows and no files"),
+        (("windows",), [], r"windows=\[\]: must be .* at least 1"),
+        (("windows", 0, "files"), [], r"windows have no files"),
+        (("windows", 0, "events"), 7, r"splits hold other rows than the 7 events of its windows"),
+        (("kinds",), [], r"kinds=\[\]: must be .* at least 1"),
+        (("kinds", 1, "name"), "liked", r"kinds have one name twice, or are more than 100"),
+        (("kinds", 1, "role"), "loved", r"kinds\[1\].role='loved': must be one of positive"),
         (("splits", "train", "rows"), 7, r"splits.train has 7 rows, .* do not add up"),
-        (("splits", "train", "files"), ["x.parquet"], r"'x.parquet' is not among its files"),
+        (("windows", 0, "files"), ["x.parquet"], r"'x.parquet' is not among its files"),
+        (("windows", 0, "files"), ["items.parquet"] * 2, r"windows name a file twice"),
         (("splits", "more"), {}, r"splits.more"),
         (("digest",), "../../x", r"digest is '../../x', not that of its files"),
         (("parent_digest",), "../x", r"parent_digest is '../x', no SHA-256"),
         (("files", "items.parquet", "sha256"), "x", r"items.parquet' has 'x', no SHA-256"),
         (("more",), 1, r"unknown field more"),
-        (("schema_version",), True, r"schema version True, this Tandem reads 1"),
+        (("schema_version",), True, r"schema version True, this Tandem reads 2"),
     ],
 )
 def test_what_is_told(described: dict[str, Any], path: Path_, value: Any, message: str) -> None:
     changed = json.dumps(with_entry(described, path, value))
     with pytest.raises(Mistake, match=message) as told:
         dataset_of("D", changed)
-    assert str(told.value).endswith("prepare the dataset again") and "\n" not in str(told.value)
+    remedy = "make it anew with `tandem prepare SOURCE D`" if "schema" in message else "again"
+    assert str(told.value).endswith(remedy) and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +182,7 @@ def test_what_is_told(described: dict[str, Any], path: Path_, value: Any, messag
 )
 def test_names_stay_in_the_folder(described: dict[str, Any], name: str) -> None:
     described["files"][name] = described["files"]["items.parquet"]
-    described["splits"]["train"]["files"].append(name)
+    described["windows"][0]["files"].append(name)
     records = {key: FileRecord(**each) for key, each in described["files"].items()}
     described["digest"] = combined_digest(records)
     with pytest.raises(Mistake, match=r"files has .*, which is no name of a Parquet file"):
@@ -179,7 +193,11 @@ def test_names_stay_in_the_folder(described: dict[str, Any], name: str) -> None:
     "text",
     [
         *("", "{", "null", "[1]", '"x"', "[" * 9999, "NaN", "9" * 9999, b"\xff\xfe", b"\x00" * 9),
-        *('{"schema_version": 1e999}', '{"schema_version": 1, "num_items": NaN}'),
+        *(
+            '{"schema_version": 1e999}',
+            '{"schema_version": 1, "num_items": NaN}',
+            '{"schema_version": 1}',
+        ),
     ],
 )
 def test_what_is_no_description(text: str | bytes) -> None:
@@ -212,7 +230,10 @@ def test_what_is_no_file(spoiled: Path) -> None:
 
 def rewritten(folder: Path, name: str, change: Callable[[pa.Table], pa.Table]) -> Dataset:
     """The dataset after a change of one of its tables, recorded as if it were right."""
-    pq.write_table(change(pq.read_table(folder / name)), folder / name)
+    if name.startswith("events/"):
+        rewrite_events(folder / name, change)
+    else:
+        pq.write_table(change(pq.read_table(folder / name)), folder / name)
     described = json.loads((folder / "dataset.json").read_text())
     described["files"][name]["bytes"] = (folder / name).stat().st_size
     records = {key: FileRecord(**each) for key, each in described["files"].items()}
@@ -243,9 +264,6 @@ def without(column: str) -> Callable[[pa.Table], pa.Table]:
         ("users.parquet", without("raw_id"), r"users.parquet has no column 'raw_id'"),
         ("users.parquet", lambda table: table.slice(2), r"has 28 rows, dataset.json says 30"),
         ("attributes.parquet", as_text("row"), r"column 'row' is of type string"),
-        ("queries/test.parquet", without("seen"), r"test.parquet has no column 'seen'"),
-        ("queries/test.parquet", as_text("targets"), r"'targets' is of type string, not lists"),
-        ("queries/validation.parquet", without("disliked"), r"has no column 'disliked'"),
     ],
 )
 def test_tables(
@@ -256,59 +274,113 @@ def test_tables(
     assert name in str(told.value) and "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("column", ["item", "user", "feedback", "history"])
+PART = "events/00000/part-00000.parquet"
+
+
+def extended(spoiled: Path) -> None:
+    """`--extend`, which reads the events as DuckDB does."""
+    new = write_csv(spoiled / "new.csv", [row._replace(rating=5) for row in some_rows()])
+    make(new, spoiled.with_name("extended"), extend=str(spoiled))
+
+
+@pytest.mark.parametrize("column", ["user", "item", "time", "kind", "split"])
 @pytest.mark.parametrize("change", [without, as_text])
-def test_interactions(
+def test_events(
     spoiled: Path, column: str, change: Callable[[str], Callable[[pa.Table], pa.Table]]
 ) -> None:
     """Their files are looked at when they are opened: for training, for extending, for users."""
-    dataset = rewritten(spoiled, "train/part-00000.parquet", change(column))
+    dataset = rewritten(spoiled, PART, change(column))
     message = rf"part-00000.parquet(: column '{column}' is| has no column '{column}')"
-    with pytest.raises(Mistake, match=message):
+    for use in (
+        lambda: Loader(dataset, local_batch_size=4),
+        lambda: list(known_users(dataset, 0, 30, block_size=8)),
+        lambda: known_at(dataset, [3]),
+        lambda: list(read_queries(dataset, "test", np.arange(3), 8)),
+        lambda: extended(spoiled),
+    ):
+        with pytest.raises(Mistake, match=message) as told:
+            use()
+        assert "\n" not in str(told.value)
+
+
+def test_events_that_are_missing(spoiled: Path) -> None:
+    dataset = rewritten(spoiled, PART, lambda table: table.slice(5))
+    with pytest.raises(Mistake, match=r"part-00000.parquet does not say what its row groups hold"):
         Loader(dataset, local_batch_size=4)
-    if column != "history":
+
+
+def test_splits_that_are_others(spoiled: Path) -> None:
+    """Their sum is right: an event of the test is told as one of train."""
+    path = spoiled / "dataset.json"
+    described = json.loads(path.read_text())
+    for split, by in (("train", 1), ("test", -1)):
+        for name in ("rows", "positives"):
+            described["splits"][split][name] += by
+    path.write_text(json.dumps(described))
+    with pytest.raises(Mistake, match=r"events' files of .* hold \d+ events of train, dataset.jso"):
+        Loader(Dataset.load(spoiled), local_batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("column", "wrong"),
+    [("user", 30), ("user", -1), ("item", 2**30), ("item", -1), ("kind", 2), ("split", 3)],
+)
+def test_ids_out_of_range(spoiled: Path, column: str, wrong: int) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        return with_column(table, column, [*table[column].to_pylist()[:-1], wrong])
+
+    dataset = rewritten(spoiled, PART, change)
+    most = {"user": 29, "item": 89, "kind": 1, "split": 2}[column]
+    message = rf"row group \d column '{column}' holds id {wrong}, outside 0\.\.{most}"
+    for use in (
+        lambda: list(Loader(dataset, local_batch_size=4).epoch(0)),
+        lambda: list(known_users(dataset, 0, 30, block_size=8)),
+        lambda: list(read_queries(dataset, "test", np.arange(3), 8)),
+        lambda: extended(spoiled),
+    ):
         with pytest.raises(Mistake, match=message):
-            new = write_csv(spoiled / "new.csv", [row._replace(rating=5) for row in some_rows()])
-            make(new, spoiled.with_name("extended"), extend=str(spoiled))
+            use()
 
 
-def test_interactions_of_users(spoiled: Path) -> None:
-    """Where DuckDB reads them, its error is one line."""
-    dataset = rewritten(spoiled, "train/part-00000.parquet", without("item"))
-    with pytest.raises(RuntimeError, match=r"^reading the dataset: [^\n]*item[^\n]*$"):
-        list(known_users(dataset, 0, 30, with_seen=True, block_size=8))
-
-
-def test_rows_that_are_missing(spoiled: Path) -> None:
-    dataset = rewritten(spoiled, "train/part-00000.parquet", lambda table: table.slice(5))
-    with pytest.raises(Mistake, match=r"train in .* hold \d+ rows, dataset.json says \d+"):
-        Loader(dataset, local_batch_size=4)
-
-
-@pytest.mark.parametrize("column", ["user", "targets", "disliked_targets", "seen", "history"])
-@pytest.mark.parametrize("wrong", [2**40, -1])
-def test_queries_out_of_range(spoiled: Path, column: str, wrong: int) -> None:
+def with_null(column: str) -> Callable[[pa.Table], pa.Table]:
     def change(table: pa.Table) -> pa.Table:
-        values = table[column].to_pylist()
-        values[-1] = wrong if column == "user" else [*values[-1], wrong]
-        index = table.schema.get_field_index(column)
-        return table.set_column(index, column, pa.array(values, table.schema.field(index).type))
+        place = table.schema.get_field_index(column)
+        field = pa.field(column, table.schema.field(place).type)
+        values = [*table[column].to_pylist()[:-1], None]
+        return table.set_column(place, field, pa.array(values, field.type))
 
-    dataset = rewritten(spoiled, "queries/test.parquet", change)
-    message = rf"test.parquet column '{column}' holds id {wrong}, outside 0\.\.(29|89)"
-    with pytest.raises(Mistake, match=message):
-        list(read_queries(dataset, "test", np.arange(dataset.splits["test"].queries), 8))
+    return change
 
 
-def test_items_out_of_range_are_not_taken_over(spoiled: Path) -> None:
-    def change(table: pa.Table) -> pa.Table:
-        index = table.schema.get_field_index("item")
-        return table.set_column(index, "item", pc.add(table["item"], 1 << 40))
+@pytest.mark.parametrize("column", ["user", "item", "time", "kind", "split"])
+def test_events_without_a_value_are_not_taken_over(spoiled: Path, column: str) -> None:
+    rewritten(spoiled, PART, with_null(column))
+    with pytest.raises(Mistake, match=rf"part-00000.parquet .*column '{column}' has nulls"):
+        extended(spoiled)
 
-    rewritten(spoiled, "validation/part-00000.parquet", change)
-    new = write_csv(spoiled / "new.csv", [row._replace(rating=5) for row in some_rows()])
-    with pytest.raises(Mistake, match=r"part-00000.parquet: column 'item' holds 1099\d+, outside"):
-        make(new, spoiled.with_name("extended"), extend=str(spoiled))
+
+@pytest.mark.parametrize("column", ["user", "item", "kind", "split"])
+def test_events_without_times_are_read_by_duckdb_and_checked_alike(
+    column: str, tmp_path: Path
+) -> None:
+    """A user without a number was left out in silence, an item without one was a fault."""
+    rows = [Row(n % 12, 100 + n % 7, 1 + 4 * (n % 3 > 0)) for n in range(84)]
+    source = write_csv(tmp_path / "rows.csv", rows)
+    for number, (change, message) in enumerate(
+        (
+            (with_null(column), rf"part-00000.parquet.*: column '{column}' has nulls"),
+            (
+                lambda t: with_column(t, column, [*t[column].to_pylist()[:-1], 99]),
+                rf"part-00000.parquet.*: column '{column}' holds 99, outside 0\.\.",
+            ),
+        )
+    ):
+        old = tmp_path / f"old{number}"
+        make(source, old)
+        rewritten(old, PART, change)
+        with pytest.raises(Mistake, match=message) as told:
+            make(source, tmp_path / f"new{number}", extend=str(old))
+        assert "\n" not in str(told.value)
 
 
 def test_a_strangers_dataset_runs_no_sql(spoiled: Path, tmp_path: Path) -> None:

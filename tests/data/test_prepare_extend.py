@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.data.planted import Row, interactions, make, queries, table, write_csv
-from trainer.data.schema import Dataset
+from trainer.data.schema import SPLITS, Dataset
 from trainer.files.whole_folder import OWNER, PREFIX
 
 OLD = [
@@ -46,7 +46,7 @@ def side_file(path: Path, ids: range, note: str) -> str:
 
 
 def test_equals_preparing_all_at_once(tmp_path: Path) -> None:
-    """But for pairs seen again, which stay in train if they were."""
+    """But for splits: those of the new events are made among them alone."""
     pairs = {(row.user, row.item) for row in OLD}
     new = [row for row in NEW if (row.user, row.item) not in pairs]
     old = make(write_csv(tmp_path / "old.csv", OLD), tmp_path / "old", split="leave-last-out")
@@ -58,13 +58,24 @@ def test_equals_preparing_all_at_once(tmp_path: Path) -> None:
     )
     assert extended.parent_digest == old.digest
     assert extended.source["rows"] == both.source["rows"]
-    for split in both.splits:
-        assert raw(extended, interactions(extended, split)) == raw(both, interactions(both, split))
-        assert extended.splits[split].queries == both.splits[split].queries
+    everything = [
+        {
+            (row["user"], row["item"], row["feedback"], row["timestamp"])
+            for split in SPLITS
+            for row in raw(each, interactions(each, split))
+        }
+        for each in (extended, both)
+    ]
+    assert everything[0] == everything[1]
+    assert sum(each.rows for each in extended.splits.values()) == len(everything[0])
+    # What was held out is train by now, and the new events alone are held out.
+    first_new = min(row.timestamp or 0 for row in new)
     for split in ("validation", "test"):
-        assert raw(extended, queries(extended, split)) == raw(both, queries(both, split))
-    counts = {row["raw_id"]: row["count"] for row in table(both, "items")}
-    assert {row["raw_id"]: row["count"] for row in table(extended, "items")} == counts
+        rows = interactions(extended, split)
+        assert rows and all(row["timestamp"] >= first_new for row in rows)
+        assert queries(extended, split)
+    counts = {row["raw_id"]: row["count_of_all"] for row in table(both, "items")}
+    assert {row["raw_id"]: row["count_of_all"] for row in table(extended, "items")} == counts
 
 
 @pytest.mark.parametrize("rule", ["leave-last-out", "time", "random"])

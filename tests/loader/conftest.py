@@ -1,6 +1,6 @@
 """One small dataset for the loader's tests."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -48,11 +48,14 @@ def bags(batch: Batch, key: str) -> list[list[int]]:
 Row = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
 
 
-def rows_of(batches: Sequence[Batch]) -> list[Row]:
+def rows_of(batches: Iterable[Batch]) -> list[Row]:
     """(user, item, feedback, history, disliked) of every real row."""
     rows = []
     for batch in batches:
-        history, disliked = bags(batch, "history"), bags(batch, "disliked")
+        history, disliked = (
+            bags(batch, key) if key in set(batch.features.keys()) else [[]] * batch.local_batch_size
+            for key in ("history", "disliked")
+        )
         for row in range(batch.local_batch_size):
             if batch.weight_B[row] == 1:
                 rows.append(

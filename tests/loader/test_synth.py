@@ -7,9 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.loader.conftest import epoch_of
-from trainer.data.schema import Dataset
+from tests.data.planted import queries
+from tests.definitions import Query, by_user, events_of, queries_of
+from tests.loader.conftest import epoch_of, rows_of
+from trainer.data.schema import SPLITS, Dataset
 from trainer.prepare.pipeline import PrepareArguments, prepare
+from trainer.retrieval.queries import LIST_COLUMNS
 from trainer.synth.planted import TASTE_WEIGHTS, PlantedModel
 from trainer.synth.planted_rows import make_part
 from trainer.synth.planted_tables import titles
@@ -26,41 +29,17 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset.load(out, verify="digest")
 
 
-def log_of(dataset: Dataset) -> dict[int, list[dict]]:
-    """All interactions of each user in time order, with their split."""
-    log: dict[int, list[dict]] = {}
-    for split in dataset.splits:
-        for path in dataset.split_files(split):
-            for row in pq.read_table(path).to_pylist():
-                log.setdefault(row["user"], []).append({**row, "split": split})
-    for rows in log.values():
-        rows.sort(key=lambda row: row["timestamp"])
-    return log
-
-
-def test_histories_splits_and_counts(planted: Dataset) -> None:
+def test_splits_times_and_counts(planted: Dataset) -> None:
     count = np.zeros(planted.num_items, dtype=int)
-    rank = {"train": 0, "validation": 1, "test": 2}
-    for rows in log_of(planted).values():
-        items = [row["item"] for row in rows]
-        assert len(set(items)) == len(items)
-        times = [row["timestamp"] for row in rows]
-        assert len(set(times)) == len(times)
-        splits = [rank[row["split"]] for row in rows]
-        assert splits == sorted(splits)
-        assert splits[-4:] == [1, 1, 2, 2]
-        for place, row in enumerate(rows):
-            seen = [
-                each
-                for each in rows[:place]
-                if each["split"] == "train"
-                or (row["split"] == "test" and each["split"] == "validation")
-            ]
-            for name, feedback in (("history", 1), ("disliked", -1)):
-                expected = [each["item"] for each in seen if each["feedback"] == feedback]
-                assert row[name] == expected[-planted.history_length :]
-            if row["split"] == "train" and row["feedback"] == 1:
-                count[row["item"]] += 1
+    for user, events in by_user(events_of(planted)).items():
+        assert len({each.item for each in events}) == len(events), user
+        times = [each.time for each in events]
+        assert times == sorted(set(times))
+        splits = [SPLITS.index(each.split) for each in events]
+        assert splits == sorted(splits) and splits[-4:] == [1, 1, 2, 2]
+        for each in events:
+            if each.split == "train" and each.feedback == 1:
+                count[each.item] += 1
     items = pq.read_table(planted.file("items.parquet"))
     assert items["count"].to_pylist() == count.tolist()
     assert sum(split.rows for split in planted.splits.values()) == pytest.approx(8000, rel=0.06)
@@ -68,25 +47,13 @@ def test_histories_splits_and_counts(planted: Dataset) -> None:
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_queries(planted: Dataset, split: str) -> None:
-    log = log_of(planted)
-    queries = pq.read_table(planted.queries_file(split)).to_pylist()
-    before = ("train",) if split == "validation" else ("train", "validation")
-    users = [
-        u
-        for u in sorted(log)
-        if any(row["split"] == split and row["feedback"] == 1 for row in log[u])
+    expected = queries_of(planted, split)
+    assert len(expected) == planted.splits[split].queries > 100
+    found = [
+        Query(row["user"], *(tuple(row[name]) for name in LIST_COLUMNS))
+        for row in queries(planted, split)
     ]
-    assert [query["user"] for query in queries] == users
-    assert len(queries) == planted.splits[split].queries
-    for query in queries:
-        rows = log[query["user"]]
-        own = [row for row in rows if row["split"] == split]
-        known = [row for row in rows if row["split"] in before]
-        assert query["targets"] == [row["item"] for row in own if row["feedback"] == 1]
-        assert query["disliked_targets"] == [row["item"] for row in own if row["feedback"] == -1]
-        assert query["seen"] == sorted(row["item"] for row in known)
-        liked = [row["item"] for row in known if row["feedback"] == 1]
-        assert query["history"] == liked[-planted.history_length :]
+    assert found == expected
 
 
 def test_the_loader_reads_it(planted: Dataset) -> None:
@@ -115,7 +82,7 @@ def test_best_possible_against_a_full_ranking() -> None:
     draws = model.draw(random, random.integers(6, 20, 60))
     part = make_part(
         draws, row_of_slot_I=model.row_of_slot_I, random=random, held_out=2, held_share=1.0,
-        first_user=0, history_length=5,
+        first_user=0,
     )  # fmt: skip
     recalls, gains = [], []
     for user in range(60):
@@ -145,9 +112,9 @@ def test_preferences_are_worth_learning(planted: Dataset) -> None:
     count = np.array(pq.read_table(planted.file("items.parquet"))["count"])
     popular = np.argsort(-count, kind="stable")
     recalls = []
-    for query in pq.read_table(planted.queries_file("test")).to_pylist():
-        unseen = popular[~np.isin(popular, query["seen"])][:20]
-        recalls.append(np.isin(query["targets"], unseen).mean())
+    for query in queries_of(planted, "test"):
+        unseen = popular[~np.isin(popular, query.seen)][:20]
+        recalls.append(np.isin(query.targets, unseen).mean())
     assert best > 2 * np.mean(recalls)
 
 
@@ -192,9 +159,12 @@ def _raw_rows(folder: Path) -> dict[str, set]:
     item = pq.read_table(dataset.file("items.parquet"))["raw_id"].to_pylist()
     return {
         split: {
-            (user[row["user"]], item[row["item"]], tuple(item[each] for each in row["history"]))
-            for path in dataset.split_files(split)
-            for row in pq.read_table(path).to_pylist()
+            (user[row[0]], item[row[1]], tuple(item[each] for each in row[3]))
+            for row in rows_of(
+                epoch_of(
+                    dataset, splits=(split,), query_keys=("history",), candidate_keys=("item",)
+                )
+            )
         }
         for split in dataset.splits
     }

@@ -97,7 +97,7 @@ def scrape_seconds(metrics: RankMetrics, times: int = 20) -> float:
 def test_metrics_cost_less_than_a_hundredth_of_a_step(
     batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_dataset(tmp_path / "data", users=300, items=200, rows=6000, row_group_rows=1024)
+    make_dataset(tmp_path / "data", users=300, items=200, rows=6000, group_events=1024)
     overhead = overhead_seconds()
     meter, watch, loop = Meter(overhead), Meter(overhead), Meter(overhead)
     for owner, name in (

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.datasets import make_dataset
+from tests.definitions import by_user, events_of
 from tests.retrieval.ranks import run_on_ranks
 from trainer.base.mistake import Mistake
 from trainer.config.presets import find_preset
@@ -139,16 +140,12 @@ def test_recommend_to_a_user_leaves_out_what_it_has_seen(folder: Path) -> None:
     found = recommend(RecommendArguments(str(folder / "run"), user="1007", k=8))
     assert len(found.items) == 8 and found.scores == sorted(found.scores, reverse=True)
     dataset = Dataset.load(folder / "data")
-    rows = [r for s in ("train", "validation") for f in dataset.split_files(s) for r in rows_of(f)]
-    own = sorted((r["timestamp"], r["item"], r["feedback"]) for r in rows if r["user"] == 7)
-    assert {item.row for item in found.items}.isdisjoint(item for _, item, _ in own)
-    liked = [item for _, item, feedback in own if feedback == 1]
+    own = by_user(events_of(dataset))[7]
+    assert {each.split for each in own} == {*dataset.splits}
+    assert {item.row for item in found.items}.isdisjoint(each.item for each in own)
+    liked = [each.item for each in own if each.feedback == 1]
     assert [item.row for item in found.history] == liked[-dataset.history_length :][::-1]
     assert found.items[0].label == f"Item {found.items[0].row} (i{found.items[0].row})"
-
-
-def rows_of(file: str) -> list[dict]:
-    return pq.read_table(file).to_pylist()
 
 
 def test_recommend_to_somebody_new_by_items(folder: Path) -> None:
@@ -173,7 +170,7 @@ def test_export_holds_what_the_model_computes(folder: Path, exported: Path) -> N
     with process_group() as ranks:
         trained = load_run(folder / "run", ranks)
         encoder = Encoder(trained.model, trained.dataset, ranks)
-        (known,) = known_users(trained.dataset, 0, 50, with_seen=False, block_size=50)
+        (known,) = known_users(trained.dataset, 0, 50, block_size=50)
         item = encoder.candidates(np.arange(40))
         query = encoder.queries(torch.arange(50), known.history, known.disliked)
         ids = padded_ids(encoder, facts, known.history)
@@ -299,19 +296,6 @@ def test_index_finds_what_exact_search_finds(kind: str, tmp_path: Path, exported
     recall = index_recall(index, exported / "items", users, 5)
     assert recall == 1.0  # so few items that ivf searches every list
     assert faiss.read_index(str(exported / "items.faiss")).ntotal == 40
-
-
-def test_known_users_in_blocks_are_all_users(folder: Path) -> None:
-    dataset = Dataset.load(folder / "data")
-    (whole,) = known_users(dataset, 0, 50, with_seen=True, block_size=50)
-    blocks = list(known_users(dataset, 3, 50, with_seen=True, block_size=7))
-    assert [block.first for block in blocks] == list(range(3, 50, 7))
-    for block in blocks:
-        for name in ("history", "disliked", "seen"):
-            mine, all_users = getattr(block, name), getattr(whole, name)
-            part = all_users.slice(block.first, block.first + len(mine))
-            assert torch.equal(mine.values, part.values)
-            assert torch.equal(mine.offsets, part.offsets)
 
 
 def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) -> None:

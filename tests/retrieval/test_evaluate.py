@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.datasets import make_dataset
+from tests.definitions import Query, queries_of
 from tests.retrieval.ranks import run_on_ranks
 from trainer.config.presets import find_preset
 from trainer.config.sections import Config
@@ -88,13 +89,13 @@ def test_every_rank_and_every_world_size_finds_the_same(results: dict[int, list[
         torch.testing.assert_close(items, expected["items"], rtol=1e-5, atol=1e-7)
 
 
-def reference_lists(data: str, result: dict[str, Any]) -> list[tuple[dict[str, Any], list[int]]]:
-    """(query row, its whole ranking) by brute force."""
-    rows = pq.read_table(f"{data}/queries/test.parquet").to_pylist()
+def reference_lists(data: str, result: dict[str, Any]) -> list[tuple[Query, list[int]]]:
+    """(query, its whole ranking) by brute force."""
+    rows = queries_of(Dataset.load(data), "test")
     score = result["queries"].double() @ result["items"].double().T
     ranked = []
     for row, scores in zip(rows, score.tolist(), strict=True):
-        left = [item for item in range(len(scores)) if item not in set(row["seen"])]
+        left = [item for item in range(len(scores)) if item not in set(row.seen)]
         ranked.append((row, sorted(left, key=lambda item: (-scores[item], item))))
     return ranked
 
@@ -104,15 +105,13 @@ def test_values_against_plain_python(data: str, results: dict[int, list[Any]]) -
     ranked = reference_lists(data, results[1][0])
     assert found.num_queries == len(ranked) == found.num_queries_of_split
     for k in KS:
-        hits = [[i in row["targets"] for i in order[:k]] for row, order in ranked]
-        targets = [len(row["targets"]) for row, _ in ranked]
+        hits = [[i in row.targets for i in order[:k]] for row, order in ranked]
+        targets = [len(row.targets) for row, _ in ranked]
         recall = [sum(h) / t for h, t in zip(hits, targets, strict=True)]
         gain = [sum(x / math.log2(r + 2) for r, x in enumerate(h)) for h in hits]
         ideal = [sum(1 / math.log2(r + 2) for r in range(min(k, t))) for t in targets]
         ndcg = [g / i for g, i in zip(gain, ideal, strict=True)]
-        disliked = [
-            sum(i in row["disliked_targets"] for i in order[:k]) / k for row, order in ranked
-        ]
+        disliked = [sum(i in row.disliked_targets for i in order[:k]) / k for row, order in ranked]
         shown = {item for _, order in ranked for item in order[:k]}
         mean = {"recall": recall, "ndcg": ndcg, "disliked": disliked}
         for name, values in mean.items():
@@ -123,11 +122,11 @@ def test_values_against_plain_python(data: str, results: dict[int, list[Any]]) -
 def test_baseline_is_the_popularity_ranking(data: str, results: dict[int, list[Any]]) -> None:
     count = pq.read_table(f"{data}/items.parquet").column("count").to_pylist()
     order = sorted(range(61), key=lambda item: (-count[item], item))
-    rows = pq.read_table(f"{data}/queries/test.parquet").to_pylist()
+    rows = queries_of(Dataset.load(data), "test")
     recall = []
     for row in rows:
-        top = [item for item in order if item not in row["seen"]][:5]
-        recall.append(len(set(top) & set(row["targets"])) / len(row["targets"]))
+        top = [item for item in order if item not in row.seen][:5]
+        recall.append(len(set(top) & set(row.targets)) / len(row.targets))
     found = results[2][0]["whole"].baseline["recall@5"]
     assert found == pytest.approx(sum(recall) / len(recall))
 

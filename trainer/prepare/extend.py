@@ -224,9 +224,14 @@ def _check_rows(connection: duckdb.DuckDBPyConnection, parent: Dataset, files: l
         with open_parquet(path) as file:
             check_columns(path, file.schema_arrow, columns)
         relation = sql.parquet(connection, [path])
-        for column in columns.keys() & limits.keys():
-            low, high = sql.one(connection, f"SELECT min({column}), max({column}) FROM {relation}")
-            if low is not None and (low < 0 or high >= limits[column]):
+        for column in columns:
+            low, high, nulls = sql.one(
+                connection,
+                f"SELECT min({column}), max({column}), count(*) - count({column}) FROM {relation}",
+            )
+            if nulls:
+                raise Mistake(f"{path}: column {column!r} has nulls: prepare {parent.path} again")
+            if column in limits and low is not None and (low < 0 or high >= limits[column]):
                 raise Mistake(
                     f"{path}: column {column!r} holds {low if low < 0 else high}, outside "
                     f"0..{limits[column] - 1} of dataset.json: prepare {parent.path} again"
