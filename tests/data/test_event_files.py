@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tests.datasets import make_dataset
 from tests.definitions import Event, by_user, events_of
-from trainer.data.event_files import Events, EventWriter, Layout, splits_of
-from trainer.data.events import EventReader, EventRows, each_event
+from trainer.data.events.event_files import Events, EventWriter, Layout, splits_of
+from trainer.data.events.event_reader import EventReader, EventRows, each_event
 from trainer.data.schema import DISLIKED, LIKED, SPLITS, Dataset, EventWindow, Kind
 
 PLAYED = Kind("played", "history")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.definitions import Event, by_user, holds, last, others
-from trainer.data.events import EventRows
-from trainer.data.histories import (
+from trainer.data.events.event_reader import EventRows
+from trainer.data.events.histories import (
     NAMES,
     Draw,
     before_events,

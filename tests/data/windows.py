@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.events import EventReader
+from trainer.data.events.event_reader import EventReader
 from trainer.data.schema import Dataset
 from trainer.observe.progress import SilentProgress
 from trainer.prepare.pipeline import prepare

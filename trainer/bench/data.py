@@ -27,7 +27,7 @@ import torch
 from trainer.base.machine import usable_cpus
 from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_given, check_ranges
 from trainer.base.screen import say
-from trainer.data.events import event_columns
+from trainer.data.events.event_reader import event_columns
 from trainer.data.feature_bags import LIST_KEYS
 from trainer.data.parquet import filesystem_of, open_parquet
 from trainer.data.schema import MAX_HISTORY_LENGTH, Dataset

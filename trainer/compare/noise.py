@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
-from trainer.data.event_files import Events, EventWriter, Layout, part_file, splits_of
-from trainer.data.event_rows import EventRows
-from trainer.data.events import TRAIN, EventReader, feedback_of
+from trainer.data.events.event_files import Events, EventWriter, Layout, part_file, splits_of
+from trainer.data.events.event_reader import TRAIN, EventReader, feedback_of
+from trainer.data.events.event_rows import EventRows
 from trainer.data.parquet import open_parquet
 from trainer.data.schema import (
     Dataset,

@@ -26,7 +26,7 @@ import numpy as np
 
 from trainer.base.mistake import Mistake
 from trainer.data.candidates import hash_counter, hash_key
-from trainer.data.events import each_event
+from trainer.data.events.event_reader import each_event
 from trainer.data.jagged import Jagged, take_ranges
 from trainer.data.schema import DERIVED, Dataset
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.data.events import each_event
+from trainer.data.events.event_reader import each_event
 from trainer.data.features import count_column, read_attribute, read_counts
 from trainer.data.jagged import Jagged
 from trainer.data.schema import Dataset

@@ -12,8 +12,8 @@ import duckdb
 import fsspec
 import numpy as np
 
-from trainer.data.event_files import part_file, splits_of
-from trainer.data.events import EventReader
+from trainer.data.events.event_files import part_file, splits_of
+from trainer.data.events.event_reader import EventReader
 from trainer.data.schema import (
     SCHEMA_VERSION,
     Dataset,

@@ -17,7 +17,7 @@ import duckdb
 
 from trainer.base.mistake import Mistake
 from trainer.data.description import check_columns
-from trainer.data.events import event_columns
+from trainer.data.events.event_reader import event_columns
 from trainer.data.parquet import open_parquet
 from trainer.data.schema import DERIVED, FEEDBACK, SPLITS, Attribute, Dataset
 from trainer.files.filesystems import filesystem_of, local_path, reached

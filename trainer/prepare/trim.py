@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
 from trainer.data.description import TABLES
-from trainer.data.event_files import Events, EventWriter, Layout, splits_of
-from trainer.data.event_rows import EventRows
-from trainer.data.events import EventReader
+from trainer.data.events.event_files import Events, EventWriter, Layout, splits_of
+from trainer.data.events.event_reader import EventReader
+from trainer.data.events.event_rows import EventRows
 from trainer.data.parquet import open_parquet
 from trainer.data.schema import (
     Attribute,

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.event_rows import EventRows, joined
-from trainer.data.events import EventReader
-from trainer.data.histories import known_by_now
+from trainer.data.events.event_reader import EventReader
+from trainer.data.events.event_rows import EventRows, joined
+from trainer.data.events.histories import known_by_now
 from trainer.data.jagged import spread, take_bags
 from trainer.data.schema import Dataset
 from trainer.retrieval.search.item_lists import ItemLists

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.event_files import EventWriter, Layout, part_file, splits_of
+from trainer.data.events.event_files import EventWriter, Layout, part_file, splits_of
 from trainer.data.schema import (
     DISLIKED,
     LIKED,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.event_files import Events
+from trainer.data.events.event_files import Events
 from trainer.data.jagged import Jagged, offsets_of
 from trainer.synth.planted import Draws
 

@@ -10,10 +10,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.event_files import Events, EventWriter, Layout, part_file
-from trainer.data.event_rows import EventRows
-from trainer.data.events import feedback_of
-from trainer.data.histories import held_out
+from trainer.data.events.event_files import Events, EventWriter, Layout, part_file
+from trainer.data.events.event_reader import feedback_of
+from trainer.data.events.event_rows import EventRows
+from trainer.data.events.histories import held_out
 from trainer.prepare.partitions.event_windows import EARLIER, each_window
 from trainer.prepare.partitions.partition_plan import PartitionPlan
 

@@ -17,9 +17,9 @@ import duckdb
 import numpy as np
 
 from trainer.base.mistake import Mistake
-from trainer.data.event_files import Events
-from trainer.data.event_rows import EventRows
-from trainer.data.events import EventReader
+from trainer.data.events.event_files import Events
+from trainer.data.events.event_reader import EventReader
+from trainer.data.events.event_rows import EventRows
 from trainer.data.schema import Dataset
 from trainer.sources import sql
 from trainer.sources.times import BANDS

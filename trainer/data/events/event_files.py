@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.event_footers import FOOTER_KEY
-from trainer.data.events import feedback_of
+from trainer.data.events.event_footers import FOOTER_KEY
+from trainer.data.events.event_reader import feedback_of
 from trainer.data.schema import SPLITS, Kind, Split
 
 GROUP_EVENTS = 1 << 16

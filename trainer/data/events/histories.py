@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from trainer.data.candidates import hash_counter, hash_key
-from trainer.data.event_rows import EventRows
+from trainer.data.events.event_rows import EventRows
 from trainer.data.jagged import Jagged, Ranges, concatenate, offsets_of, take_bags, take_ranges
 
 NAMES = ("history", "disliked")

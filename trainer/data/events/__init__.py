@@ -1,0 +1,1 @@
+"""The events of a dataset: read, written, and sliced into histories and queries."""
