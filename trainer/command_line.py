@@ -217,7 +217,7 @@ def _say_first(line: str) -> None:
 def _before(out: str) -> RunFacts | None:
     """What config.json says of the run at `out`, where one was begun there."""
     folder = RunFolder(out)
-    return folder.read_config() if (folder.path / "config.json").is_file() else None
+    return folder.read_config() if folder.config_file.is_file() else None
 
 
 def _value(flags: Sequence[str], name: str) -> str | None:

@@ -29,9 +29,9 @@ from trainer.command_line import parse_preset
 from trainer.config.preset_file import as_toml
 from trainer.config.sections import Config
 from trainer.distributed.hooks import Hooks
-from trainer.fitting import check_tables
+from trainer.fitting import precheck
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
-from trainer.run.folder import RunSpec, absolute, open_run
+from trainer.run.folder import RunSpec, absolute
 
 GRACE_EVALUATIONS = 2
 MOST_TRIALS = 10_000
@@ -84,19 +84,23 @@ class Trial:
 
 def run_trial(space: dict[str, Any], spec: RunSpec) -> None:
     """In a Ray worker: train one config, reporting each evaluation to the scheduler."""
-    settings = space["settings"]
+    own = trial_spec(spec, space["settings"], tune.get_context().get_trial_id())
     metric = spec.config.evaluation.metric
-    trial = tune.get_context().get_trial_id()
-    own = replace(
-        spec, config=apply_settings(spec.config, settings), out=f"{spec.out}/runs/{trial}"
-    )
 
     def report(values: dict[str, float]) -> None:
         tune.report({"metric": values[metric], "training_iteration": int(values["epoch"]) + 1})
 
-    from trainer.train import run_worker  # torchrec is imported in workers only
+    # torchrec is imported in workers only
+    from trainer.launch.here import Here
+    from trainer.train import train_on_rank
 
-    run_worker(own, SilentProgress(), Hooks(on_evaluation=report))
+    Here(SilentProgress(), Hooks(on_evaluation=report)).run(train_on_rank, own)
+
+
+def trial_spec(spec: RunSpec, settings: dict[str, Any], name: str) -> RunSpec:
+    """Of a trial's own run."""
+    config = apply_settings(spec.config, settings)
+    return replace(spec, config=config, out=f"{spec.out}/runs/{name}")
 
 
 def search(spec: RunSpec, arguments: TuneArguments, progress: Progress) -> list[Trial]:
@@ -231,9 +235,9 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
         raise Mistake(f"{out} exists already; choose another --out")
     config = parsed.config
     spec = RunSpec(preset, config, absolute(parsed.data), str(out.resolve()))
-    open_run(spec)
-    if existing_address(parsed.address) is None:
-        check_tables(config.optimizer)
+    is_here = existing_address(parsed.address) is None
+    for settings in draw_settings(config, parsed.losses, len(parsed.losses) or 1, parsed.seed):
+        precheck(trial_spec(spec, settings, "trial"), is_here)
     out.mkdir(parents=True, exist_ok=True)
     with (
         ray_session(parsed.address, min_cpus=parsed.at_once, verbose=verbose),

@@ -25,11 +25,12 @@ from cluster.workers.pulses import Beat
 from cluster.workers.relay import Look
 from trainer.base.mistake import Mistake
 from trainer.base.stopping import Terminated, Told, terminations
+from trainer.launch.launcher import Resumable
 
 BEATS = tuple(Beat(rank, 7, "training", 7, 9, 1, f"pid {rank}", f"n{rank}") for rank in range(2))
 CALM = Look(BEATS, None, leaving=False)
-DONE = {"steps": 9, "stopped_on_request": False}
-STOPPED = {"steps": 7, "stopped_on_request": True}
+DONE = {"steps": 9, "phase": "finished"}
+STOPPED = {"steps": 7, "phase": "stopped"}
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection reset by peer [10.0.0.2]:41312")
 
 
@@ -83,6 +84,10 @@ class Link:
         return next(self.rooms)
 
 
+def resumable(saved_step: Callable[[], int] = lambda: 0) -> Resumable:
+    return Resumable("RUN", 64, saved_step)
+
+
 def groups(
     ends: list[Any], monkeypatch: pytest.MonkeyPatch, link: Link | None = None, **settings: Any
 ) -> Groups:
@@ -101,9 +106,8 @@ def groups(
         "worker": dict,
         "payload": {},
         "workers": Workers.exactly(2),
-        "global_batch_size": 64,
+        "resumable": resumable(),
         "has_gpus": lambda: False,
-        "saved_step": lambda: 0,
         "progress": Screen(),
         "notes": "",
         "told": Told(),
@@ -143,7 +147,7 @@ class TestRestarts:
         """Ten lost nodes in two weeks are no reason to end."""
         ends = [*(failure(OSError("gone")) for _ in range(10)), DONE]
         saved = itertools.count(100, 50)
-        run = groups(ends, monkeypatch, saved_step=lambda: next(saved))
+        run = groups(ends, monkeypatch, resumable=resumable(lambda: next(saved)))
         assert run.to_the_end() == DONE
         assert "restarting from the last checkpoint (1 restarts left)" in said(run)
 

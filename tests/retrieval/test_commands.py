@@ -21,6 +21,7 @@ from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks, process_group
 from trainer.files.whole_folder import whole_folder
+from trainer.launch.here import Here
 from trainer.model.trained import load_run
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval import evaluate_run
@@ -105,7 +106,7 @@ def test_evaluate_takes_the_usual_cut_offs_as_far_as_there_are_items(
 def test_what_can_be_known_before_the_work_is_told_before_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_run, "on_workers", must_not_start)
+    monkeypatch.setattr(Here, "run", must_not_start)
     run, copy = str(folder / "run"), tmp_path / "run"
     with pytest.raises(Mistake, match=r"k is 10, 41; .* at most 40"):
         evaluate(EvaluateArguments(run, k=(10, 41)))
@@ -276,7 +277,7 @@ def test_export_is_whole_or_not_at_all_and_alone(
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "mine").touch()
     with monkeypatch.context() as patched:
-        patched.setattr(export_module, "on_workers", must_not_start)
+        patched.setattr(Here, "run", must_not_start)
         with whole_folder(arguments.out), pytest.raises(Mistake, match="by another command"):
             export(arguments)
         (tmp_path / "out").rmdir()

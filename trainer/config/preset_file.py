@@ -28,6 +28,7 @@ from typing import Annotated, Any, get_args, get_origin
 from typing_extensions import Doc
 
 from trainer.base.mistake import Mistake
+from trainer.base.run_files import CONFIG_FILE
 from trainer.base.typed import fields_of
 from trainer.config.sections import Config
 from trainer.files.json_files import MOST_JSON_BYTES, read_json
@@ -42,7 +43,7 @@ KEY = re.compile(r"\s*[\"']?([\w.-]+)[\"']?\s*=")
 
 def is_path(preset: str) -> bool:
     """Whether a preset is named by a path: of a TOML file, or of a run."""
-    return preset.endswith(".toml") or "/" in preset or Path(preset, "config.json").is_file()
+    return preset.endswith(".toml") or "/" in preset or Path(preset, CONFIG_FILE).is_file()
 
 
 def read_preset(path: Path) -> Config:
@@ -70,7 +71,7 @@ def read_preset(path: Path) -> Config:
 
 def _of_run(path: Path) -> Config:
     """The settings in a run's config.json."""
-    file = path / "config.json"
+    file = path / CONFIG_FILE
     try:
         contents = read_json(file)
         return Config.from_json(contents["config"] if isinstance(contents, dict) else contents)
