@@ -23,7 +23,8 @@ from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
 from trainer.config.short_help import ALL, MORE, PRINT, short_kind
 from trainer.data.schema import Dataset
-from trainer.run.folder import RunFacts, RunFolder, RunSpec, absolute
+from trainer.files.filesystems import absolute
+from trainer.run.folder import RunFacts, RunFolder, RunSpec
 
 MOST_GPUS = 1 << 20
 HELP = {"--help", "-h", ALL}

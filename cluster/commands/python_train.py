@@ -14,10 +14,11 @@ from trainer.base.typed import read_as
 from trainer.command_line import config_for, overridden, recorded_name
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
+from trainer.files.filesystems import absolute
 from trainer.fitting import precheck
 from trainer.launch.launcher import Launcher
 from trainer.observe.progress import quiet_libraries
-from trainer.run.folder import RunSpec, absolute
+from trainer.run.folder import RunSpec
 from trainer.tools.ready import ready_for_torch
 
 OF_A_CONFIG = "python"
@@ -40,7 +41,7 @@ def train(
     here = workers is None and address is None
     if here and launch:
         raise Mistake(f"{next(iter(launch))}: how workers are started: give workers or address too")
-    folder, run = path_of(data), absolute(str(out))
+    folder, run = path_of(data), absolute(out)
     if isinstance(preset, Config):
         name, config = OF_A_CONFIG, preset
     else:

@@ -15,8 +15,9 @@ from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
 from trainer.command_line import TrainArguments, parse_preset
 from trainer.config.presets import PRESETS
+from trainer.files.filesystems import absolute
 from trainer.fitting import precheck
-from trainer.run.folder import RunFolder, RunSpec, absolute
+from trainer.run.folder import RunFolder, RunSpec
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from trainer.command_line import parse_preset
 from trainer.config.preset_file import as_toml
 from trainer.config.sections import Config
 from trainer.distributed.hooks import Hooks
+from trainer.files.filesystems import absolute, is_uri, local_path
 from trainer.fitting import precheck
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
-from trainer.run.folder import RunSpec, absolute
+from trainer.run.folder import RunSpec
 
 GRACE_EVALUATIONS = 2
 MOST_TRIALS = 10_000
@@ -127,7 +128,7 @@ def search(spec: RunSpec, arguments: TuneArguments, progress: Progress) -> list[
             scheduler=scheduler,
         ),
         run_config=tune.RunConfig(
-            storage_path=str(Path(arguments.out).resolve() / "ray"),
+            storage_path=f"{spec.out}/ray",
             verbose=0,
             callbacks=[_Narrator(progress, arguments.trials)],
         ),
@@ -228,9 +229,9 @@ def table(trials: Sequence[Trial], metric: str) -> str:
 def main(arguments: Sequence[str], verbose: bool) -> int:
     """Search, print the table, and say where the preset file is."""
     preset, parsed = parse_preset(arguments, "tandem tune", TuneArguments)
-    if "://" in parsed.out:
+    if is_uri(parsed.out):
         raise Mistake(f"--out {parsed.out}: a search needs a folder that every node sees")
-    out = Path(parsed.out)
+    out = local_path(parsed.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Mistake(f"{out} exists already; choose another --out")
     config = parsed.config

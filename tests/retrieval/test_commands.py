@@ -20,6 +20,7 @@ from trainer.config.presets import find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks, process_group
+from trainer.files.storage import storage_path
 from trainer.files.whole_folder import whole_folder
 from trainer.launch.here import Here
 from trainer.model.trained import load_run
@@ -281,8 +282,6 @@ def test_export_is_whole_or_not_at_all_and_alone(
         with whole_folder(arguments.out), pytest.raises(Mistake, match="by another command"):
             export(arguments)
         (tmp_path / "out").rmdir()
-        with pytest.raises(Mistake, match="is a URI: export to a folder"):
-            export(replace(arguments, out="s3://bucket/out"))
     with monkeypatch.context() as patched:
         patched.setattr(export_module, "write_users", must_not_start)
         with pytest.raises(AssertionError, match="were started"):
@@ -291,6 +290,21 @@ def test_export_is_whole_or_not_at_all_and_alone(
         "out.partial",
         "out.partial/mine",
     ]
+
+
+def test_an_export_to_an_object_store_is_the_same(folder: Path, exported: Path) -> None:
+    there = storage_path("memory://exported/out")
+    arguments = ExportArguments(str(folder / "run"), str(there))
+    export(arguments)
+    facts = json.loads((there / "export.json").read_text())
+    assert facts == {k: v for k, v in json.loads((exported / "export.json").read_text()).items()
+                     if k != "index"}  # fmt: skip
+    parts = [str(file.relative_to(exported)) for file in exported.rglob("part-*.parquet")]
+    assert len(parts) == 2
+    for name in parts:
+        assert (there / name).read_bytes() == (exported / name).read_bytes()
+    with pytest.raises(Mistake, match="memory://exported/out exists already"):
+        export(arguments)
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
@@ -331,8 +345,8 @@ def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) ->
         SimilarArguments(run, item="i1", k=0)
     with pytest.raises(ValueError, match="exists already: remove it, or name another"):
         export(ExportArguments(run, str(exported)))
-    with pytest.raises(ValueError, match=r"s3://b/x is a URI: export to a folder"):
-        export(ExportArguments(run, "s3://b/x"))
+    with pytest.raises(ValueError, match=r"nosuch://b/x: .*give a folder, or for example s3://"):
+        export(ExportArguments(run, "nosuch://b/x"))
     with pytest.raises(ValueError, match=r"is no run: it has no config.json"):
         evaluate(EvaluateArguments(str(folder / "data")))
     with pytest.raises(ValueError, match="--workers 0"):

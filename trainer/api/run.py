@@ -27,6 +27,7 @@ from trainer.base.run_files import SUMMARY_FILE
 from trainer.base.typed import read_as
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
+from trainer.files.filesystems import absolute
 from trainer.files.json_files import read_json
 from trainer.retrieval.arguments import (
     EvaluateArguments,
@@ -35,7 +36,7 @@ from trainer.retrieval.arguments import (
     RecommendArguments,
     SimilarArguments,
 )
-from trainer.run.folder import RunFolder, absolute
+from trainer.run.folder import RunFolder
 from trainer.tools.ready import ready_for_torch
 
 if TYPE_CHECKING:  # torch and torchrec take seconds: they come with the first question
@@ -62,7 +63,7 @@ class Run:
         self, path: str | Path, data: str | Path | Dataset | None, launcher_for: LauncherFor
     ) -> None:
         self._launcher_for = launcher_for
-        self.path = absolute(str(path))
+        self.path = absolute(path)
         self._data = None if data is None else path_of(data)
         self._facts = RunFolder(self.path).read_config()
         self._opened: OpenedRun | None = None

@@ -98,7 +98,7 @@ class ExportArguments:
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a trained run."""
     out: Annotated[str, tyro.conf.Positional]
-    """Folder to write; it must not exist yet."""
+    """Folder or URI to write; it must not exist yet."""
     index: IndexKind | None = None
     """Also a FAISS index of the items: flat (exact), ivf or hnsw (approximate; their recall
     against exact search is printed)."""

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from trainer.base.mistake import Mistake, require
+from trainer.base.mistake import require
 from trainer.base.screen import say
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import gather_objects, together
 from trainer.distributed.ranks import Ranks
-from trainer.files.filesystems import is_uri
+from trainer.files.filesystems import is_uri, local_path
 from trainer.files.json_files import write_json
 from trainer.files.whole_folder import whole_folder
 from trainer.launch.here import is_first_process
@@ -109,9 +109,7 @@ def _tell(facts: dict[str, Any], out: str) -> None:
 
 @contextmanager
 def _new_folder(out: str) -> Iterator[Path]:
-    """The folder that becomes OUT."""
-    if is_uri(out):
-        raise Mistake(f"{out} is a URI: export to a folder, and copy it from there")
+    """The folder that becomes OUT; of a URI one of this machine, whose files are sent to it."""
     with whole_folder(out) as folder:
         for name in ("items", "users"):
             (folder / name).mkdir()
@@ -164,10 +162,11 @@ def export_on_rank(given: tuple[ExportArguments, Path | None], worker: Worker) -
 
 
 def _check_seen(folder: Path, out: str) -> None:
+    where = f"the files that are sent to {out}" if is_uri(out) else str(local_path(out).parent)
     require(
         folder.is_dir(),
-        f"{socket.gethostname()} does not see {Path(out).absolute().parent}: with --address, OUT "
-        "must lie in a folder that all machines share",
+        f"{socket.gethostname()} does not see {where}: with --address, OUT must lie in a folder "
+        "that all machines share",
     )
 
 

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any
 
 from trainer.base.mistake import Mistake
@@ -98,18 +97,6 @@ class RunFacts:
                 f"(folders and {', '.join(STORES)} are): name the data yourself by --data"
             )
         return self.data
-
-
-def absolute(path: str) -> str:
-    """A local path made absolute, since workers may stand in another folder; a URI as it is."""
-    if "://" in path:
-        return path
-    if not path:
-        raise Mistake("an empty path: name a folder, or a URI")
-    try:
-        return str(Path(path).resolve())
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL
-        raise Mistake(f"{path!r} is no path: {error}") from error
 
 
 def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
