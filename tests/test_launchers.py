@@ -172,6 +172,27 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
             kill_quietly(pid)
 
 
+PLAIN = """
+print("this script runs")
+from tests.test_launchers import much
+from trainer.launch.processes import Processes
+print(len(Processes(2).run(much, 10)))
+"""
+
+
+def test_a_script_of_the_users_is_not_run_in_each_rank(tmp_path: Path) -> None:
+    """Without `if __name__ == "__main__"` each rank ran it, and started ranks in turn."""
+    (tmp_path / "mine.py").write_text(PLAIN)
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "mine.py"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.stdout, ended.returncode) == ("this script runs\n10\n", 0), ended.stderr
+
+
 def wait_until(is_true: Any) -> None:
     deadline = time.monotonic() + 130
     while not is_true():

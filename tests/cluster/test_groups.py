@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,6 +162,34 @@ class TestRestarts:
         with pytest.raises(kind):
             groups(ends, monkeypatch).to_the_end()
         assert ends == [DONE]
+
+    def test_work_without_checkpoints_is_begun_anew_and_ends_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An evaluation: what it returns is its own matter, and nothing could be gone on with."""
+        run = groups([failure(OSError("disk")), [3, 4]], monkeypatch, resumable=None)
+        assert run.to_the_end() == [3, 4]
+        assert said(run)[1] == "restarting from the start (1 restarts left)"
+        link, never, told = Link(look_at=None), threading.Event(), Told()
+        watch = GroupWatch(link, 1, 2, told, lambda: True, 0.0, Screen(), can_stop=False)  # type: ignore[arg-type]
+        told.set()
+        with pytest.raises(Terminated, match=r"^stopped on SIGTERM$"):
+            watch.until(never)
+        assert link.asked == []
+        full = Link(rooms=itertools.repeat(0))
+        with pytest.raises(RunFailedError, match=r"no room for 2 workers .*, and start it again$"):
+            groups([], monkeypatch, full, resumable=None, patience_seconds=0.1).to_the_end()
+
+    def test_a_run_that_waits_for_room_between_groups_says_so(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said_at: list[int] = []
+        rooms = iter([0, 2, 0, 0, 0, 2])
+        link = Link(rooms=rooms)  # type: ignore[arg-type]
+        waiting = replace(resumable(), waiting=lambda: said_at.append(len(link.begun)))
+        run = groups([failure(OSError("disk")), DONE], monkeypatch, link, resumable=waiting)
+        assert run.to_the_end() == DONE
+        assert said_at == [1, 1, 1]  # not before the first: there is no run yet
 
     def test_a_relay_that_is_gone_is_no_crash(self, monkeypatch: pytest.MonkeyPatch) -> None:
         deaf = Link(look_at=None)

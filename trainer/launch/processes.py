@@ -7,13 +7,14 @@ import multiprocessing.connection
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
@@ -161,7 +162,8 @@ class _Group:
                     args=(work, arguments, environment, threads, sender, self._stop),
                     daemon=True,
                 )
-                process.start()
+                with _without_main():
+                    process.start()
                 sender.close()
                 self._processes.append(process)
                 self._pipes.append(receiver)
@@ -229,6 +231,20 @@ class _Group:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Have a process that starts not run the user's script again: works are of modules of ours.
+
+    A script without `if __name__ == "__main__"` would start processes in each process.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _death(process: Any) -> str:
