@@ -94,13 +94,14 @@ class Processes:
     def each(self, work: Work, many: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """As many as there are workers side by side, each in a process of its own."""
         threads = max(1, usable_cpus() // self.workers)
-        waiting, running = list(many), dict[str, _Group]()
+        waiting, running, slots = list(many), dict[str, _Group](), set(range(self.workers))
         with ExitStack() as stack:
             told = stack.enter_context(terminations())
             while waiting or running:
                 while waiting and len(running) < self.workers:
                     name = waiting.pop(0)
-                    group = _Group(work, many[name], 1, threads, name, _device(len(running)))
+                    slot = min(slots - {group.slot for group in running.values()})
+                    group = _Group(work, many[name], 1, threads, name, slot)
                     running[name] = stack.enter_context(group)
                 if told.is_set():
                     raise told.ended("")
@@ -109,11 +110,6 @@ class Processes:
                         del running[name]
                         group.close()
                         yield name, group.result
-
-
-def _device(slot: int) -> int:
-    """Of works side by side, each takes the next GPU."""
-    return slot % (torch.cuda.device_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class _Group:
 
     Args:
         name: what a work of one rank is called; None: its ranks are.
-        device: of rank 0.
+        slot: of works side by side, which this one is; each has the GPU of its slot.
     """
 
     def __init__(
@@ -142,10 +138,11 @@ class _Group:
         count: int,
         threads: int,
         name: str | None = None,
-        device: int = 0,
+        slot: int = 0,
     ) -> None:
         CONTEXT.set_forkserver_preload(["tandem", work.__module__])
-        self._name = name
+        self._name, self.slot = name, slot
+        device = slot % (torch.cuda.device_count() or 1)
         self._stop = CONTEXT.Event()
         self._ends: dict[int, _End] = {}
         self._told_at: float | None = None
