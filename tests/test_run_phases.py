@@ -22,7 +22,7 @@ from trainer.report.report import report_html
 from trainer.retrieval import evaluate
 from trainer.run import lock
 from trainer.run.folder import RunFolder, RunSpec
-from trainer.run.lock import RunLock
+from trainer.run.lock import RunLock, write_owner
 from trainer.run.outside import Outside
 from trainer.run.state import read_state
 from trainer.train import resumable, run_worker, train_on_rank
@@ -152,6 +152,15 @@ def test_a_driver_that_waits_for_room_says_so(
     ours.failed("no room for 2 workers in 600 s")
     state = read_state(tmp_path)
     assert (state.phase, state.cause) == ("failed", "no room for 2 workers in 600 s")
+    (tmp_path / "summary.json").unlink()
+    write_owner(tmp_path, "ours", "rank 0's", "training", 3, 9)  # and then it was killed
+    assert read_state(tmp_path).is_alive
+    ours.failed("rank 0: worker process died")
+    assert read_state(tmp_path).phase == "failed"
+    write_owner(tmp_path, "theirs", "rank 0's", "training", 3, 9)
+    ours.failed("too late")
+    assert read_state(tmp_path).phase == "training"
+    (tmp_path / "owner.json").unlink()
     monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0)  # a driver that was killed while it waited
     (tmp_path / "summary.json").unlink()
     ours = Outside(str(tmp_path), "ours")

@@ -1,7 +1,12 @@
 """Work on a real Ray cluster that stands: the answers of one process, on its workers."""
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +16,20 @@ import pytest
 
 import tandem
 from cluster.cli import main
-from tests.cluster.nodes import Cluster
+from tests.cluster.nodes import Cluster, descendants
+from tests.cluster.runs import read_losses, title
 from tests.datasets import make_dataset
 from tests.retrieval.test_commands import tiny_config
 from trainer.api.run import close_all
 from trainer.compare.trials import Trial, run_trials
+from trainer.launch.causes import WorkFailedError
 from trainer.launch.here import Here
 from trainer.launch.processes import Processes
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval.arguments import EvaluateArguments
 from trainer.retrieval.evaluate_run import evaluate_by
 from trainer.run.folder import RunSpec
+from trainer.run.state import read_state
 from trainer.train import run_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -141,3 +149,35 @@ def test_a_mistake_is_one_line(
     many = ["--address", cluster.address, "--workers", "3"]
     assert main(["evaluate", str(run), *many]) == 1
     assert "error: --workers 3: the cluster has 2 CPUs" in capsys.readouterr().err
+
+
+def test_a_run_whose_worker_was_killed_says_so_itself(
+    run: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    """The rank that knows is gone; the driver has told its own terminal alone."""
+    out, (node,) = tmp_path / "run", cluster.nodes
+    config = tiny_config()
+    endless = replace(config, training=replace(config.training, max_steps=None, epochs=10_000))
+
+    def kill_a_worker() -> None:
+        while not out.is_dir() or not read_losses(out):
+            time.sleep(0.2)
+        workers = [p for p in descendants(node.process.pid) if "RayTrainWorker" in title(p)]
+        os.kill(workers[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    with pytest.raises(WorkFailedError, match="worker process died"):
+        tandem.train(
+            endless,
+            data=run.parent / "data",
+            out=out,
+            workers=2,
+            address=cluster.address,
+            max_failures=0,
+            discovery_port=0,
+        )
+    killer.join()
+    state = read_state(out)
+    assert state.cause is not None and "worker process died" in state.cause
+    assert (state.phase, state.is_alive) == ("failed", False)

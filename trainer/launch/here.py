@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trainer.base.ending import is_first_rank
 from trainer.base.stopping import terminations
 from trainer.distributed.hooks import Hooks
 from trainer.distributed.ranks import Ranks, process_group
@@ -35,7 +36,7 @@ class Here:
         """See `Launcher`. The number of torch's threads is as before afterwards."""
         threads = torch.get_num_threads()
         try:
-            with failure_noted(resumable), ExitStack() as stack:
+            with failure_noted(resumable if is_first_rank() else None), ExitStack() as stack:
                 hooks = self.hooks
                 if resumable is not None:
                     told = stack.enter_context(terminations())

@@ -48,9 +48,8 @@ class Outside:
             steps = folder.last_metrics().get("step", 0)
             summary = {"steps": steps, "phase": "failed", "cause": cause}
             write_json(folder.path / SUMMARY_FILE, summary)
-            owner = read_owner(folder.path)
-            if owner is not None and owner.token == self._token:
-                (folder.path / "owner.json").unlink(missing_ok=True)
+            # Ours, or that of a rank 0 which was killed: it would count as alive for a minute.
+            (folder.path / "owner.json").unlink(missing_ok=True)
         except (Mistake, OSError) as error:
             logger.warning("%s: that it failed is not written: %s", self._run, error)
 
