@@ -67,10 +67,18 @@ def evaluate(arguments: EvaluateArguments, launcher: Launcher | None = None) -> 
 
 def evaluate_by(launcher: Launcher, arguments: EvaluateArguments) -> Evaluated:
     """The same without the table."""
-    if launcher.is_here or storage_path(arguments.run).exists():
+    if launcher.is_here or _is_seen(arguments):
         _checked(arguments)
     found: Evaluated = launcher.run(evaluate_on_rank, arguments)
     return found
+
+
+def _is_seen(arguments: EvaluateArguments) -> bool:
+    """Whether this machine sees the run and its data, as the workers of a cluster do."""
+    folder = RunFolder(arguments.run)
+    if not folder.config_file.is_file():
+        return False
+    return storage_path(arguments.data or folder.read_config().named_data).exists()
 
 
 def evaluate_on_rank(arguments: EvaluateArguments, worker: Worker) -> Evaluated:
