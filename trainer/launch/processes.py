@@ -8,9 +8,7 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,23 +17,19 @@ from typing import Any
 
 import torch
 
-from trainer.base.ending import foreign_line
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
 from trainer.base.stopping import terminations
-from trainer.distributed.hooks import Hooks
-from trainer.distributed.ranks import process_group
-from trainer.launch.causes import Gravity, WorkFailedError, is_consequence
+from trainer.launch.causes import Gravity, WorkFailedError
 from trainer.launch.here import Here
-from trainer.launch.launcher import Launcher, Resumable, Work, Worker, failure_noted
-from trainer.observe.progress import SilentProgress, TerminalProgress, quiet_libraries
+from trainer.launch.launcher import Launcher, Resumable, Work, failure_noted
+from trainer.launch.rank_process import End, run_rank
 
 CONTEXT = multiprocessing.get_context("forkserver")
 """The server imports what is slow once; the ranks are forked from it."""
 GLANCE_SECONDS = 0.2
 HEARSAY_SECONDS = 2.0
 """So long a rank that tells of another one's end waits for that one to tell of it itself."""
-STARTER_GONE_STATUS = 71
 
 
 def on_this_machine(workers: int | None) -> Launcher:
@@ -112,17 +106,6 @@ class Processes:
                         yield name, group.result
 
 
-@dataclass(frozen=True)
-class _End:
-    """What a rank sends when it is through."""
-
-    result: Any = None
-    text: str | None = None
-    """What it failed with."""
-    gravity: Gravity = Gravity.FAULT
-    traceback: str = ""
-
-
 class _Group:
     """Processes of one work. A context manager: leaving it ends them.
 
@@ -144,7 +127,7 @@ class _Group:
         self._name, self.slot = name, slot
         device = slot % (torch.cuda.device_count() or 1)
         self._stop = CONTEXT.Event()
-        self._ends: dict[int, _End] = {}
+        self._ends: dict[int, End] = {}
         self._told_at: float | None = None
         """When the first rank failed."""
         self._processes: list[Any] = []
@@ -155,7 +138,7 @@ class _Group:
                 receiver, sender = CONTEXT.Pipe(duplex=False)
                 environment = _environment(rank, count, device + rank, port)
                 process = CONTEXT.Process(
-                    target=_rank,
+                    target=run_rank,
                     args=(work, arguments, environment, threads, sender, self._stop),
                     daemon=True,
                 )
@@ -197,7 +180,7 @@ class _Group:
                 self._raise(rank, failed[rank])
         return len(self._ends) == len(self._pipes)
 
-    def _raise(self, rank: int, end: _End) -> None:
+    def _raise(self, rank: int, end: End) -> None:
         if end.gravity is Gravity.MISTAKE:
             raise Mistake(end.text)
         between = " " if end.gravity is Gravity.DEATH else ": "
@@ -205,11 +188,11 @@ class _Group:
         error.add_note(end.traceback)
         raise error
 
-    def _received(self, rank: int) -> _End:
+    def _received(self, rank: int) -> End:
         try:
-            end: _End = self._pipes[rank].recv()
+            end: End = self._pipes[rank].recv()
         except EOFError:  # gone without a word
-            return _End(text=_death(self._processes[rank]), gravity=Gravity.DEATH)
+            return End(text=_death(self._processes[rank]), gravity=Gravity.DEATH)
         return end
 
     def close(self) -> None:
@@ -262,41 +245,6 @@ def _environment(rank: int, count: int, device: int, port: int) -> dict[str, str
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-
-
-def _rank(
-    work: Work, arguments: Any, environment: dict[str, str], threads: int, sender: Any, stop: Any
-) -> None:
-    """What each process runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started us hears it as well
-    threading.Thread(target=_end_with_starter, name="tandem-starter", daemon=True).start()
-    os.environ |= environment
-    quiet_libraries()
-    torch.set_num_threads(threads)
-    try:
-        with process_group() as ranks:
-            speaks = ranks.is_first and ranks.world_size > 1  # works side by side have one teller
-            progress = TerminalProgress() if speaks else SilentProgress()
-            worker = Worker(ranks, progress, Hooks(stop_requested=stop.is_set))
-            try:
-                result = work(arguments, worker)
-            finally:
-                worker.progress.close()
-            sender.send(_End(result if ranks.is_first else None))
-    except Mistake as mistake:
-        sender.send(_End(text=str(mistake), gravity=Gravity.MISTAKE))
-    except Exception as error:  # noqa: BLE001 - told by the process that started us
-        gravity = Gravity.CONSEQUENCE if is_consequence(error) else Gravity.FAULT
-        line = foreign_line(error)
-        sender.send(_End(text=line, gravity=gravity, traceback=traceback.format_exc()))
-
-
-def _end_with_starter() -> None:
-    """A rank whose starter was killed would wait, or write, for nobody."""
-    starter = multiprocessing.parent_process()
-    assert starter is not None
-    starter.join()
-    os._exit(STARTER_GONE_STATUS)
 
 
 def _free_port() -> int:
