@@ -130,9 +130,10 @@ def load(run: str | Path, data: str | Path | Dataset | None = None) -> Run:
     Raises:
         Mistake: where there is no run, or the data are not those it was trained on.
     """
-    from trainer.api.run import load
+    from cluster.workers.options import launcher_for
+    from trainer.api.run import Run
 
-    return load(run, data)
+    return Run(run, data, launcher_for)
 
 
 def main() -> int:

@@ -88,9 +88,10 @@ def evaluate(arguments: Arguments, verbose: bool) -> int:
     from trainer.retrieval.arguments import EvaluateArguments
 
     parsed = parse(EvaluateArguments, "tandem evaluate", arguments)
+    from cluster.workers.options import launcher_for
     from trainer.retrieval.evaluate_run import evaluate
 
-    evaluate(parsed)
+    evaluate(parsed, launcher_for(parsed.workers, parsed.address, verbose))
     return 0
 
 
@@ -130,9 +131,10 @@ def export(arguments: Arguments, verbose: bool) -> int:
     from trainer.retrieval.arguments import ExportArguments
 
     parsed = parse(ExportArguments, "tandem export", arguments)
+    from cluster.workers.options import launcher_for
     from trainer.retrieval.export import export
 
-    export(parsed)
+    export(parsed, launcher_for(parsed.workers, parsed.address, verbose))
     return 0
 
 
@@ -144,9 +146,10 @@ def compare(arguments: Arguments, verbose: bool) -> int:
     from trainer.compare.flags import CompareArguments
 
     parsed = parse(CompareArguments, "tandem compare", arguments)
+    from cluster.workers.options import launcher_of_trials
     from trainer.compare.comparison import compare
 
-    compare(parsed)
+    compare(parsed, launcher=launcher_of_trials(parsed.workers, parsed.address, verbose))
     return 0
 
 

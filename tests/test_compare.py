@@ -30,6 +30,7 @@ from trainer.compare.results import CaseResult, Comparison
 from trainer.compare.trials import Trial, run_trial, run_trials
 from trainer.compare.working_folder import own_folder
 from trainer.data.schema import Dataset
+from trainer.launch.here import Here
 from trainer.loader.loader import Loader
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval.queries import LIST_COLUMNS
@@ -200,10 +201,10 @@ def test_a_trial_trains_evaluates_and_is_not_run_again(tmp_path: Path) -> None:
     assert with_fitting_batch(base, 10**6) == base
     config = apply(base, case, candidate_settings("bpr", 1)[0], seed=1)
     trial = Trial("bpr-seed1", config, dataset.path, "test")
-    result = run_trial(trial, str(tmp_path))
+    result = Here(SilentProgress()).run(run_trial, (trial, str(tmp_path)))
     assert 0 <= result["values"]["recall@20"] <= 1
     assert len(result["groups"]["ndcg@20"]) == 5
-    found = run_trials([trial], tmp_path, workers=1, progress=SilentProgress())
+    found = run_trials([trial], tmp_path, Here(), progress=SilentProgress())
     assert found["bpr-seed1"]["values"] == result["values"]
 
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from trainer import train
+from trainer.base import byte_sizes
 from trainer.base.ending import guarded
 from trainer.base.mistake import Mistake, MistakeOfAll, UsageError
 from trainer.base.screen import say
 from trainer.base.stopping import Terminated
-from trainer.sources import sql
 from trainer.watch.finite import NonFiniteError
 
 DOING = "tandem export RUN OUT"
@@ -84,7 +84,7 @@ UNEXPECTED = {
     "torch": (calling(torch.zeros(3).reshape, 2, 2), "RuntimeError: shape '[2, 2]' is invalid"),
     "several": (raising(ExceptionGroup("two", [ValueError("a")])), "ExceptionGroup"),
     "lines": (raising(RuntimeError("first\nsecond\n\x1b[2J")), "RuntimeError: first ("),
-    "ours": (calling(sql.bytes_of, None), "(sql.py:"),
+    "ours": (calling(byte_sizes.bytes_of, None, "--size"), "(byte_sizes.py:"),
     "blank": (raising(RuntimeError("\n\n-- Process 1 ended:\nmore")), "-- Process 1 ended:"),
 }
 

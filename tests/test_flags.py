@@ -14,10 +14,10 @@ from trainer.bench.worker_processes import Group, Workload
 from trainer.command_line import PlanArguments, TrainArguments
 from trainer.compare.flags import CompareArguments
 from trainer.config.presets import find_preset
+from trainer.launch.causes import WorkFailedError
 from trainer.live.dashboard import DashboardArguments
 from trainer.live.server import LivePage
-from trainer.retrieval.on_workers import RankFailedError
-from trainer.tools.plan import parse_bytes
+from trainer.tools.plan import device_bytes
 
 HUGE = 1 << 70
 DEMO = find_preset("demo")
@@ -79,7 +79,7 @@ def test_a_plan_that_does_not_fit_says_so_by_its_status(
 @pytest.mark.parametrize("memory", ["", "much", "1e400GB", "0GB", "999999999999999TB"])
 def test_memory_of_a_gpu_is_named_by_its_flag(memory: str) -> None:
     with pytest.raises(Mistake, match=f"^--gpu-memory '{memory}' is "):
-        parse_bytes(memory)
+        device_bytes(memory)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def usage(arguments: list[str]) -> int:
 def test_a_rank_of_a_benchmark_that_fails_ends_it() -> None:
     """The parent held the other end of the rank's pipe open, and waited for ever."""
     work = Workload(users=10, items=10, dim=0, global_batch_size=4, precision="fp32")
-    with pytest.raises(RankFailedError, match=r"rank 0: .*dim=0"):
+    with pytest.raises(WorkFailedError, match=r"rank 0: .*dim=0"):
         Group(1, work, threads=1)
 
 

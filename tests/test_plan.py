@@ -18,7 +18,7 @@ from trainer.distributed.ranks import Ranks
 from trainer.model.build import build_model
 from trainer.model.inputs import build_inputs
 from trainer.run.folder import RunSpec
-from trainer.tools.plan import GIB, as_bytes, make_plan, parse_bytes
+from trainer.tools.plan import GIB, as_bytes, device_bytes, make_plan
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -57,15 +57,15 @@ def test_a_catalog_that_does_not_fit_is_told_what_helps(tmp_path: Path) -> None:
 
 
 def test_memory_is_written_as_people_do() -> None:
-    assert parse_bytes("80GB") == 80_000_000_000
-    assert parse_bytes("1.5 GiB") == 3 * GIB // 2
+    assert device_bytes("80GB") == 80_000_000_000
+    assert device_bytes("1.5 GiB") == 3 * GIB // 2
     with pytest.raises(ValueError, match="'80' is 80 bytes, no GPU's memory: write 80GB"):
-        parse_bytes("80")
+        device_bytes("80")
     for wrong in ("eighty", "1.2.3GB", "-80GB", "nan", "1e400GB", "9" * 400 + "GB", "", "80 XB"):
-        with pytest.raises(Mistake, match="is no amount of memory"):
-            parse_bytes(wrong)
+        with pytest.raises(Mistake, match="is no size"):
+            device_bytes(wrong)
     with pytest.raises(Mistake, match="more than any GPU's memory"):
-        parse_bytes("9" * 18 + "GB")
+        device_bytes("9" * 18 + "GB")
     assert as_bytes(300) == "0.293 KiB"
     assert as_bytes(2.5 * 1024**2) == "2.5 MiB"
     assert as_bytes(80 * GIB) == "80.0 GiB"

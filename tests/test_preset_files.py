@@ -9,11 +9,13 @@ import pytest
 from cluster import cli
 from trainer.base.mistake import Mistake
 from trainer.base.typed import fields_of
-from trainer.command_line import TrainArguments, parse_preset
+from trainer.base.usage import expect_preset
+from trainer.command_line import TrainArguments, parse_preset, recorded_name
 from trainer.config.preset_file import as_toml, field_helps, line_of, read_preset
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
 from trainer.config.short_help import SETTINGS
+from trainer.files.storage import storage_path
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -139,3 +141,18 @@ def test_a_run_is_a_preset_and_json_is_none(
         find_preset(str(run))
     assert cli.main(["train", str(run / "config.json"), "--data", "d", "--out", "o"]) == 2
     assert "a preset file is TOML" in capsys.readouterr().err
+
+
+def test_a_preset_lies_where_runs_may_lie(tmp_path: Path) -> None:
+    """A file behind a URI was looked for on the disk; file:// was a folder of that name."""
+    text = as_toml(find_preset("gowalla"), "mine")
+    storage_path("memory://presets/my.toml").write_text(text)
+    (tmp_path / "my.toml").write_text(text)
+    for name in ("memory://presets/my.toml", f"file://{tmp_path}/my.toml"):
+        assert find_preset(name) == find_preset("gowalla")
+        expect_preset("tandem train", [name], ["gowalla"])
+        assert recorded_name(name) == name
+    with pytest.raises(Mistake, match=r"preset file memory://presets/none.toml: does not exist"):
+        find_preset("memory://presets/none.toml")
+    with pytest.raises(Mistake, match=r"preset memory://presets/run: neither a .toml file nor a"):
+        find_preset("memory://presets/run")

@@ -246,9 +246,9 @@ def test_an_owner_that_cannot_be_understood(text: str, run: Path, data: str) -> 
     """It is somebody's while it is fresh; an old one is nobody's. Here the kernel knows better."""
     file = run / "owner.json"
     file.write_text(text)
-    assert read_state(run).state == "running"
+    assert read_state(run).is_alive
     os.utime(file, (1e9, 1e9))
-    assert read_state(run).state == "finished"
+    assert read_state(run).phase == "finished"
 
 
 def test_what_is_in_a_runs_place_is_named(run: Path, data: str, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_first_start_that_fails_leaves_nothing(data: str, tmp_path: Path) -> N
             begun(data, out, **sections)
         assert list(tmp_path.iterdir()) == [], said
     begun(data, out, training={"max_steps": 1})
-    assert read_state(out).state == "finished"
+    assert read_state(out).phase == "finished"
 
 
 def test_a_folder_that_was_there_stays(data: str, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_start_that_ends_before_its_first_checkpoint_is_begun_anew(
         patched.setattr("trainer.worker_run.check_tables", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             begun(data, out)
-    assert max(losses(out)) == 4 and read_state(out).state == "stopped"
+    assert max(losses(out)) == 4 and read_state(out).phase == "stopped"
     with pytest.raises(Mistake, match="without a checkpoint; choose another --out, or begin it an"):
         begun(data, out)
     resumed(data, out, model={"dim": 8}, training={"max_steps": 2})

@@ -337,7 +337,7 @@ def test_a_run_on_s3(data: str, tmp_path: Path) -> None:
         assert isinstance(norms, dict) and norms["count"]
         assert norms == norms_by_popularity(here, Path(data))
         shown = shown_by_dashboard(out)
-        assert (shown["name"], shown["now"]["state"]) == ("a", "finished")
+        assert (shown["name"], shown["now"]["phase"]) == ("a", "finished")
         assert dict(zip(shown["metrics"]["step"], shown["metrics"]["loss"], strict=True)) == curve
 
 

@@ -23,7 +23,8 @@ from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
 from trainer.config.short_help import ALL, MORE, PRINT, short_kind
 from trainer.data.schema import Dataset
-from trainer.run.folder import RunFacts, RunFolder, RunSpec, absolute
+from trainer.files.filesystems import absolute
+from trainer.run.folder import RunFacts, RunFolder, RunSpec
 
 MOST_GPUS = 1 << 20
 HELP = {"--help", "-h", ALL}
@@ -217,7 +218,7 @@ def _say_first(line: str) -> None:
 def _before(out: str) -> RunFacts | None:
     """What config.json says of the run at `out`, where one was begun there."""
     folder = RunFolder(out)
-    return folder.read_config() if (folder.path / "config.json").is_file() else None
+    return folder.read_config() if folder.config_file.is_file() else None
 
 
 def _value(flags: Sequence[str], name: str) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from trainer.base.mistake import mistakes, require
@@ -15,7 +16,8 @@ from trainer.config.preset_file import is_path
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.run.folder import RunSpec
+from trainer.observe.trackers.mirror import check_trackers
+from trainer.run.folder import RunSpec, open_run
 
 
 def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
@@ -30,6 +32,22 @@ def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
         config, note = fit(config, default, dataset)
         notes += [note] if note else []
     return replace(spec, config=config), notes
+
+
+def precheck(spec: RunSpec, is_here: bool) -> None:
+    """Tell the user's mistakes before workers are started, as far as this machine sees them.
+
+    Workers check again, where it counts.
+
+    Args:
+        is_here: whether the workers will be on this machine.
+    """
+    if is_here:
+        check_trackers(spec.config.metrics.track, spec.out)
+        check_tables(spec.config.optimizer)
+    if is_here or Path(spec.data).exists():
+        dataset, _, _ = open_run(spec)
+        fitted(spec, dataset)
 
 
 def _defaults(spec: RunSpec, dataset: Dataset) -> Config | None:

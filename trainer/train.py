@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m trainer.train gowalla --data G --out R
 
-Ray Train calls the very same function (cluster/workers/launch.py).
+Ray Train calls the very same function (cluster/workers/ray_workers.py).
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ import torch
 from trainer.base.ending import guarded, is_first_rank
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake, MistakeOfAll, require
-from trainer.base.stopping import terminations
 from trainer.command_line import TrainArguments, parse_preset
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import check_agreement, first_decides, together
 from trainer.distributed.hooks import Hooks
 from trainer.distributed.ranks import Ranks, process_group
 from trainer.fitting import fitted
+from trainer.launch.here import Here
+from trainer.launch.launcher import Resumable, Worker
 from trainer.model.build import local_batch_size
 from trainer.model.inputs import build_inputs
 from trainer.model.memory import check_memory
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.observe.trackers.mirror import check_trackers
 from trainer.run.folder import PACKAGES, RunFolder, RunSpec
+from trainer.run.outside import Outside
+from trainer.run.state import read_state
 from trainer.worker_run import Run
 
 
@@ -86,6 +89,33 @@ def run_worker(
             run.close()
 
 
+def train_on_rank(spec: RunSpec, worker: Worker) -> dict[str, Any]:
+    """`run_worker` as a launcher's work. Collective."""
+    return run_worker(spec, worker.progress, worker.hooks)
+
+
+def resumable(spec: RunSpec, go_on: str = "go on with --resume") -> Resumable:
+    """What a launcher has to know of `train_on_rank`."""
+    config, outside = spec.config, Outside(spec.out, spec.run_id)
+    return Resumable(
+        run=spec.out,
+        global_batch_size=config.training.global_batch_size,
+        saved_step=lambda: saved_step(spec.out),
+        waiting=outside.waiting,
+        failed=outside.failed,
+        serves_metrics=config.metrics.enabled,
+        go_on=go_on,
+    )
+
+
+def saved_step(run: str) -> int:
+    """Step of the newest checkpoint of RUN; 0 where there is none, or none that is seen here."""
+    try:
+        return read_state(run).checkpoint_step or 0
+    except (ValueError, OSError):
+        return 0
+
+
 def _fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, list[str]]:
     """`fitted`, once the workers are known: Mistake also where they cannot train it. No collective.
 
@@ -113,12 +143,8 @@ def cpu_threads(spec: RunSpec, ranks: Ranks) -> int:
 def main(arguments: list[str]) -> int:
     """The command line under torchrun; exit status: see trainer/base/ending.py."""
     preset, parsed = parse(arguments)
-    with terminations() as told:
-        hooks = Hooks(stop_requested=told.is_set)
-        summary = run_worker(parsed.run_spec(preset), hooks=hooks)
-    if summary["stopped_on_request"]:
-        steps = f"{summary['steps']:,}"
-        raise told.ended(f" after step {steps}, with a checkpoint; go on with --resume")
+    spec = parsed.run_spec(preset)
+    Here().run(train_on_rank, spec, resumable(spec))
     return 0
 
 

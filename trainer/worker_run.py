@@ -63,7 +63,7 @@ class Run:
             spec.config.checkpoint.keep,
             self._checkpoint_written,
             self._before_commit,
-            lambda done, total: self.phases.at("saving", done, total),
+            lambda done, total: self.phases.at("checkpointing", done, total),
         )
         self.mirrors: Mirrors | None = None
         self._evaluated_step: int | None = None
@@ -87,8 +87,7 @@ class Run:
         place = self._restore() if resuming else Place()
         self.phases.at("starting")
         loader = together(lambda: self._loader(place))  # collective
-        if self.ranks.is_first:
-            first = (self.spec, self.dataset, self.ranks.world_size, place.step)
+        first = (self.spec, self.dataset, self.ranks.world_size, place.step)
         together(lambda: self.folder.begin(*first) if self.ranks.is_first else None)  # collective
         if self.ranks.is_first:
             self._mirror(place.step)
@@ -116,6 +115,7 @@ class Run:
                 self.config.evaluation.every_epochs,
             )
         except NonFiniteError:
+            self.phases.at("failed")
             self.metrics.linger()
             raise
         finally:
@@ -232,13 +232,7 @@ class Run:
         return self.validation.is_over
 
     def _loader(self, place: Place) -> Loader:
-        return build_loader(
-            self.config,
-            self.dataset,
-            self.inputs,
-            self.ranks,
-            place.position,
-        )
+        return build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
 
     def _restore(self) -> Place:
         """Load the newest sound checkpoint, if there is one. Collective."""
@@ -246,14 +240,14 @@ class Run:
             self.folder.checkpoints,
             self.ranks,
             reads=lambda name: True,
-            on_bytes=lambda done, total: self.phases.at("restoring", done, total),
+            on_bytes=lambda done, total: self.phases.at("starting", done, total),
         )
         if found is None:
             return Place()
         facts = found.facts
         self.model.module.head.task.correction.restore_buckets(facts.streaming_buckets)
         state = self._state()
-        load(found, state, lambda done, total: self.phases.at("restoring", done, total))
+        load(found, state, lambda done, total: self.phases.at("starting", done, total))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.set_optimizer_step(facts.step)  # Adam's, which no state dict holds
@@ -284,7 +278,7 @@ class Run:
         self, place: Place, recorder: Recorder, loader: Loader, seconds: float
     ) -> dict[str, Any]:
         stopped = recorder.stop_agreed and place.step < recorder.total_steps
-        summary = {
+        summary: dict[str, Any] = {
             "steps": place.step,
             "epochs": place.epoch + 1,
             "seconds": seconds,
@@ -292,12 +286,12 @@ class Run:
             "workers": self.ranks.world_size,
             "rows_per_epoch": loader.num_rows,
             "rows_skipped_as_corrupt": loader.skipped_rows,
-            "stopped_on_request": stopped,
+            "phase": "stopped" if stopped else "finished",
         }
+        self.phases.at(summary["phase"])
         if self.ranks.is_first:
             self.folder.write_summary(summary)
-        if stopped:
-            return summary
-        self.metrics.set("tandem_finished", 1)
-        self.metrics.linger()
+        if not stopped:
+            self.metrics.set("tandem_finished", 1)
+            self.metrics.linger()
         return summary

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import ray
 
+from trainer.base.byte_sizes import bytes_of
 from trainer.base.mistake import Mistake
 from trainer.observe.progress import Progress
 from trainer.prepare.partitions.partition import prepare_partition
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
-from trainer.sources.sql import Resources, bytes_of
+from trainer.sources.sql import MEMORY_FLAG, Resources
 
 RETRIES = 3
 DEFAULT_TASK_THREADS = 2
@@ -28,10 +29,10 @@ def run_tasks(
     more of them than a node can bear.
     """
     threads = resources.threads or min(DEFAULT_TASK_THREADS, _largest("CPU"))
-    memory = bytes_of(resources.memory_limit)
+    memory = bytes_of(resources.memory_limit, MEMORY_FLAG)
     for name, needed, flag in (
         ("CPU", threads, f"--threads {threads}"),
-        ("memory", memory, f"--memory-limit {resources.memory_limit}"),
+        ("memory", memory, f"{MEMORY_FLAG} {resources.memory_limit}"),
     ):
         if needed > _largest(name):
             raise Mistake(

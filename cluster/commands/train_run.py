@@ -5,20 +5,19 @@ Imports torch and torchrec: `check_versions` comes before the import of this mod
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from cluster.workers.counts import Workers
-from cluster.workers.options import LaunchOptions, existing_address
+from cluster.workers.options import LaunchOptions
 from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
 from trainer.command_line import TrainArguments, parse_preset
 from trainer.config.presets import PRESETS
-from trainer.fitting import check_tables, fitted
-from trainer.observe.trackers.mirror import check_trackers
-from trainer.run.folder import RunFolder, RunSpec, absolute, open_run
+from trainer.files.filesystems import absolute
+from trainer.fitting import precheck
+from trainer.run.folder import RunFolder, RunSpec
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,12 @@ def resume(arguments: Sequence[str], verbose: bool) -> int:
 
 def train(spec: RunSpec, options: LaunchOptions) -> int:
     """Check, train, report."""
-    precheck(spec, options)
-    from cluster.workers.launch import (
-        launch,  # Ray Train and torch: seconds, and mistakes are told before
-    )
+    precheck(spec, options.is_here)
+    # Ray Train and torch: seconds, and mistakes are told before.
+    from cluster.workers.ray_workers import RayWorkers
+    from trainer.train import resumable, train_on_rank
 
-    summary = launch(spec, options)
+    summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
     say(
         f"trained {summary['steps']:,} steps with {summary['workers']} workers in "
         f"{summary['seconds']:.0f} s: {spec.out}"
@@ -111,19 +110,3 @@ def parse_train(arguments: Sequence[str]) -> tuple[str, TrainOnRay]:
     preset, parsed = parse_preset(arguments, "tandem train", TrainOnRay)
     assert isinstance(parsed, TrainOnRay)
     return preset, parsed
-
-
-def precheck(spec: RunSpec, options: LaunchOptions) -> None:
-    """Tell the user's mistakes before Ray starts, where data and RUN are on this machine.
-
-    Workers check again, where it counts.
-    """
-    here = existing_address(options.address) is None
-    if here and options.workers is not None:
-        options.workers.check_fits_here()
-    if here:
-        check_trackers(spec.config.metrics.track, spec.out)
-        check_tables(spec.config.optimizer)
-    if here or Path(spec.data).exists():
-        dataset, _, _ = open_run(spec)
-        fitted(spec, dataset)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base.usage import UsageError, parse, suggest
+from trainer.files.filesystems import FILE_SCHEME, is_uri
 
 ARGUMENTS = {
     "prepare": "cluster.commands.prepare_run.PrepareAnywhere",
@@ -56,7 +57,7 @@ def check_command(command: Sequence[str], working_dir: Path) -> None:
         parsed = _parse(name, [argument for argument in arguments if argument != "--verbose"])
     flags = {argument.partition("=")[0] for argument in arguments}
     for field, path in _lasting_paths(parsed):
-        if not path.startswith("/") and "://" not in path:
+        if not is_uri(path) and not Path(path.removeprefix(FILE_SCHEME)).is_absolute():
             named = f"--{field}" if f"--{field}" in flags else field.upper()
             raise UsageError(
                 f"{named} {path}: a job runs in a copy of the working directory that is deleted "

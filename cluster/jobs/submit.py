@@ -116,7 +116,7 @@ def status(arguments: Sequence[str]) -> int:
     if parsed.job is not None and ("/" in parsed.job or Path(parsed.job).is_dir()):
         state = read_state(parsed.job)
         say(state.describe())
-        return 1 if state.state == "stopped" else 0
+        return 1 if state.phase in ("stopped", "failed") else 0
     cluster = connect(parsed.address)
     known = {job.submission_id: job for job in cluster.client.list_jobs()}
     lost = [job for job in remembered(cluster.address) if job.job not in known]
@@ -150,7 +150,7 @@ def print_lost(job: Submitted) -> None:
         say(f"    its run cannot be read from here: {error}")
         return
     say(f"    {state.describe()}")
-    if state.state == "stopped":
+    if state.phase in ("stopped", "failed"):
         say(f"    go on: tandem submit --address {job.address} -- resume {job.run}")
 
 

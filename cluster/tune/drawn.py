@@ -48,7 +48,10 @@ def _around(rate: float) -> tuple[float, float]:
 
 
 def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
-    """`config` with drawn settings. A loss other than the preset's has its own defaults else."""
+    """`config` with drawn settings. A loss other than the preset's has its own defaults else.
+
+    Nobody is told of a trial's metrics but its own folder.
+    """
     name = settings["loss.name"]
     loss = config.loss.of(name)
     if loss.kind.usual_temperature is not None:
@@ -64,5 +67,5 @@ def apply_settings(config: Config, settings: dict[str, Any]) -> Config:
         loss=loss,
         optimizer=optimizer,
         evaluation=replace(config.evaluation, every_epochs=every),
-        metrics=replace(config.metrics, enabled=False),
+        metrics=replace(config.metrics, enabled=False, track=()),
     )

@@ -29,9 +29,10 @@ from trainer.command_line import parse_preset
 from trainer.config.preset_file import as_toml
 from trainer.config.sections import Config
 from trainer.distributed.hooks import Hooks
-from trainer.fitting import check_tables
+from trainer.files.filesystems import absolute, is_uri, local_path
+from trainer.fitting import precheck
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
-from trainer.run.folder import RunSpec, absolute, open_run
+from trainer.run.folder import RunSpec
 
 GRACE_EVALUATIONS = 2
 MOST_TRIALS = 10_000
@@ -84,19 +85,23 @@ class Trial:
 
 def run_trial(space: dict[str, Any], spec: RunSpec) -> None:
     """In a Ray worker: train one config, reporting each evaluation to the scheduler."""
-    settings = space["settings"]
+    own = trial_spec(spec, space["settings"], tune.get_context().get_trial_id())
     metric = spec.config.evaluation.metric
-    trial = tune.get_context().get_trial_id()
-    own = replace(
-        spec, config=apply_settings(spec.config, settings), out=f"{spec.out}/runs/{trial}"
-    )
 
     def report(values: dict[str, float]) -> None:
         tune.report({"metric": values[metric], "training_iteration": int(values["epoch"]) + 1})
 
-    from trainer.train import run_worker  # torchrec is imported in workers only
+    # torchrec is imported in workers only
+    from trainer.launch.here import Here
+    from trainer.train import train_on_rank
 
-    run_worker(own, SilentProgress(), Hooks(on_evaluation=report))
+    Here(SilentProgress(), Hooks(on_evaluation=report)).run(train_on_rank, own)
+
+
+def trial_spec(spec: RunSpec, settings: dict[str, Any], name: str) -> RunSpec:
+    """Of a trial's own run."""
+    config = apply_settings(spec.config, settings)
+    return replace(spec, config=config, out=f"{spec.out}/runs/{name}")
 
 
 def search(spec: RunSpec, arguments: TuneArguments, progress: Progress) -> list[Trial]:
@@ -123,7 +128,7 @@ def search(spec: RunSpec, arguments: TuneArguments, progress: Progress) -> list[
             scheduler=scheduler,
         ),
         run_config=tune.RunConfig(
-            storage_path=str(Path(arguments.out).resolve() / "ray"),
+            storage_path=f"{spec.out}/ray",
             verbose=0,
             callbacks=[_Narrator(progress, arguments.trials)],
         ),
@@ -224,16 +229,16 @@ def table(trials: Sequence[Trial], metric: str) -> str:
 def main(arguments: Sequence[str], verbose: bool) -> int:
     """Search, print the table, and say where the preset file is."""
     preset, parsed = parse_preset(arguments, "tandem tune", TuneArguments)
-    if "://" in parsed.out:
+    if is_uri(parsed.out):
         raise Mistake(f"--out {parsed.out}: a search needs a folder that every node sees")
-    out = Path(parsed.out)
+    out = local_path(parsed.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Mistake(f"{out} exists already; choose another --out")
     config = parsed.config
     spec = RunSpec(preset, config, absolute(parsed.data), str(out.resolve()))
-    open_run(spec)
-    if existing_address(parsed.address) is None:
-        check_tables(config.optimizer)
+    is_here = existing_address(parsed.address) is None
+    for settings in draw_settings(config, parsed.losses, len(parsed.losses) or 1, parsed.seed):
+        precheck(trial_spec(spec, settings, "trial"), is_here)
     out.mkdir(parents=True, exist_ok=True)
     with (
         ray_session(parsed.address, min_cpus=parsed.at_once, verbose=verbose),

@@ -14,6 +14,8 @@ from trainer.base.mistake import Mistake
 from trainer.base.stopping import Told
 from trainer.observe.progress import Progress
 
+ANY_NUMBER = 0
+"""A batch that every number of workers divides."""
 LOOK_SECONDS = 1.0
 NOTICE_SECONDS = 5.0
 REMIND_SECONDS = 30.0
@@ -47,6 +49,8 @@ def wait_for_room(
     room: Callable[[], int | None],
     told: Told,
     hoped: int = 0,
+    go_on: str = "go on with --resume",
+    waiting: Callable[[], None] = lambda: None,
 ) -> int:
     """The number of workers to start, once there is room for the least of them.
 
@@ -59,6 +63,8 @@ def wait_for_room(
         told: set when the driver is told to end.
         hoped: a number that there was room for while another group ran; fewer are started only
             after SETTLE_SECONDS.
+        go_on: what the user does where there is no room.
+        waiting: told at each look that found too little.
 
     Raises:
         RunFailedError: after `patience_seconds` without room.
@@ -78,11 +84,12 @@ def wait_for_room(
         if waited > patience_seconds:
             raise RunFailedError(
                 f"no room for {workers.least} workers in {patience_seconds:.0f} s (--patience): "
-                f"{found}; add nodes or wait for other work to end, and go on with --resume",
+                f"{found}; add nodes or wait for other work to end, and {go_on}",
                 retry=False,
             )
         if count is None and waited > NOTICE_SECONDS and waited - reminded >= REMIND_SECONDS:
             reminded = waited
             progress.message(f"waiting for {workers.least} workers: {found}")
+        waiting()
         before = -1 if there is None else there
         told.wait(LOOK_SECONDS)

@@ -11,21 +11,15 @@ from ray.train import ControllerError, WorkerGroupError
 from cluster.workers.pulses import Beat
 from cluster.workers.ray_private import health_check_error
 from trainer.base.mistake import Mistake
-from trainer.distributed.agreement import ElsewhereError
+from trainer.launch.causes import Gravity, WorkFailedError, is_consequence
 
-# What a rank says when *another* one went away.
-CONSEQUENCES = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket (timeout|closed)|"
-    r"timed out|timeout|unhealthy|remote process exited|NCCL|watchdog|TCPStore|store->",
-    re.IGNORECASE,
-)
 MOST_LINES = 3
 MISSED_SECONDS = 10.0
 """Ray knows of a killed node within seconds: its connection breaks."""
 
 
-class RunFailedError(RuntimeError):
-    """A run that ended by a failure; the message is the first cause.
+class RunFailedError(WorkFailedError):
+    """Work on Ray that ended by a failure; the message is the first cause.
 
     Args:
         retry: worth a restart.
@@ -56,7 +50,7 @@ def first_cause(error: Exception) -> RunFailedError | Mistake:
     return RunFailedError(
         f"{prefix}{type(cause).__name__}: {text}",
         retry=_is_retryable(cause),
-        is_consequence=_is_consequence(cause),
+        is_consequence=is_consequence(cause),
     )
 
 
@@ -112,18 +106,12 @@ def _is_retryable(error: BaseException) -> bool:
     return not isinstance(error, deterministic) and type(error).__name__ != "NonFiniteError"
 
 
-def _gravity(error: BaseException) -> int:
-    """0 for the likeliest first cause, rising to mere consequences."""
+def _gravity(error: BaseException) -> Gravity:
     if _is_mistake(error):
-        return 0
+        return Gravity.MISTAKE
     if isinstance(error, ray.exceptions.RayActorError):
-        return 2
-    return 3 if _is_consequence(error) else 1
-
-
-def _is_consequence(error: BaseException) -> bool:
-    """Whether it tells of another rank."""
-    return isinstance(error, ElsewhereError) or bool(CONSEQUENCES.search(str(error)))
+        return Gravity.DEATH
+    return Gravity.CONSEQUENCE if is_consequence(error) else Gravity.FAULT
 
 
 def _rank_name(rank: int) -> str:

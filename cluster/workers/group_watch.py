@@ -68,6 +68,8 @@ class GroupWatch:
         told: set when the driver is told to end.
         could_grow: whether there is room for more workers.
         look_every_seconds: between two questions of `could_grow`.
+        can_stop: the work can be stopped at a checkpoint; any other ends with the driver.
+        go_on: what the user does where it is given up.
     """
 
     def __init__(
@@ -79,6 +81,8 @@ class GroupWatch:
         could_grow: Callable[[], bool],
         look_every_seconds: float,
         progress: Progress,
+        can_stop: bool = True,
+        go_on: str = "go on with --resume",
     ) -> None:
         self._link = link
         self._group, self._count = group, count
@@ -86,6 +90,7 @@ class GroupWatch:
         self._could_grow = could_grow
         self._look_every_seconds = look_every_seconds
         self._progress = progress
+        self._can_stop, self._go_on = can_stop, go_on
         self._stopping = False
         self.grows = False
         """Whether it asked for room to grow."""
@@ -96,13 +101,16 @@ class GroupWatch:
         """Until the group is over.
 
         Raises:
-            Terminated: where the driver is told to end before any worker runs.
+            Terminated: where the driver is told to end before any worker runs, or work that
+                cannot stop.
             RunFailedError: where no worker runs within START_SECONDS.
             KeyboardInterrupt: on a second Ctrl-C.
         """
         started = looked = grown = reminded = time.monotonic()
         while not over.wait(GLANCE_SECONDS):
             now = time.monotonic()
+            if self._told.is_set() and not self._can_stop:
+                raise self._told.ended("")
             if now - looked < LOOK_SECONDS and not (self._told.is_set() and not self._stopping):
                 continue
             looked = now
@@ -116,7 +124,7 @@ class GroupWatch:
             if not self._stopping and now - grown >= self._look_every_seconds:
                 grown = now
                 self.grows = began and self._could_grow()
-            if self._wants_to_stop() or self._stopping:
+            if self._can_stop and (self._wants_to_stop() or self._stopping):
                 self._stop()
 
     @property
@@ -130,7 +138,7 @@ class GroupWatch:
         if waited > START_SECONDS:
             raise RunFailedError(
                 f"the cluster did not start {self._workers} within {START_SECONDS:.0f} s: it has "
-                "no place for them (`ray status` says what is free); go on with --resume",
+                "no place for them (`ray status` says what is free); {self._go_on}",
                 retry=False,
             )
 

@@ -10,7 +10,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 
 from cluster.workers.counts import Workers
-from cluster.workers.elastic import choose, wait_for_room
+from cluster.workers.elastic import ANY_NUMBER, choose, wait_for_room
 from cluster.workers.failures import RunFailedError, first_cause, lost_nodes
 from cluster.workers.group_watch import GroupWatch, InThread
 from cluster.workers.preemption import ListeningTorchConfig
@@ -19,6 +19,7 @@ from cluster.workers.relay import Look, RelayLink
 from trainer.base.mistake import Mistake
 from trainer.base.stopping import Told
 from trainer.distributed.ranks import collective_backend
+from trainer.launch.launcher import Resumable
 from trainer.observe.progress import Progress
 
 RETRY_WAIT_SECONDS = 2.0
@@ -29,18 +30,16 @@ COLLECTIVE_SLACK_SECONDS = 300
 class Groups:
     """Starts groups: anew after a failure, larger when there is room, none once told to end.
 
-    `worker(payload)` runs in each process; it returns a summary whose "stopped_on_request" says
-    that it was asked to stop before its end.
+    `worker(payload)` runs in each process, and returns what the work did.
     """
 
     worker: Callable[[dict[str, Any]], dict[str, Any]]
     payload: dict[str, Any]
     workers: Workers
-    global_batch_size: int
+    resumable: Resumable | None
+    """None: the work has no checkpoints; it is begun anew after a failure, and never resized."""
     has_gpus: Callable[[], bool]
     """Whether the cluster has GPUs, now."""
-    saved_step: Callable[[], int]
-    """Of the newest checkpoint, as far as the driver sees it; 0: none."""
     link: RelayLink
     progress: Progress
     notes: str
@@ -65,9 +64,25 @@ class Groups:
     def unit(self) -> str:
         return "GPU" if self._on_gpu else "CPU"
 
-    def to_the_end(self) -> dict[str, Any]:
-        """The summary of the group that came to the run's end."""
-        self._saved = self.saved_step()
+    @property
+    def _batch(self) -> int:
+        """What the number of workers must divide."""
+        return ANY_NUMBER if self.resumable is None else self.resumable.global_batch_size
+
+    @property
+    def _go_on(self) -> str:
+        return "start it again" if self.resumable is None else self.resumable.go_on
+
+    def _waiting(self) -> None:
+        if self.resumable is not None and self._started:
+            self.resumable.waiting()
+
+    def _saved_step(self) -> int:
+        return 0 if self.resumable is None else self.resumable.saved_step()
+
+    def to_the_end(self) -> Any:
+        """What rank 0 returned in the group that came to the work's end."""
+        self._saved = self._saved_step()
         before = None
         while True:
             count = self._count()
@@ -75,23 +90,20 @@ class Groups:
                 self.progress.message(f"going on with {count} worker{'s' if count > 1 else ''}")
             before = count
             try:
-                summary = self.run_group(count)
+                result = self.run_group(count)
             except (TrainingFailedError, ray.exceptions.RayError) as error:
                 self._restart_or_raise(error)
                 continue
-            if not summary["stopped_on_request"]:
-                return summary
-            if self.told.is_set():
-                raise self.told.ended(
-                    f" after step {summary['steps']:,}, with a checkpoint; go on with --resume"
-                )
+            if self.resumable is None or result["phase"] != "stopped":
+                return result
+            self.resumable.check_end(self.told, result)
             if not self._grows:
                 self.progress.message(
                     f"a node or worker is taken away (SIGTERM): checkpoint of step "
-                    f"{summary['steps']:,} written, going on from there"
+                    f"{result['steps']:,} written, going on from there"
                 )
 
-    def run_group(self, count: int) -> dict[str, Any]:
+    def run_group(self, count: int) -> Any:
         """One group of `count` workers, from its start to its end."""
         self._started += 1
         self._last = None
@@ -102,6 +114,8 @@ class Groups:
             count=count,
             told=self.told,
             could_grow=lambda: self._could_grow(count),
+            can_stop=self.resumable is not None,
+            go_on=self._go_on,
             look_every_seconds=self.resize_seconds,
             progress=self.progress,
         )
@@ -110,8 +124,7 @@ class Groups:
             watch.until(fit.over)
         finally:
             self._grows, self._last = watch.grows, watch.last
-        summary: dict[str, Any] = fit.result().return_value
-        return summary
+        return fit.result().return_value
 
     def _trainer(self, count: int) -> TorchTrainer:
         return TorchTrainer(
@@ -142,20 +155,22 @@ class Groups:
         self._on_gpu = self.has_gpus()
         return wait_for_room(
             self.workers,
-            self.global_batch_size,
+            self._batch,
             self.unit,
             self.progress,
             self.patience_seconds,
             lambda: self.link.room(self._on_gpu),
             self.told,
             hoped,
+            self._go_on,
+            self._waiting,
         )
 
     def _could_grow(self, count: int) -> bool:
-        if count == self.workers.most:
+        if count == self.workers.most or self.resumable is None:
             return False
         room = count + (self.link.room(self._on_gpu) or 0)
-        self._hoped = choose(self.workers, room, self.global_batch_size) or 0
+        self._hoped = choose(self.workers, room, self._batch) or 0
         return self._hoped > count
 
     def _restart_or_raise(self, error: Exception) -> None:
@@ -164,8 +179,8 @@ class Groups:
         if self.verbose:
             self.progress.message(str(error))
         if self.told.is_set():
-            raise self.told.ended(f"; go on with --resume ({cause})") from error
-        saved = self.saved_step()
+            raise self.told.ended(f"; {self._go_on} ({cause})") from error
+        saved = self._saved_step()
         if saved > self._saved:  # the failures before had not kept it from getting on
             self._saved, self._failures = saved, 0
         self._failures += 1

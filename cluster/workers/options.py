@@ -1,13 +1,19 @@
-"""How `tandem train` starts its workers. Imports neither Ray nor torch."""
+"""How workers are started: `--workers N`, `--address A`. Imports neither Ray nor torch."""
+
+from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cluster.workers.counts import Workers
 from trainer.base.mistake import Mistake
 from trainer.config.metrics_section import LAST_PORT
+
+if TYPE_CHECKING:
+    from trainer.launch.launcher import Launcher
 
 LONGEST_SECONDS = 10_000_000
 """Four months: beyond what any of these waits makes sense, and far below what C's clocks hold."""
@@ -55,6 +61,13 @@ class LaunchOptions:
             )
         if not self.discovery_host:
             raise Mistake("--discovery-host is empty; 0.0.0.0 listens on every address")
+        if self.is_here and self.workers is not None:
+            self.workers.check_fits_here()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the cluster is one of this machine, started for this command alone."""
+        return existing_address(self.address) is None
 
 
 @dataclass(frozen=True)
@@ -69,9 +82,9 @@ class ClusterAddress:
     def __post_init__(self) -> None:
         if self.text.startswith(("http://", "https://")):
             raise Mistake(
-                f"{self}: a dashboard takes jobs (`tandem submit --address {self.text} -- train "
-                "...`); to train from here name the cluster itself, as HOST:6379, or auto on one "
-                "of its machines"
+                f"{self}: a dashboard takes jobs (`tandem submit --address {self.text} -- "
+                "COMMAND ...`); to work from here name the cluster itself, as HOST:6379, or auto "
+                "on one of its machines"
             )
         if self.text != "auto" and self.host_and_port is None:
             raise Mistake(
@@ -105,3 +118,36 @@ def existing_address(
         if text:
             return ClusterAddress(text, name)
     return None
+
+
+def launcher_for(workers: int | None, address: str | None, verbose: bool = False) -> Launcher:
+    """On a cluster that exists, else on this machine: one work on several ranks.
+
+    Raises:
+        Mistake: where the address is none, or this machine has too few processors.
+    """
+    # Under torchrun this process is one of the ranks already.
+    if "WORLD_SIZE" in os.environ or existing_address(address) is None:
+        from trainer.launch.processes import on_this_machine
+
+        return on_this_machine(workers)
+    return _on_ray(workers, address, verbose)
+
+
+def launcher_of_trials(workers: int, address: str | None, verbose: bool = False) -> Launcher:
+    """The same of works of one rank each: here too each has a process of its own, whose memory is
+    free again after it."""
+    if existing_address(address) is None:
+        from trainer.launch.processes import Processes
+
+        return Processes(workers)
+    return _on_ray(workers, address, verbose)
+
+
+def _on_ray(workers: int | None, address: str | None, verbose: bool) -> Launcher:
+    from cluster.workers.ray_workers import RayWorkers  # Ray Train: seconds
+    from trainer.observe.progress import quiet_libraries
+
+    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+    count = None if workers is None else Workers.exactly(workers)
+    return RayWorkers(LaunchOptions(workers=count, address=address, verbose=verbose))

@@ -19,8 +19,10 @@ PATIENCE: dict[RunPhase, float] = {
     "training": 1.0,
     "evaluating": 1.0,
     "starting": 3.0,
-    "restoring": 3.0,
-    "saving": 3.0,
+    "checkpointing": 3.0,
+    "stopped": 3.0,
+    "failed": 3.0,
+    "finished": 3.0,
 }
 """How often --step-timeout may go by without a sign, in each phase: what is done there in one piece
 (a table filled, a file closed on a slow disk) takes longer than a step."""

@@ -14,7 +14,8 @@ import torch.distributed as dist
 import tandem
 from tests.datasets import make_dataset
 from tests.retrieval.test_commands import tiny_config
-from trainer.api.run import close_all, quoted
+from trainer.api.data_frames import quoted
+from trainer.api.run import close_all
 from trainer.base.mistake import Mistake
 from trainer.retrieval import opened
 from trainer.retrieval.arguments import EvaluateArguments, RecommendArguments, SimilarArguments

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,11 +25,12 @@ from cluster.workers.pulses import Beat
 from cluster.workers.relay import Look
 from trainer.base.mistake import Mistake
 from trainer.base.stopping import Terminated, Told, terminations
+from trainer.launch.launcher import Resumable
 
 BEATS = tuple(Beat(rank, 7, "training", 7, 9, 1, f"pid {rank}", f"n{rank}") for rank in range(2))
 CALM = Look(BEATS, None, leaving=False)
-DONE = {"steps": 9, "stopped_on_request": False}
-STOPPED = {"steps": 7, "stopped_on_request": True}
+DONE = {"steps": 9, "phase": "finished"}
+STOPPED = {"steps": 7, "phase": "stopped"}
 GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection reset by peer [10.0.0.2]:41312")
 
 
@@ -83,6 +84,10 @@ class Link:
         return next(self.rooms)
 
 
+def resumable(saved_step: Callable[[], int] = lambda: 0) -> Resumable:
+    return Resumable("RUN", 64, saved_step)
+
+
 def groups(
     ends: list[Any], monkeypatch: pytest.MonkeyPatch, link: Link | None = None, **settings: Any
 ) -> Groups:
@@ -101,9 +106,8 @@ def groups(
         "worker": dict,
         "payload": {},
         "workers": Workers.exactly(2),
-        "global_batch_size": 64,
+        "resumable": resumable(),
         "has_gpus": lambda: False,
-        "saved_step": lambda: 0,
         "progress": Screen(),
         "notes": "",
         "told": Told(),
@@ -143,7 +147,7 @@ class TestRestarts:
         """Ten lost nodes in two weeks are no reason to end."""
         ends = [*(failure(OSError("gone")) for _ in range(10)), DONE]
         saved = itertools.count(100, 50)
-        run = groups(ends, monkeypatch, saved_step=lambda: next(saved))
+        run = groups(ends, monkeypatch, resumable=resumable(lambda: next(saved)))
         assert run.to_the_end() == DONE
         assert "restarting from the last checkpoint (1 restarts left)" in said(run)
 
@@ -158,6 +162,34 @@ class TestRestarts:
         with pytest.raises(kind):
             groups(ends, monkeypatch).to_the_end()
         assert ends == [DONE]
+
+    def test_work_without_checkpoints_is_begun_anew_and_ends_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An evaluation: what it returns is its own matter, and nothing could be gone on with."""
+        run = groups([failure(OSError("disk")), [3, 4]], monkeypatch, resumable=None)
+        assert run.to_the_end() == [3, 4]
+        assert said(run)[1] == "restarting from the start (1 restarts left)"
+        link, never, told = Link(look_at=None), threading.Event(), Told()
+        watch = GroupWatch(link, 1, 2, told, lambda: True, 0.0, Screen(), can_stop=False)  # type: ignore[arg-type]
+        told.set()
+        with pytest.raises(Terminated, match=r"^stopped on SIGTERM$"):
+            watch.until(never)
+        assert link.asked == []
+        full = Link(rooms=itertools.repeat(0))
+        with pytest.raises(RunFailedError, match=r"no room for 2 workers .*, and start it again$"):
+            groups([], monkeypatch, full, resumable=None, patience_seconds=0.1).to_the_end()
+
+    def test_a_run_that_waits_for_room_between_groups_says_so(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said_at: list[int] = []
+        rooms = iter([0, 2, 0, 0, 0, 2])
+        link = Link(rooms=rooms)  # type: ignore[arg-type]
+        waiting = replace(resumable(), waiting=lambda: said_at.append(len(link.begun)))
+        run = groups([failure(OSError("disk")), DONE], monkeypatch, link, resumable=waiting)
+        assert run.to_the_end() == DONE
+        assert said_at == [1, 1, 1]  # not before the first: there is no run yet
 
     def test_a_relay_that_is_gone_is_no_crash(self, monkeypatch: pytest.MonkeyPatch) -> None:
         deaf = Link(look_at=None)

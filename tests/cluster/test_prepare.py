@@ -10,12 +10,14 @@ from cluster.commands.prepare_run import main
 from cluster.commands.prepare_tasks import prepare_on_node, run_tasks
 from cluster.workers.session import ray_session
 from tests.data.planted import Row, make, write_csv
+from trainer.base.byte_sizes import bytes_of
+from trainer.base.mistake import Mistake
 from trainer.data.schema import LIKED, Dataset
 from trainer.observe.progress import SilentProgress
 from trainer.prepare.partitions.partition_plan import PartitionPlan
 from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.pipeline import PrepareArguments, prepare
-from trainer.sources.sql import Resources, bytes_of
+from trainer.sources.sql import Resources
 
 ROWS = [Row(u, (u * i) % 97, 1 + i % 5, i % 7) for u in range(60) for i in range(70)]
 
@@ -67,9 +69,10 @@ def test_address_needs_ray(tmp_path: Path) -> None:
     ("size", "expected"), [("4GB", 4_000_000_000), ("1.5 GiB", 1_610_612_736), ("100", 100)]
 )
 def test_sizes(size: str, expected: int) -> None:
-    assert bytes_of(size) == expected
+    assert bytes_of(size, "--memory-limit") == expected
 
 
-def test_no_size() -> None:
-    with pytest.raises(ValueError, match=r"--memory-limit 'much' is no size"):
-        bytes_of("much")
+@pytest.mark.parametrize("size", ["much", "", "4iB", "nan", "9" * 400 + "GB"])
+def test_no_size(size: str) -> None:
+    with pytest.raises(Mistake, match=f"^--memory-limit {size!r} is no size: write"):
+        bytes_of(size, "--memory-limit")

@@ -86,10 +86,10 @@ def test_a_hang_is_found_in_every_phase(group: Group, phase: RunPhase) -> None:
 
 def test_the_slowest_phase_that_a_rank_is_in_counts(group: Group) -> None:
     """Rank 0 closes a file on a slow disk; rank 1 waits for it in its next step."""
-    verdict = group.beat_on(1000, (0, 7, "saving", 5, 9), (1, 8, "training"))
-    assert group.now > PATIENCE["saving"] * TIMEOUT
+    verdict = group.beat_on(1000, (0, 7, "checkpointing", 5, 9), (1, 8, "training"))
+    assert group.now > PATIENCE["checkpointing"] * TIMEOUT
     assert verdict == (
-        "rank 0 (pid 100 on node-a) hangs after step 7, saving 5 of 9: "
+        "rank 0 (pid 100 on node-a) hangs after step 7, checkpointing 5 of 9: "
         "no progress within 3 times --step-timeout 30 s"
     )
 

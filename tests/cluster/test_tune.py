@@ -22,6 +22,8 @@ from cluster.tune.search import (
 )
 from tests.datasets import make_dataset
 from trainer.base.mistake import Mistake
+from trainer.compare.comparison import base_config
+from trainer.compare.flags import CompareArguments
 from trainer.config.negatives_section import NegativesConfig
 from trainer.config.presets import find_preset
 from trainer.run.folder import RunSpec
@@ -144,6 +146,16 @@ def test_the_table_fits_80_columns_and_cuts_nothing() -> None:
                              "stopped"]  # fmt: skip
     assert second.split() == ["7", "ccl", "-", "0.3", "0.004", "0", "nan", "failed"]
     assert max(len(head), len(first), len(second)) <= 80
+
+
+def test_trackers_are_told_of_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were: twenty runs that stop early, in a tracker of runs."""
+    config = find_preset("gowalla")
+    tracked = replace(config, metrics=replace(config.metrics, track=("tensorboard",)))
+    assert apply_settings(tracked, SETTINGS).metrics.track == ()
+    monkeypatch.setattr("trainer.compare.comparison.find_preset", lambda name: tracked)
+    base = base_config(CompareArguments("data", "out"))
+    assert base.metrics.track == () and not base.metrics.enabled
 
 
 @pytest.mark.slow

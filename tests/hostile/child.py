@@ -36,7 +36,7 @@ MODULES = (
     *LIGHT_MODULES,
     *(
         "cluster.commands.train_run",
-        "cluster.workers.launch",
+        "cluster.workers.ray_workers",
         "cluster.tune.search",
         "cluster.jobs.submit",
         "trainer.synth.synth",
@@ -72,8 +72,10 @@ def reaching(*_: Any, **__: Any) -> Iterator[Any]:
     yield reached()
 
 
-def train_here(spec: Any, options: Any) -> dict[str, Any]:
-    """`cluster.workers.launch.launch`, for a few steps on the one rank of this process."""
+def run_here(launcher: Any, work: Any, spec: Any, resumable: Any = None) -> dict[str, Any]:
+    """`RayWorkers.run`: of a training, a few steps on the one rank of this process."""
+    if resumable is None:
+        reached()
     from trainer.observe.progress import SilentProgress
     from trainer.run.state import read_state
     from trainer.train import run_worker
@@ -91,12 +93,12 @@ def prepare_process() -> None:
         import_module(name)
     from cluster.commands import prepare_tasks
     from cluster.tune import search as tune
-    from cluster.workers import launch
+    from cluster.workers.ray_workers import RayWorkers
     from trainer.bench import step
     from trainer.compare import comparison as run
     from trainer.live import dashboard
 
-    launch.launch = train_here
+    RayWorkers.run = run_here
     tune.ray_session = reaching
     run.run_trials = reached
     step.Group = reached

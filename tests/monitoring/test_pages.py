@@ -127,7 +127,7 @@ def test_every_key_of_a_panel_is_written_by_a_run(run: Path) -> None:
 def test_a_run_tells_its_restarts(run: Path) -> None:
     read = read_run(run)
     assert [start["step"] for start in read["starts"]] == [0, 12]
-    assert read["now"]["state"] == "finished"
+    assert read["now"]["phase"] == "finished"
     assert read["now"]["step"] == read["now"]["total_steps"]
 
 

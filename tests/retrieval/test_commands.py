@@ -21,7 +21,9 @@ from trainer.config.presets import find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks, process_group
+from trainer.files.storage import storage_path
 from trainer.files.whole_folder import whole_folder
+from trainer.launch.here import Here
 from trainer.model.trained import load_run
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval import evaluate_run
@@ -106,7 +108,7 @@ def test_evaluate_takes_the_usual_cut_offs_as_far_as_there_are_items(
 def test_what_can_be_known_before_the_work_is_told_before_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_run, "on_workers", must_not_start)
+    monkeypatch.setattr(Here, "run", must_not_start)
     run, copy = str(folder / "run"), tmp_path / "run"
     with pytest.raises(Mistake, match=r"k is 10, 41; .* at most 40"):
         evaluate(EvaluateArguments(run, k=(10, 41)))
@@ -273,12 +275,10 @@ def test_export_is_whole_or_not_at_all_and_alone(
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "mine").touch()
     with monkeypatch.context() as patched:
-        patched.setattr(export_module, "on_workers", must_not_start)
+        patched.setattr(Here, "run", must_not_start)
         with whole_folder(arguments.out), pytest.raises(Mistake, match="by another command"):
             export(arguments)
         (tmp_path / "out").rmdir()
-        with pytest.raises(Mistake, match="is a URI: export to a folder"):
-            export(replace(arguments, out="s3://bucket/out"))
     with monkeypatch.context() as patched:
         patched.setattr(export_module, "write_users", must_not_start)
         with pytest.raises(AssertionError, match="were started"):
@@ -287,6 +287,21 @@ def test_export_is_whole_or_not_at_all_and_alone(
         "out.partial",
         "out.partial/mine",
     ]
+
+
+def test_an_export_to_an_object_store_is_the_same(folder: Path, exported: Path) -> None:
+    there = storage_path("memory://exported/out")
+    arguments = ExportArguments(str(folder / "run"), str(there))
+    export(arguments)
+    facts = json.loads((there / "export.json").read_text())
+    assert facts == {k: v for k, v in json.loads((exported / "export.json").read_text()).items()
+                     if k != "index"}  # fmt: skip
+    parts = [str(file.relative_to(exported)) for file in exported.rglob("part-*.parquet")]
+    assert len(parts) == 2
+    for name in parts:
+        assert (there / name).read_bytes() == (exported / name).read_bytes()
+    with pytest.raises(Mistake, match="memory://exported/out exists already"):
+        export(arguments)
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
@@ -314,8 +329,8 @@ def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) ->
         SimilarArguments(run, item="i1", k=0)
     with pytest.raises(ValueError, match="exists already: remove it, or name another"):
         export(ExportArguments(run, str(exported)))
-    with pytest.raises(ValueError, match=r"s3://b/x is a URI: export to a folder"):
-        export(ExportArguments(run, "s3://b/x"))
+    with pytest.raises(ValueError, match=r"nosuch://b/x: .*give a folder, or for example s3://"):
+        export(ExportArguments(run, "nosuch://b/x"))
     with pytest.raises(ValueError, match=r"is no run: it has no config.json"):
         evaluate(EvaluateArguments(str(folder / "data")))
     with pytest.raises(ValueError, match="--workers 0"):

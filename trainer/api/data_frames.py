@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -60,6 +62,15 @@ def records_as(records: Sequence[T], kind: type[T], form: Form) -> Any:
     names = kind.__annotations__
     rows = [asdict(cast(Any, record)) for record in records]
     return table_as(pa.table({name: [row[name] for row in rows] for name in names}), form)
+
+
+def quoted(items: Sequence[str | int]) -> str:
+    """Ids as `--items` takes them."""
+    if isinstance(items, str):
+        raise Mistake(f"items={items!r}: give a list of ids")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(map(str, items))
+    return text.getvalue()
 
 
 def check_form(form: str, allowed: Any) -> None:

@@ -8,11 +8,9 @@ interpreter's end, after the models.
 from __future__ import annotations
 
 import atexit
-import csv
-import io
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -23,11 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.api.data_frames import Form, TableForm, records_as, table_as
+from trainer.api.data_frames import Form, TableForm, quoted, records_as, table_as
 from trainer.base.mistake import Mistake
+from trainer.base.run_files import SUMMARY_FILE
 from trainer.base.typed import read_as
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
+from trainer.files.filesystems import absolute
 from trainer.files.json_files import read_json
 from trainer.retrieval.arguments import (
     EvaluateArguments,
@@ -36,22 +36,21 @@ from trainer.retrieval.arguments import (
     RecommendArguments,
     SimilarArguments,
 )
-from trainer.run.folder import RunFolder, absolute
+from trainer.run.folder import RunFolder
 from trainer.tools.ready import ready_for_torch
 
 if TYPE_CHECKING:  # torch and torchrec take seconds: they come with the first question
     from trainer.distributed.ranks import Ranks
+    from trainer.launch.launcher import Launcher
     from trainer.retrieval.opened import OpenedRun
     from trainer.retrieval.recommend import Recommendations
+
+    LauncherFor = Callable[[int | None, str | None], Launcher]
+    """Of `workers` and `address`."""
 
 _OPEN: weakref.WeakSet[Run] = weakref.WeakSet()
 _GROUP = ExitStack()
 """Holds the process group of the models in memory."""
-
-
-def load(run: str | Path, data: str | Path | Dataset | None = None) -> Run:
-    """Open a run. Raises Mistake where there is none."""
-    return Run(run, data)
 
 
 class Run:
@@ -60,8 +59,11 @@ class Run:
     Each question raises a Mistake where the user, the item or a setting is not as it must be.
     """
 
-    def __init__(self, path: str | Path, data: str | Path | Dataset | None = None) -> None:
-        self.path = absolute(str(path))
+    def __init__(
+        self, path: str | Path, data: str | Path | Dataset | None, launcher_for: LauncherFor
+    ) -> None:
+        self._launcher_for = launcher_for
+        self.path = absolute(path)
         self._data = None if data is None else path_of(data)
         self._facts = RunFolder(self.path).read_config()
         self._opened: OpenedRun | None = None
@@ -86,8 +88,9 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Steps, seconds and losses of the training, as in RUN/summary.json; {} before its end."""
-        file = RunFolder(self.path).path / "summary.json"
+        """How the training ended, in how many steps and seconds, as in RUN/summary.json; {} before
+        its end."""
+        file = RunFolder(self.path).path / SUMMARY_FILE
         found: dict[str, Any] = read_json(file) if file.is_file() else {}
         return found
 
@@ -99,6 +102,8 @@ class Run:
         users: int | None = None,
         groups: int = 5,
         seed: int = 0,
+        workers: int | None = None,
+        address: str | None = None,
     ) -> dict[str, Any]:
         """Exact measures over the whole catalog, seen items left out; also RUN/evaluation.json.
 
@@ -108,12 +113,15 @@ class Run:
             users: a random sample of so many, with intervals; None: all.
             groups: popularity groups of items; 0: none.
             seed: chooses the sampled users.
+            workers: processes that share the catalog; with `address`, workers of Ray. Neither:
+                this process, and its model in memory.
+            address: a Ray cluster ("auto": the one of this machine).
 
         Returns:
             `recall@20`, `ndcg@20` and so on; `popularity` has the same of the popularity ranking,
             `interval_95`, `users`, `seconds` and more stand beside.
         """
-        from trainer.retrieval.evaluate_run import evaluate_from
+        from trainer.retrieval.evaluate_run import evaluate_by, evaluate_from
 
         given = {
             "run": self.path,
@@ -122,9 +130,15 @@ class Run:
             "users": users,
             "groups": groups,
             "seed": seed,
+            "workers": workers,
+            "address": address,
             "data": self._data,
         }
-        return evaluate_from(self._open(), read_as(EvaluateArguments, given))
+        arguments = read_as(EvaluateArguments, given)
+        if workers is None and address is None:
+            return evaluate_from(self._open(), arguments)
+        ready_for_torch()
+        return evaluate_by(self._launcher_for(workers, address), arguments).kept_record()
 
     def recommend(
         self,
@@ -215,8 +229,13 @@ class Run:
         index: IndexKind | None = None,
         users: bool = True,
         workers: int | None = None,
+        address: str | None = None,
     ) -> dict[str, Any]:
         """Write embeddings, the towers as programs, and an index, as `tandem export` does.
+
+        Args:
+            workers: processes that share the work; with `address`, workers of Ray.
+            address: a Ray cluster ("auto": the one of this machine).
 
         Returns:
             The contents of OUT/export.json.
@@ -224,11 +243,15 @@ class Run:
         from trainer.retrieval.export import export
 
         ready_for_torch()
-        return export(
-            ExportArguments(
-                self.path, str(out), index=index, users=users, workers=workers, data=self._data
-            )
+        given = ExportArguments(
+            *(self.path, str(out)),
+            index=index,
+            users=users,
+            workers=workers,
+            address=address,
+            data=self._data,
         )
+        return export(given, self._launcher_for(workers, address))
 
     def close(self) -> None:
         """Let go of the model; the next question reads it again."""
@@ -254,15 +277,6 @@ class Run:
 def path_of(data: str | Path | Dataset) -> str:
     """The folder of a dataset that is named or given."""
     return data.path if isinstance(data, Dataset) else str(data)
-
-
-def quoted(items: Sequence[str | int]) -> str:
-    """Ids as `--items` takes them."""
-    if isinstance(items, str):
-        raise Mistake(f"items={items!r}: give a list of ids")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(map(str, items))
-    return text.getvalue()
 
 
 @cache

@@ -50,13 +50,16 @@ class Told(threading.Event):
 
 @contextmanager
 def terminations() -> Iterator[Told]:
-    """What SIGTERM and Ctrl-C set, in place of ending the process. Main thread only.
+    """What SIGTERM and Ctrl-C set, in place of ending the process.
 
-    The handler does no more than that: it interrupts whatever the main thread is in. Also where the
-    process was started to ignore Ctrl-C, as a shell does in its background: whoever sends it there
-    means it.
+    Signals reach the main thread alone: in another one nobody tells anything. The handler does no
+    more than that: it interrupts whatever the main thread is in. Also where the process was started
+    to ignore Ctrl-C, as a shell does in its background: whoever sends it there means it.
     """
     told = Told()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         told.hear(number)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar, get_type_hints
 
 from trainer.base.mistake import UsageError
+from trainer.base.run_files import CONFIG_FILE
 from trainer.base.screen import say, words_escaped
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ def expect_preset(program: str, arguments: Sequence[str], presets: Sequence[str]
                 f"preset {named[0]}: a preset file is TOML; {program} RUN --print-config prints a "
                 "run's settings as one"
             )
-        if not Path(named[0], "config.json").is_file():
+        if "://" not in named[0] and not Path(named[0], CONFIG_FILE).is_file():
             raise UsageError(suggest("preset", named[0], presets))
     if not named and not {"--help", "-h", "--help-all"} & set(arguments):
         raise UsageError(f"which preset? {program} PRESET ..., one of {', '.join(presets)}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from trainer.base.ending import foreign_line
-from trainer.retrieval.on_workers import RankFailedError
+from trainer.launch.causes import WorkFailedError
 
 Kind = Literal["tandem", "plain"]
 
@@ -86,7 +86,7 @@ class Group:
         return self._answers()
 
     def _answers(self) -> list[Any]:
-        """One of each rank, as they come. Raises RankFailedError where one fails or is gone."""
+        """One of each rank, as they come. Raises WorkFailedError where one fails or is gone."""
         answers: dict[Connection, Any] = {}
         while waiting := [pipe for pipe in self._pipes if pipe not in answers]:
             for pipe in wait(waiting):
@@ -97,9 +97,9 @@ class Group:
                 except EOFError:
                     self._processes[rank].join()
                     status = self._processes[rank].exitcode
-                    raise RankFailedError(f"rank {rank} is gone (exit status {status})") from None
+                    raise WorkFailedError(f"rank {rank} is gone (exit status {status})") from None
                 if isinstance(answers[pipe], _Failed):
-                    raise RankFailedError(f"rank {rank}: {answers[pipe].line}")
+                    raise WorkFailedError(f"rank {rank}: {answers[pipe].line}")
         return [answers[pipe] for pipe in self._pipes]
 
     def seconds_of(self, steps: int) -> float:

@@ -31,13 +31,24 @@ from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.files.json_files import write_json
 from trainer.files.whole_folder import whole_folder
+from trainer.launch.launcher import Launcher
+from trainer.launch.processes import Processes
 from trainer.observe.progress import Progress, TerminalProgress
 
 TUNED_BY = "ndcg@20"
 
 
-def compare(arguments: CompareArguments, progress: Progress | None = None) -> Comparison:
-    """Run the whole comparison; prints the tables and writes OUT/results.json and report.html."""
+def compare(
+    arguments: CompareArguments,
+    progress: Progress | None = None,
+    launcher: Launcher | None = None,
+) -> Comparison:
+    """Run the whole comparison; prints the tables and writes OUT/results.json and report.html.
+
+    Args:
+        launcher: of the trainings; None: processes of this machine.
+    """
+    launcher = launcher or Processes(arguments.workers)
     dataset = Dataset.load(arguments.data)
     check_dataset(dataset)
     base = with_fitting_batch(base_config(arguments), dataset.splits["train"].positives)
@@ -46,8 +57,8 @@ def compare(arguments: CompareArguments, progress: Progress | None = None) -> Co
     )
     with own_folder(arguments, dataset) as folder:
         progress = progress or TerminalProgress()
-        settings = tune(arguments, base, cases, folder, progress)
-        results = measure(arguments, base, cases, settings, dataset, progress)
+        settings = tune(arguments, base, cases, folder, launcher, progress)
+        results = measure(arguments, base, cases, settings, dataset, launcher, progress)
         progress.close()
         comparison = Comparison(_facts(arguments, dataset, base), results)
         write_json(folder / "results.json", comparison.to_json())
@@ -62,6 +73,7 @@ def tune(
     base: Config,
     cases: list[Case],
     folder: Path,
+    launcher: Launcher,
     progress: Progress,
 ) -> dict[str, Setting]:
     """The best setting of each case by validation NDCG; noisy cases take their loss's."""
@@ -75,7 +87,7 @@ def tune(
             config = apply(base, case, setting, seed=0)
             trials.append(Trial(name, config, arguments.data, "validation", case.clipped))
             tried.setdefault(case.label, []).append((name, setting))
-    found = run_trials(trials, folder, arguments.workers, progress)
+    found = run_trials(trials, folder, launcher, progress)
     best = {
         label: max(pairs, key=lambda pair: found[pair[0]]["values"][TUNED_BY])[1]
         for label, pairs in tried.items()
@@ -89,6 +101,7 @@ def measure(
     cases: list[Case],
     settings: dict[str, Setting],
     dataset: Dataset,
+    launcher: Launcher,
     progress: Progress,
 ) -> list[CaseResult]:
     """Every case trained once a seed with its setting, and evaluated on the test split."""
@@ -105,7 +118,7 @@ def measure(
         for case in cases
         for seed in seeds
     ]
-    found = run_trials(trials, folder, arguments.workers, progress)
+    found = run_trials(trials, folder, launcher, progress)
     return [
         CaseResult(
             case.section,
@@ -129,7 +142,7 @@ def base_config(arguments: CompareArguments) -> Config:
         negatives=uniform_negatives(arguments.uniform),
         training=replace(preset.training, epochs=arguments.epochs, threads=threads),
         evaluation=replace(preset.evaluation, every_epochs=0, patience=None),
-        metrics=replace(preset.metrics, enabled=False),
+        metrics=replace(preset.metrics, enabled=False, track=()),
     )
 
 

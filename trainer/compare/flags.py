@@ -16,6 +16,7 @@ from trainer.compare.cases import MOST_TUNING_TRIALS, Section
 MOST_SEEDS = 1000
 MOST_EPOCHS = 100_000
 MOST_UNIFORM = 1 << 24
+MOST_WORKERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,12 @@ class CompareArguments:
     """Where model, optimizer and batch come from."""
     workers: int = 2
     """Trainings side by side."""
+    address: str | None = None
+    """Ray cluster that they are tasks of ("auto": the one of this machine); --data and --out must
+    lie in folders that all its machines share. Left out: RAY_ADDRESS, else this machine."""
 
     def __post_init__(self) -> None:
-        check_given(self, ("out",), ("data",))
+        check_given(self, ("out", "address"), ("data",))
         if not self.losses:
             raise Mistake("--losses is empty: give at least one")
         check_ranges(
@@ -54,5 +58,5 @@ class CompareArguments:
             tuning_trials=(1, MOST_TUNING_TRIALS),
             epochs=(1, MOST_EPOCHS),
             uniform=(1, MOST_UNIFORM),
-            workers=(1, max(usable_cpus(), 2)),
+            workers=(1, MOST_WORKERS if self.address else max(usable_cpus(), 2)),
         )

@@ -1,20 +1,15 @@
 """Trainings of a comparison: each in a folder of its own, several processes side by side.
 
-A worker process trains one trial after the other on one rank, so no time goes to starting
-processes or to gathering between them. A finished trial's result stands in its folder: a comparison
-that stopped goes on where it was.
+Each trains on one rank, so no time goes to gathering between ranks. A finished trial's result
+stands in its folder: a comparison that stopped goes on where it was.
 """
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +17,11 @@ from trainer.base.mistake import Mistake
 from trainer.compare.clipping import clipped_log_q
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.distributed.ranks import process_group
 from trainer.files.json_files import read_json, write_json
+from trainer.launch.causes import WorkFailedError
+from trainer.launch.launcher import Launcher, Worker
 from trainer.model.trained import load_run
-from trainer.observe.progress import Progress, SilentProgress
+from trainer.observe.progress import Progress
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
 from trainer.run.folder import RunSpec
@@ -33,10 +29,6 @@ from trainer.train import run_worker
 
 POPULARITY_GROUPS = 5
 CUT_OFF = 20
-
-
-class TrainingEndedError(RuntimeError):
-    """A training's process is gone."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +46,20 @@ class Trial:
 
 
 def run_trials(
-    trials: Sequence[Trial], folder: Path, workers: int, progress: Progress
+    trials: Sequence[Trial], folder: Path, launcher: Launcher, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Results by trial name, those found in `folder` taken as they are."""
     results = {trial.name: found for trial in trials for found in _finished(folder, trial)}
-    waiting = [trial for trial in trials if trial.name not in results]
-    context = get_context("spawn")  # forked processes would share torch's threads
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    waiting = {t.name: (t, str(folder)) for t in trials if t.name not in results}
     try:
-        futures = {pool.submit(run_trial, trial, str(folder)): trial.name for trial in waiting}
-        for future in as_completed(futures):
-            results[futures[future]] = future.result()
+        for name, result in launcher.each(run_trial, waiting):
+            results[name] = result
             progress.update("comparing", len(results), len(trials))
-    except BrokenProcessPool as error:
-        raise TrainingEndedError(
-            "the process of a training was ended: the memory does not suffice, most likely; "
-            "--workers 1 takes less, and what is finished is kept"
+    except WorkFailedError as error:
+        raise WorkFailedError(
+            f"{error}; what is finished is kept, and the same command goes on from there "
+            "(--workers 1 takes less memory)"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, none is begun any more
     return results
 
 
@@ -83,21 +70,18 @@ def _finished(folder: Path, trial: Trial) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def run_trial(trial: Trial, folder: str) -> dict[str, Any]:
-    """Train, evaluate, keep the result alone."""
-    out = Path(folder) / trial.name
+def run_trial(given: tuple[Trial, str], worker: Worker) -> dict[str, Any]:
+    """Train in a folder below the comparison's, evaluate, keep the result alone."""
+    trial, out, ranks = given[0], Path(given[1]) / given[0].name, worker.ranks
     shutil.rmtree(out, ignore_errors=True)  # a trial that was cut off
     spec = RunSpec("compare", trial.config, trial.data, str(out))
     with clipped_log_q() if trial.clipped else nullcontext():
-        summary = run_worker(spec, SilentProgress())
-    with process_group() as ranks:
-        trained = load_run(out, ranks)
-        encoder = Encoder(trained.model, trained.dataset, ranks, trained.config.data.history_length)
-        evaluation = evaluate_split(
-            encoder, trained.dataset, trial.split, [CUT_OFF], num_groups=POPULARITY_GROUPS
-        )
-        del trained, encoder
-        gc.collect()
+        summary = run_worker(spec, worker.progress, worker.hooks)
+    trained = load_run(out, ranks)
+    encoder = Encoder(trained.model, trained.dataset, ranks, trained.config.data.history_length)
+    evaluation = evaluate_split(
+        encoder, trained.dataset, trial.split, [CUT_OFF], num_groups=POPULARITY_GROUPS
+    )
     result = {
         "digest": trial.config.digest,
         "values": evaluation.values,

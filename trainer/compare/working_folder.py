@@ -23,7 +23,7 @@ from trainer.files.filesystems import is_uri
 from trainer.files.json_files import read_json, write_json
 
 MARKER = "comparison.json"
-OF_NO_MATTER = ("data", "out", "workers")
+OF_NO_MATTER = ("data", "out", "workers", "address")
 """Flags that change no result; of the data the digest counts."""
 
 

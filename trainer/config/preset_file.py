@@ -28,10 +28,11 @@ from typing import Annotated, Any, get_args, get_origin
 from typing_extensions import Doc
 
 from trainer.base.mistake import Mistake
+from trainer.base.run_files import CONFIG_FILE
 from trainer.base.typed import fields_of
 from trainer.config.sections import Config
 from trainer.files.json_files import MOST_JSON_BYTES, read_json
-from trainer.files.storage import file_size
+from trainer.files.storage import StoragePath, file_size
 
 NONE = "none"
 WIDTH = 100
@@ -41,17 +42,17 @@ KEY = re.compile(r"\s*[\"']?([\w.-]+)[\"']?\s*=")
 
 
 def is_path(preset: str) -> bool:
-    """Whether a preset is named by a path: of a TOML file, or of a run."""
-    return preset.endswith(".toml") or "/" in preset or Path(preset, "config.json").is_file()
+    """Whether a preset is named by a path or a URI: of a TOML file, or of a run."""
+    return preset.endswith(".toml") or "/" in preset or Path(preset, CONFIG_FILE).is_file()
 
 
-def read_preset(path: Path) -> Config:
+def read_preset(path: StoragePath) -> Config:
     """The settings of a TOML file, or those that a run's folder was trained with.
 
     Raises:
         Mistake: naming the file, and the first field in it that is unknown or wrong, by its line.
     """
-    if path.suffix != ".toml":
+    if not path.name.endswith(".toml"):
         return _of_run(path)
     text = ""
     try:
@@ -68,9 +69,9 @@ def read_preset(path: Path) -> Config:
         raise Mistake(f"preset file {path}: {error}") from error
 
 
-def _of_run(path: Path) -> Config:
+def _of_run(path: StoragePath) -> Config:
     """The settings in a run's config.json."""
-    file = path / "config.json"
+    file = path / CONFIG_FILE
     try:
         contents = read_json(file)
         return Config.from_json(contents["config"] if isinstance(contents, dict) else contents)
@@ -79,13 +80,13 @@ def _of_run(path: Path) -> Config:
         raise Mistake(f"preset {path}: neither a .toml file nor a run: {file}: {told}") from error
 
 
-def _text(path: Path) -> str:
+def _text(path: StoragePath) -> str:
     size = file_size(path)
     if size < 0:  # a FIFO would be waited for, a device has no end
         raise Mistake("is no file" if path.exists() else "does not exist")
     if size > MOST_JSON_BYTES:
         raise Mistake(f"{size:,} bytes; at most {MOST_JSON_BYTES:,} are read")
-    return path.read_text(encoding="utf-8")
+    return path.read_bytes().decode()
 
 
 def _with_nones(contents: Mapping[str, Any], kind: type) -> dict[str, Any]:

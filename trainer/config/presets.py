@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from trainer.base.mistake import Mistake
 from trainer.base.typed import nearest
@@ -18,6 +17,7 @@ from trainer.config.preset_file import is_path, read_preset
 from trainer.config.sections import Config
 from trainer.config.training_section import CheckpointConfig, TrainingConfig
 from trainer.data.schema import Dataset
+from trainer.files.storage import storage_path
 
 
 def _demo() -> Config:
@@ -179,6 +179,6 @@ def find_preset(name: str, dataset: Dataset | None = None) -> Config:
     if name in PRESETS:
         return default_preset(dataset) if name == "default" else PRESETS[name]()
     if is_path(name):
-        return read_preset(Path(name))
+        return read_preset(storage_path(name))
     hint = nearest(name, PRESETS)
     raise Mistake(f"unknown preset {name!r}: {hint}there are {', '.join(PRESETS)}")

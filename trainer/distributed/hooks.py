@@ -4,9 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-RunPhase = Literal["starting", "restoring", "training", "evaluating", "saving"]
-"""What a run can be at. starting: from the first line of a worker to its first step, restoring
-aside. restoring: a checkpoint is verified and read. saving: training waits for a checkpoint."""
+RunPhase = Literal[
+    "starting",
+    "waiting",
+    "training",
+    "evaluating",
+    "checkpointing",
+    "stopped",
+    "failed",
+    "finished",
+]
+"""What a run can be at. starting: from the first line of a worker to its first step; a checkpoint
+that it goes on from is read there. waiting: its driver waits for room for workers. checkpointing:
+training waits for a checkpoint. stopped: nobody works at it, it can be gone on with. failed: the
+same, and why is known."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,8 @@ class Hooks:
     on_phase: Callable[[RunPhase, int, int | None], None] = lambda phase, done, total: None
     """Told what the rank is at, and how far: `done` of `total` (None: not known) units of the
     phase. Each call is a sign that the work goes forward, also where `done` is as before. Units:
-    training, steps; evaluating, queries; restoring and saving, bytes; starting, parts of it."""
+    training, steps; evaluating, queries; checkpointing, bytes; starting, parts of it, or bytes
+    of the checkpoint."""
     on_checkpoint: Callable[[dict[str, Any]], None] = lambda facts: None
     """Told the facts of each checkpoint begun."""
     on_evaluation: Callable[[dict[str, float]], None] = lambda values: None

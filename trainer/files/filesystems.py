@@ -25,6 +25,19 @@ def local_path(location: str | Path) -> Path:
     return Path(str(location).removeprefix(FILE_SCHEME)).absolute()
 
 
+def absolute(location: str | Path) -> str:
+    """A local path made absolute, since workers may stand in another folder; a URI as it is."""
+    path = str(location)
+    if is_uri(path):
+        return path
+    if not path:
+        raise Mistake("an empty path: name a folder, or a URI")
+    try:
+        return str(Path(path.removeprefix(FILE_SCHEME)).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL
+        raise Mistake(f"{path!r} is no path: {error}") from error
+
+
 def filesystem_of(location: str | Path) -> tuple[Any, str]:
     """The fsspec filesystem of a local path or a URI, and the path in it.
 

@@ -1,7 +1,8 @@
-"""Paths of a run on any storage: a local disk, NFS, or an object store behind a URI.
+"""Paths that the user names, on any storage: a local disk, NFS, or an object store behind a URI.
 
 `storage_path("runs/a")` is a `pathlib.Path`; `storage_path("s3://bucket/a")` is a `RemotePath`,
-which has those of Path's methods that a run needs, over fsspec. `StoragePath` is either.
+which has those of Path's methods that are needed, over fsspec. `StoragePath` is either. Why it is
+not universal_pathlib's UPath: docs/decisions/0301-remote-paths-are-our-own.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base.transient import patiently
-from trainer.files.filesystems import filesystem_of_uri
+from trainer.files.filesystems import FILE_SCHEME, filesystem_of_uri, is_uri
 
 
 class RemotePath:
@@ -126,9 +127,7 @@ def storage_path(location: str | Path | RemotePath) -> StoragePath:
     """The path of a folder, or of what a URI names; "file://" URIs are local paths."""
     if isinstance(location, Path | RemotePath):
         return location
-    if location.startswith("file://"):
-        return Path(location.removeprefix("file://"))
-    return RemotePath(location) if "://" in location else Path(location)
+    return RemotePath(location) if is_uri(location) else Path(location.removeprefix(FILE_SCHEME))
 
 
 def modified_at(path: StoragePath) -> float:

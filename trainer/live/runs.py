@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base.mistake import Mistake
+from trainer.base.run_files import SUMMARY_FILE
 from trainer.files.json_files import COMMIT_FILE, committed, read_json
 from trainer.files.line_file import read_records
 from trainer.files.storage import StoragePath, modified_at, storage_path
@@ -15,7 +16,6 @@ from trainer.run.folder import RunFolder
 from trainer.run.state import read_state
 
 MOST_POINTS = 600
-CONFIG_FILE = "config.json"
 
 
 def read_run(path: str | StoragePath) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class RunReader:
             "starts": starts or [{"step": 0, "world_size": facts.world_size, "time": None}],
             "metrics": thinned(metrics),
             "validation": self._validation.read(),
-            "summary": _read_json(root / "summary.json"),
+            "summary": _read_json(root / SUMMARY_FILE),
             "evaluation": _read_evaluation(root / "evaluation.json"),
             "now": _now(self._folder, self._metrics.newest),
         }
@@ -70,9 +70,9 @@ def _now(folder: RunFolder, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     run = read_state(folder.path)
     signs = [_number(last.get("time")), run.owner.renewed if run.owner else None]
     known = [each for each in signs if each is not None]
-    silent = now - max(known or [modified_at(folder.path / CONFIG_FILE)])
+    silent = now - max(known or [modified_at(folder.config_file)])
     pace, left = _number(last.get("step_seconds")), None
-    if run.state == "running" and run.total_steps is not None and pace is not None:
+    if run.is_alive and run.total_steps is not None and pace is not None:
         left = (run.total_steps - run.step) * pace
     newest = committed(folder.checkpoints)[-1:]
     return {
@@ -83,10 +83,10 @@ def _now(folder: RunFolder, metrics: list[dict[str, Any]]) -> dict[str, Any]:
         "examples_per_second": last.get("examples_per_second"),
         "checkpoint_age_seconds": now - modified_at(newest[0] / COMMIT_FILE) if newest else None,
         "silent_seconds": silent,
-        "state": run.state,
-        "phase": run.owner.phase if run.owner else None,
-        "phase_done": run.owner.done if run.owner else None,
-        "phase_total": run.owner.total if run.owner else None,
+        "is_alive": run.is_alive,
+        "phase": run.phase,
+        "shown_phase": run.shown_phase,
+        "cause": run.cause,
     }
 
 

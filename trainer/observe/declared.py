@@ -89,8 +89,8 @@ METRICS = (
     Metric(
         "tandem_phase",
         "gauge",
-        "1 for what this rank is at, 0 for what it was at before: starting, restoring, training, "
-        "evaluating, saving.",
+        "1 for what this rank is at, 0 for what it was at before: starting, training, evaluating, "
+        "checkpointing, stopped, failed, finished.",
         label="phase",
     ),
     Metric("tandem_finished", "gauge", "1 once the run has come to its end, else 0."),

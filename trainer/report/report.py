@@ -111,7 +111,7 @@ def _subtitle(runs: list[dict[str, Any]]) -> str:
 def _summary_table(runs: list[dict[str, Any]]) -> str:
     """What a reader wants first: a column a run."""
     rows: list[tuple[str, list[str]]] = [
-        ("State", [run["now"]["state"] for run in runs]),
+        ("State", [_state(run["now"]) for run in runs]),
         ("Steps", [f"{run['now']['step']:,}" for run in runs]),
         ("Duration of the last start", [_seconds(run["summary"]) for run in runs]),
         ("Last loss", [_number(run["now"]["loss"], ".4f") for run in runs]),
@@ -127,6 +127,10 @@ def _summary_table(runs: list[dict[str, Any]]) -> str:
             cells = [_with_baseline(each, metric) for each in values]
             rows.append((f"{metric}, {split}", cells))
     return f'<h2>Summary</h2><div class="card wide">{_table(runs, rows)}</div>'
+
+
+def _state(now: dict[str, Any]) -> str:
+    return f"{now['phase']}: {now['cause']}" if now["cause"] else str(now["phase"])
 
 
 def _settings_table(runs: list[dict[str, Any]]) -> str:
@@ -193,7 +197,7 @@ def _changes(starts: list[dict[str, Any]]) -> list[str]:
 
 
 def _seconds(summary: dict[str, Any] | None) -> str:
-    if summary is None:
+    if summary is None or "seconds" not in summary:  # it failed
         return "–"
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

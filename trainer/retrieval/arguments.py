@@ -30,12 +30,16 @@ class EvaluateArguments:
     seed: int = 0
     """Chooses the sampled users."""
     workers: int | None = None
-    """Processes that share the catalog. Left out: one a GPU, or one."""
+    """Workers that share the catalog. Left out: one a GPU, or one; on a cluster without GPUs one
+    for every second CPU."""
+    address: str | None = None
+    """Ray cluster whose workers do it ("auto": the one of this machine). Left out: RAY_ADDRESS,
+    else this machine."""
     data: str | None = None
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        check_given(self, ("data",), ("run",))
+        check_given(self, ("data", "address"), ("run",))
         if self.k == ():
             raise Mistake("--k is empty: give at least one cut-off, or leave it out")
         for k in self.k or ():
@@ -94,7 +98,7 @@ class ExportArguments:
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a trained run."""
     out: Annotated[str, tyro.conf.Positional]
-    """Folder to write; it must not exist yet."""
+    """Folder or URI to write; it must not exist yet."""
     index: IndexKind | None = None
     """Also a FAISS index of the items: flat (exact), ivf or hnsw (approximate; their recall
     against exact search is printed)."""
@@ -105,12 +109,16 @@ class ExportArguments:
     users: bool = True
     """Write user embeddings."""
     workers: int | None = None
-    """Processes that share the work. Left out: one a GPU, or one."""
+    """Workers that share the work. Left out: one a GPU, or one; on a cluster without GPUs one
+    for every second CPU."""
+    address: str | None = None
+    """Ray cluster whose workers do it ("auto": the one of this machine). Left out: RAY_ADDRESS,
+    else this machine. OUT must lie in a folder that all machines share."""
     data: str | None = None
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
-        check_given(self, ("data",), ("run", "out"))
+        check_given(self, ("data", "address"), ("run", "out"))
         check_ranges(self, index_k=(1, MOST), encoder_limit=(0, MOST))
         if self.index is not None and not self.users:
             raise Mistake("--index compares with exact search by users: leave out --no-users")

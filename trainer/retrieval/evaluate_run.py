@@ -2,72 +2,111 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say
-from trainer.distributed.ranks import Ranks
+from trainer.distributed.agreement import together
+from trainer.distributed.hooks import Hooks
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import StoragePath, storage_path
+from trainer.launch.here import is_first_process
+from trainer.launch.launcher import Launcher, Worker
+from trainer.launch.processes import on_this_machine
 from trainer.model.trained import open_data
-from trainer.observe.progress import SilentProgress, TerminalProgress
+from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
 from trainer.retrieval.arguments import EvaluateArguments
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
 from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
-from trainer.retrieval.on_workers import is_first_process, on_workers
 from trainer.retrieval.opened import OpenedRun
 from trainer.run.folder import RunFolder
 
 REPORT_FILE = "evaluation.json"
 
 
-def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation came to."""
+
+    evaluation: Evaluation
+    record: dict[str, Any]
+    """What RUN/evaluation.json holds of the split."""
+    not_kept: str | None = None
+    """Why the file could not be written."""
+
+    def kept_record(self) -> dict[str, Any]:
+        """Raises Mistake where the file could not be written."""
+        if self.not_kept is not None:
+            raise Mistake(self.not_kept)
+        return self.record
+
+
+def evaluate(arguments: EvaluateArguments, launcher: Launcher | None = None) -> dict[str, Any]:
     """Evaluate, print one table, write RUN/evaluation.json (other splits in it are kept).
+
+    Args:
+        launcher: of the ranks that do it; None: on this machine.
 
     Raises:
         Mistake: before the work for whatever can be known before it; after the table where the
             file cannot be written.
     """
-    arguments, before = _checked(arguments)
-    evaluation, beside = on_workers(evaluate_on_rank, arguments, arguments.workers)
-    record = {**as_record(evaluation), **beside}
-    if not is_first_process():
-        return record
-    as_sheet(evaluation, arguments.split).print()
-    for line in notes(evaluation):
-        say(line)
-    for key, count in beside["unknown_ids"].items():
-        say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
-    _keep(arguments, before, record)
-    return record
+    found = evaluate_by(launcher or on_this_machine(arguments.workers), arguments)
+    if is_first_process():
+        as_sheet(found.evaluation, arguments.split).print()
+        for line in notes(found.evaluation):
+            say(line)
+        for key, count in found.record["unknown_ids"].items():
+            say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
+        found.kept_record()
+    return found.record
+
+
+def evaluate_by(launcher: Launcher, arguments: EvaluateArguments) -> Evaluated:
+    """The same without the table."""
+    if launcher.is_here or _is_seen(arguments):
+        _checked(arguments)
+    found: Evaluated = launcher.run(evaluate_on_rank, arguments)
+    return found
+
+
+def _is_seen(arguments: EvaluateArguments) -> bool:
+    """Whether this machine sees the run and its data, as the workers of a cluster do."""
+    folder = RunFolder(arguments.run)
+    if not folder.config_file.is_file():
+        return False
+    return storage_path(arguments.data or folder.read_config().named_data).exists()
+
+
+def evaluate_on_rank(arguments: EvaluateArguments, worker: Worker) -> Evaluated:
+    """Evaluate; rank 0 writes the file. Collective; every rank returns the same figures."""
+    checked = together(lambda: _checked(arguments))  # collective
+    opened = OpenedRun(arguments.run, worker.ranks, arguments.data)  # collective
+    return _evaluate(opened, checked, worker.progress, worker.hooks)  # collective
 
 
 def evaluate_from(opened: OpenedRun, arguments: EvaluateArguments) -> dict[str, Any]:
     """The same of a run that is open, without the table. Collective."""
-    arguments, before = _checked(arguments)
-    evaluation, beside = _evaluate(opened, arguments)  # collective
-    record = {**as_record(evaluation), **beside}
-    if opened.ranks.is_first:
-        _keep(arguments, before, record)
-    return record
+    progress = TerminalProgress() if opened.ranks.is_first else SilentProgress()
+    return _evaluate(opened, _checked(arguments), progress, Hooks()).kept_record()  # collective
 
 
-def _keep(arguments: EvaluateArguments, before: dict[str, Any], record: dict[str, Any]) -> None:
-    path = storage_path(arguments.run) / REPORT_FILE
-    try:
-        write_json(path, {**before, arguments.split: record})
-    except OSError as error:
-        raise Mistake(
-            f"the figures are not kept: {path} cannot be written ({error.strerror or error})"
-        ) from error
+@dataclass(frozen=True)
+class _Checked:
+    """Arguments that fit the run and its data."""
+
+    arguments: EvaluateArguments
+    """With cut-offs."""
+    before: dict[str, Any]
+    """What evaluation.json holds already."""
+    note: str | None
 
 
-def _checked(arguments: EvaluateArguments) -> tuple[EvaluateArguments, dict[str, Any]]:
-    """The arguments with their cut-offs, and what evaluation.json holds already."""
+def _checked(arguments: EvaluateArguments) -> _Checked:
+    """Raises Mistake for what the run, or its data, cannot be asked."""
     run, dataset = open_data(RunFolder(arguments.run), arguments.data)
     check_queries(dataset, arguments.split, arguments.users)
     splits = run.config.data.train_splits
@@ -77,11 +116,12 @@ def _checked(arguments: EvaluateArguments) -> tuple[EvaluateArguments, dict[str,
             f"{' '.join(splits)}): how well it remembers says nothing. Evaluate on data of a later "
             "window, or a run that was trained without it"
         )
-    ks = cut_offs(arguments.k, dataset)
+    ks, note = cut_offs(arguments.k, dataset), None
     if arguments.k is None and ks != DEFAULT:
         shown = ", ".join(map(str, ks))
-        say(f"the catalog has {dataset.num_items:,} items: cut-offs {shown}", file=sys.stderr)
-    return replace(arguments, k=ks), _read_before(storage_path(arguments.run) / REPORT_FILE)
+        note = f"the catalog has {dataset.num_items:,} items: cut-offs {shown}"
+    before = _read_before(storage_path(arguments.run) / REPORT_FILE)
+    return _Checked(replace(arguments, k=ks), before, note)
 
 
 def _read_before(path: StoragePath) -> dict[str, Any]:
@@ -91,17 +131,17 @@ def _read_before(path: StoragePath) -> dict[str, Any]:
     return before
 
 
-def evaluate_on_rank(
-    arguments: EvaluateArguments, ranks: Ranks
-) -> tuple[Evaluation, dict[str, Any]]:
-    """The evaluation and facts beside it, the same on every rank. Collective."""
-    return _evaluate(OpenedRun(arguments.run, ranks, arguments.data), arguments)
-
-
-def _evaluate(opened: OpenedRun, arguments: EvaluateArguments) -> tuple[Evaluation, dict[str, Any]]:
-    progress = TerminalProgress() if opened.ranks.is_first else SilentProgress()
-    trained, encoder = opened.trained, opened.encoder
+def _evaluate(opened: OpenedRun, checked: _Checked, progress: Progress, hooks: Hooks) -> Evaluated:
+    """Collective."""
+    trained, encoder, arguments = opened.trained, opened.encoder, checked.arguments
     before = Counter(encoder.unknown_ids())  # collective: of earlier questions
+    if checked.note is not None:
+        progress.message(checked.note)
+
+    def tell(done: int, total: int) -> None:
+        hooks.on_phase("evaluating", done, total)
+        progress.update("evaluating", done, total)
+
     try:
         evaluation = evaluate_split(  # collective
             encoder,
@@ -112,12 +152,28 @@ def _evaluate(opened: OpenedRun, arguments: EvaluateArguments) -> tuple[Evaluati
             arguments.seed,
             arguments.groups,
             baseline=True,
-            on_progress=lambda done, total: progress.update("evaluating", done, total),
+            on_progress=tell,
         )
     finally:
         progress.close()
     unknown = Counter(encoder.unknown_ids()) - before  # collective
-    return evaluation, {"step": trained.step, "unknown_ids": dict(unknown)}
+    beside = {"step": trained.step, "unknown_ids": dict(unknown)}
+    record = {**as_record(evaluation), **beside}
+    not_kept = _keep(arguments, checked.before, record) if opened.ranks.is_first else None
+    return Evaluated(evaluation, record, not_kept)
+
+
+def _keep(
+    arguments: EvaluateArguments, before: dict[str, Any], record: dict[str, Any]
+) -> str | None:
+    """Write evaluation.json; what hinders it."""
+    path = storage_path(arguments.run) / REPORT_FILE
+    try:
+        write_json(path, {**before, arguments.split: record})
+    except OSError as error:
+        problem = error.strerror or error
+        return f"the figures are not kept: {path} cannot be written ({problem})"
+    return None
 
 
 def as_record(evaluation: Evaluation) -> dict[str, Any]:

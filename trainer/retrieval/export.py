@@ -17,7 +17,9 @@ OUT appears whole or not at all (whole_folder.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from trainer.base.mistake import Mistake
+from trainer.base.mistake import require
 from trainer.base.screen import say
 from trainer.data.schema import Dataset
-from trainer.distributed.agreement import gather_objects
+from trainer.distributed.agreement import gather_objects, together
 from trainer.distributed.ranks import Ranks
-from trainer.files.filesystems import is_uri
+from trainer.files.filesystems import is_uri, local_path
 from trainer.files.json_files import write_json
 from trainer.files.whole_folder import whole_folder
+from trainer.launch.here import is_first_process
+from trainer.launch.launcher import Launcher, Worker
+from trainer.launch.processes import on_this_machine
 from trainer.model.trained import TrainedRun, load_run
 from trainer.retrieval.arguments import ExportArguments
 from trainer.retrieval.embedding_file import EmbeddingFile
@@ -50,7 +55,6 @@ from trainer.retrieval.index import (
     write_index,
 )
 from trainer.retrieval.known import known_users
-from trainer.retrieval.on_workers import is_first_process, on_workers
 from trainer.retrieval.programs import (
     export_encoders,
     export_towers,
@@ -64,14 +68,18 @@ from trainer.retrieval.search.item_lists import ItemLists
 QUERIES_OF_RECALL = 1000
 
 
-def export(arguments: ExportArguments) -> dict[str, Any]:
+def export(arguments: ExportArguments, launcher: Launcher | None = None) -> dict[str, Any]:
     """Write OUT and print what is in it; returns the contents of export.json.
 
     OUT is held by the process that starts the ranks, which may be killed: what they wrote goes.
+
+    Args:
+        launcher: of the ranks that do it; None: on this machine.
     """
+    launcher = launcher or on_this_machine(arguments.workers)
     with ExitStack() as stack:
         folder = stack.enter_context(_new_folder(arguments.out)) if is_first_process() else None
-        facts: dict[str, Any] = on_workers(export_on_rank, (arguments, folder), arguments.workers)
+        facts: dict[str, Any] = launcher.run(export_on_rank, (arguments, folder))
         if folder is not None:
             write_json(folder / "export.json", facts)
     if is_first_process():
@@ -101,29 +109,33 @@ def _tell(facts: dict[str, Any], out: str) -> None:
 
 @contextmanager
 def _new_folder(out: str) -> Iterator[Path]:
-    """The folder that becomes OUT."""
-    if is_uri(out):
-        raise Mistake(f"{out} is a URI: export to a folder, and copy it from there")
+    """The folder that becomes OUT; of a URI one of this machine, whose files are sent to it."""
     with whole_folder(out) as folder:
         for name in ("items", "users"):
             (folder / name).mkdir()
         yield folder
 
 
-def export_on_rank(given: tuple[ExportArguments, Path | None], ranks: Ranks) -> dict[str, Any]:
+def export_on_rank(given: tuple[ExportArguments, Path | None], worker: Worker) -> dict[str, Any]:
     """Write everything but export.json, whose contents are whole on rank 0 alone. Collective.
 
     Args:
         given: rank 0's folder counts, which every rank sees.
     """
-    arguments, folder = given[0], gather_objects(given[1])[0]  # collective
+    arguments, folder, ranks = given[0], gather_objects(given[1])[0], worker.ranks  # collective
     assert folder is not None
+    together(lambda: _check_seen(folder, arguments.out))  # collective
+    blocks = itertools.count(1)
+
+    def sign() -> None:
+        worker.hooks.on_phase("evaluating", next(blocks), None)
+
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
-    encoder = Encoder.of_run(trained, ranks)
-    width, unknown_items = write_items(encoder, trained.dataset, folder / "items")  # collective
+    encoder, dataset = Encoder.of_run(trained, ranks), trained.dataset
+    width, unknown_items = write_items(encoder, dataset, folder / "items", sign)  # collective
     unknown_users = 0
     if arguments.users:
-        unknown_users = write_users(encoder, trained.dataset, folder / "users")  # collective
+        unknown_users = write_users(encoder, dataset, folder / "users", sign)  # collective
     unknown = torch.tensor([unknown_items, unknown_users], device=ranks.device)
     dist.all_reduce(unknown)  # collective
     programs = write_programs(trained, ranks, folder, arguments.encoder_limit)  # collective
@@ -132,10 +144,10 @@ def export_on_rank(given: tuple[ExportArguments, Path | None], ranks: Ranks) -> 
     facts: dict[str, Any] = {
         "run": arguments.run,
         "step": trained.step,
-        "dataset_digest": trained.dataset.digest,
+        "dataset_digest": dataset.digest,
         "similarity": trained.config.model.similarity,
-        "items": trained.dataset.num_items,
-        "users": trained.dataset.num_users if arguments.users else 0,
+        "items": dataset.num_items,
+        "users": dataset.num_users if arguments.users else 0,
         "unknown_items": int(unknown[0]),
         "unknown_users": int(unknown[1]),
         "width": width,
@@ -145,11 +157,22 @@ def export_on_rank(given: tuple[ExportArguments, Path | None], ranks: Ranks) -> 
         "programs": {name: program_facts(name, inputs, width) for name in programs},
     }
     if ranks.is_first and arguments.index is not None:
-        facts["index"] = _write_index(arguments, folder, facts)
+        facts["index"] = _write_index(arguments, folder, facts, sign)
     return facts
 
 
-def write_items(encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[int, int]:
+def _check_seen(folder: Path, out: str) -> None:
+    where = f"the files that are sent to {out}" if is_uri(out) else str(local_path(out).parent)
+    require(
+        folder.is_dir(),
+        f"{socket.gethostname()} does not see {where}: with --address, OUT must lie in a folder "
+        "that all machines share",
+    )
+
+
+def write_items(
+    encoder: Encoder, dataset: Dataset, folder: Path, on_block: Callable[[], None] = lambda: None
+) -> tuple[int, int]:
     """This rank's part of the item embeddings; their width, those unknown. Collective."""
     width = 0
     with EmbeddingFile(
@@ -158,10 +181,13 @@ def write_items(encoder: Encoder, dataset: Dataset, folder: Path) -> tuple[int, 
         for row_n, block_nD in encoder.item_blocks():  # collective
             width = block_nD.size(1)
             part.write(row_n, block_nD)  # collective
+            on_block()
     return width, part.unknown
 
 
-def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> int:
+def write_users(
+    encoder: Encoder, dataset: Dataset, folder: Path, on_block: Callable[[], None] = lambda: None
+) -> int:
     """This rank's part of the user embeddings; those unknown. Collective."""
     first, stop = rank_range(dataset.num_users, encoder.ranks)
     known = known_users(dataset, first, stop, ROWS_AT_ONCE)
@@ -180,6 +206,7 @@ def write_users(encoder: Encoder, dataset: Dataset, folder: Path) -> int:
                 user_q, history.padded(longest), disliked.padded(longest)
             )
             part.write(row_n, query_qD[: len(row_n)])  # collective
+            on_block()
     return part.unknown
 
 
@@ -195,11 +222,13 @@ def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) 
     return sorted(programs)
 
 
-def _write_index(arguments: ExportArguments, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _write_index(
+    arguments: ExportArguments, folder: Path, facts: dict[str, Any], on_block: Callable[[], None]
+) -> dict[str, Any]:
     """Rank 0: build, compare with exact search, write."""
     assert arguments.index is not None
     known = facts["items"] - facts["unknown_items"]
-    index = build_index(arguments.index, folder / "items", known, facts["width"])
+    index = build_index(arguments.index, folder / "items", known, facts["width"], on_block)
     block = next(read_embeddings(folder / "users"))
     rows = np.random.default_rng(0).permutation(len(block))[:QUERIES_OF_RECALL]
     k = min(arguments.index_k, known)

@@ -9,7 +9,7 @@ Tensor shapes: n items of a block, I items, D embedding width, Q queries.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,13 @@ def read_known(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         first += len(block_nD)
 
 
-def build_index(kind: IndexKind, folder: Path, num_items: int, width: int) -> Any:
+def build_index(
+    kind: IndexKind,
+    folder: Path,
+    num_items: int,
+    width: int,
+    on_block: Callable[[], None] = lambda: None,
+) -> Any:
     """A FAISS index of the `num_items` known embeddings of a folder.
 
     flat is exact. ivf: 4 * sqrt(items) lists, a sixteenth of them searched. hnsw: 32 links an
@@ -79,6 +85,7 @@ def build_index(kind: IndexKind, folder: Path, num_items: int, width: int) -> An
         index = faiss.IndexIDMap2(index)
     for row_n, block_nD in read_known(folder):
         index.add_with_ids(np.ascontiguousarray(block_nD), row_n)
+        on_block()
     return index
 
 

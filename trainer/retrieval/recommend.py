@@ -12,13 +12,13 @@ from torch.nn import functional
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say, window_width
 from trainer.data.schema import Dataset
-from trainer.distributed.ranks import Ranks
+from trainer.launch.here import Here, is_first_process
+from trainer.launch.launcher import Worker
 from trainer.retrieval.arguments import RecommendArguments, SimilarArguments
 from trainer.retrieval.encode import Encoder, is_known
 from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.measures.popularity import PopularityRanking
 from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, split_ids
-from trainer.retrieval.on_workers import is_first_process, on_workers
 from trainer.retrieval.opened import OpenedRun
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.item_rows import ItemRows
@@ -58,7 +58,7 @@ class Recommendations:
 
 def recommend(arguments: RecommendArguments) -> Recommendations:
     """Print recommendations with the recent history beside them, and return them."""
-    found: Recommendations = on_workers(recommend_on_rank, arguments, workers=1)
+    found: Recommendations = Here().run(recommend_on_rank, arguments)
     title = "somebody new" if arguments.user is None else f"user {arguments.user}"
     if is_first_process():
         for sheet in sheets(found, title, window_width()):
@@ -69,7 +69,7 @@ def recommend(arguments: RecommendArguments) -> Recommendations:
 
 def similar(arguments: SimilarArguments) -> Recommendations:
     """Print the items most like one item, and return them."""
-    found: Recommendations = on_workers(similar_on_rank, arguments, workers=1)
+    found: Recommendations = Here().run(similar_on_rank, arguments)
     title = f"like {found.history[0].label}"
     sheet = Sheet("", "item", "cosine", numbers=("", "cosine"), title=title)
     for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1):
@@ -107,9 +107,9 @@ def sheets(found: Recommendations, title: str, window: int | None) -> list[Sheet
     return [first, second] if past else [first]
 
 
-def recommend_on_rank(arguments: RecommendArguments, ranks: Ranks) -> Recommendations:
+def recommend_on_rank(arguments: RecommendArguments, worker: Worker) -> Recommendations:
     """Collective; the same on every rank."""
-    return recommend_from(OpenedRun(arguments.run, ranks, arguments.data), arguments)
+    return recommend_from(OpenedRun(arguments.run, worker.ranks, arguments.data), arguments)
 
 
 def recommend_from(opened: OpenedRun, arguments: RecommendArguments) -> Recommendations:
@@ -135,9 +135,9 @@ def recommend_from(opened: OpenedRun, arguments: RecommendArguments) -> Recommen
     return Recommendations(name_items(dataset, item), score, name_items(dataset, recent), note)
 
 
-def similar_on_rank(arguments: SimilarArguments, ranks: Ranks) -> Recommendations:
+def similar_on_rank(arguments: SimilarArguments, worker: Worker) -> Recommendations:
     """Collective; the same on every rank."""
-    return similar_from(OpenedRun(arguments.run, ranks, arguments.data), arguments)
+    return similar_from(OpenedRun(arguments.run, worker.ranks, arguments.data), arguments)
 
 
 def similar_from(opened: OpenedRun, arguments: SimilarArguments) -> Recommendations:

@@ -7,7 +7,7 @@ RUN/validation.jsonl  one line an evaluation on the validation split
 RUN/checkpoints/    see checkpoint_facts.py
 RUN/trackers/       what --track needs to go on, see observe/trackers/
 RUN/owner.json      who writes the folder now, see lock.py
-RUN/summary.json    written at the end
+RUN/summary.json    how the last start ended: stopped, failed (and why), finished
 
 RUN is a local or shared folder, or a URI (s3://bucket/run). config.json is written once a start has
 come to its first step: one that fails before leaves RUN as it was, or no RUN at all.
@@ -23,19 +23,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any
 
 from trainer.base.mistake import Mistake
-from trainer.base.transient import is_lasting
+from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE
 from trainer.base.typed import Range, read_as
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
+from trainer.distributed.hooks import RunPhase
 from trainer.files.json_files import committed, read_json, write_json
 from trainer.files.line_file import LineFile, last_record, read_records
 from trainer.files.storage import StoragePath, storage_path
 from trainer.run.lock import RunLock
-from trainer.run.start import absent_folders, check_kinds, check_unchanged, names_in, remove_empty
+from trainer.run.start import (
+    absent_folders,
+    check_kinds,
+    check_unchanged,
+    named_when_lasting,
+    names_in,
+    remove_empty,
+)
 
 logger = logging.getLogger(__name__)
 BEFORE_CONFIG = {".lock", "owner.json"}
@@ -92,18 +99,6 @@ class RunFacts:
         return self.data
 
 
-def absolute(path: str) -> str:
-    """A local path made absolute, since workers may stand in another folder; a URI as it is."""
-    if "://" in path:
-        return path
-    if not path:
-        raise Mistake("an empty path: name a folder, or a URI")
-    try:
-        return str(Path(path).resolve())
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a NUL
-        raise Mistake(f"{path!r} is no path: {error}") from error
-
-
 def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
     """Open data and folder; the last value says whether the run goes on from a checkpoint."""
     dataset = Dataset.load(spec.data)
@@ -128,12 +123,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def config_file(self) -> StoragePath:
+        return self.path / CONFIG_FILE
+
+    @property
     def metrics_file(self) -> StoragePath:
         return self.path / "metrics.jsonl"
 
     def read_config(self) -> RunFacts:
         """config.json. Raises Mistake where there is no run, or what it says is wrong."""
-        file = self.path / "config.json"
+        file = self.config_file
         if not file.is_file():
             raise Mistake(
                 f"{self.path} is no run: it has no config.json; "
@@ -143,8 +142,7 @@ class RunFolder:
         try:
             return read_as(RunFacts, read_json(file))
         except Mistake as mistake:
-            told = str(mistake).removeprefix(f"{file} ")
-            raise Mistake(f"{file}: {told}") from mistake
+            raise Mistake(f"{file}: {str(mistake).removeprefix(f'{file} ')}") from mistake
 
     def check_start(self, spec: RunSpec, dataset: Dataset) -> bool:
         """May this start use the folder? True: as a continuation; False: as a new run.
@@ -182,7 +180,7 @@ class RunFolder:
         try:
             yield
         finally:
-            begun = (self.path / "config.json").is_file()
+            begun = self.config_file.is_file()
             self.lock.release(forget=not begun)
             if not begun:
                 remove_empty(self.path, absent)
@@ -216,15 +214,15 @@ class RunFolder:
         with named_when_lasting(self.path), self._begun_or_not():
             for lines in (self._metrics, self._validation):
                 lines.keep(lambda record: _step_of(record) <= step)
-            write_json(self.path / "config.json", asdict(facts))
-            (self.path / "summary.json").unlink(missing_ok=True)  # of a run that has ended
+            write_json(self.config_file, asdict(facts))
+            (self.path / SUMMARY_FILE).unlink(missing_ok=True)  # of a run that has ended
             self._starts.append(json.dumps(start))
             self._starts.flush()
 
     @contextmanager
     def _begun_or_not(self) -> Iterator[None]:
         """A first start that cannot be written down whole leaves nothing."""
-        files = [self.path / "config.json", self._starts.path]
+        files = [self.config_file, self._starts.path]
         first = not files[0].is_file()
         try:
             yield
@@ -238,7 +236,7 @@ class RunFolder:
         """How often the run was started in this folder before this time."""
         return len(read_records(self._starts.path))
 
-    def note_phase(self, phase: str, done: int, total: int | None) -> None:
+    def note_phase(self, phase: RunPhase, done: int, total: int | None) -> None:
         """Rank 0: what the run is at, for those who read the folder."""
         self.lock.note_phase(phase, done, total)
 
@@ -267,7 +265,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         self.flush()
-        write_json(self.path / "summary.json", summary)
+        write_json(self.path / SUMMARY_FILE, summary)
 
     def _append(self, lines: LineFile, record: dict[str, Any]) -> None:
         if not self.lock.is_lost:
@@ -287,14 +285,3 @@ def _step_of(record: dict[str, Any]) -> float:
     """The step of a line of metrics; infinite where it says none."""
     step = record.get("step")
     return step if isinstance(step, int | float) else float("inf")
-
-
-@contextmanager
-def named_when_lasting(path: StoragePath) -> Iterator[None]:
-    """No room, no rights, no such place: the user's mistake, named; anything else is a fault."""
-    try:
-        yield
-    except OSError as error:
-        if is_lasting(error):
-            raise Mistake(f"{path} cannot be written: {error}") from error
-        raise

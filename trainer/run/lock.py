@@ -24,6 +24,7 @@ from typing import IO
 
 from trainer.base.mistake import Mistake
 from trainer.base.typed import read_as
+from trainer.distributed.hooks import RunPhase
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import StoragePath, modified_at
 
@@ -55,8 +56,7 @@ class Owner:
     pid: int
     renewed: float
     """When it last gave a sign, in seconds since 1970."""
-    phase: str = "starting"
-    """Of hooks.RunPhase."""
+    phase: RunPhase = "starting"
     done: int = 0
     total: int | None = None
     """How far it is with the phase."""
@@ -89,6 +89,24 @@ def read_owner(folder: StoragePath) -> Owner | None:
         return Owner("", "", "a machine that cannot be read", "", 0, modified_at(file))
 
 
+def write_owner(
+    folder: StoragePath, run_id: str, token: str, phase: RunPhase, done: int, total: int | None
+) -> None:
+    """Write owner.json for this process, whole."""
+    owner = Owner(
+        run_id=run_id,
+        token=token,
+        host=socket.gethostname(),
+        machine=this_machine(),
+        pid=os.getpid(),
+        renewed=time.time(),
+        phase=phase,
+        done=done,
+        total=total,
+    )
+    write_json(folder / "owner.json", asdict(owner))
+
+
 class RunLock:
     """Held by rank 0 from `take` to `release`."""
 
@@ -100,7 +118,7 @@ class RunLock:
         self._over = threading.Event()
         self._lost = threading.Event()
         self._thread: threading.Thread | None = None
-        self._phase: tuple[str, int, int | None] = ("starting", 0, None)
+        self._phase: tuple[RunPhase, int, int | None] = ("starting", 0, None)
 
     @property
     def is_lost(self) -> bool:
@@ -124,7 +142,7 @@ class RunLock:
         owner = read_owner(self._folder)
         return owner is not None and owner.run_id == run_id
 
-    def note_phase(self, phase: str, done: int, total: int | None) -> None:
+    def note_phase(self, phase: RunPhase, done: int, total: int | None) -> None:
         """What the next sign of life says the run is at: cheap, it only stores them."""
         self._phase = (phase, done, total)
 
@@ -229,19 +247,7 @@ class RunLock:
         time.sleep(LOOK_SECONDS)
 
     def _write(self, run_id: str) -> None:
-        phase, done, total = self._phase
-        owner = Owner(
-            run_id=run_id,
-            token=self._token,
-            host=socket.gethostname(),
-            machine=this_machine(),
-            pid=os.getpid(),
-            renewed=time.time(),
-            phase=phase,
-            done=done,
-            total=total,
-        )
-        write_json(self._owner_file, asdict(owner))
+        write_owner(self._folder, run_id, self._token, *self._phase)
 
     def _renew(self, run_id: str) -> None:
         while not self._over.wait(RENEW_SECONDS):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.base.mistake import Mistake
+from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE
+from trainer.base.transient import is_lasting
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.files.storage import StoragePath
@@ -17,11 +21,11 @@ if TYPE_CHECKING:
 FILES = (
     ".lock",
     "owner.json",
-    "config.json",
+    CONFIG_FILE,
     "starts.jsonl",
     "metrics.jsonl",
     "validation.jsonl",
-    "summary.json",
+    SUMMARY_FILE,
 )
 FOLDERS = ("checkpoints", "trackers")
 FIXED_FIELDS = (
@@ -57,8 +61,8 @@ def check_kinds(path: StoragePath) -> None:
 def names_in(path: StoragePath) -> set[str]:
     """What is in a run's folder, without an empty folder of checkpoints and torn beginnings."""
     names = {inner.name.removesuffix(".partial") for inner in path.iterdir()}
-    if not (path / "config.json").is_file():
-        names.discard("config.json")  # its beginning
+    if not (path / CONFIG_FILE).is_file():
+        names.discard(CONFIG_FILE)  # its beginning
         names.discard("starts.jsonl")  # written just before it
     if "checkpoints" in names and not any((path / "checkpoints").iterdir()):
         names.remove("checkpoints")
@@ -117,3 +121,14 @@ def remove_empty(path: StoragePath, absent: list[Path]) -> None:
             folder.rmdir()
     except OSError:
         return  # something else is in it, or came into it: not ours
+
+
+@contextmanager
+def named_when_lasting(path: StoragePath) -> Iterator[None]:
+    """No room, no rights, no such place: the user's mistake, named; anything else is a fault."""
+    try:
+        yield
+    except OSError as error:
+        if is_lasting(error):
+            raise Mistake(f"{path} cannot be written: {error}") from error
+        raise

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.base.mistake import Mistake
+from trainer.base.run_files import SUMMARY_FILE
+from trainer.base.typed import read_as
+from trainer.distributed.hooks import RunPhase
 from trainer.files.json_files import committed, read_json, step_of
 from trainer.files.storage import StoragePath
 from trainer.run.folder import RunFolder
@@ -17,29 +20,48 @@ class RunState:
     """What RUN says."""
 
     run: str
-    state: Literal["running", "stopped", "finished"]
+    phase: RunPhase
     step: int
     """The last step in metrics.jsonl."""
     total_steps: int | None
     checkpoint_step: int | None
+    done: int = 0
+    total: int | None = None
+    """How far it is with the phase (None: not known), while it is alive."""
+    cause: str | None = None
+    """Why it failed, in one line."""
     owner: Owner | None = None
-    """Who writes it, while it runs: where, and what it is at."""
+    """Who writes it, while it is alive."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody works at it, or waits for room to."""
+        return self.owner is not None
 
     def describe(self) -> str:
         """One line for people."""
+        where = f" on {self.owner.host}" if self.owner else ""
         total = f" of {self.total_steps:,}" if self.total_steps else ""
         saved = "no checkpoint yet"
         if self.checkpoint_step is not None:
             saved = f"newest checkpoint of step {self.checkpoint_step:,}"
-        where = f" on {self.owner.host}" if self.owner else ""
-        return f"{self.run}: {self.state}{where}, step {self.step:,}{total}{self._phase()}, {saved}"
+        cause = f": {self.cause}" if self.cause else ""
+        return f"{self.run}: {self.shown_phase}{where}, step {self.step:,}{total}, {saved}{cause}"
 
-    def _phase(self) -> str:
-        """What it is at besides training, and how far."""
-        if self.owner is None or self.owner.phase == "training":
-            return ""
-        total = f" {self.owner.done:,} of {self.owner.total:,}" if self.owner.total else ""
-        return f", {self.owner.phase}{total}"
+    @property
+    def shown_phase(self) -> str:
+        """The phase, and how far it is with it; steps are told beside."""
+        if not self.total or self.phase == "training":
+            return self.phase
+        return f"{self.phase} {self.done:,} of {self.total:,}"
+
+
+@dataclass(frozen=True)
+class End:
+    """What summary.json says of how a start ended."""
+
+    phase: Literal["stopped", "failed", "finished"] = "stopped"
+    cause: str | None = None
 
 
 def read_state(run: str | StoragePath) -> RunState:
@@ -47,28 +69,25 @@ def read_state(run: str | StoragePath) -> RunState:
     folder = RunFolder(run)
     folder.read_config()
     owner = read_owner(folder.path)
-    alive = owner is not None and owner.is_alive
     last = folder.last_metrics()
-    step, total = _whole(last.get("step")), _whole(last.get("total_steps"))
+    step, steps = _whole(last.get("step")), _whole(last.get("total_steps"))
     checkpoints = committed(folder.checkpoints)
-    return RunState(
-        str(run),
-        "running" if alive else "finished" if _is_finished(folder) else "stopped",
-        step or 0,
-        total,
-        step_of(checkpoints[-1]) if checkpoints else None,
-        owner if alive else None,
-    )
+    saved = step_of(checkpoints[-1]) if checkpoints else None
+    if owner is not None and owner.is_alive:
+        place = (owner.phase, step or 0, steps, saved, owner.done, owner.total)
+        return RunState(str(run), *place, owner=owner)
+    end = read_end(folder)
+    return RunState(str(run), end.phase, step or 0, steps, saved, cause=end.cause)
 
 
-def _is_finished(folder: RunFolder) -> bool:
-    """Whether the last start came to its end: a stop on request is none, and a start takes the
-    summary of the one before away."""
+def read_end(folder: RunFolder) -> End:
+    """How the last start ended: a start takes the summary of the one before away, and one that was
+    killed leaves none."""
     try:
-        summary: Any = read_json(folder.path / "summary.json")
-    except Mistake:
-        return False
-    return isinstance(summary, dict) and summary.get("stopped_on_request") is False
+        summary: Any = read_json(folder.path / SUMMARY_FILE)
+        return read_as(End, {"phase": summary["phase"], "cause": summary.get("cause")})
+    except (Mistake, KeyError, TypeError, AttributeError):
+        return End()
 
 
 def _whole(value: Any) -> int | None:

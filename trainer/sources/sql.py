@@ -20,9 +20,11 @@ from typing import Any
 
 import duckdb
 
+from trainer.base.byte_sizes import bytes_of
 from trainer.base.mistake import Mistake
 from trainer.files.filesystems import filesystem_of, is_uri
 
+MEMORY_FLAG = "--memory-limit"
 LEAST_MEMORY = 64_000_000
 MOST_MEMORY = 1 << 60
 MOST_THREADS = 1024
@@ -58,7 +60,7 @@ def connect(resources: Resources, database: str = ":memory:") -> duckdb.DuckDBPy
     """A connection that keeps insertion order and spills to the given folder."""
     Path(resources.spill).mkdir(parents=True, exist_ok=True)
     settings: dict[str, str | int | bool] = {
-        "memory_limit": f"{bytes_of(resources.memory_limit)}B",
+        "memory_limit": f"{bytes_of(resources.memory_limit, MEMORY_FLAG)}B",
         "temp_directory": target(resources.spill, quoted=False),
         "preserve_insertion_order": True,
         "TimeZone": "UTC",
@@ -131,20 +133,11 @@ def first_line(error: Exception) -> str:
     return re.sub(r"^[A-Z][A-Za-z ]{0,40} Error: ", "", line)
 
 
-def bytes_of(size: str) -> int:
-    """Bytes of a size: `4GB` is 4e9, `4GiB` is 4 x 2^30. Raises Mistake on what is none."""
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", size.lower())
-    if found is None:
-        raise Mistake(f"--memory-limit {size!r} is no size: write for example 4GB")
-    power = " kmgt".index(found[2] or " ")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
-
-
 def check_resources(memory_limit: str, threads: int | None) -> None:
     """Raise Mistake on limits that DuckDB cannot work within."""
-    if not LEAST_MEMORY <= bytes_of(memory_limit) <= MOST_MEMORY:
+    if not LEAST_MEMORY <= bytes_of(memory_limit, MEMORY_FLAG) <= MOST_MEMORY:
         raise Mistake(
-            f"--memory-limit {memory_limit} must be from {LEAST_MEMORY // 1_000_000}MB to "
+            f"{MEMORY_FLAG} {memory_limit} must be from {LEAST_MEMORY // 1_000_000}MB to "
             f"{MOST_MEMORY >> 50} PiB: write for example 4GB"
         )
     if threads is not None and not 1 <= threads <= MOST_THREADS:

@@ -7,7 +7,6 @@ process group, no GPU and no memory of the tables' size is needed.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,6 +16,7 @@ from torchrec.distributed.planner.types import PlannerError
 from embeddings.choices import TableOptimizer
 from embeddings.sharding import STORAGE_RESERVED, Layout, describe, make_planner, sharders
 from embeddings.tables import Table
+from trainer.base.byte_sizes import bytes_of
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say
 from trainer.command_line import PlanArguments
@@ -30,7 +30,6 @@ from trainer.model.two_tower import TwoTower
 GIB = 1024**3
 LOSS_WORKSPACE_BYTES = 160 * 1024**2
 ROWS_TRIED = 256
-UNITS = {"": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024, "MIB": 1024**2, "GIB": GIB}
 SMALLEST_DEVICE = 2**20
 LARGEST_DEVICE = 2**50
 DOES_NOT_FIT = 3
@@ -222,18 +221,15 @@ def advise(config: Config, inputs: Inputs, gpus: int, estimate: Estimate) -> tup
     return tuple(advice)
 
 
-def parse_bytes(text: str) -> int:
-    """ "80GB", "80 GiB" or a plain number of bytes. Raises Mistake for anything else."""
-    found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].upper() not in UNITS:
-        raise Mistake(f"--gpu-memory {text!r} is no amount of memory: write 80GB, 80GiB or bytes")
-    size = int(float(found[1]) * UNITS[found[2].upper()])
+def device_bytes(text: str) -> int:
+    """Memory of a GPU: "80GB", "80 GiB" or a plain number of bytes. Raises Mistake on others."""
+    size = bytes_of(text, "--gpu-memory", "80GB")
     if size > LARGEST_DEVICE:
         raise Mistake(
             f"--gpu-memory {text!r} is {size:,} bytes, more than any GPU's memory: write 80GB"
         )
     if size < SMALLEST_DEVICE:
-        raise Mistake(f"--gpu-memory {text!r} is {size} bytes, no GPU's memory: write {found[1]}GB")
+        raise Mistake(f"--gpu-memory {text!r} is {size} bytes, no GPU's memory: write {size}GB")
     return size
 
 
@@ -278,7 +274,7 @@ def plan(arguments: PlanArguments) -> int:
         arguments.config,
         Dataset.load(arguments.data),
         arguments.gpus,
-        parse_bytes(arguments.gpu_memory),
+        device_bytes(arguments.gpu_memory),
         arguments.gpus_a_node,
     )
     if arguments.json:

@@ -11,11 +11,11 @@ function numbers(run) {
   const now = run.now;
   const parts = [
     ["Progress", now.total_steps ? withUnit(now.step / now.total_steps, "share") : "–", `step ${now.step.toLocaleString("en")}${now.total_steps ? " of " + now.total_steps.toLocaleString("en") : ""}`],
-    ["Time left", now.state === "finished" ? "none" : now.seconds_left === null ? "–" : duration(now.seconds_left), now.state === "finished" ? "the run is at its end" : "evaluations come on top"],
+    ["Time left", now.phase === "finished" ? "none" : now.seconds_left === null ? "–" : duration(now.seconds_left), now.phase === "finished" ? "the run is at its end" : "evaluations come on top"],
     ["Training loss", now.loss === null ? "–" : shortNumber(now.loss), "mean of all ranks"],
     ["Throughput", now.examples_per_second === null ? "–" : shortNumber(now.examples_per_second), "rows a second"],
-    ["Restarts", String(run.starts.length - 1), `${run.starts.at(-1).world_size} ${run.starts.at(-1).world_size === 1 ? "rank" : "ranks"} ${now.state === "running" ? "now" : "at last"}`],
-    ["Checkpoint age", now.checkpoint_age_seconds === null ? "–" : duration(now.checkpoint_age_seconds), now.state === "finished" ? "of the newest" : "a failure would lose this"],
+    ["Restarts", String(run.starts.length - 1), `${run.starts.at(-1).world_size} ${run.starts.at(-1).world_size === 1 ? "rank" : "ranks"} ${now.is_alive ? "now" : "at last"}`],
+    ["Checkpoint age", now.checkpoint_age_seconds === null ? "–" : duration(now.checkpoint_age_seconds), now.phase === "finished" ? "of the newest" : "a failure would lose this"],
   ];
   return parts.map(([title, value, note]) => {
     const made = element("div", "card number");
@@ -24,19 +24,18 @@ function numbers(run) {
   });
 }
 
-// What a run is at: evaluating and the like take its steps' place for a while.
-function phase(now) {
-  if (!now.phase || now.phase === "training" || !now.phase_total) return now.phase || "training";
-  return `${now.phase} ${now.phase_done.toLocaleString("en")} of ${now.phase_total.toLocaleString("en")}`;
+// What a run is at, and why it failed. Of one that was killed nobody says more than that it is silent.
+function said(now) {
+  if (now.phase === "stopped") return "stopped, no news for " + duration(now.silent_seconds);
+  return now.cause ? `${now.phase}: ${now.cause}` : now.shown_phase;
 }
 
 function draw(data) {
   const run = data.runs[0];
   document.getElementById("run").textContent = run.name;
   const state = document.getElementById("state");
-  const dot = element("span", "dot " + run.now.state);
-  const words = { running: phase(run.now), finished: "finished", stopped: "no news for " + duration(run.now.silent_seconds) };
-  state.replaceChildren(dot, element("b", "", words[run.now.state]), document.createTextNode(`  preset ${run.preset}, data ${run.data}`));
+  const dot = element("span", "dot " + (run.now.is_alive ? "alive" : run.now.phase));
+  state.replaceChildren(dot, element("b", "", said(run.now)), document.createTextNode(`  preset ${run.preset}, data ${run.data}`));
   document.getElementById("numbers").replaceChildren(...numbers(run));
   const main = document.getElementById("panels");
   for (const row of filledRows(data.rows, [run])) {

@@ -1,0 +1,1 @@
+"""Work on ranks: in this process or in processes of this machine; cluster/workers has Ray."""
