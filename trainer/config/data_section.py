@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from trainer.base.mistake import require
+from trainer.base.split_names import SPLITS
 from trainer.base.typed import Range, check
-from trainer.data.schema import SPLITS
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal
 import fsspec
 
 from trainer.base.mistake import Mistake
+from trainer.base.split_names import SPLITS
 from trainer.base.typed import Range
 from trainer.files.filesystems import filesystem_of, reached, readable
 
 SCHEMA_VERSION = 2
-SPLITS = ("train", "validation", "test")
 MAX_HISTORY_LENGTH = 10_000
 RESERVED = ("item", "user", "raw_id", "title", "count", "count_with_validation", "count_of_all")
 """Columns of items.parquet and users.parquet that are no attributes."""
