@@ -17,6 +17,7 @@ from tests.hostile.child import REACHED
 from trainer.base.mistake import Mistake
 from trainer.base.screen import shown
 from trainer.data.schema import Dataset
+from trainer.files.storage import storage_path
 from trainer.files.whole_folder import PREFIX
 
 STATUSES = {"plan": (0, 1, 2, 3)}
@@ -160,7 +161,7 @@ def _is_begun(case: Case, name: str) -> bool:
 
 def _of_result(case: Case, folder: Path, ended: Ended) -> list[str]:
     """What a success must have made."""
-    made = folder / (case.out or "")
+    made = storage_path(_place(case, folder))
     if "memory://" in str(case.out):
         return []  # which went with the process
     try:

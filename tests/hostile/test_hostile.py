@@ -64,6 +64,16 @@ def test_a_message_names_what_is_at_fault(tmp_path: Path, message: str, names: b
     assert [each.partition(":")[0] for each in wrong] == ([] if names else ["UNNAMED"])
 
 
+def test_what_was_made_is_looked_for_where_a_uri_says(tmp_path: Path) -> None:
+    folder, page = tmp_path / "case", tmp_path / "page.html"
+    folder.mkdir()
+    page.write_text("<html></html>\n")
+    case = Case("report", ("report", "R", f"--out=file://{page}"), out=f"file://{page}")
+    assert judged(case, folder, snapshot(folder), Ended(0, f"{page}\n", "")) == []
+    page.write_text("<html>")
+    assert judged(case, folder, snapshot(folder), Ended(0, f"{page}\n", "")) != []
+
+
 @pytest.mark.timeout(300)
 def test_a_few(tmp_path: Path) -> None:
     hunt = Hunt(0, tmp_path / "work", servers=1, light=True)

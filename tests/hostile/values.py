@@ -147,7 +147,7 @@ NO_PLACES = st.sampled_from(
         "://",
         "s3://",
         "file://",
-        "file:///nowhere",
+        "file:///proc/nowhere",
         "memory://x",
         "github://a:b@c/d",
         "zip://x::notes.txt",
