@@ -42,6 +42,14 @@ def test_a_seed_decides_its_cases() -> None:
     assert [case.arguments for case in first] != [case.arguments for case in other]
 
 
+@pytest.mark.parametrize(("command", "seed"), [("plan", 3), ("stop", 1)])
+def test_what_is_drawn_can_be_typed(command: str, seed: int) -> None:
+    """Also in a process of its own, whose command line is bytes."""
+    for case in draw_cases(command, 0, seed):
+        for word in case.arguments:
+            assert b"\x00" not in os.fsencode(word)
+
+
 @pytest.mark.parametrize(
     ("message", "names"),
     [
