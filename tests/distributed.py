@@ -20,6 +20,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "pandas",
+        "pytest",
         "pyarrow.compute",
         "trainer.train",
         "trainer.model.trained",
