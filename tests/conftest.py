@@ -22,3 +22,7 @@ def pytest_collection_finish() -> None:
     # garbage: .4 s of processor each time, unless what is there already is not looked at again.
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries tell at the end what they have lost
