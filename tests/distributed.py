@@ -20,6 +20,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "pandas",
+        "pytest",
         "pyarrow.compute",
         "trainer.train",
         "trainer.model.trained",
@@ -91,6 +92,7 @@ def _rank_main(
     import torch
     import torch.distributed as dist
 
+    gc.freeze()  # what was imported before the fork: not looked at, and its pages stay shared
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)

@@ -30,7 +30,7 @@ def names_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_this_machine_is_reached_by_an_interface_of_its_own() -> None:
     mine = {its for _, its in interfaces()}
     assert "127.0.0.1" in mine
-    for towards in (None, "localhost", "127.0.0.1", "no.such.name.invalid"):
+    for towards in (None, "localhost", "127.0.0.1", "no.such.name.invalid", "ü..de", "\x85"):
         assert reachable_address(towards) in mine
     assert not is_loopback(reachable_address()) or mine == {"127.0.0.1"}
 

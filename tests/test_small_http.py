@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from trainer.base.mistake import Mistake
 from trainer.observe import http as small_http
 from trainer.observe.http import Page, SmallServer
 
@@ -43,6 +44,15 @@ def ask(
     connection.endheaders()
     answer = connection.getresponse()
     return answer.status, answer.read(), dict(answer.getheaders())
+
+
+@pytest.mark.parametrize(
+    "host", ["u÷\x85ê\x80", "ü" * 70, "\u202egpj", "ü..de", "\udc80", "a" * 70, "..", "[red]", "-x"]
+)
+def test_a_name_that_is_none_is_no_place_to_listen_on(host: str) -> None:
+    """The socket's own error for a name outside of IDNA, a TypeError, was called our bug."""
+    with pytest.raises(Mistake, match="--host: cannot listen on"), server(host):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,6 @@ from cluster import cli
 from trainer.base.usage import suggest
 
 
-def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cluster.cli", *arguments], capture_output=True, text=True
-    )
-
-
 def modules_after(*commands: list[str]) -> tuple[set[str], str]:
     """Modules that a process has imported after these commands, and what they printed."""
     code = (
@@ -68,18 +62,19 @@ def test_no_command_prints_help_and_fails(capsys: pytest.CaptureFixture[str]) ->
     assert "usage: tandem COMMAND" in capsys.readouterr().out
 
 
-def test_train_names_near_presets_and_flags(tmp_path: Path) -> None:
-    unknown = tandem("train", "gowala", "--data", "d", "--out", "o")
-    assert unknown.returncode == 2
-    assert unknown.stderr == "error: unknown preset 'gowala': did you mean 'gowalla'?\n"
-    flag = tandem("train", "demo", "--data", "d", "--out", "o", "--training.epoch", "3")
-    assert flag.returncode == 2
-    assert "--training.epochs" in flag.stderr
-    missing = tandem("train", "demo", "--data", str(tmp_path / "none"), "--out", "o")
-    assert missing.returncode == 1
-    assert missing.stderr.startswith("error: ")
-    assert missing.stderr.count("\n") == 1
-    assert str(tmp_path / "none") in missing.stderr
+def test_train_names_near_presets_and_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended("train", "gowala", "--data", "d", "--out", "o") == 2
+    told = capsys.readouterr().err
+    assert told == "error: unknown preset 'gowala': did you mean 'gowalla'?\n"
+    assert ended("train", "demo", "--data", "d", "--out", "o", "--training.epoch", "3") == 2
+    assert "--training.epochs" in capsys.readouterr().err
+    assert ended("train", "demo", "--data", str(tmp_path / "none"), "--out", "o") == 1
+    missing = capsys.readouterr().err
+    assert missing.startswith("error: ")
+    assert missing.count("\n") == 1
+    assert str(tmp_path / "none") in missing
 
 
 @pytest.mark.parametrize(

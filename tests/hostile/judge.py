@@ -17,6 +17,7 @@ from tests.hostile.child import REACHED
 from trainer.base.mistake import Mistake
 from trainer.base.screen import shown
 from trainer.data.schema import Dataset
+from trainer.files.storage import storage_path
 from trainer.files.whole_folder import PREFIX
 
 STATUSES = {"plan": (0, 1, 2, 3)}
@@ -27,6 +28,9 @@ FOREIGN = re.compile(
 )
 """Errors of libraries that reach the user as they are."""
 BOX = ("╭─", "usage: ")
+FLAG_AT_FAULT = re.compile(r"error: --[a-z][a-z0-9-]*(\.[a-z0-9-]+)?[ =:,]")
+"""A message whose subject is a flag: also of one at its default that the input does not go
+with. A flag later in the line is a remedy, and names nothing."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def _of_words(case: Case, ended: Ended) -> list[str]:
             wrong.append(f"LINES: {len(lines)} lines of error")
     elif lines and FOREIGN.search(lines[0]) and not wrong:
         wrong.append("FOREIGN: a library's own error is the message")
-    if lines and case.named and not _names(lines[0], case.named):
+    if lines and case.named and not _names(lines[0], (*case.named, *_values(case))):
         wrong.append(f"UNNAMED: none of {', '.join(map(repr, map(shown, case.named[:8])))}")
     return wrong
 
@@ -117,7 +121,15 @@ def _speaks_by_status(case: Case, ended: Ended) -> bool:
     return case.command in ("status", "doctor") and ended.status == 1 and bool(ended.output)
 
 
+def _values(case: Case) -> list[str]:
+    """What was typed, without flags and what is too short to stand for itself in a message."""
+    values = [word.partition("=")[2] or word for word in case.arguments[1:]]
+    return [value for value in values if len(value) > 2 and not value.startswith("--")]
+
+
 def _names(line: str, named: tuple[str, ...]) -> bool:
+    if FLAG_AT_FAULT.match(line):
+        return True
     bare = _bare(line)
     return any(_bare(shown(word))[:30] in bare for word in named if _bare(shown(word)))
 
@@ -149,7 +161,7 @@ def _is_begun(case: Case, name: str) -> bool:
 
 def _of_result(case: Case, folder: Path, ended: Ended) -> list[str]:
     """What a success must have made."""
-    made = folder / (case.out or "")
+    made = storage_path(_place(case, folder))
     if "memory://" in str(case.out):
         return []  # which went with the process
     try:

@@ -67,8 +67,9 @@ def _source_address(target: str) -> str | None:
     """Our end of the way to `target`. Nothing is sent: connecting a datagram socket only routes."""
     family = socket.AF_INET6 if ":" in target else socket.AF_INET
     try:
+        target.encode("idna")  # a name that is none; the socket would say so by a TypeError
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((target, DISCARD_PORT))
             return str(probe.getsockname()[0])
-    except OSError:  # no route, no such name, no IPv6
+    except (OSError, UnicodeError):  # no route, no such name, no IPv6
         return None

@@ -67,6 +67,7 @@ class SmallServer:
         guest = f"only this machine's own names are answered; {flags} let others in"
         handler = _handler_of(self._pages, guest if is_loopback(host) else None)
         try:
+            host.encode("idna")  # a name that is none; the socket would say so by a TypeError
             self._http = kind((host, port), handler)
         except (OSError, OverflowError, UnicodeError) as error:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
