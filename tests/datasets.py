@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.base.split_names import SPLITS
 from trainer.data.events.event_files import Events, EventWriter, Layout, part_file, splits_of
 from trainer.data.schema import (
     DISLIKED,
     LIKED,
     SCHEMA_VERSION,
-    SPLITS,
     Attribute,
     Dataset,
     EventWindow,

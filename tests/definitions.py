@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from trainer.data.schema import FEEDBACK, SPLITS, Dataset
+from trainer.base.split_names import SPLITS
+from trainer.data.schema import FEEDBACK, Dataset
 
 
 @dataclass(frozen=True)

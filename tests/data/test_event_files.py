@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from tests.datasets import make_dataset
 from tests.definitions import Event, by_user, events_of
+from trainer.base.split_names import SPLITS
 from trainer.data.events.event_files import Events, EventWriter, Layout, splits_of
 from trainer.data.events.event_reader import EventReader, EventRows, each_event
-from trainer.data.schema import DISLIKED, LIKED, SPLITS, Dataset, EventWindow, Kind
+from trainer.data.schema import DISLIKED, LIKED, Dataset, EventWindow, Kind
 
 PLAYED = Kind("played", "history")
 KINDS = (LIKED, DISLIKED, PLAYED)

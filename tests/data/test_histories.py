@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.definitions import Event, by_user, holds, last, others
+from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import EventRows
 from trainer.data.events.histories import (
     NAMES,
@@ -21,7 +22,6 @@ from trainer.data.events.histories import (
     users_asked,
 )
 from trainer.data.jagged import Jagged, Ranges
-from trainer.data.schema import SPLITS
 
 LIMITS = (0, 1, 3, 50)
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, database=None)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.data.planted import Row, interactions, make, queries, table, write_csv
-from trainer.data.schema import SPLITS, Dataset
+from trainer.base.split_names import SPLITS
+from trainer.data.schema import Dataset
 from trainer.files.whole_folder import OWNER, PREFIX
 
 OLD = [

@@ -78,7 +78,7 @@ class TestErrors:
 
         source = write_csv(tmp_path / "rows.csv", some_rows())
         for name in (
-            "trainer.prepare.partitions.partition.history_tables",
+            "trainer.prepare.partitions.partition.keep_rows",
             "trainer.prepare.steps.stage_rows",
         ):
             with monkeypatch.context() as patch:

@@ -39,7 +39,7 @@ def test_phases_and_closing_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert heard.closed
     assert heard.messages[1] == "read 161 rows as csv"
     assert heard.messages[2] == "8 users, 20 items"
-    assert ("histories", 161, 161) in heard.updates
+    assert ("writing events", 161, 161) in heard.updates
     shown = capsys.readouterr().out
     for text in ("validation", "dropped: duplicate", "dropped: neutral rating", "digest"):
         assert text in shown

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.data.planted import Row, make, queries, table, trained, write_csv
 from tests.data.reference import Kept, feedback_of, pool_of, query_of, surviving
 from tests.definitions import events_of
-from trainer.data.schema import SPLITS, Dataset
+from trainer.base.split_names import SPLITS
+from trainer.data.schema import Dataset
 from trainer.prepare import staging
 
 LENGTH = 3

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.windows import Event, day_of, events_of, make, make_log, write
+from tests.data.windows import check_counts, day_of, events_of, make, make_log, write
 from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
 from trainer.observe.progress import SilentProgress
@@ -28,19 +28,6 @@ def data(tmp_path: Path) -> Path:
 def trim(data: Path, **arguments: object) -> Dataset:
     prepare(PrepareArguments(str(data), **arguments), SilentProgress())  # type: ignore[arg-type]
     return Dataset.load(data, verify="digest")
-
-
-def check_counts(dataset: Dataset, events: list[Event]) -> None:
-    """All counts of dataset.json and of the tables are those of the events that are there."""
-    for number, name in enumerate(("train", "validation", "test")):
-        own = [each for each in events if each.split == number]
-        split = dataset.splits[name]
-        assert (split.rows, split.positives) == (len(own), sum(e.feedback > 0 for e in own))
-    for side in ("item", "user"):
-        for row in pq.read_table(dataset.file(f"{side}s.parquet")).to_pylist():
-            own = [e for e in events if getattr(e, side) == row["raw_id"] and e.feedback > 0]
-            for name, last in (("count", 0), ("count_with_validation", 1), ("count_of_all", 2)):
-                assert row[name] == sum(each.split <= last for each in own), (side, name, row)
 
 
 def test_forgotten_users_are_in_no_file(data: Path, tmp_path: Path) -> None:

@@ -116,3 +116,16 @@ def kept_of(log: Log) -> dict[int, list[tuple[int, int, int, int]]]:
             if rating != 3
         ]
     return result
+
+
+def check_counts(dataset: Dataset, events: list[Event]) -> None:
+    """All counts of dataset.json and of the tables are those of the events that are there."""
+    for number, name in enumerate(("train", "validation", "test")):
+        own = [each for each in events if each.split == number]
+        split = dataset.splits[name]
+        assert (split.rows, split.positives) == (len(own), sum(e.feedback > 0 for e in own))
+    for side in ("item", "user"):
+        for row in pq.read_table(dataset.file(f"{side}s.parquet")).to_pylist():
+            own = [e for e in events if getattr(e, side) == row["raw_id"] and e.feedback > 0]
+            for name, last in (("count", 0), ("count_with_validation", 1), ("count_of_all", 2)):
+                assert row[name] == sum(each.split <= last for each in own), (side, name, row)

@@ -10,7 +10,8 @@ import pytest
 from tests.data.planted import queries
 from tests.definitions import Query, by_user, events_of, queries_of
 from tests.loader.conftest import epoch_of, rows_of
-from trainer.data.schema import SPLITS, Dataset
+from trainer.base.split_names import SPLITS
+from trainer.data.schema import Dataset
 from trainer.prepare.pipeline import PrepareArguments, prepare
 from trainer.retrieval.queries import LIST_COLUMNS
 from trainer.synth.planted import TASTE_WEIGHTS, PlantedModel

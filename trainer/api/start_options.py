@@ -38,6 +38,7 @@ class PrepareOptions(TypedDict, total=False):
     window: str | None
     keep_windows: int | None
     forget_users: str | None
+    look: bool
     memory_limit: str
     threads: int | None
     scratch: str | None

@@ -15,16 +15,10 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 
 from trainer.base.mistake import Mistake
+from trainer.base.split_names import SPLITS
 from trainer.base.typed import Range, read_as
 from trainer.data.parquet import open_parquet
-from trainer.data.schema import (
-    RESERVED,
-    SCHEMA_VERSION,
-    SPLITS,
-    Count,
-    Dataset,
-    combined_digest,
-)
+from trainer.data.schema import RESERVED, SCHEMA_VERSION, Count, Dataset, combined_digest
 from trainer.files.json_files import json_problem
 
 Integer = Annotated[int, Range(least=-(2**63), most=2**63 - 1)]

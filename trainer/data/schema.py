@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 import fsspec
 
 from trainer.base.mistake import Mistake
-from trainer.base.split_names import SPLITS
 from trainer.base.typed import Range
 from trainer.files.filesystems import filesystem_of, reached, readable
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.base.mistake import Mistake
+from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import DamagedGroup, EventReader
 from trainer.data.events.event_rows import EventRows
 from trainer.data.events.histories import Draw, before_events
 from trainer.data.jagged import Ranges
-from trainer.data.schema import SPLITS, Dataset
+from trainer.data.schema import Dataset
 from trainer.loader.order import EpochOrder
 
 

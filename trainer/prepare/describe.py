@@ -10,7 +10,6 @@ from typing import Any
 
 import duckdb
 import fsspec
-import numpy as np
 
 from trainer.data.events.event_files import part_file, splits_of
 from trainer.data.events.event_reader import EventReader
@@ -40,14 +39,22 @@ def describe(
     window_rule: str | None,
 ) -> Dataset:
     """dataset.json's contents."""
-    before = () if plan.parent is None or parent is None else parent.windows
+    appended = None if plan.parent is None else parent
+    before = () if appended is None else appended.windows
     count_SK = counts.count_WSK.sum(axis=0)
-    if plan.parent is not None and parent is not None:
-        count_SK[0] += _events_by_kind(parent)
-    local = fsspec.filesystem("file")
+    splits = splits_of(count_SK, plan.kinds, counts.asked_S)
+    if appended is not None and not count_SK.any():
+        splits = appended.splits
+    elif appended is not None:
+        count_SK[0] += EventReader(appended).count_GSK.sum(axis=(0, 1))
+        splits = splits_of(count_SK, plan.kinds, counts.asked_S)
+    kept = {name for window in before for name in window.files}
+    names = sorted(str(each.relative_to(partial)) for each in partial.rglob("*.parquet"))
     files = {
-        str(each.relative_to(partial)): FileRecord(each.stat().st_size, sha256_of(local, str(each)))
-        for each in sorted(partial.rglob("*.parquet"))
+        name: appended.files[name]
+        if appended is not None and name in kept
+        else _record(partial, name)
+        for name in names
     }
     reasons = Counter({**dropped, "duplicate": counts.duplicates, "neutral_rating": counts.neutral})
     reasons.update({} if parent is None else parent.dropped)
@@ -59,7 +66,7 @@ def describe(
         window_rule=window_rule,
         windows=(*before, *_windows(partial, plan, counts)),
         kinds=plan.kinds,
-        splits=splits_of(count_SK, plan.kinds, counts.asked_S),
+        splits=splits,
         split_rule={key: value for key, value in asdict(plan.rule).items() if value is not None},
         history_length=plan.history_length,
         has_timestamps=plan.has_timestamps,
@@ -83,7 +90,7 @@ def _windows(partial: Path, plan: PartitionPlan, counts: PartitionCounts) -> Ite
     """The windows that have events."""
     for window, users in enumerate(counts.users_W.tolist()):
         names = [part_file(plan.first_window + window, part) for part in range(plan.parts)]
-        if users or plan.windows == 1:
+        if users or (plan.parent is None and plan.windows == 1):
             yield EventWindow(
                 tuple(name for name in names if (partial / name).exists()),
                 users,
@@ -93,7 +100,6 @@ def _windows(partial: Path, plan: PartitionPlan, counts: PartitionCounts) -> Ite
             )
 
 
-def _events_by_kind(dataset: Dataset) -> np.ndarray:
-    """Events of each kind in all windows, int64 [K]: what its files' footers say."""
-    counted: np.ndarray = EventReader(dataset).count_GSK.sum(axis=(0, 1))
-    return counted
+def _record(folder: Path, name: str) -> FileRecord:
+    path = folder / name
+    return FileRecord(path.stat().st_size, sha256_of(fsspec.filesystem("file"), str(path)))

@@ -24,12 +24,13 @@ def write_items_and_users(
     title: str | None,
     extends: bool,
     appends: bool,
+    has_new: bool,
 ) -> None:
     """Write items.parquet and users.parquet, rows ascending without gaps.
 
     title: the column of table side_item that holds titles, by its name there. extends: rows that
     the side tables lack take their title and attributes from tables old_item and old_user. appends:
-    the parent's events are counted with the new ones, all as training data.
+    the parent's events are counted with the new ones, all as training data where `has_new`.
     """
     for side in ("item", "user"):
         columns = [f"{side}s.row AS {side}", f"{side}s.raw AS raw_id"]
@@ -49,7 +50,9 @@ def write_items_and_users(
             titles += [] if title is None else [f"nullif(trim(CAST(side.{title} AS VARCHAR)), '')"]
             columns.append(f"coalesce({', '.join([*reversed(titles), 'NULL::VARCHAR'])}) AS title")
         for name in COUNTS:
-            before = "coalesce(old.count_of_all, 0) + " if appends else ""
+            before = ""
+            if appends:
+                before = f"coalesce(old.{'count_of_all' if has_new else name}, 0) + "
             columns.append(f"{before}coalesce(counts.{name}, 0) AS {name}")
         for each in attributes[side]:
             name = sql.name(each.attribute.name)

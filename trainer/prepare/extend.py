@@ -16,12 +16,13 @@ from typing import Any
 import duckdb
 
 from trainer.base.mistake import Mistake
+from trainer.base.split_names import SPLITS
 from trainer.data.description import check_columns
 from trainer.data.events.event_reader import event_columns
 from trainer.data.parquet import open_parquet
-from trainer.data.schema import DERIVED, FEEDBACK, SPLITS, Attribute, Dataset
+from trainer.data.schema import DERIVED, FEEDBACK, Attribute, Dataset
 from trainer.files.filesystems import filesystem_of, local_path, reached
-from trainer.prepare.entity_tables import old_column
+from trainer.prepare.entity_tables import COUNTS, old_column
 from trainer.prepare.partitions.splits import RULES, SplitRule
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.prepare.staging import Catalog
@@ -147,7 +148,7 @@ def load_parent(
         connection.execute(
             f"CREATE TABLE {side}s AS SELECT {side} AS row, raw_id AS raw FROM {table}"
         )
-        kept = [f"{side} AS row", "count_of_all", *(["title"] if side == "item" else [])]
+        kept = [f"{side} AS row", *COUNTS, *(["title"] if side == "item" else [])]
         for name in parent_attributes(parent, side) or {}:
             kept.append(f"{sql.name(name)} AS {sql.name(old_column(name))}")
         connection.execute(f"CREATE TABLE old_{side} AS SELECT {', '.join(kept)} FROM {table}")

@@ -8,7 +8,8 @@ from pathlib import Path
 import duckdb
 
 from trainer.base.mistake import Mistake
-from trainer.data.schema import SPLITS, Dataset
+from trainer.base.split_names import SPLITS
+from trainer.data.schema import Dataset
 from trainer.prepare.partitions.event_windows import WindowRule, window_starts
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.partitions.splits import SplitRule
@@ -87,7 +88,7 @@ def check_counts(
     if plan.parent is None:
         return _check_splits(counts, plan.rule)
     if not counts.count_WSK.sum():
-        raise Mistake(f"all rows of {label} are in {plan.parent} already: nothing is new")
+        return tell(f"all rows of {label} are in {plan.parent} already: no window is added")
     for split in SPLITS[1:]:
         if not counts.asked_S[SPLITS.index(split)]:
             tell(f"the new window holds nothing out for {split}: no user has enough in it")

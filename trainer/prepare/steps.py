@@ -92,7 +92,14 @@ class Build:
             with watched(connection, self.progress, "writing"):
                 held = None if title is None or source.items is None else source.items.column(title)
                 write_items_and_users(
-                    connection, plan.staging, plan.out, attributes, held, extends, appends
+                    connection,
+                    plan.staging,
+                    plan.out,
+                    attributes,
+                    held,
+                    extends,
+                    appends,
+                    bool(counts.count_WSK.sum()),
                 )
                 write_vocabularies(connection, plan.out)
         shutil.rmtree(self.staging)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from trainer.base.mistake import Mistake
+from trainer.base.split_names import SPLITS
 from trainer.data.description import AGAIN
 from trainer.data.events.event_reader import EventReader
 from trainer.data.events.histories import HeldOut, all_of, held_out, users_asked
 from trainer.data.jagged import offsets_of
-from trainer.data.schema import SPLITS, Dataset
+from trainer.data.schema import Dataset
 from trainer.retrieval.search.item_lists import ItemLists
 
 LIST_COLUMNS = ("targets", "disliked_targets", "seen", "history", "disliked")

@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.base.split_names import SPLITS
 from trainer.data.events.event_footers import FOOTER_KEY
 from trainer.data.events.event_reader import feedback_of
-from trainer.data.schema import SPLITS, Kind, Split
+from trainer.data.schema import Kind, Split
 
 GROUP_EVENTS = 1 << 16
 """Events of a row group: at least so many but for the last, and at most a user's more."""

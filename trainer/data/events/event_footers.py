@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
+from trainer.base.split_names import SPLITS
 from trainer.data.description import AGAIN, check_columns
 from trainer.data.parquet import open_parquet
-from trainer.data.schema import SPLITS, Dataset
+from trainer.data.schema import Dataset
 
 FOOTER_KEY = b"tandem"
 

@@ -23,11 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
+from trainer.base.split_names import SPLITS
 from trainer.data.description import AGAIN
 from trainer.data.events.event_footers import check_ascending, check_totals, read_footer
 from trainer.data.events.event_rows import EventRows, joined
 from trainer.data.parquet import filesystem_of, open_parquet
-from trainer.data.schema import FEEDBACK, SPLITS, Dataset, Kind
+from trainer.data.schema import FEEDBACK, Dataset, Kind
 from trainer.files.damage import DamagedError, decoded, read_range
 
 FILES_OPENED_AT_ONCE = 16
