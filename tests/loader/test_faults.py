@@ -18,7 +18,7 @@ import pytest
 
 from tests.datasets import event_paths, rewrite_events, with_column
 from tests.loader.conftest import epoch_of, expected_rows, make_loader, rows_of
-from trainer.data import events
+from trainer.data.events import event_reader
 from trainer.data.schema import Dataset
 from trainer.files import damage
 
@@ -168,7 +168,7 @@ def flaky_reads(monkeypatch: pytest.MonkeyPatch, failures: int, raw: int) -> lis
         return wrapped
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", failing("decoded", real_decoded))
-    monkeypatch.setattr(events, "read_range", failing("raw", real_raw))
+    monkeypatch.setattr(event_reader, "read_range", failing("raw", real_raw))
     monkeypatch.setattr(damage.time, "sleep", waits.append)
     return waits
 
