@@ -97,7 +97,7 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
     # As in a worker: the loader's own threads do the work, not FBGEMM's inside of them.
     torch.set_num_threads(1)
     loader = make_loader(dataset, arguments)
-    events = [dataset.file(name) for window in dataset.windows for name in window.files]
+    events = list(map(dataset.file, dataset.event_names))
     columns = list(event_columns(dataset))
     with tempfile.TemporaryDirectory() as folder:
         rows_file = f"{folder}/rows.parquet"
@@ -123,9 +123,7 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
         "threads": usable_cpus(),
         "rows_per_second": {name: rows / value for name, value in seconds.items()},
         "processor_seconds": {name: median(values) for name, values in processor.items()},
-        "bytes_an_event": sum(
-            dataset.files[name].bytes for window in dataset.windows for name in window.files
-        )
+        "bytes_an_event": sum(dataset.files[name].bytes for name in dataset.event_names)
         / max(stored, 1),
         "bytes_a_row_written_out": row_bytes / rows,
         "bare": bare,

@@ -6,9 +6,8 @@ by one into a folder of our own, by the names in dataset.json; of the dataset's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -24,10 +23,9 @@ from trainer.data.parquet import open_parquet
 from trainer.data.schema import (
     Dataset,
     EventWindow,
-    FileRecord,
     Kind,
     combined_digest,
-    sha256_of,
+    record_of,
 )
 
 EVENTS, ITEMS = part_file(0, 0), "items.parquet"
@@ -45,7 +43,7 @@ def noisy_dataset(dataset: Dataset, out: Path, added: float, removed: float, see
         out: an empty folder.
     """
     random = np.random.default_rng(seed)
-    changed = {ITEMS, *(name for window in dataset.windows for name in window.files)}
+    changed = {ITEMS, *dataset.event_names}
     _copy(dataset, [name for name in dataset.files if name not in changed], out)
     kinds = (*dataset.kinds, Kind(REMOVED, "history"))
     layout = Layout(
@@ -54,7 +52,7 @@ def noisy_dataset(dataset: Dataset, out: Path, added: float, removed: float, see
     reader = EventReader(dataset)
     liked_I = np.zeros(dataset.num_items, dtype=np.int64)
     with EventWriter(out / EVENTS, layout) as writer:
-        for first in _user_blocks(reader, dataset.num_users):
+        for first in reader.user_ranges(0, dataset.num_users):
             rows = reader.of_users(*first)
             if len(rows.item_E):
                 events = _noisy(rows, dataset, added, removed, random)
@@ -63,12 +61,6 @@ def noisy_dataset(dataset: Dataset, out: Path, added: float, removed: float, see
                 writer.write(events)
     _recount(dataset, liked_I, out)
     return _described(dataset, out, kinds, writer)
-
-
-def _user_blocks(reader: EventReader, num_users: int) -> Iterator[tuple[int, int]]:
-    """Ranges of users that between them hold everybody, about a row group each."""
-    starts = np.unique(np.append(0, reader.users_G2[:, 0])).tolist()
-    yield from pairwise([*starts, num_users])
 
 
 def _noisy(
@@ -120,11 +112,9 @@ def _recount(dataset: Dataset, liked_I: np.ndarray, out: Path) -> None:
 def _described(
     dataset: Dataset, out: Path, kinds: tuple[Kind, ...], writer: EventWriter
 ) -> Dataset:
-    filesystem = fsspec.filesystem("file")
-    gone = {ITEMS, *(name for window in dataset.windows for name in window.files)}
+    gone = {ITEMS, *dataset.event_names}
     files = {name: record for name, record in dataset.files.items() if name not in gone} | {
-        name: FileRecord((out / name).stat().st_size, sha256_of(filesystem, str(out / name)))
-        for name in (EVENTS, ITEMS)
+        name: record_of(out, name) for name in (EVENTS, ITEMS)
     }
     noisy = replace(
         dataset,

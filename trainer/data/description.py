@@ -125,7 +125,7 @@ def _names(dataset: Dataset) -> str | None:
             return f"files has {name!r:.80}, which is no name of a Parquet file in the folder"
     if set(dataset.splits) != set(SPLITS):
         return f"splits are {', '.join(dataset.splits)!r:.80}, not {', '.join(SPLITS)}"
-    read = [name for window in dataset.windows for name in window.files]
+    read = dataset.event_names
     if len(set(read)) < len(read):
         return "windows name a file twice"
     for name in (*TABLES, *read):

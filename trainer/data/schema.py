@@ -183,6 +183,11 @@ class Dataset:
         return any(kind.role == "negative" for kind in self.kinds)
 
     @property
+    def event_names(self) -> list[str]:
+        """Names of the events' files, window after window."""
+        return [name for window in self.windows for name in window.files]
+
+    @property
     def lineage(self) -> tuple[str, ...]:
         """Digests of what this grew from, and its own: runs of all of them fit its rows."""
         parent = () if self.parent_digest is None else (self.parent_digest,)
@@ -232,6 +237,12 @@ def sha256_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
         while block := stream.read(4 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def record_of(folder: Path, name: str) -> FileRecord:
+    """Size and SHA-256 of a file in a local folder."""
+    path = folder / name
+    return FileRecord(path.stat().st_size, sha256_of(fsspec.filesystem("file"), str(path)))
 
 
 def combined_digest(files: dict[str, FileRecord]) -> str:

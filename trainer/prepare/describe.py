@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import fsspec
 
 from trainer.data.events.event_files import part_file, splits_of
 from trainer.data.events.event_reader import EventReader
@@ -17,9 +16,8 @@ from trainer.data.schema import (
     SCHEMA_VERSION,
     Dataset,
     EventWindow,
-    FileRecord,
     combined_digest,
-    sha256_of,
+    record_of,
 )
 from trainer.prepare.attributes import Encoded
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
@@ -48,12 +46,12 @@ def describe(
     elif appended is not None:
         count_SK[0] += EventReader(appended).count_GSK.sum(axis=(0, 1))
         splits = splits_of(count_SK, plan.kinds, counts.asked_S)
-    kept = {name for window in before for name in window.files}
+    kept = set() if appended is None else set(appended.event_names)
     names = sorted(str(each.relative_to(partial)) for each in partial.rglob("*.parquet"))
     files = {
         name: appended.files[name]
         if appended is not None and name in kept
-        else _record(partial, name)
+        else record_of(partial, name)
         for name in names
     }
     reasons = Counter({**dropped, "duplicate": counts.duplicates, "neutral_rating": counts.neutral})
@@ -98,8 +96,3 @@ def _windows(partial: Path, plan: PartitionPlan, counts: PartitionCounts) -> Ite
                 int(counts.first_W[window]) if plan.has_timestamps and users else None,
                 int(counts.last_W[window]) if plan.has_timestamps and users else None,
             )
-
-
-def _record(folder: Path, name: str) -> FileRecord:
-    path = folder / name
-    return FileRecord(path.stat().st_size, sha256_of(fsspec.filesystem("file"), str(path)))

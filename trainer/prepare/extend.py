@@ -9,6 +9,7 @@ order, so old and new become one window again.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def stage_parent(
     folder: str,
 ) -> None:
     """Write the parent's interactions into the partitions, with the split they had."""
-    files = event_files(parent)
+    files = list(map(parent.file, parent.event_names))
     _check_rows(connection, parent, files)
     columns = event_columns(parent)
     feedback = "1"
@@ -187,29 +188,23 @@ def stage_parent(
     )
 
 
-def keep_files(parent: Dataset, out: Path) -> None:
-    """The parent's events in the new folder: the same files where a disk allows, else copies."""
+def keep_files(parent: Dataset, names: Iterable[str], out: Path) -> None:
+    """Files of the parent in the new folder: the same ones where a disk allows, else copies."""
     filesystem, folder = filesystem_of(parent.path)
-    for window in parent.windows:
-        for name in window.files:
-            target = out / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(local_path(parent.path) / name, target)
-            except (OSError, Mistake):  # another disk, or a store: a copy
-                with reached(parent.path):
-                    filesystem.get_file(f"{folder}/{name}", str(target))
+    for name in names:
+        target = out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(local_path(parent.path) / name, target)
+        except (OSError, Mistake):  # another disk, or a store: a copy
+            with reached(parent.path):
+                filesystem.get_file(f"{folder}/{name}", str(target))
 
 
 def next_window(parent: Dataset) -> int:
     """Number of the folder for events that come after the parent's."""
-    numbers = (int(name.split("/")[1]) for w in parent.windows for name in w.files)
+    numbers = (int(name.split("/")[1]) for name in parent.event_names)
     return 1 + max(numbers, default=-1)
-
-
-def event_files(parent: Dataset) -> list[str]:
-    """Full paths of the parent's events."""
-    return [parent.file(name) for window in parent.windows for name in window.files]
 
 
 def _check_rows(connection: duckdb.DuckDBPyConnection, parent: Dataset, files: list[str]) -> None:

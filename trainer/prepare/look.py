@@ -26,10 +26,9 @@ from trainer.sources.formats.every import read_source, recognise
 from trainer.sources.side_tables import SideFiles
 from trainer.sources.sources import Source, list_files
 from trainer.sources.text_files import readable, suffix_of
-from trainer.sources.times import BANDS, times_of
+from trainer.sources.times import A_SECOND, times_of, unit_of_moment
 
 ROWS_LOOKED_AT = 1_000_000
-A_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 LONGEST_VALUE = 24
 AS_TYPES = {
     "BIGINT": "TRY_CAST({0} AS BIGINT) = TRY_CAST({0} AS DOUBLE)",  # 0.5 would be rounded
@@ -192,12 +191,12 @@ def _times(connection: duckdb.DuckDBPyConnection, source: Source) -> str:
     )
     if first is None:
         return "none that can be read"
-    for unit, (low, high) in BANDS.items():
-        if low <= abs(middle) < high:
-            days = (last - first) / A_SECOND[unit] / 86_400
-            begin, end = (_date(each // A_SECOND[unit]) for each in (first, last))
-            return f"{begin} to {end} UTC ({days:,.0f} days), in {unit}"
-    return f"{first:,} to {last:,}, in no unit of time that is known: their order counts"
+    unit = unit_of_moment(middle)
+    if unit is None:
+        return f"{first:,} to {last:,}, in no unit of time that is known: their order counts"
+    days = (last - first) / A_SECOND[unit] / 86_400
+    begin, end = (_date(each // A_SECOND[unit]) for each in (first, last))
+    return f"{begin} to {end} UTC ({days:,.0f} days), in {unit}"
 
 
 def _date(seconds: int) -> str:

@@ -75,7 +75,7 @@ def prepare(
         check_alone(parent)
         replaces = partial(replaced_files, parent)
     scratch = None if arguments.scratch is None else Path(arguments.scratch)
-    if arguments.forget_users is not None or arguments.keep_windows is not None:
+    if arguments.trims:
         check_in_place(arguments.out)
     shown = progress or TerminalProgress()
     try:
@@ -90,7 +90,7 @@ def prepare(
     finally:
         shown.close()
     dataset = replace(dataset, path=arguments.out)
-    if arguments.forget_users is not None or arguments.keep_windows is not None:
+    if arguments.trims:
         dataset = _trimmed(dataset, arguments, shown)
     return print_summary(dataset, time.monotonic() - started)
 

@@ -138,9 +138,14 @@ class PrepareArguments:
             raise Mistake(f"unknown --split {self.split!r}. {sql.near(self.split, RULES)}")
 
     @property
+    def trims(self) -> bool:
+        """Whether a dataset loses rows."""
+        return self.forget_users is not None or self.keep_windows is not None
+
+    @property
     def only_trims(self) -> bool:
         """Whether a dataset loses rows, and none is made."""
-        return not self.out and (self.forget_users, self.keep_windows) != (None, None)
+        return not self.out and self.trims
 
     def _check_shares(self) -> None:
         for flag, share in (

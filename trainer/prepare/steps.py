@@ -265,7 +265,7 @@ class Build:
         if rule.rule == "time":
             rule = with_moments(connection, rule, str(self.staging), parts, keep, starts)
         if appended is not None:
-            keep_files(appended, self.partial)
+            keep_files(appended, appended.event_names, self.partial)
         dislikes = thresholds is not None and thresholds.dislike is not None
         plan = PartitionPlan(
             staging=str(self.staging),

@@ -8,14 +8,12 @@ Shapes: E = events, R = users of a row group.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
 from trainer.data.description import TABLES
-from trainer.data.events.event_files import Events, EventWriter, Layout, splits_of
+from trainer.data.events.event_files import EventWriter, Layout, events_of, splits_of
 from trainer.data.events.event_reader import EventReader
 from trainer.data.events.event_rows import EventRows
 from trainer.data.parquet import open_parquet
@@ -31,15 +29,14 @@ from trainer.data.schema import (
     Attribute,
     Dataset,
     EventWindow,
-    FileRecord,
     combined_digest,
-    sha256_of,
+    record_of,
 )
-from trainer.files.filesystems import is_uri, local_path
+from trainer.files.filesystems import is_uri
 from trainer.files.whole_folder import whole_folder
-from trainer.prepare.extend import check_alone, replaced_files
+from trainer.prepare.entity_tables import COUNTS
+from trainer.prepare.extend import check_alone, keep_files, replaced_files
 
-COUNTS = ("count", "count_with_validation", "count_of_all")
 ROWS_AT_ONCE = 1 << 20
 
 
@@ -96,10 +93,9 @@ def _write(
 ) -> Dataset:
     reader = EventReader(dataset)
     gone = _Gone(dataset)
-    names = [name for window in dataset.windows for name in window.files]
     kept_names = {name for window in kept for name in window.files}
     rewritten = {"items.parquet", "users.parquet"}
-    for number, name in enumerate(names):
+    for number, name in enumerate(dataset.event_names):
         groups = np.flatnonzero(reader.files_G == number).tolist()
         if name not in kept_names:
             for group in groups:
@@ -110,8 +106,8 @@ def _write(
             _without(reader, groups, users, folder / name, gone)
             rewritten.add(name)
         else:
-            _link(dataset, name, folder)
-    _link(dataset, "attributes.parquet", folder)
+            keep_files(dataset, [name], folder)
+    keep_files(dataset, ["attributes.parquet"], folder)
     for side, chosen in (("item", np.empty(0, dtype=np.int64)), ("user", users)):
         _recounted(dataset, side, gone.counts[side], chosen, folder)
     return _described(dataset, kept, rewritten, gone, folder)
@@ -166,22 +162,7 @@ def _without(
             gone.users += int(np.count_nonzero(away.own_E))
             stays = rows.of(~left_R)
             if len(stays.user_R):
-                writer.write(
-                    Events(
-                        stays.user_R[stays.row_E],
-                        stays.item_E,
-                        stays.kind_E,
-                        stays.split_E,
-                        stays.time_E,
-                        None if stays.carried_E is None else stays.carried_E.astype(np.int8),
-                    )
-                )
-
-
-def _link(dataset: Dataset, name: str, folder: Path) -> None:
-    target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.link(local_path(dataset.path) / name, target)
+                writer.write(events_of(stays))
 
 
 def _recounted(
@@ -240,12 +221,9 @@ def _described(
     folder: Path,
 ) -> Dataset:
     """The description of what was written."""
-    local = fsspec.filesystem("file")
     names = [*TABLES, *(name for window in kept for name in window.files)]
     files = {
-        name: FileRecord((folder / name).stat().st_size, sha256_of(local, str(folder / name)))
-        if name in rewritten
-        else dataset.files[name]
+        name: record_of(folder, name) if name in rewritten else dataset.files[name]
         for name in names
     }
     dropped = Counter(dataset.dropped)

@@ -72,7 +72,7 @@ def read_queries(
     Queries are the users with a positive event in the split, ascending.
     """
     reader = EventReader(dataset)
-    number = SPLITS.index(split)
+    number, one_window = SPLITS.index(split), len(dataset.windows) == 1
     start_G = offsets_of(reader.asked_GS[:, number])
     waiting: list[HeldOut] = []
     held = 0
@@ -80,20 +80,16 @@ def read_queries(
         first, last = np.searchsorted(rows, start_G[group : group + 2])
         if first == last:
             continue
-        newest = reader.read(group)
-        asked_R = users_asked(newest, number)
+        known = reader.read(group) if one_window else reader.of_users(*reader.range_of(group))
+        asked_R = users_asked(known, number)
         if np.count_nonzero(asked_R) != reader.asked_GS[group, number]:
             raise Mistake(
                 f"{reader.where(group)} holds {np.count_nonzero(asked_R)} users with a liked item "
                 f"in {split}, its footer says {reader.asked_GS[group, number]}: {AGAIN}"
             )
-        users = newest.user_R[asked_R][rows[first:last] - start_G[group]]
-        everything = newest
-        if len(dataset.windows) > 1:
-            everything = reader.of_users(int(users[0]), int(users[-1]) + 1)
-        found = held_out(everything, number, dataset.held_out_by_time, dataset.history_length)
-        waiting.append(found.take(np.searchsorted(found.user_Q, users)))
-        held += len(users)
+        found = held_out(known, number, dataset.held_out_by_time, dataset.history_length)
+        waiting.append(found.take(rows[first:last] - start_G[group]))
+        held += last - first
         if held >= block_size:
             ready = all_of(waiting)
             whole = held - held % block_size

@@ -18,6 +18,8 @@ BANDS = {
     "nanoseconds": (10**17, 5 * 10**18),
 }
 """What times of 1973 to 2128 are in each unit: a factor of 20 lies between two."""
+A_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+"""Moments a second in each unit."""
 BETWEEN = 0.001
 """Share of rows that may lie in no band, where two units are told."""
 
@@ -30,6 +32,11 @@ class Times:
     """SQL of an int64; NULL where there is none."""
     unit: str
     """For dataset.json."""
+
+
+def unit_of_moment(moment: int) -> str | None:
+    """The unit in whose band a moment lies; None: in none."""
+    return next((unit for unit, (low, high) in BANDS.items() if low <= abs(moment) < high), None)
 
 
 def times_of(connection: duckdb.DuckDBPyConnection, table: str, label: str) -> Times:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +20,8 @@ from trainer.data.schema import (
     SCHEMA_VERSION,
     Dataset,
     EventWindow,
-    FileRecord,
     combined_digest,
-    sha256_of,
+    record_of,
 )
 from trainer.synth.planted import PlantedModel
 from trainer.synth.planted_parquet import (
@@ -169,7 +167,9 @@ class DatasetWriter:
         )
         names = sorted(str(p.relative_to(self._folder)) for p in self._folder.rglob("*.parquet"))
         with ThreadPoolExecutor(threads) as pool:
-            files_record = dict(zip(names, pool.map(self._record, names), strict=True))
+            files_record = dict(
+                zip(names, pool.map(partial(record_of, self._folder), names), strict=True)
+            )
         rule = {"rule": "leave-last-out"}
         rule.update({name: arguments[name] for name in ("held_out", "held_out_users")})
         return Dataset(
@@ -198,10 +198,6 @@ class DatasetWriter:
             files=files_record,
             digest=combined_digest(files_record),
         )
-
-    def _record(self, name: str) -> FileRecord:
-        path = self._folder / name
-        return FileRecord(path.stat().st_size, sha256_of(fsspec.filesystem("file"), str(path)))
 
 
 def _values_of(column: pa.ChunkedArray) -> np.ndarray:

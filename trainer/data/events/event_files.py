@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from trainer.base.split_names import SPLITS
 from trainer.data.events.event_footers import FOOTER_KEY
 from trainer.data.events.event_reader import feedback_of
+from trainer.data.events.event_rows import EventRows
 from trainer.data.schema import Kind, Split
 
 GROUP_EVENTS = 1 << 16
@@ -112,7 +113,7 @@ class EventWriter:
         traceback: TracebackType | None,
     ) -> None:
         if error is None and self._waiting:
-            rest = self._write_groups(_joined(self._waiting))
+            rest = self._write_groups(joined_events(self._waiting))
             self._write(rest)
         self._writer.add_key_value_metadata({FOOTER_KEY.decode(): json.dumps(self._groups)})
         self._writer.close()
@@ -123,7 +124,7 @@ class EventWriter:
             return
         self._waiting.append(events)
         if sum(len(each.user_E) for each in self._waiting) >= 2 * self._group_events:
-            self._waiting = [self._write_groups(_joined(self._waiting))]
+            self._waiting = [self._write_groups(joined_events(self._waiting))]
 
     def _write_groups(self, events: Events) -> Events:
         """Write the row groups that are full; the rest.
@@ -200,7 +201,20 @@ def _id_type(rows: int) -> pa.DataType:
     return pa.int32() if rows < 2**31 else pa.int64()
 
 
-def _joined(parts: list[Events]) -> Events:
+def events_of(rows: EventRows) -> Events:
+    """What was read, as it is written."""
+    return Events(
+        rows.user_R[rows.row_E],
+        rows.item_E,
+        rows.kind_E,
+        rows.split_E,
+        rows.time_E,
+        None if rows.carried_E is None else rows.carried_E.astype(np.int8),
+    )
+
+
+def joined_events(parts: Sequence[Events]) -> Events:
+    """All events, in the order of the parts."""
     if len(parts) == 1:
         return parts[0]
     times = [part.time_E for part in parts if part.time_E is not None]

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -41,7 +42,7 @@ class EventReader:
     def __init__(self, dataset: Dataset, as_told: bool = True) -> None:
         """as_told: raise where the files hold other events than dataset.json says."""
         self.dataset = dataset
-        self.paths = [dataset.file(name) for window in dataset.windows for name in window.files]
+        self.paths = list(map(dataset.file, dataset.event_names))
         self._newest = len(self.paths) - len(dataset.windows[-1].files)
         window_F = np.repeat(
             np.arange(len(dataset.windows)), [len(window.files) for window in dataset.windows]
@@ -155,6 +156,21 @@ class EventReader:
             rows.of((rows.user_R >= first) & (rows.user_R < stop)) for rows in self._kept.values()
         ]
         return joined(parts)
+
+    def range_of(self, group: int) -> tuple[int, int]:
+        """First user of a group, and the one after its last."""
+        first, last = self.users_G2[group].tolist()
+        return first, last + 1
+
+    def user_ranges(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Ranges of users that between them hold first..stop-1: the groups of the largest window.
+
+        Those of the other windows lie within, or are read again.
+        """
+        largest = int(np.bincount(self.windows_G).argmax()) if self.num_groups else 0
+        starts = self.users_G2[self.windows_G == largest, 0]
+        inner = starts[(starts > first) & (starts < stop)].tolist()
+        yield from pairwise([first, *inner, stop])
 
     def _read(self, group: int, columns: list[str]) -> pa.Table:
         file, number = self._groups[group]

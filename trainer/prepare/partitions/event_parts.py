@@ -25,31 +25,29 @@ def write_events(
 ) -> tuple[np.ndarray, ...]:
     """Write the partition's events, a file a window that has some; its counts from `users_W` on."""
     writers = _Writers(plan, part)
-    disliked_K = feedback_of(plan.kinds) < 0
+    feedback_K = feedback_of(plan.kinds)
     cold_S = np.zeros(3, dtype=np.int64)
-    reader = connection.sql(_in_order(connection)).to_arrow_reader(EVENTS_AT_ONCE)
+    reader = connection.sql(IN_ORDER).to_arrow_reader(EVENTS_AT_ONCE)
     with writers:
         for events, window_E in whole_users(reader, plan.has_timestamps):
-            each = each_window(events, window_E, plan.windows, disliked_K, plan.history_length)
+            each = each_window(events, window_E, plan.windows, feedback_K < 0, plan.history_length)
             for window, own in each:
                 writers.of(window).write(own)
                 if window == plan.windows - 1:
-                    rows = rows_of(own)
+                    rows = rows_of(own, feedback_K)
                     for split in (1, 2):
                         asked = held_out(rows, split, plan.rule.follows_time, plan.history_length)
                         cold_S[split] += np.count_nonzero(np.diff(asked.history.offsets) == 0)
     return *writers.counts(), cold_S
 
 
-def _in_order(connection: duckdb.DuckDBPyConnection) -> str:
-    """SELECT of what is kept and carried, by user and time."""
-    kept = """SELECT user, item, (feedback < 0)::TINYINT AS kind, split, moment, position,
-        "window"::BIGINT AS "window" FROM kept"""
-    if connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'carried'").fetchall():
-        kept += f""" UNION ALL SELECT user, item, kind::TINYINT, 0::TINYINT, moment, position,
-            {EARLIER}::BIGINT FROM carried WHERE user IN (SELECT user FROM kept)"""
-    return f"""SELECT user, item, kind, split, moment, "window" FROM ({kept})
-        ORDER BY user, moment, "window", position"""
+IN_ORDER = f"""SELECT user, item, kind, split, moment, "window" FROM (
+        SELECT user, item, (feedback < 0)::TINYINT AS kind, split, moment, position,
+            "window"::BIGINT AS "window" FROM kept
+        UNION ALL SELECT user, item, kind, 0::TINYINT, moment, position, {EARLIER}::BIGINT
+        FROM carried WHERE user IN (SELECT user FROM kept))
+    ORDER BY user, moment, "window", position"""
+"""What is kept and carried, by user and time."""
 
 
 class _Writers(ExitStack):
@@ -120,7 +118,7 @@ def _events(table: pa.Table, with_time: bool) -> tuple[Events, np.ndarray]:
     return events, columns["window"]
 
 
-def rows_of(events: Events) -> EventRows:
+def rows_of(events: Events, feedback_K: np.ndarray) -> EventRows:
     """The same as they are read again."""
     start_R = np.flatnonzero(np.diff(events.user_E, prepend=-1))
     return EventRows(
@@ -128,7 +126,7 @@ def rows_of(events: Events) -> EventRows:
         np.append(start_R, len(events.user_E)),
         events.item_E,
         events.kind_E,
-        np.where(events.kind_E > 0, -1, 1).astype(np.int8),
+        feedback_K[events.kind_E],
         events.split_E,
         events.time_E,
     )

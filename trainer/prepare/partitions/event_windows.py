@@ -11,22 +11,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import duckdb
 import numpy as np
 
 from trainer.base.mistake import Mistake
-from trainer.data.events.event_files import Events
+from trainer.data.events.event_files import Events, events_of, joined_events
 from trainer.data.events.event_reader import EventReader
 from trainer.data.events.event_rows import EventRows
 from trainer.data.schema import Dataset
 from trainer.sources import sql
-from trainer.sources.times import BANDS
+from trainer.sources.times import A_SECOND, unit_of_moment
 
 SECONDS = {"hour": 3600, "day": 86_400, "week": 7 * 86_400}
 SHORT = {"h": "hour", "d": "day", "w": "week"}
-A_SECOND = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 MOST_WINDOWS = 10_000
 FORMS = "hour, day, week, a number of them (12h, 7d, 2w) or a number of rows (1000000)"
 EARLIER = -1
@@ -93,13 +91,13 @@ def _starts_by_rows(connection: duckdb.DuckDBPyConnection, relation: str, rows: 
 
 def _moments_a_second(connection: duckdb.DuckDBPyConnection, relation: str, label: str) -> int:
     middle = sql.number(connection, f"SELECT median(moment)::BIGINT FROM {relation}")
-    for unit, (low, high) in BANDS.items():
-        if low <= abs(middle) < high:
-            return A_SECOND[unit]
-    raise Mistake(
-        f"--window of a length of time needs times that are seconds (or milli-, micro-, "
-        f"nanoseconds) since 1970, {label} has values like {middle}: give a number of rows"
-    )
+    unit = unit_of_moment(middle)
+    if unit is None:
+        raise Mistake(
+            f"--window of a length of time needs times that are seconds (or milli-, micro-, "
+            f"nanoseconds) since 1970, {label} has values like {middle}: give a number of rows"
+        )
+    return A_SECOND[unit]
 
 
 def known_before(
@@ -121,7 +119,7 @@ def known_before(
         return is_known_P, None, positives
     reader = EventReader(parent)
     parts = []
-    for first, stop in user_ranges(reader, int(users[0]), int(users[-1]) + 1):
+    for first, stop in reader.user_ranges(int(users[0]), int(users[-1]) + 1):
         begin, end = np.searchsorted(user_P, (first, stop))
         if begin == end:
             continue
@@ -135,30 +133,12 @@ def known_before(
         liked = np.bincount(rows.row_E[rows.feedback_E > 0], minlength=len(rows.user_R))
         positives[np.searchsorted(users, rows.user_R)] += liked
         parts.append(_last_of_each_sign(rows, parent.history_length))
-    return is_known_P, _joined(parts), positives
-
-
-def user_ranges(reader: EventReader, first: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Ranges of users that between them hold first..stop-1: the row groups of the largest window.
-
-    The groups of the others lie within, or are read again.
-    """
-    largest = int(np.bincount(reader.windows_G).argmax()) if reader.num_groups else 0
-    starts = reader.users_G2[reader.windows_G == largest, 0]
-    inner = starts[(starts > first) & (starts < stop)].tolist()
-    yield from pairwise([first, *inner, stop])
+    return is_known_P, joined_events(parts), positives
 
 
 def _last_of_each_sign(rows: EventRows, limit: int) -> Events:
     chosen_E = last_of_each_sign(rows.row_E, rows.feedback_E < 0, limit)
-    return Events(
-        rows.user_R[rows.row_E[chosen_E]],
-        rows.item_E[chosen_E].astype(np.int64),
-        rows.kind_E[chosen_E],
-        np.zeros(np.count_nonzero(chosen_E), dtype=np.int8),
-        None if rows.time_E is None else rows.time_E[chosen_E],
-        np.ones(np.count_nonzero(chosen_E), dtype=np.int8),
-    )
+    return events_of(rows.only(chosen_E))
 
 
 def last_of_each_sign(user_E: np.ndarray, disliked_E: np.ndarray, limit: int) -> np.ndarray:
@@ -170,13 +150,6 @@ def last_of_each_sign(user_E: np.ndarray, disliked_E: np.ndarray, limit: int) ->
         end = np.searchsorted(user, user, side="right")
         chosen_E[place[end - np.arange(len(place)) <= limit]] = True
     return chosen_E
-
-
-def _joined(parts: list[Events]) -> Events | None:
-    if not parts:
-        return None
-    names = ("user_E", "item_E", "kind_E", "split_E", "time_E", "carried_E")
-    return Events(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 def each_window(

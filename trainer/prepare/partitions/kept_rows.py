@@ -29,7 +29,7 @@ def places_without_time(seed: int) -> str:
 def keep_rows(
     connection: duckdb.DuckDBPyConnection, plan: PartitionPlan, part: int
 ) -> tuple[int, int]:
-    """Make table `kept` (user, item, feedback, moment, position, window, split).
+    """Make `kept` (user, item, feedback, moment, position, window, split), and `carried`.
 
     Returns the rows that fall out as duplicates, and as neutral.
     """
@@ -40,6 +40,8 @@ def keep_rows(
     neutral = sql.number(connection, "SELECT count(*) FROM pairs WHERE feedback = 0")
     connection.execute(
         """CREATE TEMP TABLE earlier (user BIGINT, positives BIGINT);
+        CREATE TEMP TABLE carried (
+            user BIGINT, item BIGINT, kind TINYINT, moment BIGINT, position BIGINT);
         CREATE TEMP TABLE held AS FROM pairs WHERE feedback <> 0
             QUALIFY row_number() OVER (PARTITION BY user, item ORDER BY "window") = 1;
         DROP TABLE pairs"""
@@ -73,7 +75,7 @@ def keep_rows(
 
 
 def _leave_known_out(connection: duckdb.DuckDBPyConnection, parent: str) -> None:
-    """Take from `held` what the parent has; its part of `earlier`, and table `carried`."""
+    """Take from `held` what the parent has; its part of `earlier`, and `carried`."""
     pairs = connection.sql("SELECT user, item FROM held ORDER BY user, item").fetchnumpy()
     dataset = Dataset.load(parent, verify="none")
     user_P, item_P = (np.asarray(pairs[name], dtype=np.int64) for name in ("user", "item"))
@@ -88,16 +90,11 @@ def _leave_known_out(connection: duckdb.DuckDBPyConnection, parent: str) -> None
     )
     connection.execute("INSERT INTO earlier SELECT user, positives FROM known_users")
     if carried is not None:
-        table = pa.table(
-            {
-                "user": carried.user_E,
-                "item": carried.item_E,
-                "kind": carried.kind_E,
-                "moment": carried.time_E,
-                "position": np.arange(len(carried.user_E)) - len(carried.user_E),
-            }
-        )
-        connection.register("carried", table)
+        place = np.arange(len(carried.user_E)) - len(carried.user_E)
+        columns = (carried.user_E, carried.item_E, carried.kind_E, carried.time_E, place)
+        names = ("user", "item", "kind", "moment", "position")
+        connection.register("carried_events", pa.table(dict(zip(names, columns, strict=True))))
+        connection.execute(f"INSERT INTO carried SELECT {', '.join(names)} FROM carried_events")
 
 
 def pairs_select(
