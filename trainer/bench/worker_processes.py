@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -111,7 +112,7 @@ class Group:
         return dict(self._ask("parts", steps)[0])
 
     def rank_bytes(self) -> int:
-        """Resident memory of the largest rank."""
+        """Memory of the largest rank: resident, or on a GPU the most that was allocated."""
         return int(max(self._ask("memory")))
 
     def close(self) -> None:
@@ -164,7 +165,9 @@ def _work(
     torch.set_num_threads(threads)
     with process_group() as ranks:
         stepper: Stepper = (
-            TandemStepper(workload, ranks) if kind == "tandem" else PlainStepper(workload)
+            TandemStepper(workload, ranks)
+            if kind == "tandem"
+            else PlainStepper(workload, ranks.device)
         )
         pipe.send("ready")
         while (message := pipe.recv())[0] != "end":
@@ -174,7 +177,8 @@ def _work(
                 case ("parts", count):
                     pipe.send(stepper.parts(count))
                 case ("memory", _):
-                    pipe.send(resident_bytes())
+                    on_gpu = ranks.device.type == "cuda"
+                    pipe.send(torch.cuda.max_memory_allocated() if on_gpu else resident_bytes())
         del stepper
     pipe.send("ended")
 
@@ -187,17 +191,20 @@ def resident_bytes() -> int:
 
 
 class PartTimer:
-    """Adds up seconds between marks."""
+    """Adds up seconds between marks; `finish` waits for the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, finish: Callable[[], None]) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._finish = finish
         self._last = time.perf_counter()
 
     def start(self) -> None:
+        self._finish()
         self._last = time.perf_counter()
 
     def mark(self, part: str) -> None:
         """What ran since the last mark was `part`."""
+        self._finish()
         now = time.perf_counter()
         self.seconds[part] += now - self._last
         self._last = now
