@@ -1,7 +1,8 @@
 """The reduction over negatives as Triton kernels for CUDA: forward, and recomputing backward.
 
 Log Q bias and id masks are applied inside the tile, in registers; no score is ever written to
-memory. Each row has an id that it must not meet and, on request, a list of them. Operands may be
+memory. Each row has an id that it must not meet and, on request, a list of them. Of `exp` queries
+and bias are multiplied by log2(e) before, so that exp2 takes scores as they are. Operands may be
 float32 or bfloat16, accumulation is float32. Imported only where it is used: Triton is no
 dependency of CPU users.
 
@@ -31,7 +32,7 @@ def _tile_scores(
     query_RD, candidate_WD, bias_W, row_id_R, column_id_W, listed, first_R, last_R,
     HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """[R, W] scores in float32; -inf where masked."""
+    """[R, W] scores in float32; -inf where masked, as where the bias is."""
     score_RW = _dot(query_RD, tl.trans(candidate_WD), PRECISION, WIDEN)
     score_RW += bias_W[None, :]
     hit_RW = row_id_R[:, None] == column_id_W[None, :]
@@ -39,7 +40,6 @@ def _tile_scores(
         for place in range(tl.max(last_R - first_R, 0)):
             id_R = tl.load(listed + first_R + place, mask=first_R + place < last_R, other=-2)
             hit_RW = hit_RW | (id_R[:, None] == column_id_W[None, :])
-    hit_RW = hit_RW | (bias_W == float("-inf"))[None, :]
     return tl.where(hit_RW, float("-inf"), score_RW)
 
 
@@ -65,8 +65,8 @@ def _derivative(score_RW, reduction_R, gradient_R, ELEMENT: tl.constexpr):
     """[R, W] gradient of the loss with respect to every score."""
     if ELEMENT == 0:
         # A row without negatives has a reduction of -inf and a gradient of 0.
-        finite_R = tl.where(reduction_R == float("-inf"), 0.0, reduction_R)
-        slope_RW = tl.exp2((score_RW - finite_R[:, None]) * _LOG2_E)
+        finite_R = tl.where(reduction_R == float("-inf"), 0.0, reduction_R * _LOG2_E)
+        slope_RW = tl.exp2(score_RW - finite_R[:, None])
     elif ELEMENT == 1:
         slope_RW = 1.0 / (1.0 + tl.exp2(-score_RW * _LOG2_E))
     else:
@@ -103,8 +103,8 @@ def forward_kernel(
         if ELEMENT == 0:
             moved_R = tl.maximum(top_R, tl.max(score_RW, 1))
             finite_R = tl.where(moved_R == float("-inf"), 0.0, moved_R)
-            sum_R *= tl.exp2((top_R - finite_R) * _LOG2_E)
-            sum_R += tl.sum(tl.exp2((score_RW - finite_R[:, None]) * _LOG2_E), 1)
+            sum_R *= tl.exp2(top_R - finite_R)
+            sum_R += tl.sum(tl.exp2(score_RW - finite_R[:, None]), 1)
             top_R = moved_R
         elif ELEMENT == 1:
             small_RW = tl.exp2(-tl.abs(score_RW) * _LOG2_E)
@@ -113,7 +113,7 @@ def forward_kernel(
             sum_R += tl.sum(tl.maximum(score_RW, 0.0), 1)
     if ELEMENT == 0:
         finite_R = tl.where(top_R == float("-inf"), 0.0, top_R)
-        sum_R = tl.log2(sum_R) * _LN_2 + finite_R
+        sum_R = (tl.log2(sum_R) + finite_R) * _LN_2
     row = first_row + tl.arange(0, R)
     tl.store(reduction + part * num_rows + row, sum_R, mask=row < num_rows)
     tl.store(negatives + part * num_rows + row, count_R, mask=row < num_rows)
@@ -179,6 +179,8 @@ def candidate_gradient_kernel(
         slope_RW = _derivative(score_RW, reduction_R, gradient_R, ELEMENT)
         slope_WR = tl.trans(slope_RW).to(query_RD.dtype)
         sum_WD += _dot(slope_WR, query_RD, PRECISION, WIDEN)
+    if ELEMENT == 0:
+        sum_WD *= _LN_2  # the queries are in units of log2
     place_W, column = first_column + tl.arange(0, W), tl.arange(0, D)
     place = (part * num_columns + place_W).to(tl.int64)[:, None] * width + column[None, :]
     inside = (place_W < num_columns)[:, None] & (column < width)[None, :]

@@ -41,7 +41,7 @@ def main() -> None:
         for precision in ("fp32", "bf16"):
             results.append(_measure(rows, candidates, precision))
             print(json.dumps(results[-1]), flush=True)
-    write_results(folder / "loss.json", sizes=results)
+            write_results(folder / "loss.json", sizes=results)
 
 
 def _measure(rows: Rows, candidates: Candidates, precision: Precision) -> dict[str, Any]:

@@ -52,12 +52,11 @@ def main() -> None:
         data = Path(scratch) / "data"
         flags = [f"--{name}={size}" for name, size in DATA.items()]
         _tandem("cluster.cli", "synth", str(data), *flags)
-        runs = [
-            told(whole_run(data, Path(scratch), batch, precision))
-            for batch in RUN_BATCHES
-            for precision in ("fp32", "bf16")
-        ]
-    write_results(folder / "step.json", steps=steps, runs=runs)
+        runs = []
+        for batch in RUN_BATCHES:
+            for precision in ("fp32", "bf16"):
+                runs.append(told(whole_run(data, Path(scratch), batch, precision)))
+                write_results(folder / "step.json", steps=steps, runs=runs)
 
 
 def told(result: dict[str, Any]) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class TandemStepper:
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.schedule = Schedule(self.optimizer, self.config.optimizer, total_steps=1)
         self.schedule.set_step(0)
+        self.model.module.head.task.loss.watched = False  # as in most steps of a run
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device)
         self.device = ranks.device
         self.lengths = torch.ones(2 * self.rows, dtype=torch.int64)

@@ -142,13 +142,17 @@ def table_bytes(inputs: Inputs) -> int:
 
 
 def gather_tables(model: TwoTower, ranks: Ranks) -> dict[str, Tensor]:
-    """Whole tables by name on rank 0, nothing elsewhere. Collective: a gather a table."""
+    """Whole tables by name on rank 0, nothing elsewhere. Collective: a gather a table.
+
+    By way of the hosts: a whole table need not fit a GPU, and a group of gloo and NCCL takes what
+    a sharded tensor gathers to be on the host.
+    """
     tables = {}
     for name, sharded in model.embeddings.state_dict().items():
         whole = None
         if ranks.is_first:
-            whole = torch.empty(sharded.size(), dtype=sharded.dtype, device=ranks.device)
+            whole = torch.empty(sharded.size(), dtype=sharded.dtype)
         sharded.gather(dst=0, out=whole)  # collective
         if whole is not None:
-            tables[name.removeprefix("embedding_bags.").removesuffix(".weight")] = whole.cpu()
+            tables[name.removeprefix("embedding_bags.").removesuffix(".weight")] = whole
     return tables
