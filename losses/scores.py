@@ -4,7 +4,7 @@ Shapes: B rows, C columns, D width, P explicit pairs.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,10 @@ class Scored:
     """The positive's score, corrected by log Q where the loss does so."""
     uncorrected_B: Tensor
     """The same before log Q."""
+
+    def times(self, factor: float) -> "Scored":
+        """The negatives' scores times a number, before log Q; the positive's as they are."""
+        return replace(self, query_BD=self.query_BD * factor)
 
 
 def score(
@@ -144,21 +148,28 @@ def mean_of_positives(
 ) -> Tensor:
     """BSL's several positives [B]: log of the mean of exp(s+) over the user's in the batch.
 
-    They are the row's own and the columns that are its user's positives, of another id than that.
+    A weighted mean: each positive of the user counts by its row's weight, those of the row's own
+    item together, with the row's score (alone, where none of them is a column).
     """
     dtype = scored.positive_B.dtype
+    liked = candidates.with_columns()
+    assert liked.column_P is not None and liked.weight_P is not None
+    place_P, weight_L = liked.column_P, liked.weight_P.to(dtype)
 
-    def reduce(part: slice, row_P: Tensor, column_P: Tensor) -> tuple[Tensor, ...]:
-        other_P = candidates.id_C[column_P] != rows.positive_id_B[part][row_P]
-        row_P, column_P = row_P[other_P], column_P[other_P]
+    def reduce(part: slice, row_P: Tensor, liked_P: Tensor) -> tuple[Tensor, ...]:
+        num_rows = part.stop - part.start
+        own_P = liked.id_P[liked_P] == rows.positive_id_B[part][row_P]
+        weight_P = weight_L[liked_P]
+        own_R = sum_by_row(torch.where(own_P, weight_P, 0.0), row_P, num_rows)
+        other_P = ~own_P & (weight_P > 0)
+        row_P, column_P, weight_P = row_P[other_P], place_P[liked_P[other_P]], weight_P[other_P]
         query_PD = scored.unscaled_BD[part][row_P]
         score_P = (query_PD * scored.candidate_CD[column_P]).sum(dim=1) * scale.to(dtype)
         if correction == "all":
             score_P = score_P - candidates.logq_C[column_P].to(dtype)
-        num_rows = part.stop - part.start
-        count_R = torch.bincount(row_P, minlength=num_rows).to(dtype)
-        return log_sum_exp_by_row(score_P, row_P, num_rows), count_R
+        others_R = log_sum_exp_by_row(score_P + torch.log(weight_P), row_P, num_rows)
+        return others_R, sum_by_row(weight_P, row_P, num_rows), own_R
 
-    user_C = torch.where(candidates.id_C >= 0, candidates.user_C, -1)
-    others_B, count_B = reduce_pairs(user_C, rows.user_B, reduce)
-    return log_add_exp(scored.positive_B, others_B) - torch.log(1 + count_B)
+    others_B, weight_B, own_B = reduce_pairs(liked.user_P, rows.user_B, reduce)
+    own_B = torch.where(own_B > 0, own_B, 1.0)
+    return log_add_exp(scored.positive_B + torch.log(own_B), others_B) - torch.log(own_B + weight_B)

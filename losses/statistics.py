@@ -24,7 +24,7 @@ def loss_statistics(
     weight_B: Tensor,
     row_loss_B: Tensor,
 ) -> dict[str, Tensor]:
-    """0-d detached tensors, means over this rank's rows with weight; costs O((B + C) D).
+    """0-d detached tensors, weighted means over this rank's rows; costs O((B + C) D).
 
     num_columns: those that all rows see, of all ranks in a ring walk.
     positive_B: what the loss takes for the positive: corrected by log Q where it does so, the mean
@@ -34,8 +34,7 @@ def loss_statistics(
     this rank, scaled by the temperature, before log Q and masks: they can be compared.
     """
     dtype = positive_B.dtype
-    share_B = (weight_B > 0).to(dtype)
-    share_B = share_B / share_B.sum().clamp(min=1)
+    share_B = weight_B / weight_B.sum().clamp(min=torch.finfo(dtype).tiny)
     seen_C = shown_to_all(candidates).to(dtype)
     num_seen = seen_C.sum().clamp(min=1)
     has_negatives_B = ~torch.isneginf(reduction_B)

@@ -31,6 +31,7 @@ class ReferenceSettings:
     mask_same_user: bool = False
     mask_history: bool = False
     several_positives: bool = False
+    hardness: float = 0.0
 
 
 def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) -> Tensor:
@@ -41,13 +42,15 @@ def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) 
     )
     dot_BC = rows.query_BD @ candidates.embedding_CD.T
     own_B = (rows.query_BD * rows.positive_BD).sum(dim=1)
-    score_BC = dot_BC / t_negative
+    plain_BC = score_BC = dot_BC / t_negative
     positive_B = own_B / t_positive
     if settings.correction != "none":
         score_BC = score_BC - candidates.logq_C
     if settings.correction == "all":
         positive_B = positive_B - rows.positive_logq_B
     negative_BC = negatives_mask(settings, rows, candidates)
+    if settings.hardness:
+        score_BC = score_BC + _log_weights(settings.hardness, plain_BC, score_BC, negative_BC)
     if settings.several_positives:
         positive_B = _mean_of_positives(settings, rows, candidates, dot_BC / t_positive, positive_B)
     loss_B = _row_losses(settings, rows, score_BC, positive_B, negative_BC, t_positive, t_negative)
@@ -84,6 +87,15 @@ def negatives_mask(settings: ReferenceSettings, rows: Rows, candidates: Candidat
     return negative_BC
 
 
+def _log_weights(beta: float, plain_BC: Tensor, score_BC: Tensor, negative_BC: Tensor) -> Tensor:
+    """exp(beta s) over its mean over the row's negatives, these counted 1 / Q each; given."""
+    counts_BC = torch.exp(score_BC - plain_BC).detach() * negative_BC
+    top_B1 = (beta * plain_BC).detach().amax(dim=1, keepdim=True)
+    power_BC = torch.exp(beta * plain_BC.detach() - top_B1)
+    mean_B = (power_BC * counts_BC).sum(dim=1) / counts_BC.sum(dim=1)
+    return torch.where(negative_BC, torch.log(power_BC / mean_B[:, None]), 0.0)
+
+
 def _mean_of_positives(
     settings: ReferenceSettings,
     rows: Rows,
@@ -94,12 +106,12 @@ def _mean_of_positives(
     if settings.correction == "all":
         score_BC = score_BC - candidates.logq_C
     other_BC = (candidates.user_C[None, :] == rows.user_B[:, None]) & (rows.user_B >= 0)[:, None]
-    other_BC = other_BC & (candidates.id_C >= 0)[None, :]
-    other_BC = other_BC & (candidates.id_C[None, :] != rows.positive_id_B[:, None])
-    all_BX = torch.cat([positive_B[:, None], score_BC.masked_fill(~other_BC, -math.inf)], dim=1)
-    return torch.logsumexp(all_BX, dim=1) - torch.log(
-        1.0 + other_BC.sum(dim=1).to(positive_B.dtype)
-    )
+    liked_BC = other_BC & (candidates.id_C >= 0)[None, :]
+    other_BC = liked_BC & (candidates.id_C[None, :] != rows.positive_id_B[:, None])
+    own_B = (liked_BC & ~other_BC).sum(dim=1).clamp(min=1).to(positive_B.dtype)
+    own_B1 = (positive_B + own_B.log())[:, None]
+    all_BX = torch.cat([own_B1, score_BC.masked_fill(~other_BC, -math.inf)], dim=1)
+    return torch.logsumexp(all_BX, dim=1) - torch.log(own_B + other_BC.sum(dim=1))
 
 
 def _row_losses(

@@ -65,7 +65,7 @@ class TandemStepper:
     def __init__(self, workload: Workload, ranks: Ranks) -> None:
         self.config = bench_config(workload)
         self.rows = workload.global_batch_size // ranks.world_size
-        self.global_rows = torch.tensor(float(workload.global_batch_size))
+        self.global_weight = torch.tensor(float(workload.global_batch_size))
         self.draws = Draws(workload, seed=ranks.rank)
         sizes = {"item": workload.items, "user": workload.users}  # of tables that start as noise
         self.model = build_model(self.config, bench_dataset(workload), ranks, sizes)
@@ -126,7 +126,7 @@ class TandemStepper:
                 feedback_B=ones.to(torch.int8),
                 weight_B=ones,
                 count_S=count_B,
-                global_rows=self.global_rows,
+                global_weight=self.global_weight,
                 local_rows=rows,
                 step=0,
                 position={},

@@ -91,7 +91,7 @@ class Assembler:
             feedback_B=torch.from_numpy(feedback_B),
             weight_B=torch.from_numpy(real_B.astype(np.float32)),
             count_S=torch.from_numpy(np.concatenate([*counts, self._store.count(extra_item_E)])),
-            global_rows=torch.tensor(float(step.global_rows)),
+            global_weight=torch.tensor(float(step.global_rows)),
             local_rows=int(np.count_nonzero(real_B)),
             step=step.number,
             position=position,

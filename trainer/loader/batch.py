@@ -19,7 +19,11 @@ from torchrec.streamable import Pipelineable
 
 @dataclass(frozen=True)
 class Batch(Pipelineable):
-    """A batch of one rank. Padding rows have weight 0, user and item -1 and empty bags."""
+    """A batch of one rank. Padding rows have weight 0, user and item -1 and empty bags.
+
+    A row of weight 2 is the row twice, in the loss and all that is a mean over rows. Columns are
+    draws, not rows: `count_S`, and with it log Q, counts rows and not their weights.
+    """
 
     features: KeyedJaggedTensor
     """Bags of ids (int64) for every key, stride S; lengths int64 [K * S]."""
@@ -30,11 +34,12 @@ class Batch(Pipelineable):
     feedback_B: Tensor
     """1 positive, -1 disliked, int8; 1 in padding."""
     weight_B: Tensor
-    """1 for a row of the data, 0 for padding, float32."""
+    """Weight of each row, float32, not negative: 1 where the data has none; 0 for padding."""
     count_S: Tensor
     """Positive train interactions of each item, int64; 0 in padding."""
-    global_rows: Tensor
-    """Rows of the data in the batches of all ranks together, float32, 0-d."""
+    global_weight: Tensor | None
+    """Sum of the weights of all ranks' rows, float32, 0-d: their number where the data has no
+    weights. None: it has, and no rank knows those of the others (the task asks them)."""
     local_rows: int
     """Those of this batch: its rows less padding."""
     step: int
@@ -60,8 +65,9 @@ class Batch(Pipelineable):
         self.features.record_stream(stream)
         for tensor in (self.user_B, self.item_S, self.feedback_B, self.weight_B):
             tensor.record_stream(stream)
-        for tensor in (self.count_S, self.global_rows):
-            tensor.record_stream(stream)
+        self.count_S.record_stream(stream)
+        if self.global_weight is not None:
+            self.global_weight.record_stream(stream)
 
     def _with(self, features: KeyedJaggedTensor, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
@@ -72,5 +78,5 @@ class Batch(Pipelineable):
             feedback_B=move(self.feedback_B),
             weight_B=move(self.weight_B),
             count_S=move(self.count_S),
-            global_rows=move(self.global_rows),
+            global_weight=None if self.global_weight is None else move(self.global_weight),
         )

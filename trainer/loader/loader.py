@@ -57,7 +57,7 @@ class Loader:
     position: `Batch.position` of a checkpoint, made by any number of ranks.
     neighbours: the rule of the keys "user_items" and "item_users", where they are asked for.
     skip_corrupt: count the rows of row groups that are damaged and go on; they come as
-        padding, while `global_rows` still counts them.
+        padding, while `global_weight` still counts them.
     """
 
     def __init__(

@@ -47,9 +47,12 @@ class Gathered:
 class RetrievalTask(nn.Module):
     """Towers' outputs of one rank to its share of the loss.
 
-    The global loss is the mean over all real rows of the global batch. Each rank returns
-    W * (sum over its rows) / (rows of the global batch), since gradients are averaged over ranks:
-    W ranks of batch B then train exactly as one rank of batch W * B does.
+    The global loss is the weighted mean over all rows of the global batch. Each rank returns
+    W * (weighted sum over its rows) / (weights of the global batch), since gradients are averaged
+    over ranks: W ranks of batch B then train exactly as one rank of batch W * B does.
+
+    A row of weight w is w rows, and still one column: columns are draws from the rows, whatever
+    those weigh, and log Q is that of a draw (docs/decisions/0109-weights-are-of-rows.md).
 
     Disliked rows (feedback -1, present where the loss uses them) are nobody's positives. With
     `disliked_negatives` they are columns that their own user's positive rows alone see, whatever
@@ -96,6 +99,7 @@ class RetrievalTask(nn.Module):
 
         With `ring` no candidate is gathered, and the loss is collective.
         """
+        batch = with_global_weight(batch)  # collective, of data with weights
         num_rows = query_BO.shape[0]
         positives = self._other_positives(batch)  # collective
         gathered = self._gather(candidate_SO, batch)  # collective
@@ -238,7 +242,17 @@ class RetrievalTask(nn.Module):
             positive_logq_B=log_q_B,
             user_B=batch.user_B,
             feedback_B=batch.feedback_B,
-            weight_B=batch.weight_B * (dist.get_world_size() / batch.global_rows),
+            weight_B=batch.weight_B * (dist.get_world_size() / batch.global_weight),
             history_values=None if history is None else history.values(),
             history_offsets=None if history is None else history.offsets()[: num_rows + 1],
         )
+
+
+def with_global_weight(batch: Any) -> Any:
+    """The batch, told the sum of all ranks' weights. Collective where it is not told already: an
+    all-reduce of one number a step, for data with weights alone."""
+    if batch.global_weight is not None:
+        return batch
+    total = batch.weight_B.sum()
+    dist.all_reduce(total)  # collective
+    return replace(batch, global_weight=total.clamp(min=torch.finfo(total.dtype).tiny))

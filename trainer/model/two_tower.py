@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from embeddings.tables import build_embedding_bags
 from trainer.config.model_section import ModelConfig
 from trainer.model.inputs import Inputs
-from trainer.model.task import Outputs, RetrievalTask
+from trainer.model.task import Outputs, RetrievalTask, with_global_weight
 from trainer.model.towers import (
     build_candidate_tower,
     build_query_tower,
@@ -80,6 +81,7 @@ class Head(nn.Module):
         return self.towers if self.averaged is None else self.averaged
 
     def forward(self, pooled: KeyedTensor, batch: Any) -> tuple[Tensor, Outputs]:
+        batch = with_global_weight(batch)  # collective, of data with weights
         parts = self.towers.split(pooled, batch.features)
         query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0])
         candidate_SO = self.towers.encode_candidates(parts)
@@ -92,10 +94,13 @@ class Head(nn.Module):
 def mean_square(parts: dict[str, Tensor], batch: Any) -> Tensor:
     """Half the squared length of all looked-up embeddings, a row of the global batch; 0-d.
 
+    Those of a row count by its weight, those of a drawn candidate once.
     This rank's share times the number of ranks, as the loss is. No collective.
     """
-    total = torch.stack([part.square().sum() for part in parts.values()]).sum()
-    return 0.5 * total * (dist.get_world_size() / batch.global_rows)
+    square_S = torch.stack([part.square().sum(dim=1) for part in parts.values()]).sum(0)
+    extra = square_S.shape[0] - batch.weight_B.shape[0]
+    total = (square_S * F.pad(batch.weight_B, (0, extra), value=1.0)).sum()
+    return 0.5 * total * (dist.get_world_size() / batch.global_weight)
 
 
 class TwoTower(nn.Module):
