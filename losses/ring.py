@@ -18,7 +18,7 @@ from losses.choices import Backend
 from losses.gather import gather_without_gradient
 from losses.kernels.problem import Problem
 from losses.kernels.sizes import Blocking, Workspace
-from losses.kernels.walk import make_walk, run_stripes
+from losses.kernels.walk import make_walk, no_loss, run_stripes
 from losses.pairs import log_add_exp
 from losses.rows import Candidates
 
@@ -66,7 +66,7 @@ class _RingReduction(torch.autograd.Function):
         for rank in range(_world_size()):
             visit = _visit(problem, rank)  # collective
             walk = make_walk(visit, blocking, workspace, backend, wanted=False)
-            _, part_B, part_negatives_B, _ = run_stripes(walk, _no_loss, ())
+            _, part_B, part_negatives_B, _ = run_stripes(walk, no_loss, ())
             negatives_B = negatives_B + part_negatives_B
             if reduction_B is None:
                 reduction_B = part_B
@@ -125,10 +125,6 @@ def _visit(problem: Problem, rank: int) -> Problem:
         bias_C=problem.bias_C[columns],
         rules=[replace(rule, key_C=rule.key_C[columns]) for rule in problem.rules],
     )
-
-
-def _no_loss(part_R: Tensor, _: Tensor, __: tuple[Tensor, ...], ___: slice) -> Tensor:
-    return part_R.new_zeros(())
 
 
 def _world_size() -> int:

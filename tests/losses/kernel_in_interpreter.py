@@ -20,6 +20,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("sl", {"mask_history": True}, {}),
     ("ntr", {"mask_same_user": True}, {"num_users": 3}),
     ("ssm_ntr", {"alpha": 2.0}, {}),
+    ("ssm_ntr", {"hardness": 0.5, "mask_same_user": True}, {}),
+    ("bsl", {"hardness": 1.0}, {"num_rows": 40, "num_columns": 90, "num_ids": 30}),
     ("ssm", {"precision": "bf16"}, {"num_rows": 40, "num_columns": 90, "width": 32}),
 ]
 

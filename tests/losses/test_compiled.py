@@ -20,7 +20,9 @@ EXP_LOSSES = tuple(name for name, loss in LOSSES.items() if loss.element == "exp
 
 @needs_kernel
 @pytest.mark.parametrize("name", EXP_LOSSES)
-@pytest.mark.parametrize("masks", [{}, {"mask_same_user": True, "mask_history": True}])
+@pytest.mark.parametrize(
+    "masks", [{}, {"mask_same_user": True, "mask_history": True, "hardness": 0.4}]
+)
 def test_several_stripes_and_blocks_equal_the_reference(name: Any, masks: dict[str, Any]) -> None:
     # 600 columns are more than two blocks of panels; 1 MiB holds 408 of 430 rows of 640 columns.
     rows, candidates = make_case(430, 600, 40, num_ids=90, num_users=70, dtype=torch.float32)

@@ -171,6 +171,7 @@ def retrieval_loss(loss: LossConfig) -> RetrievalLoss:
         correction=loss.correction,
         mask_same_user=loss.mask_same_user,
         mask_history=loss.mask_history,
+        hardness=loss.hardness,
         precision=loss.precision,
         learn_temperature=loss.learn_temperature,
         ring=loss.ring,
