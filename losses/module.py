@@ -127,7 +127,7 @@ class RetrievalLoss(nn.Module):
                 rows,
                 candidates,
                 scored,
-                torch.isfinite(problem.bias_C).sum(),
+                problem.columns_seen(),
                 reduction_B if hardness is None else hardness.of_sharpened(reduction_B, whole),
                 negatives_B,
                 positive_B,
@@ -162,6 +162,7 @@ class RetrievalLoss(nn.Module):
             self.correction,
             margin=self.loss.score_margin,
             subtract_positive=self.loss.subtracts_positive,
+            copies_in_bias=self.loss.element == "exp",
         )
 
     def _problem(self, rows: Rows, candidates: Candidates, scored: Scored) -> Problem:
@@ -169,12 +170,14 @@ class RetrievalLoss(nn.Module):
         bias_C = scored.bias_C
         if self.ring:
             candidates, bias_C = gather_columns(candidates, bias_C)  # collective
+        copies_C = candidates.copies_C
         return Problem(
             query_BD=scored.query_BD,
             candidate_CD=scored.candidate_CD,
             bias_C=bias_C,
             rules=mask_rules(rows, candidates, self.mask_same_user, self.mask_history),
             element=self.loss.element,
+            copies_C=None if copies_C is None else copies_C.to(bias_C.dtype),
             bf16=self.precision == "bf16",
         )
 

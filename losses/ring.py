@@ -24,15 +24,20 @@ from losses.rows import Candidates
 
 
 def gather_columns(candidates: Candidates, bias_X: Tensor) -> tuple[Candidates, Tensor]:
-    """Ids, users and bias of all ranks' columns, beside this rank's own embeddings. Collective."""
+    """Ids, users, copies and bias of all ranks' columns, beside this rank's own embeddings.
+    Collective."""
     visible_to_C = candidates.visible_to_C
     if visible_to_C is not None:
         visible_to_C = gather_without_gradient(visible_to_C)  # collective
+    copies_C = candidates.copies_C
+    if copies_C is not None:
+        copies_C = gather_without_gradient(copies_C)  # collective
     everywhere = replace(
         candidates,
         id_C=gather_without_gradient(candidates.id_C),  # collective
         user_C=gather_without_gradient(candidates.user_C),  # collective
         visible_to_C=visible_to_C,
+        copies_C=copies_C,
     )
     return everywhere, gather_without_gradient(bias_X)  # collective
 
@@ -123,6 +128,7 @@ def _visit(problem: Problem, rank: int) -> Problem:
         problem,
         candidate_CD=candidate_XD,
         bias_C=problem.bias_C[columns],
+        copies_C=None if problem.copies_C is None else problem.copies_C[columns],
         rules=[replace(rule, key_C=rule.key_C[columns]) for rule in problem.rules],
     )
 

@@ -82,6 +82,9 @@ class Candidates:
     positives: Positives | None = None
     """Positives of the batch that `user_C` does not tell of (for `mask_same_user`, and several
     positives of a user)."""
+    copies_C: Tensor | None = None
+    """float32: how many equal columns (of one item, and visible to the same) this one stands for;
+    it counts as so many. None: one each."""
 
     def __post_init__(self) -> None:
         _require_int64("id_C", self.id_C)
@@ -91,7 +94,7 @@ class Candidates:
         """All positives that are columns: those that `user_C` tells of, and `positives`."""
         user_C = torch.where(self.id_C >= 0, self.user_C, -1)
         column_C = torch.arange(self.id_C.shape[0], device=self.id_C.device)
-        weight_C = torch.ones_like(self.logq_C)
+        weight_C = torch.ones_like(self.logq_C) if self.copies_C is None else self.copies_C
         told = self.positives
         if told is None or told.column_P is None:
             return Positives(user_C, self.id_C, column_C, weight_C)
@@ -112,6 +115,11 @@ class Candidates:
             for part in parts
         ]
         restricted = any(part.visible_to_C is not None for part in parts)
+        copies = [
+            torch.ones_like(part.logq_C) if part.copies_C is None else part.copies_C
+            for part in parts
+        ]
+        repeated = any(part.copies_C is not None for part in parts)
         positives = [part.positives for part in parts if part.positives is not None]
         assert len(positives) <= 1, "the batch's other positives are told once"
         return Candidates(
@@ -121,6 +129,7 @@ class Candidates:
             user_C=torch.cat([part.user_C for part in parts]),
             visible_to_C=torch.cat(everyone) if restricted else None,
             positives=positives[0] if positives else None,
+            copies_C=torch.cat(copies) if repeated else None,
         )
 
 

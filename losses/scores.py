@@ -46,13 +46,15 @@ def score(
     correction: Correction,
     margin: float,
     subtract_positive: bool,
+    copies_in_bias: bool,
 ) -> Scored:
     """Scores in float32 (float64 stays). Columns not seen by all rows have a bias of -inf.
 
     Padding (rows of weight 0, columns of id -1) may hold anything, NaN too: it is taken for zeros.
 
     margin: subtracted from the negatives' scores (ccl). subtract_positive: s_j - z instead of s_j
-    (bpr), as one more column of the GEMM, so that z gets its gradient there.
+    (bpr), as one more column of the GEMM, so that z gets its gradient there. copies_in_bias: of
+    scores whose exponentials are summed m equal columns are one with log m added.
     """
     dtype = torch.promote_types(rows.query_BD.dtype, torch.float32)
     padding_B1 = (rows.weight_B == 0)[:, None]
@@ -67,6 +69,8 @@ def score(
     bias_C = torch.full_like(candidates.logq_C, -margin, dtype=dtype)
     if correction != "none":
         bias_C = bias_C - candidates.logq_C.to(dtype)
+    if copies_in_bias and candidates.copies_C is not None:
+        bias_C = bias_C + torch.log(candidates.copies_C.to(dtype))
     query_BD = unscaled_BD * negative_scale.to(dtype)
     if subtract_positive:
         query_BD = torch.cat([query_BD, -positive_B[:, None]], dim=1)
@@ -129,14 +133,17 @@ def restricted_negatives(
         score_P = (scored.query_BD[part][row_P] * scored.candidate_CD[column_P]).sum(dim=1)
         score_P = score_P + scored.bias_if_seen_C[column_P]
         num_rows = part.stop - part.start
-        count_R = torch.bincount(row_P, minlength=num_rows).to(score_P.dtype)
+        copies_P = torch.ones_like(score_P)
+        if candidates.copies_C is not None:
+            copies_P = candidates.copies_C[column_P].to(score_P.dtype)
+        count_R = sum_by_row(copies_P, row_P, num_rows)
         match element:
             case "exp":
                 return log_sum_exp_by_row(score_P, row_P, num_rows), count_R
             case "softplus":
-                return sum_by_row(F.softplus(score_P), row_P, num_rows), count_R
+                return sum_by_row(F.softplus(score_P) * copies_P, row_P, num_rows), count_R
             case "hinge":
-                return sum_by_row(F.relu(score_P), row_P, num_rows), count_R
+                return sum_by_row(F.relu(score_P) * copies_P, row_P, num_rows), count_R
 
     visible_to_C = torch.where(candidates.id_C >= 0, candidates.visible_to_C, -1)
     reduction_B, count_B = reduce_pairs(visible_to_C, rows.user_B, reduce)

@@ -61,23 +61,23 @@ def _load_vector(pointer, first, limit, other, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _derivative(score_RW, reduction_R, gradient_R, ELEMENT: tl.constexpr):
+def _derivative(score_RW, copies_W, reduction_R, gradient_R, ELEMENT: tl.constexpr):
     """[R, W] gradient of the loss with respect to every score."""
     if ELEMENT == 0:
         # A row without negatives has a reduction of -inf and a gradient of 0.
         finite_R = tl.where(reduction_R == float("-inf"), 0.0, reduction_R)
         slope_RW = tl.exp2((score_RW - finite_R[:, None]) * _LOG2_E)
     elif ELEMENT == 1:
-        slope_RW = 1.0 / (1.0 + tl.exp2(-score_RW * _LOG2_E))
+        slope_RW = copies_W[None, :] / (1.0 + tl.exp2(-score_RW * _LOG2_E))
     else:
-        slope_RW = tl.where(score_RW > 0, 1.0, 0.0)
+        slope_RW = tl.where(score_RW > 0, copies_W[None, :], 0.0)
     return slope_RW * gradient_R[:, None]
 
 
 @triton.jit
 def forward_kernel(
-    query, candidate, bias, row_id, column_id, listed, list_first, list_last, reduction, negatives,
-    num_rows, num_columns, width, columns_of_part,
+    query, candidate, bias, copies, row_id, column_id, listed, list_first, list_last, reduction,
+    negatives, num_rows, num_columns, width, columns_of_part,
     R: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
     ELEMENT: tl.constexpr, HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -94,12 +94,13 @@ def forward_kernel(
     for first in range(part * columns_of_part, last_column, W):
         candidate_WD = _load_tile(candidate, first, last_column, width, W, D)
         bias_W = _load_vector(bias, first, last_column, float("-inf"), W)
+        copies_W = _load_vector(copies, first, last_column, 0.0, W)
         id_W = _load_vector(column_id, first, last_column, -1, W)
         score_RW = _tile_scores(
             query_RD, candidate_WD, bias_W, row_id_R, id_W, listed, first_R, last_R,
             HAS_LISTS, PRECISION, WIDEN,
         )  # fmt: skip
-        count_R += tl.sum(tl.where(score_RW == float("-inf"), 0.0, 1.0), 1)
+        count_R += tl.sum(tl.where(score_RW == float("-inf"), 0.0, copies_W[None, :]), 1)
         if ELEMENT == 0:
             moved_R = tl.maximum(top_R, tl.max(score_RW, 1))
             finite_R = tl.where(moved_R == float("-inf"), 0.0, moved_R)
@@ -108,9 +109,10 @@ def forward_kernel(
             top_R = moved_R
         elif ELEMENT == 1:
             small_RW = tl.exp2(-tl.abs(score_RW) * _LOG2_E)
-            sum_R += tl.sum(tl.maximum(score_RW, 0.0) + tl.log(1.0 + small_RW), 1)
+            plus_RW = tl.maximum(score_RW, 0.0) + tl.log(1.0 + small_RW)
+            sum_R += tl.sum(plus_RW * copies_W[None, :], 1)
         else:
-            sum_R += tl.sum(tl.maximum(score_RW, 0.0), 1)
+            sum_R += tl.sum(tl.maximum(score_RW, 0.0) * copies_W[None, :], 1)
     if ELEMENT == 0:
         finite_R = tl.where(top_R == float("-inf"), 0.0, top_R)
         sum_R = tl.log2(sum_R) * _LN_2 + finite_R
@@ -121,8 +123,8 @@ def forward_kernel(
 
 @triton.jit
 def query_gradient_kernel(
-    query, candidate, bias, row_id, column_id, listed, list_first, list_last, reduction, gradient,
-    out, num_rows, num_columns, width, columns_of_part,
+    query, candidate, bias, copies, row_id, column_id, listed, list_first, list_last, reduction,
+    gradient, out, num_rows, num_columns, width, columns_of_part,
     R: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
     ELEMENT: tl.constexpr, HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -139,12 +141,13 @@ def query_gradient_kernel(
     for first in range(part * columns_of_part, last_column, W):
         candidate_WD = _load_tile(candidate, first, last_column, width, W, D)
         bias_W = _load_vector(bias, first, last_column, float("-inf"), W)
+        copies_W = _load_vector(copies, first, last_column, 0.0, W)
         id_W = _load_vector(column_id, first, last_column, -1, W)
         score_RW = _tile_scores(
             query_RD, candidate_WD, bias_W, row_id_R, id_W, listed, first_R, last_R,
             HAS_LISTS, PRECISION, WIDEN,
         )  # fmt: skip
-        slope_RW = _derivative(score_RW, reduction_R, gradient_R, ELEMENT)
+        slope_RW = _derivative(score_RW, copies_W, reduction_R, gradient_R, ELEMENT)
         sum_RD += _dot(slope_RW.to(candidate_WD.dtype), candidate_WD, PRECISION, WIDEN)
     row, column = first_row + tl.arange(0, R), tl.arange(0, D)
     place = (part * num_rows + row).to(tl.int64)[:, None] * width + column[None, :]
@@ -153,8 +156,8 @@ def query_gradient_kernel(
 
 @triton.jit
 def candidate_gradient_kernel(
-    query, candidate, bias, row_id, column_id, listed, list_first, list_last, reduction, gradient,
-    out, num_rows, num_columns, width, rows_of_part,
+    query, candidate, bias, copies, row_id, column_id, listed, list_first, list_last, reduction,
+    gradient, out, num_rows, num_columns, width, rows_of_part,
     R: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
     ELEMENT: tl.constexpr, HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -162,6 +165,7 @@ def candidate_gradient_kernel(
     first_column, part = tl.program_id(0) * W, tl.program_id(1)
     candidate_WD = _load_tile(candidate, first_column, num_columns, width, W, D)
     bias_W = _load_vector(bias, first_column, num_columns, float("-inf"), W)
+    copies_W = _load_vector(copies, first_column, num_columns, 0.0, W)
     id_W = _load_vector(column_id, first_column, num_columns, -1, W)
     sum_WD = tl.zeros((W, D), tl.float32)
     last_row = tl.minimum((part + 1) * rows_of_part, num_rows)
@@ -176,7 +180,7 @@ def candidate_gradient_kernel(
             query_RD, candidate_WD, bias_W, row_id_R, id_W, listed, first_R, last_R,
             HAS_LISTS, PRECISION, WIDEN,
         )  # fmt: skip
-        slope_RW = _derivative(score_RW, reduction_R, gradient_R, ELEMENT)
+        slope_RW = _derivative(score_RW, copies_W, reduction_R, gradient_R, ELEMENT)
         slope_WR = tl.trans(slope_RW).to(query_RD.dtype)
         sum_WD += _dot(slope_WR, query_RD, PRECISION, WIDEN)
     place_W, column = first_column + tl.arange(0, W), tl.arange(0, D)

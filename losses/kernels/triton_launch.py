@@ -84,6 +84,8 @@ class _Launch:
         self.num_rows, self.width = query_BD.shape
         self.num_columns = candidate_CD.shape[0]
         self.element = problem.element
+        copies_C = problem.copies_C
+        copies_C = torch.ones_like(problem.bias_C) if copies_C is None else copies_C
         own, *others = problem.rules
         assert own.values.one_each and len(others) <= 1
         listed = others[0].values if others else own.values
@@ -91,6 +93,7 @@ class _Launch:
             query_BD,
             candidate_CD,
             problem.bias_C.contiguous(),
+            copies_C.contiguous(),
             own.values.value_L.contiguous(),
             own.key_C.contiguous(),
             listed.value_L.contiguous(),

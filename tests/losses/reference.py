@@ -7,7 +7,7 @@ Shapes: B rows, C columns, D width.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,10 @@ class ReferenceSettings:
 
 
 def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) -> Tensor:
-    """The weighted sum over rows, materialising [B, C] scores and masks."""
+    """The weighted sum over rows, materialising [B, C] scores and masks. Columns that stand for
+    several are written out."""
+    if candidates.copies_C is not None:
+        candidates = written_out(candidates, candidates.copies_C)
     t_positive = settings.temperature
     t_negative = (
         t_positive if settings.negative_temperature is None else settings.negative_temperature
@@ -58,6 +61,24 @@ def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) 
     if settings.name not in ("ntr", "ssm_ntr"):
         weight_B = weight_B * (rows.feedback_B > 0)
     return (loss_B * weight_B).sum()
+
+
+def written_out(candidates: Candidates, copies_C: Tensor) -> Candidates:
+    column_N = torch.repeat_interleave(torch.arange(len(copies_C)), copies_C.long())
+    visible_to_C, positives = candidates.visible_to_C, candidates.positives
+    if positives is not None and positives.column_P is not None:
+        first_C = copies_C.long().cumsum(0) - copies_C.long()
+        column_P = positives.column_P
+        moved_P = torch.where(column_P < 0, -1, first_C[column_P.clamp(min=0)])
+        positives = replace(positives, column_P=moved_P)
+    return Candidates(
+        embedding_CD=candidates.embedding_CD[column_N],
+        id_C=candidates.id_C[column_N],
+        logq_C=candidates.logq_C[column_N],
+        user_C=candidates.user_C[column_N],
+        visible_to_C=None if visible_to_C is None else visible_to_C[column_N],
+        positives=positives,
+    )
 
 
 def negatives_mask(settings: ReferenceSettings, rows: Rows, candidates: Candidates) -> Tensor:

@@ -49,7 +49,8 @@ def assert_same(
 
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS, ids=lambda value: str(value))
 def test_float64_equals_reference(name: str, chosen: dict[str, Any]) -> None:
-    assert_same(name, chosen, {}, tolerance=1e-10, block_columns=8)
+    for copies in (False, True):
+        assert_same(name, chosen, {"copies": copies}, tolerance=1e-10, block_columns=8)
 
 
 MASKS: list[dict[str, Any]] = [
@@ -94,6 +95,7 @@ def test_every_mask_and_correction_in_every_dtype(name: str, dtype: torch.dtype)
     num_ids=st.integers(1, 12),
     num_users=st.integers(1, 6),
     restricted=st.booleans(),
+    copies=st.booleans(),
     block_columns=st.integers(1, 64),
     backend=st.sampled_from(["auto", "blocked"]),
     seed=st.integers(0, 10_000),

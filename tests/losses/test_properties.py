@@ -337,7 +337,7 @@ def test_queries_and_positives_must_agree() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ring_on_one_rank_equals_the_gathered_walk(name: Any) -> None:
-    rows, candidates = make_case()
+    rows, candidates = make_case(copies=True)
     gathered, expected = build_loss(name)(rows, candidates)
     value, statistics = build_loss(name, ring=True, block_columns=8)(rows, candidates)
     assert value.item() == pytest.approx(gathered.item())

@@ -11,6 +11,7 @@ import torch
 
 from losses import Candidates, Rows, build_loss
 from tests.losses.cases import make_case
+from tests.losses.reference import written_out
 
 TEMPERATURE = 0.2
 
@@ -66,6 +67,15 @@ def test_scores_and_parts_are_those_of_the_dense_matrix(correction: Any) -> None
         "disliked_part": 0.0,
     }
     assert found == pytest.approx({name: float(value) for name, value in expected.items()})
+
+
+@pytest.mark.parametrize("name", ["ssm", "ova"])
+def test_columns_that_stand_for_several_are_read_as_so_many(name: str) -> None:
+    rows, candidates = make_case(num_columns=20, restricted=False, copies=True)
+    apart = written_out(candidates, candidates.copies_C)
+    found = statistics_of(name, rows, candidates, mask_same_user=True)
+    expected = statistics_of(name, rows, apart, mask_same_user=True)
+    assert found == pytest.approx(expected)
 
 
 def test_the_loss_is_made_of_its_parts() -> None:
