@@ -27,6 +27,7 @@ from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
 from trainer.loader.batch import Batch
+from trainer.loader.columns import make_plan, side_of
 from trainer.model.build import build_loader, build_task
 from trainer.model.inputs import Inputs, build_inputs
 from trainer.model.two_tower import Head, Towers
@@ -99,7 +100,17 @@ def one_batch(config: Config, data: Dataset, inputs: Inputs) -> Batch:
     batch = next(batches)
     batches.close()
     batch.features.length_per_key()  # told on the host before the batch is moved
-    return batch
+    plan = make_plan(  # made on the host too; all ranks drew the same here
+        side_of(batch).repeat(4, 1),
+        4,
+        1,
+        len(batch.user_B),
+        in_batch=config.negatives.in_batch,
+        disliked_negatives=config.loss.disliked_negatives,
+        distinct=True,
+        told=True,
+    )
+    return replace(batch, plan=plan)
 
 
 def on_meta(mode: FakeTensorMode, batch: Batch) -> Batch:

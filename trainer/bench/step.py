@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trainer.base.machine import usable_cpus
@@ -92,16 +92,20 @@ def scale(arguments: StepBenchArguments) -> dict[str, Any]:
 
 
 def compare(arguments: StepBenchArguments) -> dict[str, Any]:
-    """Tandem (one process of two threads, and two ranks) beside a plain PyTorch loop."""
+    """Tandem (one process of two threads, the same with every copy of an item a column, and two
+    ranks) beside a plain PyTorch loop."""
     cores = usable_cpus()
     work = workload(arguments, 2_000_000)
     groups = {
         "tandem": Group(1, work, threads=cores),
+        "tandem, every copy": Group(1, replace(work, distinct=False), threads=cores),
         "tandem, 2 ranks": Group(2, work, threads=max(cores // 2, 1)),
         "plain": Group(1, work, threads=cores, kind="plain", environment=MALLOC_TUNED),
     }
     seconds = take_turns(groups, arguments)
     parts = groups["tandem"].parts()
+    columns = groups["tandem"].columns()
+    two_ranks_columns = groups["tandem, 2 ranks"].columns()
     for group in groups.values():
         group.close()
     rate = {name: arguments.global_batch_size / s for name, s in seconds.items()}
@@ -109,9 +113,13 @@ def compare(arguments: StepBenchArguments) -> dict[str, Any]:
         "examples_per_second": rate["tandem"],
         "two_ranks_examples_per_second": rate["tandem, 2 ranks"],
         "plain_examples_per_second": rate["plain"],
+        "every_copy_examples_per_second": rate["tandem, every copy"],
         "ratio": rate["tandem"] / rate["plain"],
+        "distinct_over_every_copy": rate["tandem"] / rate["tandem, every copy"],
         "two_ranks_over_one_process": rate["tandem, 2 ranks"] / rate["tandem"],
         "part_seconds": parts,
+        "of_a_step": columns,
+        "of_a_step_of_two_ranks": two_ranks_columns,
         "precision": arguments.precision,
     }
 

@@ -19,6 +19,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from trainer.bench.worker_processes import PartTimer, Workload
 from trainer.config.loss_section import LossConfig
 from trainer.config.model_section import ModelConfig
+from trainer.config.negatives_section import NegativesConfig
 from trainer.config.optimizer_section import OptimizerConfig
 from trainer.config.sections import Config
 from trainer.config.training_section import TrainingConfig
@@ -63,6 +64,7 @@ class TandemStepper:
     """The model, optimizer and pipeline of `tandem train`, fed with drawn ids."""
 
     def __init__(self, workload: Workload, ranks: Ranks) -> None:
+        self.workload = workload
         self.config = bench_config(workload)
         self.rows = workload.global_batch_size // ranks.world_size
         self.global_weight = torch.tensor(float(workload.global_batch_size))
@@ -94,7 +96,7 @@ class TandemStepper:
             timer.mark("embedding forward")
             parts = model.head.towers.split(pooled, batch.features)
             query_BD = model.head.towers.encode_queries(parts, self.rows)
-            candidate_CD = model.head.towers.encode_candidates(parts)
+            candidate_CD = model.head.towers.encode_candidates(parts, batch.plan.encoded_U)
             timer.mark("towers forward")
             query = query_BD.detach().requires_grad_()
             candidate = candidate_CD.detach().requires_grad_()
@@ -107,6 +109,20 @@ class TandemStepper:
             timer.mark("towers updated")
         return {name: seconds / count for name, seconds in timer.seconds.items()}
 
+    def columns(self) -> dict[str, float]:
+        """Collective: of one step's candidates, over all ranks."""
+        batch = next(self.batches)
+        assert batch.plan is not None
+        plan = batch.plan
+        candidates = self.workload.global_batch_size
+        columns = int((plan.id_C >= 0).sum())
+        return {
+            "candidates": candidates,
+            "columns": columns,
+            "distinct_share": len(plan.id_C.unique()) / candidates,
+            "gathered_bytes": plan.id_C.numel() * self.workload.dim * 4,
+        }
+
     def _batches(self) -> Iterator[Batch]:
         rows = self.rows
         ones = torch.ones(rows)
@@ -114,7 +130,7 @@ class TandemStepper:
         while True:
             user_B = self.draws.users(rows)
             item_B, count_B = self.draws.items(rows)
-            yield Batch(
+            batch = Batch(
                 features=KeyedJaggedTensor(
                     keys=["user", "item"],
                     values=torch.cat([user_B, item_B]),
@@ -128,9 +144,11 @@ class TandemStepper:
                 count_S=count_B,
                 global_weight=self.global_weight,
                 local_rows=rows,
+                plan=None,
                 step=0,
                 position={},
             )
+            yield self.model.module.head.task.planned(batch)  # collective
 
 
 class PlainStepper:
@@ -158,6 +176,9 @@ class PlainStepper:
 
     def parts(self, count: int) -> dict[str, float]:
         return {"step": self.steps(count) / count}
+
+    def columns(self) -> dict[str, float]:
+        return {"columns": self.workload.global_batch_size}
 
     def _step(self) -> None:
         rows = self.workload.global_batch_size
@@ -187,6 +208,7 @@ def bench_config(workload: Workload) -> Config:
             output_dim=workload.dim,
         ),
         loss=LossConfig(name="ssm", temperature=workload.temperature, precision=workload.precision),
+        negatives=NegativesConfig(distinct=workload.distinct),
         optimizer=OptimizerConfig(table_learning_rate=0.1),
         training=TrainingConfig(global_batch_size=workload.global_batch_size),
     )

@@ -30,6 +30,8 @@ class Workload:
     dim: int
     global_batch_size: int
     precision: Literal["fp32", "bf16"]
+    distinct: bool = True
+    """Each distinct item of a step once; else every copy is a column."""
     temperature: float = 0.05
     zipf_exponent: float = 1.05
 
@@ -42,6 +44,9 @@ class Stepper(Protocol):
 
     def parts(self, count: int) -> dict[str, float]:
         """Seconds of each part of a step."""
+
+    def columns(self) -> dict[str, float]:
+        """What becomes of a step's candidates."""
 
 
 class Group:
@@ -110,6 +115,10 @@ class Group:
         """Seconds of each part of a step, on rank 0."""
         return dict(self._ask("parts", steps)[0])
 
+    def columns(self) -> dict[str, float]:
+        """What becomes of a step's candidates, over all ranks."""
+        return dict(self._ask("columns")[0])
+
     def rank_bytes(self) -> int:
         """Resident memory of the largest rank."""
         return int(max(self._ask("memory")))
@@ -173,6 +182,8 @@ def _work(
                     pipe.send(stepper.steps(count))
                 case ("parts", count):
                     pipe.send(stepper.parts(count))
+                case ("columns", _):
+                    pipe.send(stepper.columns())
                 case ("memory", _):
                     pipe.send(resident_bytes())
         del stepper

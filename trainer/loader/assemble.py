@@ -93,6 +93,7 @@ class Assembler:
             count_S=torch.from_numpy(np.concatenate([*counts, self._store.count(extra_item_E)])),
             global_weight=torch.tensor(float(step.global_rows)),
             local_rows=int(np.count_nonzero(real_B)),
+            plan=None,
             step=step.number,
             position=position,
         )

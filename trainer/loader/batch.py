@@ -16,6 +16,8 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from trainer.loader.columns import ColumnPlan
+
 
 @dataclass(frozen=True)
 class Batch(Pipelineable):
@@ -42,6 +44,9 @@ class Batch(Pipelineable):
     weights. None: it has, and no rank knows those of the others (the task asks them)."""
     local_rows: int
     """Those of this batch: its rows less padding."""
+    plan: ColumnPlan | None
+    """The step's columns and what this rank has to do with them; None: not made yet (the task makes
+    it, with all ranks)."""
     step: int
     """Number of this batch in its epoch, from 0."""
     position: dict[str, Any]
@@ -68,6 +73,8 @@ class Batch(Pipelineable):
         self.count_S.record_stream(stream)
         if self.global_weight is not None:
             self.global_weight.record_stream(stream)
+        if self.plan is not None:
+            self.plan.moved(lambda tensor: _recorded(tensor, stream))
 
     def _with(self, features: KeyedJaggedTensor, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
@@ -79,4 +86,10 @@ class Batch(Pipelineable):
             weight_B=move(self.weight_B),
             count_S=move(self.count_S),
             global_weight=None if self.global_weight is None else move(self.global_weight),
+            plan=None if self.plan is None else self.plan.moved(move),
         )
+
+
+def _recorded(tensor: Tensor, stream: torch.Stream) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor

@@ -153,6 +153,8 @@ def build_task(config: Config, dataset: Dataset, num_trained_items: int) -> Retr
         dislikes=config.loss.uses_dislikes,
         disliked_negatives=config.loss.disliked_negatives,
         ring=config.loss.ring,
+        # A row's neighbours leave its own pair out: the same item is another candidate in each row.
+        distinct=negatives.distinct and config.model.tower != "graph",
         queue=CandidateQueue(negatives.queue, config.model.width, negatives.queue_warmup_steps)
         if negatives.queue
         else None,

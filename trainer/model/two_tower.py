@@ -18,7 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from embeddings.tables import build_embedding_bags
 from trainer.config.model_section import ModelConfig
 from trainer.model.inputs import Inputs
-from trainer.model.task import Outputs, RetrievalTask, with_global_weight
+from trainer.model.task import Outputs, RetrievalTask
 from trainer.model.towers import (
     build_candidate_tower,
     build_query_tower,
@@ -51,9 +51,12 @@ class Towers(nn.Module):
         """The first `num_rows` bags of the query side -> [num_rows, O]."""
         return self.query([parts[key][:num_rows] for key in self.inputs.query_keys])
 
-    def encode_candidates(self, parts: dict[str, Tensor]) -> Tensor:
-        """All bags of the candidate side -> [S, O]."""
-        return self.candidate([parts[key] for key in self.inputs.candidate_keys])
+    def encode_candidates(self, parts: dict[str, Tensor], bags_U: Tensor | None = None) -> Tensor:
+        """Bags of the candidate side, by default all of them -> [U, O]."""
+        chosen = [parts[key] for key in self.inputs.candidate_keys]
+        if bags_U is not None:
+            chosen = [part.index_select(0, bags_U) for part in chosen]
+        return self.candidate(chosen)
 
 
 class Head(nn.Module):
@@ -81,11 +84,11 @@ class Head(nn.Module):
         return self.towers if self.averaged is None else self.averaged
 
     def forward(self, pooled: KeyedTensor, batch: Any) -> tuple[Tensor, Outputs]:
-        batch = with_global_weight(batch)  # collective, of data with weights
+        batch = self.task.planned(batch)  # collective, unless it is planned already
         parts = self.towers.split(pooled, batch.features)
         query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0])
-        candidate_SO = self.towers.encode_candidates(parts)
-        value, outputs = self.task(query_BO, candidate_SO, batch)
+        candidate_UO = self.towers.encode_candidates(parts, batch.plan.encoded_U)
+        value, outputs = self.task(query_BO, candidate_UO, batch)
         if self.penalty:
             value = value + self.penalty * mean_square(parts, batch)
         return value, outputs

@@ -111,7 +111,8 @@ def estimate_bytes(
 ) -> Estimate:
     """Count bytes from shapes, for row-wise shards (the fullest rank rounds its rows up).
 
-    Ids: at most, as if all lists were full; a multi-valued attribute counts as one id.
+    Ids: at most, as if all lists were full; a multi-valued attribute counts as one id. Candidates:
+    at most, as if no item came twice.
     """
     negatives, inputs = config.negatives, model.inputs
     local_rows = config.training.global_batch_size // gpus
