@@ -21,7 +21,7 @@ from tests.distributed import run_ranks
 from trainer.bench.steppers import Draws
 from trainer.bench.worker_processes import Workload
 from trainer.loader.batch import Batch
-from trainer.loader.columns import make_plan
+from trainer.loader.column_plan import make_plan
 from trainer.model.log_q import FrequencyCorrection
 from trainer.model.task import RetrievalTask
 

@@ -27,7 +27,7 @@ from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
 from trainer.loader.batch import Batch
-from trainer.loader.columns import make_plan, side_of
+from trainer.loader.column_plan import make_plan, side_of
 from trainer.model.build import build_loader, build_task
 from trainer.model.inputs import Inputs, build_inputs
 from trainer.model.two_tower import Head, Towers

@@ -114,8 +114,8 @@ class _CompiledStripe:
         query_RE = walk.scaled_PE[self.rows]
         before = [*self._sizes(), address(query_RE), address(walk.packed), address(walk.candidate)]
         rules = (_Rule * len(walk.rules))(*(rule.seen_from(self.rows) for rule in walk.rules))
-        masks = [address(walk.bias_Q), address(walk.copies_C)]
-        masks += [ctypes.c_int64(len(walk.rules)), rules]
+        columns = [address(walk.bias_Q), address(walk.copies_C)]
+        masks = [*columns, ctypes.c_int64(len(walk.rules)), rules]
         after = [
             address(tensor[self.rows]) for tensor in (walk.sum_P, walk.hits_P, walk.gradient_PE)
         ]

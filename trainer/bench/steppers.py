@@ -96,6 +96,7 @@ class TandemStepper:
             timer.mark("embedding forward")
             parts = model.head.towers.split(pooled, batch.features)
             query_BD = model.head.towers.encode_queries(parts, self.rows)
+            assert batch.plan is not None
             candidate_CD = model.head.towers.encode_candidates(parts, batch.plan.encoded_U)
             timer.mark("towers forward")
             query = query_BD.detach().requires_grad_()

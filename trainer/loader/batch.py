@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from trainer.loader.columns import ColumnPlan
+from trainer.loader.column_plan import ColumnPlan
 
 
 @dataclass(frozen=True)

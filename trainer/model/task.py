@@ -24,7 +24,7 @@ from losses import (
     stand_in,
 )
 from trainer.data.candidates import Distribution
-from trainer.loader.columns import ColumnPlan, Entries, make_plan, side_of, weights_of
+from trainer.loader.column_plan import ColumnPlan, Entries, make_plan, side_of, weights_of
 from trainer.model.log_q import POPULAR, UNIFORM, FrequencyCorrection
 from trainer.observe.phases import PhaseClock
 
@@ -55,7 +55,7 @@ class RetrievalTask(nn.Module):
         disliked_negatives: disliked rows' candidates are columns of their user (needs `dislikes`).
         queue: candidates of earlier steps as further columns.
         ring: candidates are not gathered; the loss walks one rank's at a time.
-        distinct: equal columns are one, encoded and sent once (trainer/loader/columns.py).
+        distinct: equal columns are one, encoded and sent once (trainer/loader/column_plan.py).
     """
 
     def __init__(
