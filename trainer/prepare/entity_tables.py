@@ -7,11 +7,11 @@ from pathlib import Path
 import duckdb
 
 from trainer.prepare.attributes import Encoded
-from trainer.prepare.partitions.partition import PARQUET
+from trainer.prepare.partitions.partition import COUNTS
 from trainer.sources import sql
 
-COUNTS = ("count", "count_with_validation", "count_of_all")
-"""Positives in train, in train and validation, in all splits."""
+ROW_GROUP_ROWS = 32_768
+PARQUET = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
 TABLE = f"{PARQUET}, DICTIONARY_SIZE_LIMIT 1"
 """Plain integer columns: dense rows are read whole, a dictionary would only be undone."""
 

@@ -1,11 +1,11 @@
 """`tandem prepare SOURCE OUT`: interactions of any source become a dataset on disk.
 
-    source files -> raw table -> id rows -> staged partitions -> interactions, queries -> tables
-      formats.py     staging.py, attributes.py    partition.py (splits.py, histories.py)
+    source files -> raw table -> id rows -> staged partitions -> events in order, by window
+      formats/       staging.py, attributes.py    partitions/
     and last the tables of users and items: entity_tables.py
 
-DuckDB does all of it and spills what exceeds --memory-limit. OUT is whole or not there
-(whole_folder.py).
+DuckDB reads, deals ids and joins, and spills what exceeds --memory-limit; a partition of users is
+sorted in memory, by numpy. OUT is whole or not there (whole_folder.py).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -69,6 +69,20 @@ class Events:
     time_E: np.ndarray | None
     carried_E: np.ndarray | None = None
     """1 for events of earlier windows, kept for histories; None: none are."""
+    more: dict[str, np.ndarray] = field(default_factory=dict)
+    """Further columns by name, [E, ...] of any type."""
+
+    def take(self, chosen: np.ndarray | slice) -> Events:
+        """Some of the events: places in an order in which users ascend, bool [E], or a slice."""
+        return Events(
+            self.user_E[chosen],
+            self.item_E[chosen],
+            self.kind_E[chosen],
+            self.split_E[chosen],
+            None if self.time_E is None else self.time_E[chosen],
+            None if self.carried_E is None else self.carried_E[chosen],
+            {name: values[chosen] for name, values in self.more.items()},
+        )
 
 
 class EventWriter:
@@ -135,9 +149,9 @@ class EventWriter:
         begin = 0
         while (place := int(np.searchsorted(starts, begin + self._group_events))) < len(starts):
             end = int(starts[place])
-            self._write(_slice(events, begin, end))
+            self._write(events.take(slice(begin, end)))
             begin = end
-        return _slice(events, begin, len(events.user_E))
+        return events.take(slice(begin, None))
 
     def _write(self, events: Events) -> None:
         """One row group."""
@@ -154,6 +168,7 @@ class EventWriter:
             "carried": np.zeros(len(events.user_E), dtype=np.int8)
             if events.carried_E is None
             else events.carried_E,
+            **events.more,
         }
         schema = self._layout.schema
         columns = [pa.array(values[field.name]).cast(field.type) for field in schema]
@@ -210,6 +225,7 @@ def events_of(rows: EventRows) -> Events:
         rows.split_E,
         rows.time_E,
         None if rows.carried_E is None else rows.carried_E.astype(np.int8),
+        rows.more,
     )
 
 
@@ -229,14 +245,5 @@ def joined_events(parts: Sequence[Events]) -> Events:
         np.concatenate([part.split_E for part in parts]),
         np.concatenate(times) if times else None,
         np.concatenate(carried),
-    )
-
-
-def _slice(events: Events, begin: int, end: int) -> Events:
-    cut = slice(begin, end)
-    columns = (events.user_E, events.item_E, events.kind_E, events.split_E)
-    optional = (events.time_E, events.carried_E)
-    return Events(
-        *(column[cut] for column in columns),
-        *(None if column is None else column[cut] for column in optional),
+        {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more},
     )

@@ -117,12 +117,7 @@ def held_out(rows: EventRows, split: int, by_time: bool, limit: int) -> HeldOut:
     asked_R = users_asked(rows, split)
     of_asked_E = asked_R[rows.row_E]
     known_E = (rows.split_E < split) & of_asked_E
-    if by_time and rows.time_E is not None:
-        start_R = np.full(len(rows.user_R), np.iinfo(np.int64).max)
-        np.minimum.at(start_R, rows.row_E[in_split_E], rows.time_E[in_split_E])
-        earlier_E = known_E & (rows.time_E < start_R[rows.row_E])
-    else:
-        earlier_E = known_E
+    earlier_E = known_E & _before_split(rows, split, by_time)
     return HeldOut(
         rows.user_R[asked_R],
         _bags(rows, in_split_E & (rows.feedback_E > 0), asked_R),
@@ -131,6 +126,27 @@ def held_out(rows: EventRows, split: int, by_time: bool, limit: int) -> HeldOut:
         _last(_bags(rows, earlier_E & in_list(rows, "history"), asked_R), limit),
         _last(_bags(rows, earlier_E & in_list(rows, "disliked"), asked_R), limit),
     )
+
+
+def count_cold(rows: EventRows, split: int, by_time: bool, limit: int) -> int:
+    """Queries of a split whose history is empty; as `held_out`, which makes them."""
+    asked_R = users_asked(rows, split)
+    if limit == 0:
+        return int(np.count_nonzero(asked_R))
+    warm_E = _before_split(rows, split, by_time) & in_list(rows, "history")
+    asked_R[rows.row_E[warm_E]] = False
+    return int(np.count_nonzero(asked_R))
+
+
+def _before_split(rows: EventRows, split: int, by_time: bool) -> np.ndarray:
+    """Events of earlier splits; by time those before the user's first in the split. Bool [E]."""
+    earlier_E = rows.split_E < split
+    if by_time and rows.time_E is not None:
+        in_split_E = rows.split_E == split
+        start_R = np.full(len(rows.user_R), np.iinfo(np.int64).max)
+        np.minimum.at(start_R, rows.row_E[in_split_E], rows.time_E[in_split_E])
+        earlier_E &= rows.time_E < start_R[rows.row_E]
+    return earlier_E
 
 
 def known_by_now(rows: EventRows, limit: int) -> tuple[Jagged, Jagged, Jagged]:
