@@ -26,7 +26,7 @@ from trainer.files.filesystems import filesystem_of, local_path, reached
 from trainer.prepare.entity_tables import COUNTS, old_column
 from trainer.prepare.partitions.splits import RULES, SplitRule
 from trainer.prepare.prepare_arguments import PrepareArguments
-from trainer.prepare.staging import Catalog
+from trainer.prepare.staging import STAGED, Catalog
 from trainer.sources import sql
 from trainer.sources.checks import IdColumn
 from trainer.sources.sources import Source
@@ -181,10 +181,9 @@ def stage_parent(
         f"""COPY (SELECT user::BIGINT * {parts} // {catalog.num_users} AS part,
                 user::BIGINT AS user, item::BIGINT AS item, ({feedback})::TINYINT AS feedback,
                 {"time" if parent.has_timestamps else place} AS moment, {place} AS position,
-                NULL::TINYINT AS given, {"split" if "split" in columns else "0"}::TINYINT AS old
+                {"split" if "split" in columns else "0"}::TINYINT AS old
             FROM {sql.parquet(connection, files, places=True)})
-        TO {sql.target(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
-            FILENAME_PATTERN 'old_{{i}}')"""
+        TO {sql.target(folder)} ({STAGED}, FILENAME_PATTERN 'old_{{i}}')"""
     )
 
 

@@ -23,6 +23,9 @@ from trainer.sources.times import check_one_unit, times_of
 
 ROWS_A_PARTITION = 8_000_000
 """Rows of one partition at most, in the mean."""
+STAGED = """FORMAT parquet, COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 1, PARTITION_BY (part),
+            OVERWRITE_OR_IGNORE"""
+"""Files that are read once: plain numbers."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def make_catalog(
             f"""INSERT INTO {side}s
             SELECT (SELECT count(*) FROM {side}s) + row_number() OVER (ORDER BY hash(raw), raw) - 1,
                 raw
-            FROM (SELECT {ids.expression(f"raw_{side}")} AS raw FROM raw
+            FROM (SELECT raw FROM (SELECT DISTINCT {ids.expression(f"raw_{side}")} AS raw FROM raw)
                 UNION SELECT raw FROM side_{side}) AS found
             WHERE NOT EXISTS (SELECT 1 FROM {side}s WHERE {side}s.raw = found.raw)"""
         )
@@ -157,12 +160,15 @@ def make_catalog(
 
 def _check_overlap(connection: duckdb.DuckDBPyConnection, side: str, ids: IdColumn) -> None:
     """Raise where a side table shares no id with the interactions."""
-    rows, shared = sql.one(
+    rows = sql.number(connection, f"SELECT count(*) FROM side_{side}")
+    if not rows:
+        return
+    shared = sql.number(
         connection,
-        f"""SELECT count(*), count(*) FILTER (raw IN
-            (SELECT {ids.expression(f"raw_{side}")} FROM raw)) FROM side_{side}""",
+        f"""SELECT count(*) FROM side_{side}
+        WHERE raw IN (SELECT {ids.expression(f"raw_{side}")} FROM raw)""",
     )
-    if rows and not shared:
+    if not shared:
         example = sql.one(connection, f"SELECT min(raw) FROM side_{side}")[0]
         raise Mistake(
             f"none of the {rows} ids of --{side}s (for example {example!r}) occurs in the "
@@ -215,17 +221,23 @@ def stage_rows(
     Path(folder).mkdir(parents=True, exist_ok=True)
     connection.execute(
         f"""COPY (
-            SELECT users.row * {parts} // {catalog.num_users} AS part, users.row AS user,
-                items.row AS item, ({feedback})::TINYINT AS feedback, {time} AS moment,
-                {first_position} + raw.rowid AS position, given, NULL::TINYINT AS old
+            SELECT users.row * {parts} // {catalog.num_users} AS part,
+                users.row::{_type_of(catalog.num_users)} AS user,
+                items.row::{_type_of(catalog.num_items)} AS item,
+                ({feedback})::TINYINT AS feedback, {time} AS moment,
+                {first_position} + raw.rowid AS position{", given" if source.given else ""}
             FROM raw
             JOIN users ON users.raw = {catalog.user_ids.expression("raw.raw_user")}
             JOIN items ON items.raw = {catalog.item_ids.expression("raw.raw_item")}
             WHERE {keep}
-        ) TO {sql.target(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
-            FILENAME_PATTERN 'new_{{i}}')"""
+        ) TO {sql.target(folder)} ({STAGED}, FILENAME_PATTERN 'new_{{i}}')"""
     )
     return {reason: count for reason, count in dropped.items() if count}, unit
+
+
+def _type_of(rows: int) -> str:
+    """DuckDB's type of a row id."""
+    return "INTEGER" if rows < 2**31 else "BIGINT"
 
 
 def _check_left(

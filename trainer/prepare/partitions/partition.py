@@ -5,15 +5,12 @@
 
 Partitions hold consecutive users, so users ascend through their files. Their number depends on the
 data alone, so memory limit, threads and engine change no byte of the output. A partition is held in
-memory, about 100 bytes a row.
+memory (MEMORY).
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,31 +26,20 @@ from trainer.prepare.partitions.partition_plan import PartitionCounts, Partition
 from trainer.prepare.partitions.splits import Hashes
 from trainer.sources import sql
 
+MEMORY = 2_000_000_000
+"""Bytes to have for each partition that is being made: 8M rows take half of it."""
 COUNTS = ("count", "count_with_validation", "count_of_all")
 """Positives in train, in train and validation, in all splits."""
 
 
 def prepare_partition(plan: PartitionPlan, part: int, resources: sql.Resources) -> PartitionCounts:
     """Deduplicate, split, and write the files of one partition."""
-    with (
-        _spill_folder(resources.spill) as spill,
-        sql.faults(f"making partition {part}"),
-        closing(sql.connect(replace(resources, spill=spill))) as connection,
-    ):
+    threads = resources.threads or os.cpu_count() or 1
+    with sql.in_memory(threads) as connection, sql.faults(f"making partition {part}"):
         kept = keep_rows(Hashes(connection), plan, part)
     _write_counts(kept, plan, part)
     counted = write_events(plan, part, kept)
     return PartitionCounts(kept.duplicates, kept.neutral, *counted)
-
-
-@contextmanager
-def _spill_folder(above: str) -> Iterator[str]:
-    """A folder for what does not fit in memory; on a node of its own it leaves nothing behind."""
-    Path(above).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="part-", dir=above) as folder:
-        yield folder
-    with suppress(OSError):  # the driver's, or another task's
-        Path(above).rmdir()
 
 
 def _write_counts(kept: KeptRows, plan: PartitionPlan, part: int) -> None:

@@ -45,7 +45,9 @@ class StagedRows:
 
 
 COLUMNS = {each.name.removesuffix("_E"): each.name for each in fields(StagedRows)[:-1]}
-"""Columns of the staged files that every row has; any other one travels in `more`."""
+"""Columns of the staged files that rows have by name; any other one travels in `more`."""
+MARKS = ("given", "old")
+"""Those that are staged only where there are such."""
 
 
 def read_staged(staging: str, part: int) -> StagedRows:
@@ -54,13 +56,22 @@ def read_staged(staging: str, part: int) -> StagedRows:
     if not files:
         wide, small = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int8)
         return StagedRows(wide, wide, small, wide, wide, small, small)
-    tables = [pq.read_table(file, partitioning=None) for file in files]
-    found: dict[str, Any] = {}
-    for name in tables[0].column_names:
-        found[name] = np.concatenate([_array(table.column(name)) for table in tables])
-        tables = [table.drop_columns(name) for table in tables]
+    tables = [pq.read_table(file, partitioning=None, memory_map=True) for file in files]
+    names = dict.fromkeys([*MARKS, *(name for table in tables for name in table.column_names)])
+    found: dict[str, Any] = {name: _column(tables, name) for name in names}
     known = {attribute: found.pop(column) for column, attribute in COLUMNS.items()}
     return StagedRows(**known, more=found)
+
+
+def _column(tables: list[pa.Table], name: str) -> np.ndarray:
+    """One column of all files; a mark that a file lacks is UNKNOWN."""
+    parts = [
+        _array(table.column(name))
+        if name in table.column_names
+        else np.broadcast_to(np.int8(UNKNOWN), len(table))
+        for table in tables
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _array(column: pa.ChunkedArray) -> np.ndarray:
