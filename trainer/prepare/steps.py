@@ -239,11 +239,13 @@ class Build:
     ) -> tuple[PartitionPlan, str | None, dict[str, int]]:
         """Deal rows into partitions; the plan, timestamps' unit, rows dropped by reason."""
         folder = str(self.staging / "rows")
-        old_rows = 0
-        if self.parent is not None and not self.parent.has_timestamps:
-            old_rows = sum(each.rows for each in self.parent.splits.values())
-        parts = min(partitions(rows + old_rows), catalog.num_users)
         appended = None if self.parent is None or not self.parent.has_timestamps else self.parent
+        old_rows = 0
+        if self.parent is not None:
+            old_rows = sum(each.rows for each in self.parent.splits.values())
+        if appended is not None:  # those that the new rows' users carry, of each sign
+            old_rows = min(old_rows, 2 * self.history_length * rows)
+        parts = min(partitions(rows + old_rows), catalog.num_users)
         with watched(connection, self.progress, "partitioning"):
             dropped, unit = stage_rows(
                 connection, source, catalog, thresholds, parts, self._parent_rows, folder

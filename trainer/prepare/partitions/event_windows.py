@@ -115,7 +115,7 @@ class KnownBefore:
 
 
 def known_before(parent: Dataset, user_P: np.ndarray, item_P: np.ndarray) -> KnownBefore:
-    """What a dataset holds of the users of new pairs of user and item, which lie by user."""
+    """What a dataset holds of the users of new pairs of user and item, which ascend."""
     user_P, item_P = user_P.astype(np.int64), item_P.astype(np.int64)
     users = np.unique(user_P)
     is_known_P = np.zeros(len(user_P), dtype=bool)
@@ -123,6 +123,7 @@ def known_before(parent: Dataset, user_P: np.ndarray, item_P: np.ndarray) -> Kno
     if not len(users):
         return KnownBefore(is_known_P, users, positives, None)
     reader = EventReader(parent)
+    num_items = max(parent.num_items, int(item_P.max()) + 1)
     parts = []
     for first, stop in reader.user_ranges(int(users[0]), int(users[-1]) + 1):
         begin, end = np.searchsorted(user_P, (first, stop))
@@ -131,10 +132,10 @@ def known_before(parent: Dataset, user_P: np.ndarray, item_P: np.ndarray) -> Kno
         low, high = np.searchsorted(users, (first, stop))
         rows = reader.of_users(first, stop)
         rows = rows.of(np.isin(rows.user_R, users[low:high]))
-        user_E = rows.user_R[rows.row_E]
-        new = user_P[begin:end] * parent.num_items + item_P[begin:end]
-        old = user_E * parent.num_items + rows.item_E
-        is_known_P[begin:end] = np.isin(new, old) & (item_P[begin:end] < parent.num_items)
+        new = user_P[begin:end] * num_items + item_P[begin:end]
+        old = rows.user_R[rows.row_E] * num_items + rows.item_E
+        place = np.minimum(np.searchsorted(new, old), len(new) - 1)
+        is_known_P[begin + place[new[place] == old]] = True
         liked = np.bincount(rows.row_E[rows.feedback_E > 0], minlength=len(rows.user_R))
         positives[np.searchsorted(users, rows.user_R)] += liked
         parts.append(_last_of_each_sign(rows, parent.history_length))
