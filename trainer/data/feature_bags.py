@@ -77,24 +77,36 @@ def keyed_jagged(
     """
     lengths = np.zeros((len(keys), stride), dtype=np.int64)
     pieces = [_pieces(bag[0]) for bag in bags]
-    sizes = [sum(map(_size, each)) for each in pieces]
+    sizes = np.array([sum(map(_size, each)) for each in pieces], dtype=np.int64)
     for row, bag in enumerate(bags):
         lengths[row, : len(bag[1])] = bag[1]
-    ends = np.cumsum([0, *sizes]).tolist()
     values_V = _end_to_end([piece for each in pieces for piece in each])
-    weighted = any(len(bag) == 3 for bag in bags)
-    weights_V = np.ones(ends[-1] if weighted else 0, dtype=np.float32)
-    for row, bag in enumerate(bags):
-        if len(bag) == 3:
-            weights_V[ends[row] : ends[row + 1]] = bag[2]
+    weights_V = None
+    if any(len(bag) == 3 for bag in bags):
+        weights = [
+            bag[2] if len(bag) == 3 else np.ones(size, dtype=np.float32)
+            for bag, size in zip(bags, sizes, strict=True)
+        ]
+        weights_V = np.concatenate(weights, dtype=np.float32)
+    return jagged_of(keys, values_V, lengths, sizes, weights_V)
+
+
+def jagged_of(
+    keys: Sequence[str],
+    values_V: np.ndarray,
+    lengths_KS: np.ndarray,
+    size_K: np.ndarray,
+    weights_V: np.ndarray | None = None,
+) -> KeyedJaggedTensor:
+    """Values key after key, lengths [K, S] and values of each key [K], as TorchRec takes them."""
     return KeyedJaggedTensor(
         keys=list(keys),
         values=torch.from_numpy(values_V),
-        weights=torch.from_numpy(weights_V) if weighted else None,
-        lengths=torch.from_numpy(lengths.reshape(-1)),
-        stride=stride,
-        length_per_key=sizes,
-        offset_per_key=ends,
+        weights=None if weights_V is None else torch.from_numpy(weights_V),
+        lengths=torch.from_numpy(lengths_KS.reshape(-1)),
+        stride=lengths_KS.shape[1],
+        length_per_key=size_K.tolist(),
+        offset_per_key=offsets_of(size_K).tolist(),
     )
 
 

@@ -18,13 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.base.mistake import Mistake
 from trainer.data.feature_bags import Bags, keyed_jagged, list_bags, list_of
-from trainer.data.jagged import (
-    Column,
-    Jagged,
-    from_arrow,
-    spread,
-    take_bags,
-)
+from trainer.data.jagged import Column, Jagged, from_arrow, spread
 from trainer.data.neighbours import (
     NEIGHBOUR_KEYS,
     Draw,
@@ -33,6 +27,7 @@ from trainer.data.neighbours import (
     WeightedBags,
 )
 from trainer.data.parquet import open_parquet
+from trainer.data.range_copies import copy_bags
 from trainer.data.schema import Attribute, Dataset
 
 Side = Literal["user", "item"]
@@ -98,7 +93,7 @@ class FeatureStore:
         taken: Column = ids
         if "." in key:
             column = self._columns[key]
-            taken = take_bags(column, ids) if isinstance(column, Jagged) else column.take(ids)
+            taken = copy_bags(column, ids) if isinstance(column, Jagged) else column.take(ids)
         return taken if everywhere else spread(taken, real_n)
 
     def bags(self, key: str, id_n: np.ndarray) -> Bags | WeightedBags:

@@ -16,12 +16,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from trainer.data.feature_bags import Bags, keyed_jagged, list_column, list_of, side_of
+from trainer.data.feature_bags import (
+    Bags,
+    jagged_of,
+    keyed_jagged,
+    list_column,
+    list_of,
+    side_of,
+)
 from trainer.data.features import FeatureStore
 from trainer.data.jagged import Column, Jagged, Ranges
 from trainer.data.neighbours import NEIGHBOUR_KEYS, Draw, WeightedBags
 from trainer.loader.batch import Batch
+from trainer.loader.batch_bags import Addresses, addresses_of, bags_of
 from trainer.loader.epoch_plan import Step
 from trainer.loader.windows import WindowRows
 
@@ -37,6 +46,8 @@ class Window:
     """Positive train interactions of the row's item."""
     columns: dict[str, Column | Ranges]
     """By feature key; keys whose bags are drawn anew in every step are not among them."""
+    addresses: Addresses | None
+    """Of all keys' columns; None where their bags are put together by numpy."""
 
 
 class Piece(NamedTuple):
@@ -71,7 +82,8 @@ class Assembler:
                 ids = rows.user_n if side_of(key) == "query" else rows.item_n
                 columns[key] = self._store.column(key, ids)
         count_n = self._store.count(rows.item_n)
-        return Window(rows.user_n, rows.item_n, rows.feedback_n, count_n, columns)
+        addresses = addresses_of(columns, self._keys)
+        return Window(rows.user_n, rows.item_n, rows.feedback_n, count_n, columns, addresses)
 
     def batch(
         self, step: Step, pieces: list[Piece], extra_item_E: np.ndarray, position: dict[str, Any]
@@ -82,10 +94,13 @@ class Assembler:
         feedback_B = np.concatenate([w.feedback_n[start:stop] for w, start, stop in pieces])
         counts = [w.count_n[start:stop] for w, start, stop in pieces]
         item_S = np.concatenate([item_B, extra_item_E])
-        bags = self._bags(step, pieces, user_B, item_S)
+        features = self._at_once(pieces, item_S, extra_item_E)
+        if features is None:
+            bags = self._bags(step, pieces, user_B, item_S)
+            features = keyed_jagged(self._keys, bags, len(item_S))
         real_B = user_B >= 0
         return Batch(
-            features=keyed_jagged(self._keys, bags, len(item_S)),
+            features=features,
             user_B=torch.from_numpy(user_B),
             item_S=torch.from_numpy(item_S),
             feedback_B=torch.from_numpy(feedback_B),
@@ -96,6 +111,27 @@ class Assembler:
             step=step.number,
             position=position,
         )
+
+    def _at_once(
+        self, pieces: list[Piece], item_S: np.ndarray, extra_item_E: np.ndarray
+    ) -> KeyedJaggedTensor | None:
+        """The features by the kernel; None where it cannot make them."""
+        none = np.empty(0, dtype=np.int64)
+        extra = {
+            key: none if number < self._num_query_keys else self._store.column(key, extra_item_E)
+            for number, key in enumerate(self._keys)
+            if len(extra_item_E) and key not in NEIGHBOUR_KEYS
+        }
+        found = [(window.addresses, start) for window, start, _ in pieces]
+        rows_P = [stop - start for _, start, stop in pieces]
+        if extra:
+            found.append((addresses_of(extra, self._keys), 0))
+            rows_P.append(len(extra_item_E))
+        rows_KP = np.tile(np.array(rows_P, dtype=np.int64), (len(self._keys), 1))
+        if extra:
+            rows_KP[: self._num_query_keys, -1] = 0
+        made = bags_of(found, rows_KP, len(item_S))
+        return None if made is None else jagged_of(self._keys, *made)
 
     def _bags(
         self, step: Step, pieces: list[Piece], user_B: np.ndarray, item_S: np.ndarray

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trainer.base.freed_memory import keep_freed_memory
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
 from trainer.data.candidates import CandidateSampler, Distribution
@@ -93,6 +94,7 @@ class Loader:
         self._batches_ahead, self._pin_memory = batches_ahead, pin_memory
         self.query_keys, self.candidate_keys = tuple(query_keys), tuple(candidate_keys)
         self._check_arguments()
+        keep_freed_memory()
         self._streams = self._choose_streams(streams)
         self._rows_per_stream = world_size * local_batch_size // self._streams
         self._groups = self._open(tuple(splits), feedback, skip_corrupt)

@@ -17,9 +17,11 @@ from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import DamagedGroup, EventReader
 from trainer.data.events.event_rows import EventRows
 from trainer.data.events.histories import Draw, before_events
-from trainer.data.jagged import Ranges
+from trainer.data.jagged import Ranges, offsets_of
 from trainer.data.schema import Dataset
 from trainer.loader.order import EpochOrder
+
+NARROW = 2**31
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class RowGroups:
         parts = [self._part(int(group), draw) for group in order.groups(window)]
         permutation = order.permutation(window)
         return WindowRows(
-            np.concatenate([part.user_n for part in parts]).take(permutation),
-            np.concatenate([part.item_n for part in parts]).take(permutation),
+            _permuted([part.user_n for part in parts], permutation),
+            _permuted([part.item_n for part in parts], permutation),
             np.concatenate([part.feedback_n for part in parts]).take(permutation),
             {
                 name: _joined([part.lists[name] for part in parts], permutation)
@@ -114,7 +116,7 @@ class RowGroups:
         event_n = np.flatnonzero(pool_E & wanted_E & rows.own_E)
         return WindowRows(
             rows.user_R[rows.row_E[event_n]],
-            rows.item_E[event_n].astype(np.int64),
+            rows.item_E[event_n],
             rows.feedback_E[event_n],
             {
                 name: before_events(rows, event_n, name, pool_E, self._limit, draw)
@@ -123,14 +125,22 @@ class RowGroups:
         )
 
 
+def _permuted(ids: Sequence[np.ndarray], permutation: np.ndarray) -> np.ndarray:
+    """All ids in another order, int64: as 32 bits where they fit, which the cache holds longer."""
+    fits = all(int(each.max(initial=0)) < NARROW for each in ids)
+    together = np.concatenate(ids, dtype=np.int32 if fits else np.int64, casting="same_kind")
+    return together.take(permutation).astype(np.int64, copy=False)
+
+
 def _joined(parts: Sequence[Ranges], permutation: np.ndarray) -> Ranges:
     """The ranges of all parts over their values end to end, in another order."""
-    sizes = np.array([len(part.values) for part in parts])
-    shift = np.repeat(np.cumsum(sizes) - sizes, [len(part.start) for part in parts])
-    start_n = np.concatenate([part.start for part in parts])
-    stop_n = np.concatenate([part.stop for part in parts])
+    shifts = offsets_of(np.array([len(part.values) for part in parts]))
+    start, stop = (
+        [bounds[side] + shift for bounds, shift in zip(parts, shifts[:-1], strict=True)]
+        for side in (1, 2)
+    )
     return Ranges(
         np.concatenate([part.values for part in parts]),
-        (start_n + shift).take(permutation),
-        (stop_n + shift).take(permutation),
+        _permuted(start, permutation),
+        _permuted(stop, permutation),
     )
