@@ -19,7 +19,8 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint format types imports wheel test-faults test-hostile
-.PHONY: test-trackers gpu-check doctor clean-demo images docs
+.PHONY: test-trackers gpu-check gpu-check-parity gpu-check-loss gpu-check-step doctor clean-demo
+.PHONY: images docs
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -114,9 +115,23 @@ docs: $(DOCS)  ## The documentation as a site, into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "site/index.html; while you write: $(BIN)/mkdocs serve"
 
-gpu-check: $(STAMP)  ## Tests and timings that need a CUDA device
-	$(BIN)/python -m pytest -m gpu --timeout 600
-	$(BIN)/python -m trainer.bench.gpu_loss
+# Three parts of less than ten minutes each, in any order; each renews the page's tables.
+GPU_RESULTS ?= gpu-check
+GPU_PAGE := $(BIN)/python -m trainer.bench.gpu_page $(GPU_RESULTS) docs/benchmarks/gpu.md
+
+gpu-check: gpu-check-parity gpu-check-loss gpu-check-step  ## Tests and timings that need a CUDA device
+
+gpu-check-parity: $(STAMP)  ## Of them kernels beside the reference, and runs of every preset
+	$(BIN)/python -m pytest -m gpu --timeout 600 --junitxml $(GPU_RESULTS)/parity.xml
+	$(GPU_PAGE)
+
+gpu-check-loss: $(STAMP)  ## Of them the loss beside its floor and other ways
+	$(BIN)/python -m trainer.bench.gpu_loss $(GPU_RESULTS)
+	$(GPU_PAGE)
+
+gpu-check-step: $(STAMP)  ## Of them the training step beside a plain loop, and whole runs
+	$(BIN)/python -m trainer.bench.gpu_step $(GPU_RESULTS)
+	$(GPU_PAGE)
 
 # As an argument: IMAGE=registry.example/team/tandem, SETS=cuda, DOCKER=podman.
 IMAGE ?= tandem

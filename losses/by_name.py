@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from losses.choices import LOSSES, Backend, Correction, LossName, Precision, none_of_that_name
+from losses.choices import (
+    LARGEST_HARDNESS,
+    LOSSES,
+    Backend,
+    Correction,
+    LossName,
+    Precision,
+    none_of_that_hardness,
+    none_of_that_name,
+)
 from losses.formulas.formula import Loss, parameters_of
 from losses.kernels.sizes import Blocking
 from losses.module import LARGEST_INVERSE_TEMPERATURE, RetrievalLoss
@@ -15,6 +24,7 @@ def build_loss(
     correction: Correction | None = None,
     mask_same_user: bool = False,
     mask_history: bool = False,
+    hardness: float = 0.0,
     precision: Precision = "fp32",
     learn_temperature: bool = False,
     ring: bool = False,
@@ -34,6 +44,8 @@ def build_loss(
     mask_same_user: columns whose item the row's user has as a positive in the batch leave the row,
         whoever's columns they are.
     mask_history: columns among the row's history leave the row.
+    hardness: how much more the hardest of a row's negatives weigh (losses that sum exponentials;
+        `losses/hardness.py` has the formula); 0: alike.
     precision: bf16 rounds the operands of the GEMMs; accumulation and reduction stay in float32.
         Plain torch on a CPU rounds those of the gradients' GEMMs only, and each block's product;
         the compiled kernel needs a CPU with products of bf16 (AVX512_BF16) and stays in fp32
@@ -60,6 +72,7 @@ def build_loss(
             f"{type(loss).__name__}"
         )
     _refuse_scores(loss, temperature, learn_temperature, correction)
+    _refuse_hardness(loss, hardness)
     _refuse_walk(loss, mask_same_user, ring, backend)
     if block_columns < 1 or stripe_mebibytes < 1:
         raise ValueError(
@@ -73,6 +86,7 @@ def build_loss(
         correction=loss.correction if correction is None else correction,
         mask_same_user=mask_same_user,
         mask_history=mask_history,
+        hardness=hardness,
         precision=precision,
         learn_temperature=learn_temperature,
         ring=ring,
@@ -120,6 +134,13 @@ def _refuse_scores(
         raise ValueError(
             f"correction is {correction!r}; {loss.name} is made for another: use {choices}"
         )
+
+
+def _refuse_hardness(loss: Loss, hardness: float) -> None:
+    if not 0 <= hardness <= LARGEST_HARDNESS:
+        raise ValueError(f"hardness is {hardness}; it must be 0 to {LARGEST_HARDNESS:g}")
+    if hardness and loss.element != "exp":
+        raise ValueError(f"hardness is {hardness} but {none_of_that_hardness(loss.name)}")
 
 
 def _refuse_walk(loss: Loss, mask_same_user: bool, ring: bool, backend: Backend) -> None:

@@ -44,15 +44,25 @@ Backend = Literal["auto", "blocked", "compiled", "triton"]
 Precision = Literal["fp32", "bf16"]
 """Of the operands of GEMMs; sums are float32."""
 
+LARGEST_HARDNESS = 100.0
+
 __all__ = [
+    "LARGEST_HARDNESS",
     "LOSSES",
     "Backend",
     "Correction",
     "Element",
     "LossName",
     "Precision",
+    "none_of_that_hardness",
     "none_of_that_name",
 ]
+
+
+def none_of_that_hardness(name: LossName) -> str:
+    """Why a loss takes no hardness, and which ones do."""
+    takers = ", ".join(other for other, loss in LOSSES.items() if loss.element == "exp")
+    return f"loss {name} sums no exponentials, whose terms hardness weighs: set 0, or take {takers}"
 
 
 def none_of_that_name(parameter: str, name: LossName) -> str:

@@ -34,9 +34,9 @@ def gather_with_gradient(local_XD: Tensor, group: dist.ProcessGroup | None = Non
 
     Collective in forward (all-gather) and in backward (reduce-scatter, sum): every rank of the
     group must call it, with the same shape (pad uneven batches; padding has id -1 and weight 0).
-    Without a process group there is one rank and the result is the input.
+    Of one rank the result is the input: a step on a GPU is short beside a collective's launch.
     """
-    if not dist.is_initialized():
+    if is_alone(group):
         return local_XD
     gathered: Tensor = _GatherWithGradient.apply(local_XD, group)  # type: ignore[no-untyped-call]
     return gathered
@@ -44,9 +44,14 @@ def gather_with_gradient(local_XD: Tensor, group: dist.ProcessGroup | None = Non
 
 def gather_without_gradient(local_X: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The same order for ids and log Q, which carry no gradient. Collective: all-gather."""
-    if not dist.is_initialized():
-        return local_X
+    if is_alone(group):
+        return local_X.detach()
     world_size = dist.get_world_size(group)
     gathered = local_X.new_empty((world_size * local_X.shape[0], *local_X.shape[1:]))
     dist.all_gather_into_tensor(gathered, local_X.detach().contiguous(), group=group)  # collective
     return gathered
+
+
+def is_alone(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether there is no other rank, with or without a process group."""
+    return not dist.is_initialized() or dist.get_world_size(group) == 1

@@ -8,6 +8,7 @@ Shapes: B rows, C columns.
 
 import math
 import os
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from losses.choices import Backend, Correction, Precision
 from losses.formulas.formula import Loss
+from losses.hardness import Hardness
 from losses.kernels.problem import Problem
 from losses.kernels.sizes import Blocking, Workspace
-from losses.kernels.walk import fused_loss
+from losses.kernels.walk import fused_loss, no_loss
+from losses.pairs import log_add_exp
 from losses.ring import gather_columns, ring_reduction
 from losses.row_terms import RowTerms
 from losses.rows import Candidates, Rows
@@ -44,6 +47,7 @@ class RetrievalLoss(nn.Module):
         correction: Correction,
         mask_same_user: bool,
         mask_history: bool,
+        hardness: float,
         precision: Precision,
         learn_temperature: bool,
         ring: bool,
@@ -54,6 +58,7 @@ class RetrievalLoss(nn.Module):
         self.loss = loss
         self.correction: Correction = correction
         self.mask_same_user, self.mask_history = mask_same_user, mask_history
+        self.hardness = hardness
         self.precision: Precision = precision
         self.ring = ring
         self.backend: Backend = backend
@@ -99,31 +104,35 @@ class RetrievalLoss(nn.Module):
             positive_B,
             *(each.to(positive_B.dtype).expand_as(positive_B) for each in temperatures),
         )
+        problem = self._problem(rows, candidates, scored)
+        sharp, hardness = scored, None
+        if self.hardness:
+            sharp, problem, hardness = self._harden(rows, candidates, scored, problem)
         restricted_count_B = None
-        if candidates.visible_to_C is not None and self.loss.sees_disliked:
+        if self._restricted(candidates):
             restricted_B, restricted_count_B = restricted_negatives(
-                rows, candidates, scored, self.loss.element
+                rows, candidates, sharp, self.loss.element
             )
             inputs = (*inputs, restricted_B)
         weight_B = rows.weight_B.to(positive_B.dtype)
         if not self.loss.counts_disliked:
             weight_B = torch.where(rows.feedback_B > 0, weight_B, 0.0)
-        terms = RowTerms(self.loss, rows, weight_B, restricted_count_B)
-        problem = self._problem(rows, candidates, scored)
+        terms = RowTerms(self.loss, rows, weight_B, restricted_count_B, hardness)
         value, reduction_B, negatives_B = self._reduce(problem, inputs, terms)
         if not self.watched:
             return value, {}
         with torch.no_grad():
+            whole = slice(None)
             statistics = loss_statistics(
                 rows,
                 candidates,
                 scored,
-                torch.isfinite(problem.bias_C).sum(),
-                reduction_B,
+                problem.columns_seen(),
+                reduction_B if hardness is None else hardness.of_sharpened(reduction_B, whole),
                 negatives_B,
                 positive_B,
                 weight_B,
-                terms.losses(reduction_B, negatives_B, inputs, slice(None)),
+                terms.losses(reduction_B, negatives_B, inputs, whole),
             )
             statistics["temperature"] = 1 / positive_scale
             statistics["negative_temperature"] = 1 / negative_scale
@@ -153,6 +162,7 @@ class RetrievalLoss(nn.Module):
             self.correction,
             margin=self.loss.score_margin,
             subtract_positive=self.loss.subtracts_positive,
+            copies_in_bias=self.loss.element == "exp",
         )
 
     def _problem(self, rows: Rows, candidates: Candidates, scored: Scored) -> Problem:
@@ -160,33 +170,81 @@ class RetrievalLoss(nn.Module):
         bias_C = scored.bias_C
         if self.ring:
             candidates, bias_C = gather_columns(candidates, bias_C)  # collective
+        copies_C = candidates.copies_C
         return Problem(
             query_BD=scored.query_BD,
             candidate_CD=scored.candidate_CD,
             bias_C=bias_C,
             rules=mask_rules(rows, candidates, self.mask_same_user, self.mask_history),
             element=self.loss.element,
+            copies_C=None if copies_C is None else copies_C.to(bias_C.dtype),
             bf16=self.precision == "bf16",
         )
+
+    def _restricted(self, candidates: Candidates) -> bool:
+        """Whether rows have negatives that their user alone sees."""
+        return candidates.visible_to_C is not None and self.loss.sees_disliked
+
+    @torch.no_grad()
+    def _reduction(
+        self, rows: Rows, candidates: Candidates, scored: Scored, problem: Problem
+    ) -> Tensor:
+        """[B] over all of a row's negatives, without gradient. Collective with `ring`."""
+        reduction_B, _ = self._walked(problem)
+        if self._restricted(candidates):
+            restricted_B, _ = restricted_negatives(rows, candidates, scored, self.loss.element)
+            reduction_B = log_add_exp(reduction_B, restricted_B)
+        return reduction_B
+
+    def _harden(
+        self, rows: Rows, candidates: Candidates, scored: Scored, problem: Problem
+    ) -> tuple[Scored, Problem, Hardness]:
+        """(scores and problem sharpened, what makes of their reduction that of harder negatives).
+        Collective with `ring`: two more rounds."""
+        beta = self.hardness
+        sharp, mild, flat = (scored.times(factor) for factor in (1 + beta, beta, 0.0))
+        mild_B = self._reduction(
+            rows, candidates, mild, replace(problem, query_BD=mild.query_BD.detach())
+        )
+        no_scores = replace(
+            problem,
+            query_BD=torch.zeros_like(problem.query_BD[:, :1]),
+            candidate_CD=torch.zeros_like(problem.candidate_CD[:, :1]),
+        )
+        flat_B = self._reduction(rows, candidates, flat, no_scores)
+        hardness = Hardness.of_reductions(beta, mild_B, flat_B)
+        return sharp, replace(problem, query_BD=sharp.query_BD), hardness
 
     def _reduce(
         self, problem: Problem, inputs: tuple[Tensor, ...], terms: RowTerms
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, reduction_B, negatives_B) by the walk that fits. Collective with `ring`."""
+        if not (self.ring or self._takes_kernel(problem)):
+            return fused_loss(problem, inputs, terms, self.blocking, self._workspace, self.backend)
+        reduction_B, negatives_B = self._walked(problem)
+        value = terms(reduction_B, negatives_B, inputs, slice(None))
+        return value, reduction_B.detach(), negatives_B
+
+    def _walked(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """(reduction_B, negatives_B); gradients but where plain torch or the compiled kernel
+        walks. Collective with `ring`."""
         if self.ring:
-            reduction_B, negatives_B = ring_reduction(
-                problem, self.blocking, self._workspace, self.backend
-            )
-        elif self._takes_kernel(problem):
+            return ring_reduction(problem, self.blocking, self._workspace, self.backend)
+        if self._takes_kernel(problem):
             from losses.kernels.triton_launch import (
                 kernel_reduction,  # triton is no CPU user's dependency
             )
 
-            reduction_B, negatives_B = kernel_reduction(problem)
-        else:
-            return fused_loss(problem, inputs, terms, self.blocking, self._workspace, self.backend)
-        value = terms(reduction_B, negatives_B, inputs, slice(None))
-        return value, reduction_B.detach(), negatives_B
+            return kernel_reduction(problem)
+        detached = replace(
+            problem,
+            query_BD=problem.query_BD.detach(),
+            candidate_CD=problem.candidate_CD.detach(),
+        )
+        _, reduction_B, negatives_B = fused_loss(
+            detached, (), no_loss, self.blocking, self._workspace, self.backend
+        )
+        return reduction_B, negatives_B
 
     def _takes_kernel(self, problem: Problem) -> bool:
         """Whether the Triton kernel walks this problem. Raises ValueError where it was asked for

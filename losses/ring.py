@@ -18,21 +18,26 @@ from losses.choices import Backend
 from losses.gather import gather_without_gradient
 from losses.kernels.problem import Problem
 from losses.kernels.sizes import Blocking, Workspace
-from losses.kernels.walk import make_walk, run_stripes
+from losses.kernels.walk import make_walk, no_loss, run_stripes
 from losses.pairs import log_add_exp
 from losses.rows import Candidates
 
 
 def gather_columns(candidates: Candidates, bias_X: Tensor) -> tuple[Candidates, Tensor]:
-    """Ids, users and bias of all ranks' columns, beside this rank's own embeddings. Collective."""
+    """Ids, users, copies and bias of all ranks' columns, beside this rank's own embeddings.
+    Collective."""
     visible_to_C = candidates.visible_to_C
     if visible_to_C is not None:
         visible_to_C = gather_without_gradient(visible_to_C)  # collective
+    copies_C = candidates.copies_C
+    if copies_C is not None:
+        copies_C = gather_without_gradient(copies_C)  # collective
     everywhere = replace(
         candidates,
         id_C=gather_without_gradient(candidates.id_C),  # collective
         user_C=gather_without_gradient(candidates.user_C),  # collective
         visible_to_C=visible_to_C,
+        copies_C=copies_C,
     )
     return everywhere, gather_without_gradient(bias_X)  # collective
 
@@ -66,7 +71,7 @@ class _RingReduction(torch.autograd.Function):
         for rank in range(_world_size()):
             visit = _visit(problem, rank)  # collective
             walk = make_walk(visit, blocking, workspace, backend, wanted=False)
-            _, part_B, part_negatives_B, _ = run_stripes(walk, _no_loss, ())
+            _, part_B, part_negatives_B, _ = run_stripes(walk, no_loss, ())
             negatives_B = negatives_B + part_negatives_B
             if reduction_B is None:
                 reduction_B = part_B
@@ -123,12 +128,9 @@ def _visit(problem: Problem, rank: int) -> Problem:
         problem,
         candidate_CD=candidate_XD,
         bias_C=problem.bias_C[columns],
+        copies_C=None if problem.copies_C is None else problem.copies_C[columns],
         rules=[replace(rule, key_C=rule.key_C[columns]) for rule in problem.rules],
     )
-
-
-def _no_loss(part_R: Tensor, _: Tensor, __: tuple[Tensor, ...], ___: slice) -> Tensor:
-    return part_R.new_zeros(())
 
 
 def _world_size() -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from losses.formulas.formula import Loss, RowScores
+from losses.hardness import Hardness
 from losses.pairs import log_add_exp
 from losses.rows import Rows
 
@@ -26,6 +27,7 @@ class RowTerms:
     rows: Rows
     weight_B: Tensor
     restricted_count_B: Tensor | None
+    hardness: Hardness | None = None
 
     def losses(
         self, reduction_R: Tensor, negatives_R: Tensor, inputs: tuple[Tensor, ...], part: slice
@@ -35,6 +37,8 @@ class RowTerms:
             combine = log_add_exp if self.loss.element == "exp" else torch.add
             reduction_R = combine(reduction_R, inputs[3])
             negatives_R = negatives_R + self.restricted_count_B[part]
+        if self.hardness is not None:
+            reduction_R = self.hardness.of_sharpened(reduction_R, part)
         weight_R = self.weight_B[part]
         counts_R = weight_R != 0  # padding rows may hold anything, infinities and NaN too
         log_q_R = self.rows.positive_logq_B[part].to(inputs[0].dtype)

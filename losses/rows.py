@@ -14,7 +14,9 @@ class Rows:
     """This rank's B (query, positive) pairs.
 
     A loss is the plain weighted sum over rows: the caller puts any mean (and the world size) into
-    `weight_B`.
+    `weight_B`. A row of weight 2 is the row twice, in value and gradient, before the same columns:
+    weights are of rows alone. Columns are a sample of the catalog, and what one of them counts is
+    for log Q to say.
     """
 
     query_BD: Tensor
@@ -30,7 +32,7 @@ class Rows:
     feedback_B: Tensor
     """1 positive, -1 disliked. Disliked rows count in losses with `counts_disliked` alone."""
     weight_B: Tensor
-    """float32; 0 on padding rows."""
+    """float32, not negative; 0 on padding rows, and on others that are to count for nothing."""
     history_values: Tensor | None = None
     """int64 item ids of all rows' histories, row after row (only for `mask_history`)."""
     history_offsets: Tensor | None = None
@@ -48,10 +50,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Positives:
-    """(user, item) pairs of the global batch whose rows are no columns, int64; user -1 is none."""
+    """Rows of the global batch that are a user's positives, where columns do not tell of them by
+    `user_C`: since rows are no columns, or since a column stands for several rows."""
 
     user_P: Tensor
+    """int64; -1 is none."""
     id_P: Tensor
+    """int64 item."""
+    column_P: Tensor | None = None
+    """int64: the column that holds the item; -1 none. None: there are no such columns."""
+    weight_P: Tensor | None = None
+    """The row's weight, in the mean of a user's several positives; None: 1 each."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,32 @@ class Candidates:
     """int64 user in whose positive rows alone the column is a negative (its own disliked items); -1
     all. None: all see all. Losses without `sees_disliked` leave such columns out."""
     positives: Positives | None = None
-    """Positives of the batch that `user_C` does not tell of (only for `mask_same_user`)."""
+    """Positives of the batch that `user_C` does not tell of (for `mask_same_user`, and several
+    positives of a user)."""
+    copies_C: Tensor | None = None
+    """float32: how many equal columns (of one item, and visible to the same) this one stands for;
+    it counts as so many. None: one each."""
 
     def __post_init__(self) -> None:
         _require_int64("id_C", self.id_C)
         _require_int64("user_C", self.user_C)
+
+    def with_columns(self) -> Positives:
+        """All positives that are columns: those that `user_C` tells of, and `positives`."""
+        user_C = torch.where(self.id_C >= 0, self.user_C, -1)
+        column_C = torch.arange(self.id_C.shape[0], device=self.id_C.device)
+        weight_C = torch.ones_like(self.logq_C) if self.copies_C is None else self.copies_C
+        told = self.positives
+        if told is None or told.column_P is None:
+            return Positives(user_C, self.id_C, column_C, weight_C)
+        one_P = torch.ones_like(told.user_P, dtype=weight_C.dtype)
+        weight_P = one_P if told.weight_P is None else told.weight_P.to(weight_C.dtype)
+        return Positives(
+            torch.cat([user_C, torch.where(told.column_P >= 0, told.user_P, -1)]),
+            torch.cat([self.id_C, told.id_P]),
+            torch.cat([column_C, told.column_P.clamp(min=0)]),
+            torch.cat([weight_C, weight_P]),
+        )
 
     @staticmethod
     def concatenate(parts: "list[Candidates]") -> "Candidates":
@@ -85,6 +115,11 @@ class Candidates:
             for part in parts
         ]
         restricted = any(part.visible_to_C is not None for part in parts)
+        copies = [
+            torch.ones_like(part.logq_C) if part.copies_C is None else part.copies_C
+            for part in parts
+        ]
+        repeated = any(part.copies_C is not None for part in parts)
         positives = [part.positives for part in parts if part.positives is not None]
         assert len(positives) <= 1, "the batch's other positives are told once"
         return Candidates(
@@ -94,6 +129,7 @@ class Candidates:
             user_C=torch.cat([part.user_C for part in parts]),
             visible_to_C=torch.cat(everyone) if restricted else None,
             positives=positives[0] if positives else None,
+            copies_C=torch.cat(copies) if repeated else None,
         )
 
 

@@ -4,7 +4,7 @@ Shapes: B rows, C columns, D width, P explicit pairs.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,10 @@ class Scored:
     uncorrected_B: Tensor
     """The same before log Q."""
 
+    def times(self, factor: float) -> "Scored":
+        """The negatives' scores times a number, before log Q; the positive's as they are."""
+        return replace(self, query_BD=self.query_BD * factor)
+
 
 def score(
     rows: Rows,
@@ -42,13 +46,15 @@ def score(
     correction: Correction,
     margin: float,
     subtract_positive: bool,
+    copies_in_bias: bool,
 ) -> Scored:
     """Scores in float32 (float64 stays). Columns not seen by all rows have a bias of -inf.
 
     Padding (rows of weight 0, columns of id -1) may hold anything, NaN too: it is taken for zeros.
 
     margin: subtracted from the negatives' scores (ccl). subtract_positive: s_j - z instead of s_j
-    (bpr), as one more column of the GEMM, so that z gets its gradient there.
+    (bpr), as one more column of the GEMM, so that z gets its gradient there. copies_in_bias: of
+    scores whose exponentials are summed m equal columns are one with log m added.
     """
     dtype = torch.promote_types(rows.query_BD.dtype, torch.float32)
     padding_B1 = (rows.weight_B == 0)[:, None]
@@ -63,6 +69,8 @@ def score(
     bias_C = torch.full_like(candidates.logq_C, -margin, dtype=dtype)
     if correction != "none":
         bias_C = bias_C - candidates.logq_C.to(dtype)
+    if copies_in_bias and candidates.copies_C is not None:
+        bias_C = bias_C + torch.log(candidates.copies_C.to(dtype))
     query_BD = unscaled_BD * negative_scale.to(dtype)
     if subtract_positive:
         query_BD = torch.cat([query_BD, -positive_B[:, None]], dim=1)
@@ -125,14 +133,17 @@ def restricted_negatives(
         score_P = (scored.query_BD[part][row_P] * scored.candidate_CD[column_P]).sum(dim=1)
         score_P = score_P + scored.bias_if_seen_C[column_P]
         num_rows = part.stop - part.start
-        count_R = torch.bincount(row_P, minlength=num_rows).to(score_P.dtype)
+        copies_P = torch.ones_like(score_P)
+        if candidates.copies_C is not None:
+            copies_P = candidates.copies_C[column_P].to(score_P.dtype)
+        count_R = sum_by_row(copies_P, row_P, num_rows)
         match element:
             case "exp":
                 return log_sum_exp_by_row(score_P, row_P, num_rows), count_R
             case "softplus":
-                return sum_by_row(F.softplus(score_P), row_P, num_rows), count_R
+                return sum_by_row(F.softplus(score_P) * copies_P, row_P, num_rows), count_R
             case "hinge":
-                return sum_by_row(F.relu(score_P), row_P, num_rows), count_R
+                return sum_by_row(F.relu(score_P) * copies_P, row_P, num_rows), count_R
 
     visible_to_C = torch.where(candidates.id_C >= 0, candidates.visible_to_C, -1)
     reduction_B, count_B = reduce_pairs(visible_to_C, rows.user_B, reduce)
@@ -144,21 +155,28 @@ def mean_of_positives(
 ) -> Tensor:
     """BSL's several positives [B]: log of the mean of exp(s+) over the user's in the batch.
 
-    They are the row's own and the columns that are its user's positives, of another id than that.
+    A weighted mean: each positive of the user counts by its row's weight, those of the row's own
+    item together, with the row's score (alone, where none of them is a column).
     """
     dtype = scored.positive_B.dtype
+    liked = candidates.with_columns()
+    assert liked.column_P is not None and liked.weight_P is not None
+    place_P, weight_L = liked.column_P, liked.weight_P.to(dtype)
 
-    def reduce(part: slice, row_P: Tensor, column_P: Tensor) -> tuple[Tensor, ...]:
-        other_P = candidates.id_C[column_P] != rows.positive_id_B[part][row_P]
-        row_P, column_P = row_P[other_P], column_P[other_P]
+    def reduce(part: slice, row_P: Tensor, liked_P: Tensor) -> tuple[Tensor, ...]:
+        num_rows = part.stop - part.start
+        own_P = liked.id_P[liked_P] == rows.positive_id_B[part][row_P]
+        weight_P = weight_L[liked_P]
+        own_R = sum_by_row(torch.where(own_P, weight_P, 0.0), row_P, num_rows)
+        other_P = ~own_P & (weight_P > 0)
+        row_P, column_P, weight_P = row_P[other_P], place_P[liked_P[other_P]], weight_P[other_P]
         query_PD = scored.unscaled_BD[part][row_P]
         score_P = (query_PD * scored.candidate_CD[column_P]).sum(dim=1) * scale.to(dtype)
         if correction == "all":
             score_P = score_P - candidates.logq_C[column_P].to(dtype)
-        num_rows = part.stop - part.start
-        count_R = torch.bincount(row_P, minlength=num_rows).to(dtype)
-        return log_sum_exp_by_row(score_P, row_P, num_rows), count_R
+        others_R = log_sum_exp_by_row(score_P + torch.log(weight_P), row_P, num_rows)
+        return others_R, sum_by_row(weight_P, row_P, num_rows), own_R
 
-    user_C = torch.where(candidates.id_C >= 0, candidates.user_C, -1)
-    others_B, count_B = reduce_pairs(user_C, rows.user_B, reduce)
-    return log_add_exp(scored.positive_B, others_B) - torch.log(1 + count_B)
+    others_B, weight_B, own_B = reduce_pairs(liked.user_P, rows.user_B, reduce)
+    own_B = torch.where(own_B > 0, own_B, 1.0)
+    return log_add_exp(scored.positive_B + torch.log(own_B), others_B) - torch.log(own_B + weight_B)

@@ -24,9 +24,9 @@ def loss_statistics(
     weight_B: Tensor,
     row_loss_B: Tensor,
 ) -> dict[str, Tensor]:
-    """0-d detached tensors, means over this rank's rows with weight; costs O((B + C) D).
+    """0-d detached tensors, weighted means over this rank's rows; costs O((B + C) D).
 
-    num_columns: those that all rows see, of all ranks in a ring walk.
+    num_columns: those that all rows see, copies counted, of all ranks in a ring walk.
     positive_B: what the loss takes for the positive: corrected by log Q where it does so, the mean
         of several where it has several ("positive_term_mean").
 
@@ -34,9 +34,10 @@ def loss_statistics(
     this rank, scaled by the temperature, before log Q and masks: they can be compared.
     """
     dtype = positive_B.dtype
-    share_B = (weight_B > 0).to(dtype)
-    share_B = share_B / share_B.sum().clamp(min=1)
+    share_B = weight_B / weight_B.sum().clamp(min=torch.finfo(dtype).tiny)
     seen_C = shown_to_all(candidates).to(dtype)
+    if candidates.copies_C is not None:
+        seen_C = seen_C * candidates.copies_C
     num_seen = seen_C.sum().clamp(min=1)
     has_negatives_B = ~torch.isneginf(reduction_B)
     width = candidates.embedding_CD.shape[1]
@@ -45,7 +46,7 @@ def loss_statistics(
     mean_D = (seen_C @ column_CD) / num_seen
     # Columns that are not seen may hold any log Q, -inf too.
     logq_C = torch.where(seen_C > 0, candidates.logq_C, 0.0).to(dtype)
-    logq_mean = logq_C.sum() / num_seen
+    logq_mean = (logq_C * seen_C).sum() / num_seen
     score_B = scored.uncorrected_B.detach()
     score_mean = (score_B * share_B).sum()
     return {

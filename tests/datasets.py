@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from trainer.base.split_names import SPLITS
 from trainer.data.events.event_files import Events, EventWriter, Layout, part_file, splits_of
+from trainer.data.feature_types import Attribute
 from trainer.data.schema import (
     DISLIKED,
     LIKED,
     SCHEMA_VERSION,
-    Attribute,
     Dataset,
     EventWindow,
     FileRecord,

@@ -24,6 +24,8 @@ class Event:
     split: str
     time: int | None
     place: int
+    seen: bool = False
+    """Left out of later rankings without a feedback."""
 
 
 def events_of(dataset: Dataset) -> list[Event]:
@@ -42,10 +44,9 @@ def events_of(dataset: Dataset) -> list[Event]:
     events: list[Event] = []
     for row in sorted(found, key=lambda row: row["user"]):
         before = events[-1].place + 1 if events and events[-1].user == row["user"] else 0
-        feedback = FEEDBACK[dataset.kinds[row.get("kind", 0)].role]
-        events.append(
-            Event(row["user"], row["item"], feedback, row["split"], row.get("time"), before)
-        )
+        role = dataset.kinds[row.get("kind", 0)].role
+        what = row["user"], row["item"], FEEDBACK[role], row["split"], row.get("time")
+        events.append(Event(*what, before, role == "seen"))
     return events
 
 
@@ -60,6 +61,11 @@ def by_user(events: Iterable[Event]) -> dict[int, list[Event]]:
 def holds(name: str, event: Event) -> bool:
     """Whether a list may hold an event."""
     return event.feedback < 0 if name == "disliked" else event.feedback >= 0
+
+
+def is_left_out(event: Event) -> bool:
+    """Whether later rankings of the user leave the item out."""
+    return event.feedback in (1, -1) or event.seen
 
 
 def others(event: Event, own: Iterable[Event], splits: Iterable[str], name: str) -> list[Event]:
@@ -100,7 +106,7 @@ def queries_of(dataset: Dataset, split: str) -> list[Query]:
     limit, number = dataset.history_length, SPLITS.index(split)
     for user, own in sorted(by_user(events_of(dataset)).items()):
         inside = [each for each in own if each.split == split]
-        if not any(each.feedback > 0 for each in inside):
+        if not any(each.feedback == 1 for each in inside):
             continue
         known = [each for each in own if SPLITS.index(each.split) < number]
         earlier = known
@@ -110,9 +116,9 @@ def queries_of(dataset: Dataset, split: str) -> list[Query]:
         found.append(
             Query(
                 user,
-                tuple(each.item for each in inside if each.feedback > 0),
+                tuple(each.item for each in inside if each.feedback == 1),
                 tuple(each.item for each in inside if each.feedback < 0),
-                tuple(sorted({each.item for each in known})),
+                tuple(sorted({each.item for each in known if is_left_out(each)})),
                 last([each for each in earlier if holds("history", each)], limit),
                 last([each for each in earlier if holds("disliked", each)], limit),
             )

@@ -36,7 +36,7 @@ from trainer.observe.progress import SilentProgress
 from trainer.retrieval.queries import LIST_COLUMNS
 
 LOSSES: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
-SECTIONS: tuple[Section, ...] = ("noise", "dislikes", "negatives", "clipping")
+SECTIONS: tuple[Section, ...] = ("noise", "dislikes", "negatives", "hardness", "clipping")
 
 
 def test_every_loss_has_as_many_settings_and_each_builds_a_config() -> None:
@@ -226,6 +226,7 @@ def test_page_stands_on_its_own(tmp_path: Path) -> None:
         fake_result("noise", "bpr +10%", 0.09, added=0.1),
         fake_result("dislikes", "ntr x3", 0.15),
         fake_result("negatives", "in-batch <b>", 0.15),
+        fake_result("hardness", "ssm 0.3", 0.16),
         fake_result("clipping", "logQ clipped", 0.12),
     ]
     facts = {"data": "/data/x", "users": 40, "items": 30, "train_rows": 600, "preset": "p"}
@@ -235,5 +236,5 @@ def test_page_stands_on_its_own(tmp_path: Path) -> None:
     assert results[0].deviation("recall@20") == pytest.approx(0.02 / np.sqrt(2))
     write_page(comparison, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert "nan" not in page and "<b>" not in page and "http" not in page

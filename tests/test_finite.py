@@ -51,8 +51,8 @@ def plant(kind: str) -> None:
             return value + float("nan") * weight.sum() * 0, {**outputs, "loss": outputs["loss"]}
         split = head.towers.split
 
-        def planted(pooled: Any, features: Any) -> dict[str, Tensor]:
-            parts = split(pooled, features)
+        def planted(pooled: Any, features: Any, dense: Any) -> dict[str, Tensor]:
+            parts = split(pooled, features, dense)
             if kind == "gradient":
                 parts["item"].register_hook(spoiled_gradient)
             return parts

@@ -62,18 +62,19 @@ class Tally(nn.Module):
         if candidates.visible_to_C is not None:
             own_C = shown_C & (candidates.visible_to_C >= 0)
             shown_C = shown_C & (candidates.visible_to_C < 0)
-            self._note_certain(candidates.logq_C[own_C], shown_C)
-        self._note_certain(rows.positive_logq_B[rows.feedback_B < 0], shown_C)
-        id_N = candidates.id_C[shown_C]
+            self._note_certain(candidates.logq_C[own_C], candidates.copies_C[shown_C])
+        certain_B = rows.positive_logq_B[rows.feedback_B < 0]
+        self._note_certain(certain_B, candidates.copies_C[shown_C])
+        id_N, copies_N = candidates.id_C[shown_C], candidates.copies_C[shown_C].double()
         inverse_N = torch.exp(-candidates.logq_C[shown_C].double())
-        self.inverse_I.index_add_(0, id_N, inverse_N)
-        self.number_I.index_add_(0, id_N, torch.ones_like(inverse_N))
-        self.columns += len(id_N)
+        self.inverse_I.index_add_(0, id_N, inverse_N * copies_N)
+        self.number_I.index_add_(0, id_N, copies_N)
+        self.columns += int(copies_N.sum())
         self.steps += 1
         return rows.query_BD.sum() * 0, {}
 
-    def _note_certain(self, log_q_X: Tensor, shown_C: Tensor) -> None:
-        self.certain += [(float(each), int(shown_C.sum())) for each in log_q_X[:1]]
+    def _note_certain(self, log_q_X: Tensor, copies_N: Tensor) -> None:
+        self.certain += [(float(each), int(copies_N.sum())) for each in log_q_X[:1]]
 
 
 @dataclass
@@ -131,7 +132,9 @@ def draw(config: Config, data: Dataset, ranks: Ranks, first: int, steps: int) ->
     for step, batch in enumerate(islice(batches, first + steps)):
         if step == first:
             task.loss = Tally(data.num_items)
-        task(torch.zeros(len(batch.user_B), WIDTH), torch.zeros(len(batch.item_S), WIDTH), batch)
+        batch = task.planned(batch)
+        candidate_UO = torch.zeros(len(batch.plan.encoded_U), WIDTH)
+        task(torch.zeros(len(batch.user_B), WIDTH), candidate_UO, batch)
     batches.close()
     count_I = torch.from_numpy(loader.store.item_count_I)
     negatives = config.negatives
@@ -198,19 +201,20 @@ class Everything(nn.Module):
 
 def test_live_columns_stand_for_the_queues(data: Dataset, ranks: Ranks) -> None:
     """With (n + K) / n of their gradient; a dislike, which is not queued, with its own."""
-    config = config_of("ssm_ntr", {"queue": 100})
+    config = config_of("ssm_ntr", {"queue": 100, "distinct": False})
     loader = build_loader(config, data, build_inputs(config.model, data), ranks, None)
     task = build_task(config, data, trained_of(data))
     task.loss = Everything()
     batches = iter(loader)
     for queued in (0, None):
-        batch = next(batches)
+        batch = task.planned(next(batches))
         candidate_SO = torch.zeros(len(batch.item_S), WIDTH, requires_grad=True)
-        value, _ = task(torch.zeros(len(batch.user_B), WIDTH), candidate_SO, batch)
+        candidate_UO = candidate_SO[batch.plan.encoded_U]
+        value, _ = task(torch.zeros(len(batch.user_B), WIDTH), candidate_UO, batch)
         value.backward()
         live = int((batch.feedback_B > 0).sum())
         if queued is None:
-            queued = int((task.loss.columns.id_C[64:] >= 0).sum())
+            queued = int((task.loss.columns.id_C[len(batch.plan.id_C) :] >= 0).sum())
             assert queued > 30
         gradient_S = candidate_SO.grad[:, 0]
         expected = torch.where(batch.feedback_B > 0, (live + queued) / live, 1.0)
@@ -230,3 +234,11 @@ def test_the_expected_number_of_columns(data: Dataset, ranks: Ranks) -> None:
     difference = once.correction(ids, counts, draws) - task.correction(ids, counts, draws)
     assert difference.tolist() == pytest.approx([torch.tensor(110.0).log().item()] * 5, abs=1e-5)
     assert float(once.correction.certain(draws)) == 0.0
+
+
+def test_items_are_one_where_rows_do_not_tell_them_apart(data: Dataset) -> None:
+    config = config_of("ssm", {})
+    graph = replace(config, model=replace(config.model, tower="graph", use_history=False))
+    off = config_of("ssm", {"distinct": False})
+    made = [build_task(each, data, trained_of(data)).distinct for each in (config, graph, off)]
+    assert made == [True, False, False]

@@ -151,3 +151,11 @@ def test_it_goes_through_json_and_pickle() -> None:
     assert pickle.loads(pickle.dumps(config)) == config
     with pytest.raises(Mistake, match=r"loss\.margin=0\.5 with loss\.name=bsl"):
         Config.from_json({"loss": {"name": "bsl", "margin": 0.5}})
+
+
+def test_hardness_is_of_losses_that_sum_exponentials() -> None:
+    section = LossConfig(hardness=0.5)
+    assert retrieval_loss(section).hardness == 0.5
+    assert section.of("bsl").hardness == 0.5 and section.of("bpr").hardness == 0.0
+    with pytest.raises(Mistake, match=r"^loss.hardness=0.5: loss ccl sums no .* or take ssm, sl"):
+        LossConfig(name="ccl", hardness=0.5)

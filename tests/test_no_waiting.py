@@ -27,6 +27,7 @@ from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
 from trainer.loader.batch import Batch
+from trainer.loader.column_plan import make_plan, side_of
 from trainer.model.build import build_loader, build_task
 from trainer.model.inputs import Inputs, build_inputs
 from trainer.model.two_tower import Head, Towers
@@ -44,6 +45,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "same user": ({"mask_same_user": True}, {"in_batch": False, "uniform": 40}, {}),
     "learned temperature": ({"name": "improved_logq", "learn_temperature": True}, {}, {}),
     "ntr": ({"name": "ntr"}, {"uniform": 40}, {}),
+    "hardness": ({"hardness": 0.5}, {"uniform": 40}, {}),
     "history": ({"mask_history": True}, {}, {"use_history": True}),
     "sequence": ({}, {}, {"tower": "sequence"}),
     "mlp": ({}, {}, {"tower": "mlp", "item_attributes": True, "use_history": True}),
@@ -99,7 +101,17 @@ def one_batch(config: Config, data: Dataset, inputs: Inputs) -> Batch:
     batch = next(batches)
     batches.close()
     batch.features.length_per_key()  # told on the host before the batch is moved
-    return batch
+    plan = make_plan(  # made on the host too; all ranks drew the same here
+        side_of(batch).repeat(4, 1),
+        4,
+        1,
+        len(batch.user_B),
+        in_batch=config.negatives.in_batch,
+        disliked_negatives=config.loss.disliked_negatives,
+        distinct=True,
+        told=True,
+    )
+    return replace(batch, plan=plan)
 
 
 def on_meta(mode: FakeTensorMode, batch: Batch) -> Batch:
@@ -114,7 +126,7 @@ def test_no_value_is_read_on_the_host(
     inputs = build_inputs(config.model, data)
     batch = one_batch(config, data, inputs)
     head = Head(
-        Towers(config.model, inputs), build_task(config, data, data.num_items), 0.0, 0.1
+        Towers(config.model, inputs), build_task(config, data, data.num_items), 0.0, 0.1, 0.2
     ).to(META)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         outputs = run(head, inputs, config.model.dim, on_meta(mode, batch))

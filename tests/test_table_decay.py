@@ -46,11 +46,20 @@ def test_the_penalty_acts_alike_on_any_number_of_ranks(tmp_path: Path) -> None:
 
 
 def test_the_penalty_is_half_the_square_a_row() -> None:
-    """Two rows of one global batch: (3, 4) and (0, 2) have squares 25 and 4; 29 / 2 / 2 rows."""
+    """Two rows of one global batch: (3, 4) and (0, 2) have squares 25 and 4; 29 / 2 / 2 rows.
+
+    With weights 3 and 1, and a drawn item (1, 1) that is no row: (3 * 25 + 4 + 2) / 2 / 4.
+    """
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     try:
         parts = {"user": torch.tensor([[3.0, 4.0]]), "item": torch.tensor([[0.0, 2.0]])}
-        batch = SimpleNamespace(global_rows=torch.tensor(2.0))
+        batch = SimpleNamespace(global_weight=torch.tensor(2.0), weight_B=torch.ones(2))
         assert mean_square(parts, batch).item() == pytest.approx(7.25)
+        batch = SimpleNamespace(global_weight=torch.tensor(4.0), weight_B=torch.tensor([3.0, 1.0]))
+        parts = {
+            "user": torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 0.0]]),
+            "item": torch.tensor([[0.0, 0.0], [0.0, 2.0], [1.0, 1.0]]),
+        }
+        assert mean_square(parts, batch).item() == pytest.approx(81 / 8)
     finally:
         dist.destroy_process_group()

@@ -16,6 +16,7 @@ from tests.distributed import run_ranks
 from trainer.command_line import TrainArguments, parse_preset
 from trainer.config.presets import find_preset
 from trainer.config.sections import Config
+from trainer.data.feature_bags import Features
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import process_group
 from trainer.model.trained import load_run
@@ -327,7 +328,7 @@ def test_unknown_ids_go_to_their_row_and_are_counted(finished: RunSpec) -> None:
             values=torch.tensor([3, 80, 81, 5, 60, 99]),
             lengths=torch.tensor([1, 1, 1, 1, 1, 1]),
         )
-        query_BO = model.encode_queries(features)
+        query_BO = model.encode_queries(Features(features, {}))
         assert torch.equal(query_BO[1], query_BO[2])  # two unknown users with unknown histories
         assert not torch.equal(query_BO[0], query_BO[1])
         assert {key: int(count) for key, count in model.unknown_ids.items()} == {

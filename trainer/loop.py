@@ -69,7 +69,7 @@ class TrainingLoop:
 
         An evaluation comes after the checkpoint of its step: nothing it may meet costs the epoch.
         """
-        source = TimedBatches(batches)
+        source = TimedBatches(batches, self.model.module.head.task.planned)
         self.model.train()
         stop = self._is_due(evaluate_every_epochs) and self._evaluate_detached()
         while self.place.step < total_steps and not stop:
@@ -112,10 +112,14 @@ class TrainingLoop:
 
 
 class TimedBatches:
-    """An iterator that times its waits and remembers which batches are read but not trained."""
+    """An iterator that times its waits and remembers which batches are read but not trained.
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
+    plan: makes the plan of a batch's columns, while it is on the host. Collective, and so is each
+        step of the iterator.
+    """
+
+    def __init__(self, batches: Iterator[Batch], plan: Callable[[Batch], Batch]) -> None:
+        self._batches, self._plan = batches, plan
         self._read: deque[Batch] = deque()
         self._wait_seconds = 0.0
 
@@ -126,6 +130,7 @@ class TimedBatches:
         started = time.perf_counter()
         batch = next(self._batches)
         self._wait_seconds += time.perf_counter() - started
+        batch = self._plan(batch)  # collective
         self._read.append(batch)
         return batch
 

@@ -46,15 +46,17 @@ class Walk:
         self.sorted_columns = [SortedColumns(rule, self.block_columns) for rule in problem.rules]
         self.scaled_BD = self.query_BD * self.scaling.unit
         self.bias_C = problem.bias_C * self.scaling.unit
-        self.valid_columns = torch.isfinite(problem.bias_C).sum().to(self.query_BD.dtype)
+        self.valid_columns = problem.columns_seen().to(self.query_BD.dtype)
+        self.factor_C = scaling.weight_C if problem.element == "exp" else problem.copies_C
+        """What multiplies each column's element function; None: nothing."""
         if wanted:
             self.query_gradient_BD = torch.zeros_like(self.query_BD)
             # Block after block, each [D, W]: the GEMM into that layout is a third faster than into
             # [W, D].
             self.transposed_gradient = torch.zeros_like(self.candidate_CD).view(-1)
-            weight_C = self.scaling.weight_C
+            factor_C = self.factor_C
             weighted = (
-                self.candidate_CD if weight_C is None else self.candidate_CD * weight_C[:, None]
+                self.candidate_CD if factor_C is None else self.candidate_CD * factor_C[:, None]
             )
             self.weighted_CD = weighted.to(self.kept_dtype)
 
@@ -74,8 +76,8 @@ class Walk:
         for index, (first, last) in enumerate(self.bounds):
             # A plain copy is transposed tile by tile; a transposed product is 5 times slower.
             gradient_CD[first:last].copy_(self.transposed_block(index).t())
-        weight_C = self.scaling.weight_C
-        return gradient_CD.mul_(scale if weight_C is None else (weight_C * scale)[:, None])
+        factor_C = self.factor_C
+        return gradient_CD.mul_(scale if factor_C is None else (factor_C * scale)[:, None])
 
 
 class _Stripe:
@@ -117,7 +119,7 @@ class _Stripe:
     def reduce(self) -> None:
         """Block by block: scores, element function, its sums, its product with candidates."""
         walk = self.walk
-        hits = StripeHits(walk.sorted_columns, self.rows)
+        hits = StripeHits(walk.sorted_columns, self.rows, walk.problem.copies_C)
         for index, (first, last) in enumerate(walk.bounds):
             kept_RW = self._kept_block(index)
             score_RW = kept_RW if self.scores is self.kept else self._view(self.scores, index, 0)
@@ -153,12 +155,19 @@ class _Stripe:
             case "softplus":
                 plus = self._buffer("softplus", score_RW.numel(), score_RW.dtype).view_as(score_RW)
                 torch.logaddexp(score_RW, score_RW.new_zeros(()), out=plus)
-                self.sum_R += plus.sum(dim=1)
+                self._add_sums(plus, first, last)
                 score_RW.sigmoid_()
             case "hinge":
                 score_RW.clamp_(min=0)
-                self.sum_R += score_RW.sum(dim=1)
+                self._add_sums(score_RW, first, last)
                 score_RW.sign_()
+
+    def _add_sums(self, value_RW: Tensor, first: int, last: int) -> None:
+        factor_C = self.walk.factor_C
+        if factor_C is None:
+            self.sum_R += value_RW.sum(dim=1)
+        else:
+            self.sum_R.addmv_(value_RW, factor_C[first:last])
 
     def _move_shift(self, score_RW: Tensor) -> None:
         """Raises each row's running maximum, and rescales what was summed under the old one."""

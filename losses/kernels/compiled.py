@@ -48,9 +48,11 @@ class CompiledWalk:
         bias_C = (problem.bias_C - scaling.shift) * scaling.unit
         self.bias_Q = F.pad(bias_C, (0, self.padded_columns - self.num_columns), value=-torch.inf)
         self.rules = [EntryRanges(rule, padded_rows) for rule in problem.rules]
-        self.valid_columns = torch.isfinite(problem.bias_C).sum().to(self.query_BD.dtype)
+        self.valid_columns = problem.columns_seen().to(self.query_BD.dtype)
+        copies_C = problem.copies_C
+        self.copies_C = torch.ones_like(bias_C) if copies_C is None else copies_C.contiguous()
         self.sum_P = self.scaled_PE.new_zeros(padded_rows)
-        self.hits_P = torch.zeros(padded_rows, dtype=torch.int64)
+        self.hits_P = torch.zeros(padded_rows, dtype=torch.float64)
         self.gradient_PE = torch.zeros_like(self.scaled_PE)
         self.gradient_QE = torch.zeros_like(candidate_QE)
         stripe_rows = blocking.stripe_rows(
@@ -112,7 +114,8 @@ class _CompiledStripe:
         query_RE = walk.scaled_PE[self.rows]
         before = [*self._sizes(), address(query_RE), address(walk.packed), address(walk.candidate)]
         rules = (_Rule * len(walk.rules))(*(rule.seen_from(self.rows) for rule in walk.rules))
-        masks = [address(walk.bias_Q), ctypes.c_int64(len(walk.rules)), rules]
+        columns = [address(walk.bias_Q), address(walk.copies_C)]
+        masks = [*columns, ctypes.c_int64(len(walk.rules)), rules]
         after = [
             address(tensor[self.rows]) for tensor in (walk.sum_P, walk.hits_P, walk.gradient_PE)
         ]

@@ -175,19 +175,25 @@ class FoundHits:
 
 
 class StripeHits:
-    """Hits of one stripe of rows under all rules; each (row, column) pair counted once."""
+    """Hits of one stripe of rows under all rules; each (row, column) pair counted once, as many
+    as the column's copies."""
 
-    def __init__(self, sorted_columns: list[SortedColumns], rows: slice) -> None:
+    def __init__(
+        self, sorted_columns: list[SortedColumns], rows: slice, copies_C: Tensor | None
+    ) -> None:
         self._found = [each.find(rows) for each in sorted_columns]
         self._num_rows = rows.stop - rows.start
         self._width = sorted_columns[0].block_columns
         # One value a row and distinct columns: a single such rule cannot name a pair twice.
         self._may_repeat = not (len(sorted_columns) == 1 and sorted_columns[0].rule.values.one_each)
-        if self._may_repeat:
+        self._copies_C = copies_C
+        if copies_C is not None:
+            self.count_R = copies_C.new_zeros(self._num_rows)
+        elif self._may_repeat:
             self.count_R = self._found[0].count_NV.new_zeros(self._num_rows)
         else:
             self.count_R = self._found[0].count_by_row(self._num_rows)
-        """int64 [R] distinct hits; complete once all blocks have been asked for."""
+        """[R] distinct hits; complete once all blocks have been asked for."""
 
     def places(self, block: int, block_columns: int) -> Tensor | None:
         """Positions row * `block_columns` + column in one block, none twice; None without."""
@@ -197,6 +203,11 @@ class StripeHits:
         place_P = parts[0]
         if self._may_repeat:
             place_P = torch.unique(torch.cat(parts))
+        if self._copies_C is not None:
+            row_P = torch.div(place_P, self._width, rounding_mode="floor")
+            column_P = place_P + (block - row_P) * self._width
+            self.count_R.index_add_(0, row_P, self._copies_C[column_P])
+        elif self._may_repeat:
             row_P = torch.div(place_P, self._width, rounding_mode="floor")
             self.count_R += torch.bincount(row_P, minlength=self._num_rows)
         if block_columns != self._width:  # places are laid out for full blocks

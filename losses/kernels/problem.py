@@ -27,9 +27,19 @@ class Problem:
     bias_C: Tensor
     rules: list[MaskRule]
     element: Element
+    copies_C: Tensor | None = None
+    """How many equal columns each stands for, in the dtype of scores: in the sum of the element
+    function (`exp` has their log in `bias_C`) and in the number of negatives; None: one each."""
     bf16: bool = False
     """GEMMs take bf16 operands and accumulate in float32, as rows are summed; the walk in plain
     torch rounds those of the two gradient GEMMs only and, on CPUs, each block's product."""
+
+    def columns_seen(self) -> Tensor:
+        """0-d: columns that are not hidden from all rows, each as many as it stands for."""
+        seen_C = torch.isfinite(self.bias_C)
+        if self.copies_C is None:
+            return seen_C.sum()
+        return torch.where(seen_C, self.copies_C, 0.0).sum()
 
 
 @dataclass(frozen=True)

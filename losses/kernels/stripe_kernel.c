@@ -96,9 +96,10 @@ typedef struct {
 } Rule;
 
 /* Sets the masked pairs of rows [first, last) up to panel p1 to 0; `exps` is panel p0 of [R][PANEL]
-   panels. Hidden columns and pairs that another rule has masked are 0 already: not counted. */
+   panels. A hit counts as the column's copies. Hidden columns and pairs that another rule has masked
+   are 0 already: not counted. */
 static void mask(int64_t num_rules, Rule *rules, int64_t R, int64_t first, int64_t last, int64_t p0,
-                 int64_t p1, float *exps, int64_t *hits) {
+                 int64_t p1, const float *copies, float *exps, double *hits) {
   for (Rule *rule = rules; rule < rules + num_rules; rule++)
     for (int64_t row = first; row < last; row++)
       for (int64_t v = rule->first_entry[row]; v < rule->first_entry[row + 1]; v++)
@@ -106,7 +107,7 @@ static void mask(int64_t num_rules, Rule *rules, int64_t R, int64_t first, int64
           int64_t c = rule->column[rule->next[v]];
           if (c >= p1 * PANEL) break;
           float *place = exps + ((c / PANEL - p0) * R + row) * PANEL + c % PANEL;
-          hits[row] += *place != 0;
+          if (*place != 0) hits[row] += copies[c];
           *place = 0;
         }
 }
@@ -116,8 +117,8 @@ int panel_columns(void) { return PANEL; }
 int block_columns(void) { return BLOCK * PANEL; }
 
 void reduce(int threads, int64_t R, int64_t C, int64_t D, const float *query, const float *packed,
-            const float *candidate, const float *bias, int64_t num_rules, Rule *rules, float *kept,
-            float *sum, int64_t *hits, float *gradient) {
+            const float *candidate, const float *bias, const float *copies, int64_t num_rules,
+            Rule *rules, float *kept, float *sum, double *hits, float *gradient) {
   int64_t groups = R / ROWS, panels = C / PANEL, parts = 2 * threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t part = 0; part < parts; part++) {
@@ -131,7 +132,8 @@ void reduce(int threads, int64_t R, int64_t C, int64_t D, const float *query, co
           multiply(tile, D, query + row * D, 1, D, packed + p * PANEL * D, PANEL);
           store_powers(kept + (p * R + row) * PANEL, tile);
         }
-      mask(num_rules, rules, R, first * ROWS, last * ROWS, p0, p1, kept + p0 * R * PANEL, hits);
+      mask(num_rules, rules, R, first * ROWS, last * ROWS, p0, p1, copies, kept + p0 * R * PANEL,
+           hits);
       for (int64_t row = first * ROWS; row < last * ROWS; row += ROWS) {
         EACH_ROW(i) {
           vec total = {};
@@ -215,8 +217,8 @@ INLINE void round_tile(const float *exps, int32_t *along, int32_t *kept, vec tot
 /* `exps`: R * BLOCK * PANEL floats of scratch. */
 void reduce_bf16(int threads, int64_t R, int64_t C, int64_t D, const int32_t *query,
                  const int32_t *packed, const int32_t *candidate, const float *bias,
-                 int64_t num_rules, Rule *rules, int32_t *kept, float *exps, float *sum,
-                 int64_t *hits, float *gradient) {
+                 const float *copies, int64_t num_rules, Rule *rules, int32_t *kept, float *exps,
+                 float *sum, double *hits, float *gradient) {
   int64_t groups = R / ROWS, panels = C / PANEL, parts = 2 * threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t part = 0; part < parts; part++) {
@@ -232,7 +234,7 @@ void reduce_bf16(int threads, int64_t R, int64_t C, int64_t D, const int32_t *qu
                          PANEL);
           store_powers(exps + ((p - p0) * R + row) * PANEL, tile);
         }
-      mask(num_rules, rules, R, first * ROWS, last * ROWS, p0, p1, exps, hits);
+      mask(num_rules, rules, R, first * ROWS, last * ROWS, p0, p1, copies, exps, hits);
       for (int64_t row = first * ROWS; row < last * ROWS; row += ROWS) {
         vec total[ROWS] = {};
         for (int64_t p = p0; p < p1; p++)

@@ -1,7 +1,8 @@
 """The reduction over negatives as Triton kernels for CUDA: forward, and recomputing backward.
 
 Log Q bias and id masks are applied inside the tile, in registers; no score is ever written to
-memory. Each row has an id that it must not meet and, on request, a list of them. Operands may be
+memory. Each row has an id that it must not meet and, on request, a list of them. Of `exp` queries
+and bias are multiplied by log2(e) before, so that exp2 takes scores as they are. Operands may be
 float32 or bfloat16, accumulation is float32. Imported only where it is used: Triton is no
 dependency of CPU users.
 
@@ -31,7 +32,7 @@ def _tile_scores(
     query_RD, candidate_WD, bias_W, row_id_R, column_id_W, listed, first_R, last_R,
     HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """[R, W] scores in float32; -inf where masked."""
+    """[R, W] scores in float32; -inf where masked, as where the bias is."""
     score_RW = _dot(query_RD, tl.trans(candidate_WD), PRECISION, WIDEN)
     score_RW += bias_W[None, :]
     hit_RW = row_id_R[:, None] == column_id_W[None, :]
@@ -39,7 +40,6 @@ def _tile_scores(
         for place in range(tl.max(last_R - first_R, 0)):
             id_R = tl.load(listed + first_R + place, mask=first_R + place < last_R, other=-2)
             hit_RW = hit_RW | (id_R[:, None] == column_id_W[None, :])
-    hit_RW = hit_RW | (bias_W == float("-inf"))[None, :]
     return tl.where(hit_RW, float("-inf"), score_RW)
 
 
@@ -61,23 +61,23 @@ def _load_vector(pointer, first, limit, other, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _derivative(score_RW, reduction_R, gradient_R, ELEMENT: tl.constexpr):
+def _derivative(score_RW, copies_W, reduction_R, gradient_R, ELEMENT: tl.constexpr):
     """[R, W] gradient of the loss with respect to every score."""
     if ELEMENT == 0:
         # A row without negatives has a reduction of -inf and a gradient of 0.
-        finite_R = tl.where(reduction_R == float("-inf"), 0.0, reduction_R)
-        slope_RW = tl.exp2((score_RW - finite_R[:, None]) * _LOG2_E)
+        finite_R = tl.where(reduction_R == float("-inf"), 0.0, reduction_R * _LOG2_E)
+        slope_RW = tl.exp2(score_RW - finite_R[:, None])
     elif ELEMENT == 1:
-        slope_RW = 1.0 / (1.0 + tl.exp2(-score_RW * _LOG2_E))
+        slope_RW = copies_W[None, :] / (1.0 + tl.exp2(-score_RW * _LOG2_E))
     else:
-        slope_RW = tl.where(score_RW > 0, 1.0, 0.0)
+        slope_RW = tl.where(score_RW > 0, copies_W[None, :], 0.0)
     return slope_RW * gradient_R[:, None]
 
 
 @triton.jit
 def forward_kernel(
-    query, candidate, bias, row_id, column_id, listed, list_first, list_last, reduction, negatives,
-    num_rows, num_columns, width, columns_of_part,
+    query, candidate, bias, copies, row_id, column_id, listed, list_first, list_last, reduction,
+    negatives, num_rows, num_columns, width, columns_of_part,
     R: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
     ELEMENT: tl.constexpr, HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -94,26 +94,28 @@ def forward_kernel(
     for first in range(part * columns_of_part, last_column, W):
         candidate_WD = _load_tile(candidate, first, last_column, width, W, D)
         bias_W = _load_vector(bias, first, last_column, float("-inf"), W)
+        copies_W = _load_vector(copies, first, last_column, 0.0, W)
         id_W = _load_vector(column_id, first, last_column, -1, W)
         score_RW = _tile_scores(
             query_RD, candidate_WD, bias_W, row_id_R, id_W, listed, first_R, last_R,
             HAS_LISTS, PRECISION, WIDEN,
         )  # fmt: skip
-        count_R += tl.sum(tl.where(score_RW == float("-inf"), 0.0, 1.0), 1)
+        count_R += tl.sum(tl.where(score_RW == float("-inf"), 0.0, copies_W[None, :]), 1)
         if ELEMENT == 0:
             moved_R = tl.maximum(top_R, tl.max(score_RW, 1))
             finite_R = tl.where(moved_R == float("-inf"), 0.0, moved_R)
-            sum_R *= tl.exp2((top_R - finite_R) * _LOG2_E)
-            sum_R += tl.sum(tl.exp2((score_RW - finite_R[:, None]) * _LOG2_E), 1)
+            sum_R *= tl.exp2(top_R - finite_R)
+            sum_R += tl.sum(tl.exp2(score_RW - finite_R[:, None]), 1)
             top_R = moved_R
         elif ELEMENT == 1:
             small_RW = tl.exp2(-tl.abs(score_RW) * _LOG2_E)
-            sum_R += tl.sum(tl.maximum(score_RW, 0.0) + tl.log(1.0 + small_RW), 1)
+            plus_RW = tl.maximum(score_RW, 0.0) + tl.log(1.0 + small_RW)
+            sum_R += tl.sum(plus_RW * copies_W[None, :], 1)
         else:
-            sum_R += tl.sum(tl.maximum(score_RW, 0.0), 1)
+            sum_R += tl.sum(tl.maximum(score_RW, 0.0) * copies_W[None, :], 1)
     if ELEMENT == 0:
         finite_R = tl.where(top_R == float("-inf"), 0.0, top_R)
-        sum_R = tl.log2(sum_R) * _LN_2 + finite_R
+        sum_R = (tl.log2(sum_R) + finite_R) * _LN_2
     row = first_row + tl.arange(0, R)
     tl.store(reduction + part * num_rows + row, sum_R, mask=row < num_rows)
     tl.store(negatives + part * num_rows + row, count_R, mask=row < num_rows)
@@ -121,8 +123,8 @@ def forward_kernel(
 
 @triton.jit
 def query_gradient_kernel(
-    query, candidate, bias, row_id, column_id, listed, list_first, list_last, reduction, gradient,
-    out, num_rows, num_columns, width, columns_of_part,
+    query, candidate, bias, copies, row_id, column_id, listed, list_first, list_last, reduction,
+    gradient, out, num_rows, num_columns, width, columns_of_part,
     R: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
     ELEMENT: tl.constexpr, HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -139,12 +141,13 @@ def query_gradient_kernel(
     for first in range(part * columns_of_part, last_column, W):
         candidate_WD = _load_tile(candidate, first, last_column, width, W, D)
         bias_W = _load_vector(bias, first, last_column, float("-inf"), W)
+        copies_W = _load_vector(copies, first, last_column, 0.0, W)
         id_W = _load_vector(column_id, first, last_column, -1, W)
         score_RW = _tile_scores(
             query_RD, candidate_WD, bias_W, row_id_R, id_W, listed, first_R, last_R,
             HAS_LISTS, PRECISION, WIDEN,
         )  # fmt: skip
-        slope_RW = _derivative(score_RW, reduction_R, gradient_R, ELEMENT)
+        slope_RW = _derivative(score_RW, copies_W, reduction_R, gradient_R, ELEMENT)
         sum_RD += _dot(slope_RW.to(candidate_WD.dtype), candidate_WD, PRECISION, WIDEN)
     row, column = first_row + tl.arange(0, R), tl.arange(0, D)
     place = (part * num_rows + row).to(tl.int64)[:, None] * width + column[None, :]
@@ -153,8 +156,8 @@ def query_gradient_kernel(
 
 @triton.jit
 def candidate_gradient_kernel(
-    query, candidate, bias, row_id, column_id, listed, list_first, list_last, reduction, gradient,
-    out, num_rows, num_columns, width, rows_of_part,
+    query, candidate, bias, copies, row_id, column_id, listed, list_first, list_last, reduction,
+    gradient, out, num_rows, num_columns, width, rows_of_part,
     R: tl.constexpr, W: tl.constexpr, D: tl.constexpr,
     ELEMENT: tl.constexpr, HAS_LISTS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
@@ -162,6 +165,7 @@ def candidate_gradient_kernel(
     first_column, part = tl.program_id(0) * W, tl.program_id(1)
     candidate_WD = _load_tile(candidate, first_column, num_columns, width, W, D)
     bias_W = _load_vector(bias, first_column, num_columns, float("-inf"), W)
+    copies_W = _load_vector(copies, first_column, num_columns, 0.0, W)
     id_W = _load_vector(column_id, first_column, num_columns, -1, W)
     sum_WD = tl.zeros((W, D), tl.float32)
     last_row = tl.minimum((part + 1) * rows_of_part, num_rows)
@@ -176,9 +180,11 @@ def candidate_gradient_kernel(
             query_RD, candidate_WD, bias_W, row_id_R, id_W, listed, first_R, last_R,
             HAS_LISTS, PRECISION, WIDEN,
         )  # fmt: skip
-        slope_RW = _derivative(score_RW, reduction_R, gradient_R, ELEMENT)
+        slope_RW = _derivative(score_RW, copies_W, reduction_R, gradient_R, ELEMENT)
         slope_WR = tl.trans(slope_RW).to(query_RD.dtype)
         sum_WD += _dot(slope_WR, query_RD, PRECISION, WIDEN)
+    if ELEMENT == 0:
+        sum_WD *= _LN_2  # the queries are in units of log2
     place_W, column = first_column + tl.arange(0, W), tl.arange(0, D)
     place = (part * num_columns + place_W).to(tl.int64)[:, None] * width + column[None, :]
     inside = (place_W < num_columns)[:, None] & (column < width)[None, :]

@@ -23,6 +23,11 @@ RowLoss = Callable[[Tensor, Tensor, tuple[Tensor, ...], slice], Tensor]
 """(reduction_R, negatives_R, row inputs each [R], which rows) -> their weighted loss, a scalar."""
 
 
+def no_loss(part_R: Tensor, _: Tensor, __: tuple[Tensor, ...], ___: slice) -> Tensor:
+    """The `RowLoss` of a walk that is made for its reduction."""
+    return part_R.new_zeros(())
+
+
 class Stripe(Protocol):
     """Rows of a walk between their reduction and their gradients."""
 

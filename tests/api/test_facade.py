@@ -70,6 +70,7 @@ def test_prepare_takes_the_flags_of_the_command() -> None:
         "users": Source | None,
         "item_attributes": Sequence[str] | None,
         "user_attributes": Sequence[str] | None,
-        "category": Sequence[str],
+        **dict.fromkeys(("category", "number", "buckets", "context"), Sequence[str]),
+        **dict.fromkeys(("item_vectors", "user_vectors", "event_weights"), Sequence[str]),
     }
     assert get_type_hints(PrepareOptions) == fields | sequences

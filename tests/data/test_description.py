@@ -35,7 +35,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         + "".join(f"{n},t{n},g{n % 3},{n * n}\n" for n in range(100, 190))
     )
     rows = [row._replace(rating=1 + row.item % 5) for row in some_rows(users=30, each=20, items=90)]
-    return make(write_csv(folder / "rows.csv", rows), folder / "out", items=str(items))
+    return make(
+        write_csv(folder / "rows.csv", rows), folder / "out", items=str(items), buckets=("price",)
+    )
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def test_every_entry_has_its_type(described: dict[str, Any]) -> None:
             else:
                 spoken = path in SPOKEN or path[:2] == SOURCE_COLUMNS or path[-1] == "name"
                 named = isinstance(value, str) and spoken
-                optional = value is None and (path[0] in OPTIONAL or path[-1] in TIMES)
+                optional = value is None and (path[0] in OPTIONAL or path[-1] in (*TIMES, "scale"))
                 number = isinstance(value, float | int) and {"boundaries", "thresholds"} & {*path}
                 free = path in FREE or path[0] in ("dropped", "notes")
                 assert named or optional or number or free, (path, value)
@@ -112,6 +114,7 @@ SOURCE_COLUMNS = ("source", "columns")
 FREE = {
     *(("source", name) for name in ("duckdb", "title_column", "in_order")),
     ("has_timestamps",),
+    ("has_weights",),
 }
 
 
@@ -185,7 +188,7 @@ def test_names_stay_in_the_folder(described: dict[str, Any], name: str) -> None:
     described["windows"][0]["files"].append(name)
     records = {key: FileRecord(**each) for key, each in described["files"].items()}
     described["digest"] = combined_digest(records)
-    with pytest.raises(Mistake, match=r"files has .*, which is no name of a Parquet file"):
+    with pytest.raises(Mistake, match=r"files has .*, which is no name of a file"):
         dataset_of("D", json.dumps(described))
 
 

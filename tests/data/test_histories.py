@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.definitions import Event, by_user, holds, last, others
+from tests.definitions import Event, by_user, holds, is_left_out, last, others
 from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import EventRows
 from trainer.data.events.histories import (
@@ -22,6 +22,7 @@ from trainer.data.events.histories import (
     users_asked,
 )
 from trainer.data.jagged import Jagged, Ranges
+from trainer.data.schema import SIGNAL
 
 LIMITS = (0, 1, 3, 50)
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -39,7 +40,7 @@ def some_events(draw: st.DrawFn, timed: bool) -> list[Event]:
                 Event(
                     user,
                     draw(st.integers(0, 6)) if timed else place,
-                    draw(st.sampled_from((1, 1, -1, 0))),
+                    draw(st.sampled_from((1, 1, -1, 0, SIGNAL))),
                     draw(st.sampled_from(SPLITS)),
                     time if timed else None,
                     place,
@@ -148,7 +149,7 @@ def test_held_out(
     expected: list[tuple[Any, ...]] = []
     for user, own in by_user(events).items():
         inside = [each for each in own if each.split == split]
-        if not any(each.feedback > 0 for each in inside):
+        if not any(each.feedback == 1 for each in inside):
             continue
         known = earlier = [each for each in own if SPLITS.index(each.split) < number]
         if by_time and timed:
@@ -157,9 +158,9 @@ def test_held_out(
         expected.append(
             (
                 user,
-                tuple(each.item for each in inside if each.feedback > 0),
+                tuple(each.item for each in inside if each.feedback == 1),
                 tuple(each.item for each in inside if each.feedback < 0),
-                tuple(sorted({each.item for each in known})),
+                tuple(sorted({each.item for each in known if is_left_out(each)})),
                 *(last([each for each in earlier if holds(name, each)], limit) for name in NAMES),
             )
         )
@@ -182,7 +183,9 @@ def test_known_by_now_is_everything(events: list[Event], limit: int) -> None:
     for name, found in (("history", history), ("disliked", disliked)):
         expected = [last([e for e in each if holds(name, e)], limit) for each in own.values()]
         assert found == expected
-    assert seen == [tuple(sorted({e.item for e in each})) for each in own.values()]
+    assert seen == [
+        tuple(sorted({e.item for e in each if is_left_out(e)})) for each in own.values()
+    ]
 
 
 @pytest.mark.parametrize("timed", [True, False])

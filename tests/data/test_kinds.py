@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from tests.data.planted import Row, make, some_rows, table, write_csv
 from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
+from trainer.data.vectors import Vectors
 from trainer.sources import kinds
 
 ITEMS = 200
@@ -23,25 +25,25 @@ IDS = range(ITEMS)
 DAY = dt.date(2000, 1, 1)
 
 TYPED: dict[str, tuple[Any, tuple[str, int, str] | str]] = {
-    "date": (pa.array(IDS, pa.date32()), ("single", 17, "time")),
-    "timestamp": (pa.array([n * 10**12 for n in IDS], pa.timestamp("us")), ("single", 17, "time")),
+    "date": (pa.array(IDS, pa.date32()), ("number", 0, "time")),
+    "timestamp": (pa.array([n * 10**12 for n in IDS], pa.timestamp("us")), ("number", 0, "time")),
     "with_zone": (
         pa.array([n * 10**15 for n in IDS], pa.timestamp("ns", "UTC")),
-        ("single", 17, "time"),
+        ("number", 0, "time"),
     ),
     "sentinel": (
         pa.array([-(2**63), *(n * 10**12 for n in IDS[1:])], pa.timestamp("us")),
-        ("single", 17, "time"),
+        ("number", 0, "time"),
     ),
-    "time_of_day": (pa.array([60 * n for n in IDS], pa.time32("s")), ("single", 17, "time")),
+    "time_of_day": (pa.array([60 * n for n in IDS], pa.time32("s")), ("number", 0, "time")),
     "few_dates": (pa.array([n % 3 for n in IDS], pa.date32()), ("single", 4, "")),
     "few_floats": ([math.nan if n % 2 else 0.5 * (n % 3) for n in IDS], ("single", 4, "")),
-    "half": (pa.array([float(n) for n in IDS], pa.float16()), ("single", 17, "number")),
+    "half": (pa.array([float(n) for n in IDS], pa.float16()), ("number", 0, "number")),
     "price": (
         pa.array([decimal.Decimal(n) / 4 for n in IDS], pa.decimal128(10, 2)),
-        ("single", 17, "number"),
+        ("number", 0, "number"),
     ),
-    "infinite": ([math.inf if n % 2 else float(n) for n in IDS], ("single", 17, "number")),
+    "infinite": ([math.inf if n % 2 else float(n) for n in IDS], ("number", 0, "number")),
     "flag": ([n % 2 == 0 for n in IDS], ("single", 3, "")),
     "code": ([str(1000 + n) for n in IDS], ("single", 201, "")),
     "category": (pa.array([f"{n % 90}" for n in IDS]).dictionary_encode(), ("single", 91, "")),
@@ -50,14 +52,14 @@ TYPED: dict[str, tuple[Any, tuple[str, int, str] | str]] = {
     "words": ([["a", f"b{n % 5}"] for n in IDS], ("multi", 7, "")),
     "pair": (pa.array([[n % 3, n % 5] for n in IDS], pa.list_(pa.int32(), 2)), ("multi", 6, "")),
     "days": ([[DAY + dt.timedelta(n % 9)] for n in IDS], ("multi", 10, "")),
-    "vector": ([[0.5 * n, 1.5] for n in IDS], kinds.VECTOR),
-    "fixed": (pa.array([[0.5 * n] for n in IDS], pa.list_(pa.float32(), 1)), kinds.VECTOR),
+    "vector": ([[0.5 * n, 1.5] for n in IDS], ("vector", 0, "")),
+    "fixed": (pa.array([[0.5 * n] for n in IDS], pa.list_(pa.float32(), 1)), ("vector", 0, "")),
     "decimals": (
         pa.array([[decimal.Decimal(n) / 4] for n in IDS], pa.list_(pa.decimal128(9, 2))),
-        kinds.VECTOR,
+        ("vector", 0, ""),
     ),
-    "as_text": ([f"[{n + 0.5}, {n + 0.25}]" for n in IDS], kinds.VECTOR),
-    "piped": ([f"{n + 0.5}|{n + 0.25}" for n in IDS], kinds.VECTOR),
+    "as_text": ([f"[{n + 0.5}, {n + 0.25}]" for n in IDS], ("vector", 0, "")),
+    "piped": ([f"{n + 0.5}|{n + 0.25}" for n in IDS], ("vector", 0, "")),
     "struct": ([{"a": n} for n in IDS], "is of type STRUCT(a BIGINT), which no attribute can hold"),
     "map": (
         pa.array([[("a", n)] for n in IDS], pa.map_(pa.string(), pa.int64())),
@@ -80,7 +82,7 @@ def items_file(path: Path, columns: dict[str, Any]) -> str:
 
 def attributes_of(dataset: Dataset) -> dict[str, tuple[str, int, str]]:
     return {
-        each.name: (each.kind, each.num_values, each.of if each.boundaries else "")
+        each.name: (each.kind, each.num_values, each.of if each.boundaries or each.scale else "")
         for each in dataset.item_attributes
     }
 
@@ -108,24 +110,39 @@ def test_types(typed: Dataset, name: str) -> None:
 
 
 def test_values(typed: Dataset) -> None:
-    """Times are dealt by what they are, bytes are the text that they are, and nothing is hidden."""
+    """Times are what they are, in seconds; bytes are the text that they are; nothing is hidden."""
     items = sorted(table(typed, "items"), key=lambda row: row["raw_id"])
-    for name in ("date", "timestamp", "with_zone", "time_of_day"):
-        buckets = [row[name] for row in items]
-        assert buckets == sorted(buckets) and set(buckets) == set(range(1, 17))
-    assert items[0]["sentinel"] == 0  # no moment of any year
+    for name, seconds in (("date", 86_400), ("timestamp", 10**6), ("with_zone", 10**6)):
+        assert [row[name] for row in items] == pytest.approx([n * seconds for n in IDS], rel=1e-6)
+    assert [row["time_of_day"] for row in items] == [60 * n for n in IDS]
+    assert math.isnan(items[0]["sentinel"])  # no moment of any year
+    assert [math.isnan(row["infinite"]) for row in items] == [n % 2 == 1 for n in IDS]
     words = {(row["name"], row["row"]): row["value"] for row in table(typed, "attributes")}
-    assert words["date", 1] == "below 1970-01-13"
     assert words["utf8", items[3]["utf8"]] == "Café 3"
-    for name in attributes_of(typed):
-        assert any(row[name] for row in items)
+    for each in typed.item_attributes:
+        if not each.is_dense:
+            assert any(row[each.name] for row in items)
 
 
-@pytest.mark.parametrize("name", ["vector", "struct", "bytes", "nan"])
+def test_buckets_on_request(source: Path, tmp_path: Path) -> None:
+    names = ("date", "timestamp", "with_zone", "time_of_day")
+    columns = {name: TYPED[name][0] for name in names}
+    items = items_file(tmp_path / "i.parquet", columns)
+    dataset = make(source, tmp_path / "out", items=items, buckets=names)
+    rows = sorted(table(dataset, "items"), key=lambda row: row["raw_id"])
+    for name in names:
+        assert attributes_of(dataset)[name] == ("single", 17, "time")
+        buckets = [row[name] for row in rows]
+        assert buckets == sorted(buckets) and set(buckets) == set(range(1, 17))
+    words = {(row["name"], row["row"]): row["value"] for row in table(dataset, "attributes")}
+    assert words["date", 1] == "below 1970-01-13"
+
+
+@pytest.mark.parametrize("name", ["struct", "map", "bytes", "nan"])
 def test_what_cannot_be_is_refused_by_name(source: Path, tmp_path: Path, name: str) -> None:
     items = items_file(tmp_path / "i.parquet", {name: TYPED[name][0]})
     for arguments in ({"item_attributes": (name,)}, {"category": (name,)}):
-        with pytest.raises(Mistake, match=rf"i.parquet: column '{name}' \(--.*\) .*: leave it out"):
+        with pytest.raises(Mistake, match=rf"i.parquet: column '{name}' .*: leave it out"):
             make(source, tmp_path / "out", items=items, **arguments)
 
 
@@ -139,16 +156,16 @@ def test_text_of_csv(source: Path, tmp_path: Path) -> None:
     items.write_text("\n".join(lines) + "\n")
     dataset = make(source, tmp_path / "out", items=str(items), category=("year",))
     assert attributes_of(dataset) == {
-        "number": ("single", 17, "number"),
-        "released": ("single", 17, "time"),
+        "number": ("number", 0, "number"),
+        "released": ("number", 0, "time"),
         "zip": ("single", 201, ""),
         "words": ("multi", 5, ""),
         "year": ("single", 201, ""),
         "runtime": ("single", 61, ""),
     }
-    with pytest.raises(Mistake, match=r"--category yaer: no file .* Did you mean year\?"):
+    with pytest.raises(Mistake, match=r"column yaer is to be a category, .* Did you mean year\?"):
         make(source, tmp_path / "no", items=str(items), category=("yaer",))
-    with pytest.raises(Mistake, match=r"--category year: no file .* Give --items"):
+    with pytest.raises(Mistake, match=r"column year is to be a category, .* Give --items"):
         make(source, tmp_path / "no", category=("year",))
 
 
@@ -163,10 +180,14 @@ def test_recbole_says_the_kind(tmp_path: Path) -> None:
     dataset = make(tmp_path, tmp_path / "out")
     assert attributes_of(dataset) == {
         "code": ("single", 10, ""),
-        "price": ("single", 3, "number"),
+        "price": ("number", 0, "number"),
+        "vec": ("vector", 0, ""),
         "tags": ("multi", 4, ""),
     }
-    assert dataset.source["attributes_left_out"]["item"] == {"vec": kinds.VECTOR}
+    (vec,) = (each for each in dataset.item_attributes if each.name == "vec")
+    rows = pq.read_table(dataset.file("items.parquet")).to_pylist()
+    taken = Vectors(dataset, vec).take(np.arange(9))
+    assert taken == pytest.approx(np.array([[row["raw_id"] / 10, 0.5] for row in rows]), rel=1e-3)
 
 
 def test_words_of_many_tags_are_no_codes(

@@ -66,7 +66,7 @@ def test_recbole_folder(tmp_path: Path) -> None:
     assert dataset.source["thresholds"] == {"positive": 4.0, "dislike": 2.0}
     assert dataset.dropped == {"neutral_rating": len([r for r in rows if r.rating == 3])}
     kinds = {each.name: (each.kind, each.num_values) for each in dataset.item_attributes}
-    assert kinds == {"genre": ("multi", 4), "price": ("single", 12), "code": ("single", 12)}
+    assert kinds == {"genre": ("multi", 4), "price": ("number", 0), "code": ("single", 12)}
     items = {row["raw_id"]: row for row in table(dataset, "items")}
     assert items[3]["title"] == 'Film "3"'
     values = {(row["name"], row["row"]): row["value"] for row in table(dataset, "attributes")}
@@ -263,7 +263,7 @@ def test_numbers_of_many_values_become_buckets(tmp_path: Path) -> None:
         "COPY (SELECT 100 + i AS item, (i * i)::DOUBLE AS price, [i, i % 3] AS tags FROM "
         f"range(160) AS r(i)) TO '{items}' (FORMAT parquet)"
     )
-    dataset = make(source, tmp_path / "out", items=str(items))
+    dataset = make(source, tmp_path / "out", items=str(items), buckets=("price",))
     price = next(each for each in dataset.item_attributes if each.name == "price")
     assert price.num_values == 17 and len(price.boundaries) == 15
     rows = sorted(table(dataset, "items"), key=lambda row: row["raw_id"])

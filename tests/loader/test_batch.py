@@ -51,8 +51,8 @@ def test_types_and_strides(dataset: Dataset) -> None:
     assert batch.features.values().dtype == batch.features.lengths().dtype == torch.int64
     assert batch.user_B.dtype == batch.item_S.dtype == batch.count_S.dtype == torch.int64
     assert batch.feedback_B.dtype == torch.int8
-    assert batch.weight_B.dtype == batch.global_rows.dtype == torch.float32
-    assert batch.global_rows.shape == ()
+    assert batch.weight_B.dtype == batch.global_weight.dtype == torch.float32
+    assert batch.global_weight.shape == ()
     assert batch.local_batch_size == 64
     assert isinstance(batch, Pipelineable)
     assert torch.equal(batch.to(torch.device("cpu")).user_B, batch.user_B)
@@ -65,7 +65,7 @@ def test_padding(dataset: Dataset) -> None:
     assert (last.user_B[padding] == -1).all()
     assert (last.item_S[padding] == -1).all()
     assert (last.user_B[~padding] >= 0).all()
-    assert float(last.global_rows) == float(last.weight_B.sum())
+    assert float(last.global_weight) == float(last.weight_B.sum())
     for key in tuple(last.features.keys()):
         assert all(not bag for bag, pad in zip(bags(last, key), padding, strict=True) if pad)
 
@@ -88,8 +88,8 @@ def test_positive_feedback_alone(dataset: Dataset) -> None:
     assert loader.num_rows == dataset.splits["train"].positives
     batches = list(loader.epoch(0))
     assert all((batch.feedback_B == 1).all() for batch in batches)
-    assert sum(float(batch.global_rows) for batch in batches) == loader.num_rows
-    assert all(float(batch.global_rows) == 64 for batch in batches[:-2])
+    assert sum(float(batch.global_weight) for batch in batches) == loader.num_rows
+    assert all(float(batch.global_weight) == 64 for batch in batches[:-2])
 
 
 def test_several_splits(dataset: Dataset) -> None:
@@ -138,14 +138,14 @@ def test_extra_candidates_follow_their_distribution() -> None:
 
 def test_features_outside_of_batches(dataset: Dataset) -> None:
     store = FeatureStore(dataset, ("item", "item.tags", "user.age"))
-    features = store.candidate_features(("item", "item.tags"), np.array([5, -1, 2, 7]))
+    features = store.candidate_features(("item", "item.tags"), np.array([5, -1, 2, 7])).bags
     lengths = features["item.tags"].lengths().tolist()
     assert lengths == [len(tags_of(5)), 0, len(tags_of(2)), len(tags_of(7))]
     assert features["item.tags"].values().tolist() == tags_of(5) + tags_of(2) + tags_of(7)
     history = (np.array([4, 3, 9]), np.array([2, 1]))
     queries = store.query_features(
         ("user", "history", "user.age"), np.array([3, 8]), {"history": history}
-    )
+    ).bags
     assert queries["history"].lengths().tolist() == [2, 1]
     assert queries["history"].values().tolist() == [4, 3, 9]
     assert queries["user.age"].values().tolist() == [age_of(3), age_of(8)]

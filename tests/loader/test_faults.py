@@ -61,7 +61,7 @@ def test_a_corrupt_row_group_is_counted_and_skipped(copy: Dataset, feedback: str
     kept = [r for r in lost if r["split"] == 0 and (feedback == "all" or r["kind"] == 0)]
     assert sum(gone.values()) == len(kept) == loader.skipped_rows > 0
     assert len(batches) == loader.steps_per_epoch
-    assert sum(float(batch.global_rows) for batch in batches) == loader.num_rows
+    assert sum(float(batch.global_weight) for batch in batches) == loader.num_rows
 
 
 def test_a_file_without_a_footer_is_named(copy: Dataset) -> None:

@@ -63,7 +63,7 @@ def test_ranks_joined_are_the_batch_of_one_rank(dataset: Dataset, world_size: in
             joined_bags = [bag for each in own for bag in each[:rows]]
             joined_bags += [bag for each in own for bag in each[rows:]]
             assert joined_bags == bags(whole, key)
-        assert {float(part.global_rows) for part in parts} == {float(whole.weight_B.sum())}
+        assert {float(part.global_weight) for part in parts} == {float(whole.weight_B.sum())}
         assert all(part.position == whole.position for part in parts)
 
 

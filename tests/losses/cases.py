@@ -20,8 +20,10 @@ def make_case(
     dtype: torch.dtype = torch.float64,
     restricted: bool = True,
     scale: float = 1.0,
+    copies: bool = False,
 ) -> tuple[Rows, Candidates]:
-    """Unit vectors (times `scale`), repeated ids, padding, dislikes, histories."""
+    """Unit vectors (times `scale`), repeated ids, padding, dislikes, histories; columns that stand
+    for one to four each with `copies`."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(limit: int, size: int) -> Tensor:
@@ -68,6 +70,7 @@ def make_case(
         logq_C=log_q(num_columns),
         user_C=torch.where(ids(3, num_columns) == 0, -1, ids(num_users, num_columns)),
         visible_to_C=visible,
+        copies_C=1.0 + ids(4, num_columns) if copies else None,
     )
     return rows, candidates
 

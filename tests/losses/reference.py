@@ -7,7 +7,7 @@ Shapes: B rows, C columns, D width.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,23 +31,29 @@ class ReferenceSettings:
     mask_same_user: bool = False
     mask_history: bool = False
     several_positives: bool = False
+    hardness: float = 0.0
 
 
 def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) -> Tensor:
-    """The weighted sum over rows, materialising [B, C] scores and masks."""
+    """The weighted sum over rows, materialising [B, C] scores and masks. Columns that stand for
+    several are written out."""
+    if candidates.copies_C is not None:
+        candidates = written_out(candidates, candidates.copies_C)
     t_positive = settings.temperature
     t_negative = (
         t_positive if settings.negative_temperature is None else settings.negative_temperature
     )
     dot_BC = rows.query_BD @ candidates.embedding_CD.T
     own_B = (rows.query_BD * rows.positive_BD).sum(dim=1)
-    score_BC = dot_BC / t_negative
+    plain_BC = score_BC = dot_BC / t_negative
     positive_B = own_B / t_positive
     if settings.correction != "none":
         score_BC = score_BC - candidates.logq_C
     if settings.correction == "all":
         positive_B = positive_B - rows.positive_logq_B
     negative_BC = negatives_mask(settings, rows, candidates)
+    if settings.hardness:
+        score_BC = score_BC + _log_weights(settings.hardness, plain_BC, score_BC, negative_BC)
     if settings.several_positives:
         positive_B = _mean_of_positives(settings, rows, candidates, dot_BC / t_positive, positive_B)
     loss_B = _row_losses(settings, rows, score_BC, positive_B, negative_BC, t_positive, t_negative)
@@ -55,6 +61,24 @@ def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) 
     if settings.name not in ("ntr", "ssm_ntr"):
         weight_B = weight_B * (rows.feedback_B > 0)
     return (loss_B * weight_B).sum()
+
+
+def written_out(candidates: Candidates, copies_C: Tensor) -> Candidates:
+    column_N = torch.repeat_interleave(torch.arange(len(copies_C)), copies_C.long())
+    visible_to_C, positives = candidates.visible_to_C, candidates.positives
+    if positives is not None and positives.column_P is not None:
+        first_C = copies_C.long().cumsum(0) - copies_C.long()
+        column_P = positives.column_P
+        moved_P = torch.where(column_P < 0, -1, first_C[column_P.clamp(min=0)])
+        positives = replace(positives, column_P=moved_P)
+    return Candidates(
+        embedding_CD=candidates.embedding_CD[column_N],
+        id_C=candidates.id_C[column_N],
+        logq_C=candidates.logq_C[column_N],
+        user_C=candidates.user_C[column_N],
+        visible_to_C=None if visible_to_C is None else visible_to_C[column_N],
+        positives=positives,
+    )
 
 
 def negatives_mask(settings: ReferenceSettings, rows: Rows, candidates: Candidates) -> Tensor:
@@ -84,6 +108,15 @@ def negatives_mask(settings: ReferenceSettings, rows: Rows, candidates: Candidat
     return negative_BC
 
 
+def _log_weights(beta: float, plain_BC: Tensor, score_BC: Tensor, negative_BC: Tensor) -> Tensor:
+    """exp(beta s) over its mean over the row's negatives, these counted 1 / Q each; given."""
+    counts_BC = torch.exp(score_BC - plain_BC).detach() * negative_BC
+    top_B1 = (beta * plain_BC).detach().amax(dim=1, keepdim=True)
+    power_BC = torch.exp(beta * plain_BC.detach() - top_B1)
+    mean_B = (power_BC * counts_BC).sum(dim=1) / counts_BC.sum(dim=1)
+    return torch.where(negative_BC, torch.log(power_BC / mean_B[:, None]), 0.0)
+
+
 def _mean_of_positives(
     settings: ReferenceSettings,
     rows: Rows,
@@ -94,12 +127,12 @@ def _mean_of_positives(
     if settings.correction == "all":
         score_BC = score_BC - candidates.logq_C
     other_BC = (candidates.user_C[None, :] == rows.user_B[:, None]) & (rows.user_B >= 0)[:, None]
-    other_BC = other_BC & (candidates.id_C >= 0)[None, :]
-    other_BC = other_BC & (candidates.id_C[None, :] != rows.positive_id_B[:, None])
-    all_BX = torch.cat([positive_B[:, None], score_BC.masked_fill(~other_BC, -math.inf)], dim=1)
-    return torch.logsumexp(all_BX, dim=1) - torch.log(
-        1.0 + other_BC.sum(dim=1).to(positive_B.dtype)
-    )
+    liked_BC = other_BC & (candidates.id_C >= 0)[None, :]
+    other_BC = liked_BC & (candidates.id_C[None, :] != rows.positive_id_B[:, None])
+    own_B = (liked_BC & ~other_BC).sum(dim=1).clamp(min=1).to(positive_B.dtype)
+    own_B1 = (positive_B + own_B.log())[:, None]
+    all_BX = torch.cat([own_B1, score_BC.masked_fill(~other_BC, -math.inf)], dim=1)
+    return torch.logsumexp(all_BX, dim=1) - torch.log(own_B + other_BC.sum(dim=1))
 
 
 def _row_losses(

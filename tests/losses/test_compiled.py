@@ -20,10 +20,13 @@ EXP_LOSSES = tuple(name for name, loss in LOSSES.items() if loss.element == "exp
 
 @needs_kernel
 @pytest.mark.parametrize("name", EXP_LOSSES)
-@pytest.mark.parametrize("masks", [{}, {"mask_same_user": True, "mask_history": True}])
+@pytest.mark.parametrize(
+    "masks", [{}, {"mask_same_user": True, "mask_history": True, "hardness": 0.4}]
+)
 def test_several_stripes_and_blocks_equal_the_reference(name: Any, masks: dict[str, Any]) -> None:
     # 600 columns are more than two blocks of panels; 1 MiB holds 408 of 430 rows of 640 columns.
-    rows, candidates = make_case(430, 600, 40, num_ids=90, num_users=70, dtype=torch.float32)
+    sizes = {"num_rows": 430, "num_columns": 600, "width": 40, "num_ids": 90, "num_users": 70}
+    rows, candidates = make_case(**sizes, copies=bool(masks), dtype=torch.float32)
     expected_value, expected = reference(name, masks, rows, candidates)
     value, gradients = streamed(
         name, masks, rows, candidates, backend="compiled", stripe_mebibytes=1
@@ -36,13 +39,14 @@ def test_several_stripes_and_blocks_equal_the_reference(name: Any, masks: dict[s
 @needs_kernel
 def test_both_walks_count_the_same_negatives() -> None:
     masks = {"mask_same_user": True, "mask_history": True}
-    rows, candidates = make_case(60, 300, num_ids=20, dtype=torch.float32)
-    counted = []
-    for backend in ("compiled", "blocked"):
-        loss = build_loss("ssm", **masks, backend=backend)  # type: ignore[arg-type]
-        counted.append(loss(rows, candidates)[1])
-    for key, wanted in counted[1].items():
-        torch.testing.assert_close(counted[0][key], wanted, rtol=1e-5, atol=1e-6)
+    for copies in (False, True):
+        rows, candidates = make_case(60, 300, num_ids=20, dtype=torch.float32, copies=copies)
+        counted = []
+        for backend in ("compiled", "blocked"):
+            loss = build_loss("ssm", **masks, backend=backend)  # type: ignore[arg-type]
+            counted.append(loss(rows, candidates)[1])
+        for key, wanted in counted[1].items():
+            torch.testing.assert_close(counted[0][key], wanted, rtol=1e-5, atol=1e-6)
 
 
 @needs_kernel

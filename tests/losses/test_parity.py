@@ -23,6 +23,13 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(Lo
     ("ssm_ntr", {"alpha": 3.0, "mask_history": True}),
     ("ccl", {"negative_weight": 5.0, "margin": 0.2, "mask_history": True}),
     ("ova", {"negative_weight": 2.0, "correction": "negatives"}),
+    ("ssm", {"hardness": 0.5, "temperature": 0.3, "mask_same_user": True, "mask_history": True}),
+    ("ssm", {"hardness": 2.0, "temperature": 0.4, "correction": "none"}),
+    ("sl", {"hardness": 1.0, "temperature": 0.2}),
+    ("bsl", {"hardness": 0.3, "several_positives": True, "mask_same_user": True}),
+    ("improved_logq", {"hardness": 0.5}),
+    ("ntr", {"hardness": 0.5, "temperature": 0.3, "disliked_weight": 2.0}),
+    ("ssm_ntr", {"hardness": 0.7, "temperature": 0.5, "alpha": 2.0, "mask_history": True}),
     ("bpr", {"correction": "all", "mask_same_user": True}),
 ]
 
@@ -42,7 +49,8 @@ def assert_same(
 
 @pytest.mark.parametrize(("name", "chosen"), VARIANTS, ids=lambda value: str(value))
 def test_float64_equals_reference(name: str, chosen: dict[str, Any]) -> None:
-    assert_same(name, chosen, {}, tolerance=1e-10, block_columns=8)
+    for copies in (False, True):
+        assert_same(name, chosen, {"copies": copies}, tolerance=1e-10, block_columns=8)
 
 
 MASKS: list[dict[str, Any]] = [
@@ -87,6 +95,7 @@ def test_every_mask_and_correction_in_every_dtype(name: str, dtype: torch.dtype)
     num_ids=st.integers(1, 12),
     num_users=st.integers(1, 6),
     restricted=st.booleans(),
+    copies=st.booleans(),
     block_columns=st.integers(1, 64),
     backend=st.sampled_from(["auto", "blocked"]),
     seed=st.integers(0, 10_000),

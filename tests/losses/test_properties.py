@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from losses import Candidates, LossName, Rows, build_loss, pairs, scores
+from losses import LOSSES, Candidates, LossName, Rows, build_loss, pairs, scores
 from losses.formulas.bsl import BilateralSoftmax
 from tests.losses.cases import cast, leaves, make_case, reference, streamed
 
@@ -88,6 +88,31 @@ def test_learned_temperature_has_the_gradient_of_the_reference(
         dense_loss(ReferenceSettings(name=name, **chosen), rows, candidates), scales
     )
     torch.testing.assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if LOSSES[name].element == "exp"])
+def test_no_hardness_is_the_plain_loss_and_much_of_it_the_hardest_negative(name: Any) -> None:
+    """A hardness that is next to none gives the plain value; sl with an extreme one has the hardest
+    negative's share alone, and its sum the size of all: log n + s of the hardest."""
+    rows, candidates = make_case(restricted=False)
+    plain, _ = build_loss(name)(rows, candidates)
+    almost, _ = build_loss(name, hardness=1e-9)(rows, candidates)
+    assert almost.item() == pytest.approx(plain.item(), rel=1e-7)
+    if name != "sl":
+        return
+    settings: dict[str, Any] = {"temperature": 1.0, "correction": "none", "hardness": 100.0}
+    one_row = replace(rows, weight_B=torch.zeros_like(rows.weight_B))
+    one_row.weight_B[0], one_row.feedback_B[0] = 1.0, 1
+    value, _ = build_loss(name, **settings)(one_row, candidates)
+    (gradient_CD,) = torch.autograd.grad(value, [candidates.embedding_CD])
+    seen_C = (candidates.id_C >= 0) & (candidates.id_C != rows.positive_id_B[0])
+    score_C = (candidates.embedding_CD @ rows.query_BD[0]).detach().masked_fill(~seen_C, -9.0)
+    query_D = rows.query_BD[0].detach()
+    torch.testing.assert_close(gradient_CD.sum(0), query_D)
+    torch.testing.assert_close(gradient_CD[score_C.argmax()], query_D, rtol=0.3, atol=0.05)
+    own = (rows.query_BD[0] * rows.positive_BD[0]).sum().item()
+    largest = score_C.max().item() + math.log(seen_C.sum().item()) - own
+    assert largest - 0.1 < value.item() <= largest + 1e-9
 
 
 def test_overlapping_masks_count_a_column_once() -> None:
@@ -232,6 +257,9 @@ def test_learned_temperature_stays_above_a_hundredth() -> None:
         ("ntr", {"alpha": 2.0}, "belongs to ssm_ntr"),
         ("ssm", {"ring": True, "backend": "triton"}, "use 'auto' with ring"),
         ("ova", {"backend": "compiled"}, "loss ova sums no exponentials"),
+        ("ova", {"hardness": 0.5}, "hardness is 0.5 but loss ova sums no .* or take ssm, sl, bsl"),
+        ("ssm", {"hardness": -0.5}, "hardness is -0.5; it must be 0 to 100"),
+        ("ssm", {"hardness": math.nan}, "hardness is nan"),
         ("ssm", {"block_columns": 0}, "block_columns is 0"),
         ("ssm", {"several_positives": True}, "several_positives is True but loss ssm"),
         ("ssm", {"margn": 0.5}, "loss ssm has none; it has no parameters of its own$"),
@@ -309,7 +337,7 @@ def test_queries_and_positives_must_agree() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ring_on_one_rank_equals_the_gathered_walk(name: Any) -> None:
-    rows, candidates = make_case()
+    rows, candidates = make_case(copies=True)
     gathered, expected = build_loss(name)(rows, candidates)
     value, statistics = build_loss(name, ring=True, block_columns=8)(rows, candidates)
     assert value.item() == pytest.approx(gathered.item())

@@ -29,8 +29,9 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(Lo
     ("ssm", {"mask_same_user": True, "mask_history": True, "learn_temperature": True}),
     ("bsl", {"several_positives": True, "mask_same_user": True}),
     ("bsl", {"negative_temperature": 0.3, "learn_temperature": True}),
-    ("ssm_ntr", {"alpha": 3.0, "mask_same_user": True}),
+    ("ssm_ntr", {"alpha": 3.0, "mask_same_user": True, "hardness": 0.5}),
     *[(name, {"ring": True}) for name in get_args(LossName)],
+    ("bsl", {"ring": True, "hardness": 0.5, "learn_temperature": True}),
     ("ssm", {"ring": True, "mask_same_user": True, "mask_history": True, "temperature": 0.01}),
 ]
 SOURCES = ("in_batch", "sampled", "in_batch+sampled", "in_batch+queue", "in_batch+disliked")
@@ -61,11 +62,12 @@ def global_batch(real_rows: int) -> dict[str, Tensor]:
         return torch.randint(0, limit, (size,), generator=generator)
 
     padding_B = torch.arange(GLOBAL_ROWS) >= real_rows
+    weight_B = torch.rand(GLOBAL_ROWS, generator=generator).masked_fill(padding_B, 0.0)
     return {
         "user": draw(NUM_USERS, GLOBAL_ROWS).masked_fill(padding_B, -1),
         "item": draw(NUM_IDS, GLOBAL_ROWS).masked_fill(padding_B, -1),
         "feedback": torch.where(draw(3, GLOBAL_ROWS) == 0, -1, 1),
-        "weight": (~padding_B).float() / real_rows,
+        "weight": weight_B / weight_B.sum(),
         "history": draw(NUM_IDS, 2 * GLOBAL_ROWS).view(GLOBAL_ROWS, 2),
         "sampled": draw(NUM_IDS, SAMPLED),
         "queued": draw(NUM_IDS, QUEUED),

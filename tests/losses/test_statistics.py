@@ -11,6 +11,7 @@ import torch
 
 from losses import Candidates, Rows, build_loss
 from tests.losses.cases import make_case
+from tests.losses.reference import written_out
 
 TEMPERATURE = 0.2
 
@@ -37,17 +38,27 @@ def test_scores_and_parts_are_those_of_the_dense_matrix(correction: Any) -> None
     logq_C = candidates.logq_C[seen_C]
     kept_BC = candidates.id_C[seen_C] != rows.positive_id_B[real_B][:, None]
     corrected_BC = score_BC - (0.0 if correction == "none" else logq_C)
+    share_B = rows.weight_B[real_B].double() / rows.weight_B[real_B].double().sum()
+
+    def mean(value_B: torch.Tensor) -> torch.Tensor:
+        return (value_B * share_B).sum()
+
+    def spread_BX(value_BX: torch.Tensor) -> float:
+        each_B = value_BX.reshape(len(share_B), -1)
+        middle = mean(each_B.mean(dim=1))
+        return float(mean((each_B - middle).square().mean(dim=1)).sqrt())
+
     term_B = own_B - (rows.positive_logq_B[real_B] if correction == "all" else 0.0)
     reduction_B = corrected_BC.masked_fill(~kept_BC, -math.inf).logsumexp(dim=1)
     expected = {
-        "positive_score_mean": own_B.mean(),
-        "positive_score_spread": spread(own_B),
-        "negative_score_mean": score_BC.mean(),
-        "negative_score_spread": spread(score_BC),
-        "positive_term_mean": term_B.mean(),
-        "reduction_mean": reduction_B.mean(),
-        "negatives_mean": kept_BC.sum(dim=1).double().mean(),
-        "hit_share": 1 - kept_BC.double().mean(),
+        "positive_score_mean": mean(own_B),
+        "positive_score_spread": spread_BX(own_B),
+        "negative_score_mean": mean(score_BC.mean(dim=1)),
+        "negative_score_spread": spread_BX(score_BC),
+        "positive_term_mean": mean(term_B),
+        "reduction_mean": mean(reduction_B),
+        "negatives_mean": mean(kept_BC.sum(dim=1).double()),
+        "hit_share": 1 - mean(kept_BC.double().mean(dim=1)),
         "empty_rows": 0.0,
         "logq_mean": logq_C.mean(),
         "logq_spread": spread(logq_C),
@@ -56,6 +67,15 @@ def test_scores_and_parts_are_those_of_the_dense_matrix(correction: Any) -> None
         "disliked_part": 0.0,
     }
     assert found == pytest.approx({name: float(value) for name, value in expected.items()})
+
+
+@pytest.mark.parametrize("name", ["ssm", "ova"])
+def test_columns_that_stand_for_several_are_read_as_so_many(name: str) -> None:
+    rows, candidates = make_case(num_columns=20, restricted=False, copies=True)
+    apart = written_out(candidates, candidates.copies_C)
+    found = statistics_of(name, rows, candidates, mask_same_user=True)
+    expected = statistics_of(name, rows, apart, mask_same_user=True)
+    assert found == pytest.approx(expected)
 
 
 def test_the_loss_is_made_of_its_parts() -> None:

@@ -46,7 +46,8 @@ def test_an_evaluation_keeps_its_figures_whole_at_40_columns(
 ) -> None:
     values = {"recall@10": 0.1234, "recall@20": 0.2345}
     evaluation = Evaluation(
-        values, {"recall@10": 0.01}, {"recall@10": [0.1, 0.3], "recall@20": [0.2, 0.4]}, values,
+        values, {"recall@10": 0.01}, {"recall@10": [0.1, 0.3], "recall@20": [0.2, 0.4]},
+        {"recall@10": 0.05, "recall@20": 0.06, "users": 3}, values,
         100, 1000, 0, 0, 0.7,
     )  # fmt: skip
     monkeypatch.setenv("COLUMNS", "40")

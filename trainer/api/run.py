@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -146,6 +146,7 @@ class Run:
         *,
         items: Sequence[str | int] | None = None,
         k: int = 10,
+        context: Mapping[str, str | float] | None = None,
         to: Form = "list",
     ) -> Any:
         """Items for a user of the dataset, or for somebody new who liked some items.
@@ -154,6 +155,7 @@ class Run:
             user: raw id, as in the source.
             items: raw ids of liked items, oldest first; needs a model that reads histories.
             k: items recommended.
+            context: of the moment, by name ({"hour": 20}), for models that read it.
             to: "list", "pandas" or "pyarrow".
 
         Returns:
@@ -163,7 +165,8 @@ class Run:
 
         liked = None if items is None else quoted(items)
         name = None if user is None else str(user)
-        arguments = RecommendArguments(self.path, user=name, items=liked, k=k)
+        said = tuple(f"{key}={value}" for key, value in (context or {}).items())
+        arguments = RecommendArguments(self.path, name, liked, k, said)
         return self._listed(recommend_from(self._open(), arguments), to)
 
     def similar(self, item: str | int, *, k: int = 10, to: Form = "list") -> Any:
@@ -178,10 +181,8 @@ class Run:
         return self._listed(similar_from(self._open(), arguments), to)
 
     def items(self, *, to: TableForm = "pyarrow") -> Any:
-        """The whole catalog: `item` (its row), `raw_id`, `title`, `count`, `known`, `embedding`.
-
-        `known` is false where the model knows nothing of an item: it has the mean embedding.
-        """
+        """The catalog: `item` (its row), `raw_id`, `title`, `count`, `known` (false where the model
+        knows nothing of an item, which then has the mean embedding), `embedding`."""
         from trainer.retrieval.export import write_items
 
         opened = self._open()

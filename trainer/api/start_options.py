@@ -22,6 +22,15 @@ class PrepareOptions(TypedDict, total=False):
     item_attributes: Sequence[str] | None
     user_attributes: Sequence[str] | None
     category: Sequence[str]
+    number: Sequence[str]
+    buckets: Sequence[str]
+    features: str | None
+    item_vectors: Sequence[str]
+    user_vectors: Sequence[str]
+    event_column: str | None
+    event_weights: Sequence[str]
+    weight_column: str | None
+    context: Sequence[str]
     positive_threshold: float | None
     dislike_threshold: float | None
     split: str | None

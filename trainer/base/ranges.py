@@ -11,6 +11,7 @@ MOST_ROWS = 2**31 - 1
 """Rows, items or users that a benchmark makes up."""
 MOST_TURNS = 1000
 """Repetitions of a measurement."""
+MOST_THREADS = 1024
 
 
 def check_range(flag: str, value: int, least: int, most: int = MOST, what: str = "") -> None:

@@ -23,13 +23,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainer.base.mistake import Mistake
-from trainer.base.ranges import MOST, MOST_ROWS, check_range, check_ranges
+from trainer.base.ranges import MOST, MOST_ROWS, MOST_THREADS, check_range, check_ranges
 from trainer.base.screen import Sheet
 from trainer.retrieval.search.filter import Filter
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.item_rows import ItemRows
 from trainer.retrieval.search.topk import Search
-from trainer.sources.sql import MOST_THREADS
 
 CHUNKS_A_TURN = 64
 CLUSTERS = 1000

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from losses import LOSSES, Backend, Candidates, LossName, Precision, Rows, build_loss
 from trainer.base.mistake import Mistake
-from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_ranges
+from trainer.base.ranges import MOST_ROWS, MOST_THREADS, MOST_TURNS, check_ranges
 from trainer.base.screen import say
 from trainer.bench.naive import naive_loss
-from trainer.sources.sql import MOST_THREADS
 
 ZIPF_EXPONENT = 1.05
 

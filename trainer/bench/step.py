@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from trainer.base.machine import usable_cpus
@@ -18,6 +18,7 @@ from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_range, check_ranges
 from trainer.base.screen import Sheet
 from trainer.bench.worker_processes import Group, Workload
 from trainer.config.model_section import MOST_WIDTH
+from trainer.launch.processes import most_workers
 
 GIB = 1024**3
 SCALES = (0.1, 0.3, 1.0)
@@ -92,26 +93,38 @@ def scale(arguments: StepBenchArguments) -> dict[str, Any]:
 
 
 def compare(arguments: StepBenchArguments) -> dict[str, Any]:
-    """Tandem (one process of two threads, and two ranks) beside a plain PyTorch loop."""
+    """Tandem (one process of all threads, the same with every copy of an item a column, and two
+    ranks where a machine has room for them) beside a plain PyTorch loop."""
     cores = usable_cpus()
     work = workload(arguments, 2_000_000)
+    plain = replace(work, precision="fp32")
     groups = {
         "tandem": Group(1, work, threads=cores),
-        "tandem, 2 ranks": Group(2, work, threads=max(cores // 2, 1)),
-        "plain": Group(1, work, threads=cores, kind="plain", environment=MALLOC_TUNED),
+        "tandem, every copy": Group(1, replace(work, distinct=False), threads=cores),
     }
+    if most_workers() > 1:
+        groups["tandem, 2 ranks"] = Group(2, work, threads=max(cores // 2, 1))
+    groups["plain"] = Group(1, plain, threads=cores, kind="plain", environment=MALLOC_TUNED)
     seconds = take_turns(groups, arguments)
     parts = groups["tandem"].parts()
+    columns = groups["tandem"].columns()
+    other = groups.get("tandem, 2 ranks")
+    two_ranks_columns = other and other.columns()
     for group in groups.values():
         group.close()
     rate = {name: arguments.global_batch_size / s for name, s in seconds.items()}
+    two_ranks = rate.get("tandem, 2 ranks")
     return {
         "examples_per_second": rate["tandem"],
-        "two_ranks_examples_per_second": rate["tandem, 2 ranks"],
+        "two_ranks_examples_per_second": two_ranks,
         "plain_examples_per_second": rate["plain"],
+        "every_copy_examples_per_second": rate["tandem, every copy"],
         "ratio": rate["tandem"] / rate["plain"],
-        "two_ranks_over_one_process": rate["tandem, 2 ranks"] / rate["tandem"],
+        "distinct_over_every_copy": rate["tandem"] / rate["tandem, every copy"],
+        "two_ranks_over_one_process": two_ranks and two_ranks / rate["tandem"],
         "part_seconds": parts,
+        "of_a_step": columns,
+        "of_a_step_of_two_ranks": two_ranks_columns,
         "precision": arguments.precision,
     }
 
@@ -151,6 +164,8 @@ def main(arguments: StepBenchArguments) -> None:
 
 
 def _text(name: str, value: Any) -> str:
+    if value is None:
+        return "no second GPU or CPU"
     if isinstance(value, str):
         return value
     if name.endswith("bytes"):

@@ -5,9 +5,11 @@ Shapes: B rows of a rank's batch, C = columns of all ranks, D width.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from trainer.bench.worker_processes import PartTimer, Workload
 from trainer.config.loss_section import LossConfig
 from trainer.config.model_section import ModelConfig
+from trainer.config.negatives_section import NegativesConfig
 from trainer.config.optimizer_section import OptimizerConfig
 from trainer.config.sections import Config
 from trainer.config.training_section import TrainingConfig
@@ -29,6 +32,9 @@ from trainer.model.build import build_model
 from trainer.model.optimizer import Schedule, build_optimizer
 
 INTERACTIONS = 4_000_000
+DRAWN_BEFORE = 32
+"""Batches that a GPU's steps, shorter than a draw, take in turn."""
+Drawn = TypeVar("Drawn")
 
 
 class Draws:
@@ -63,38 +69,41 @@ class TandemStepper:
     """The model, optimizer and pipeline of `tandem train`, fed with drawn ids."""
 
     def __init__(self, workload: Workload, ranks: Ranks) -> None:
+        self.workload = workload
         self.config = bench_config(workload)
         self.rows = workload.global_batch_size // ranks.world_size
-        self.global_rows = torch.tensor(float(workload.global_batch_size))
+        self.global_weight = torch.tensor(float(workload.global_batch_size))
         self.draws = Draws(workload, seed=ranks.rank)
         sizes = {"item": workload.items, "user": workload.users}  # of tables that start as noise
         self.model = build_model(self.config, bench_dataset(workload), ranks, sizes)
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.schedule = Schedule(self.optimizer, self.config.optimizer, total_steps=1)
         self.schedule.set_step(0)
+        self.model.module.head.task.loss.watched = False  # as in most steps of a run
         self.pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device)
-        self.batches = self._batches()
+        self.device = ranks.device
+        self.lengths = torch.ones(2 * self.rows, dtype=torch.int64)
+        self.ones = torch.ones(self.rows)
+        self.batches = drawn(self._batch, self.device)
 
     def steps(self, count: int) -> float:
-        started = time.perf_counter()
-        for _ in range(count):
-            self.pipeline.progress(self.batches)
-        return time.perf_counter() - started
+        return seconds_of(lambda: self.pipeline.progress(self.batches), count, self.device)
 
     def parts(self, count: int) -> dict[str, float]:
         """Collective. The pipeline is taken off: its overlap would blur the parts."""
         model = self.pipeline.detach().module
-        timer = PartTimer()
+        timer = PartTimer(lambda: finish(self.device))
         for _ in range(count):
-            batch = next(self.batches)
+            batch = next(self.batches).to(self.device)
             self.optimizer.zero_grad()
             timer.start()
             pooled = model.embeddings(batch.features)
             pooled.values()
             timer.mark("embedding forward")
-            parts = model.head.towers.split(pooled, batch.features)
+            parts = model.head.towers.split(pooled, batch.features, batch.dense)
             query_BD = model.head.towers.encode_queries(parts, self.rows)
-            candidate_CD = model.head.towers.encode_candidates(parts)
+            assert batch.plan is not None
+            candidate_CD = model.head.towers.encode_candidates(parts, batch.plan.encoded_U)
             timer.mark("towers forward")
             query = query_BD.detach().requires_grad_()
             candidate = candidate_CD.detach().requires_grad_()
@@ -107,74 +116,124 @@ class TandemStepper:
             timer.mark("towers updated")
         return {name: seconds / count for name, seconds in timer.seconds.items()}
 
-    def _batches(self) -> Iterator[Batch]:
-        rows = self.rows
-        ones = torch.ones(rows)
-        lengths = torch.ones(2 * rows, dtype=torch.int64)
-        while True:
-            user_B = self.draws.users(rows)
-            item_B, count_B = self.draws.items(rows)
-            yield Batch(
-                features=KeyedJaggedTensor(
-                    keys=["user", "item"],
-                    values=torch.cat([user_B, item_B]),
-                    lengths=lengths,
-                    stride=rows,
-                ),
-                user_B=user_B,
-                item_S=item_B,
-                feedback_B=ones.to(torch.int8),
-                weight_B=ones,
-                count_S=count_B,
-                global_rows=self.global_rows,
-                local_rows=rows,
-                step=0,
-                position={},
-            )
+    def _batch(self) -> Batch:
+        user_B = self.draws.users(self.rows)
+        item_B, count_B = self.draws.items(self.rows)
+        batch = Batch(
+            features=KeyedJaggedTensor(
+                keys=["user", "item"],
+                values=torch.cat([user_B, item_B]),
+                lengths=self.lengths,
+                stride=self.rows,
+            ),
+            user_B=user_B,
+            item_S=item_B,
+            feedback_B=self.ones.to(torch.int8),
+            dense={},
+            weight_B=self.ones,
+            count_S=count_B,
+            global_weight=self.global_weight,
+            local_rows=self.rows,
+            plan=None,
+            step=0,
+            position={},
+        )
+        batch = self.model.module.head.task.planned(batch)  # collective
+        return batch.pin_memory() if self.device.type == "cuda" else batch
+
+    def columns(self) -> dict[str, float]:
+        """Collective: of one step's candidates, over all ranks."""
+        batch = next(self.batches)
+        assert batch.plan is not None
+        plan = batch.plan
+        candidates = self.workload.global_batch_size
+        columns = int((plan.id_C >= 0).sum())
+        return {
+            "candidates": candidates,
+            "columns": columns,
+            "distinct_share": len(plan.id_C.unique()) / candidates,
+            "gathered_bytes": plan.id_C.numel() * self.workload.dim * 4,
+        }
 
 
 class PlainStepper:
     """nn.Embedding(sparse) + Adagrad on tables, Adam on towers, materialised logits."""
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, device: torch.device) -> None:
         self.workload = workload
+        self.device = device
         self.draws = Draws(workload, seed=0)
+        self.batches = drawn(self._batch, device)
         torch.manual_seed(0)
         dim = workload.dim
-        self.user = nn.Embedding(workload.users, dim, sparse=True)
-        self.item = nn.Embedding(workload.items, dim, sparse=True)
+        self.user = nn.Embedding(workload.users, dim, sparse=True, device=device)
+        self.item = nn.Embedding(workload.items, dim, sparse=True, device=device)
         self.towers = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
             for _ in range(2)
-        )
+        ).to(device)
         self.sparse = torch.optim.Adagrad([self.user.weight, self.item.weight], lr=0.05)
         self.dense = torch.optim.Adam(self.towers.parameters(), lr=1e-3)
 
     def steps(self, count: int) -> float:
-        started = time.perf_counter()
-        for _ in range(count):
-            self._step()
-        return time.perf_counter() - started
+        return seconds_of(self._step, count, self.device)
 
     def parts(self, count: int) -> dict[str, float]:
         return {"step": self.steps(count) / count}
 
-    def _step(self) -> None:
+    def columns(self) -> dict[str, float]:
+        return {"columns": self.workload.global_batch_size}
+
+    def _batch(self) -> list[Tensor]:
         rows = self.workload.global_batch_size
-        user_B = self.draws.users(rows)
-        item_B, count_B = self.draws.items(rows)
-        query_BD = F.normalize(self.towers[0](self.user(user_B)), dim=1)
-        candidate_BD = F.normalize(self.towers[1](self.item(item_B)), dim=1)
-        logits_BB = query_BD @ candidate_BD.T / self.workload.temperature
-        logits_BB = logits_BB - (count_B / INTERACTIONS).log()
-        hit_BB = (item_B[:, None] == item_B[None, :]) & ~torch.eye(rows, dtype=torch.bool)
-        logits_BB = logits_BB.masked_fill(hit_BB, -torch.inf)
-        loss = F.cross_entropy(logits_BB, torch.arange(rows))
+        ids = [self.draws.users(rows), *self.draws.items(rows)]
+        return [each.pin_memory() for each in ids] if self.device.type == "cuda" else ids
+
+    def _step(self) -> None:
+        batch = (each.to(self.device, non_blocking=True) for each in next(self.batches))
+        user_B, item_B, count_B = batch
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.workload.precision == "bf16"
+        ):
+            loss = self._loss(user_B, item_B, count_B)
         self.sparse.zero_grad()
         self.dense.zero_grad()
         loss.backward()
         self.sparse.step()
         self.dense.step()
+
+    def _loss(self, user_B: Tensor, item_B: Tensor, count_B: Tensor) -> Tensor:
+        row_B = torch.arange(len(item_B), device=self.device)
+        query_BD = F.normalize(self.towers[0](self.user(user_B)), dim=1)
+        candidate_BD = F.normalize(self.towers[1](self.item(item_B)), dim=1)
+        logits_BB = query_BD @ candidate_BD.T / self.workload.temperature
+        logits_BB = logits_BB - (count_B / INTERACTIONS).log()
+        hit_BB = (item_B[:, None] == item_B[None, :]) & (row_B[:, None] != row_B[None, :])
+        logits_BB = logits_BB.masked_fill(hit_BB, -torch.inf)
+        return F.cross_entropy(logits_BB, row_B)
+
+
+def drawn(draw: Callable[[], Drawn], device: torch.device) -> Iterator[Drawn]:
+    """Batches without end: drawn as they are taken, for a GPU a few before and then in turn."""
+    if device.type == "cuda":
+        yield from itertools.cycle([draw() for _ in range(DRAWN_BEFORE)])
+    while True:
+        yield draw()
+
+
+def seconds_of(step: Callable[[], object], count: int, device: torch.device) -> float:
+    """Seconds of `count` steps, until the device has done them."""
+    started = time.perf_counter()
+    for _ in range(count):
+        step()
+    finish(device)
+    return time.perf_counter() - started
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what is queued on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def bench_config(workload: Workload) -> Config:
@@ -187,6 +246,7 @@ def bench_config(workload: Workload) -> Config:
             output_dim=workload.dim,
         ),
         loss=LossConfig(name="ssm", temperature=workload.temperature, precision=workload.precision),
+        negatives=NegativesConfig(distinct=workload.distinct),
         optimizer=OptimizerConfig(table_learning_rate=0.1),
         training=TrainingConfig(global_batch_size=workload.global_batch_size),
     )

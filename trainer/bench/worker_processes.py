@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -30,6 +31,8 @@ class Workload:
     dim: int
     global_batch_size: int
     precision: Literal["fp32", "bf16"]
+    distinct: bool = True
+    """Each distinct item of a step once; else every copy is a column."""
     temperature: float = 0.05
     zipf_exponent: float = 1.05
 
@@ -42,6 +45,9 @@ class Stepper(Protocol):
 
     def parts(self, count: int) -> dict[str, float]:
         """Seconds of each part of a step."""
+
+    def columns(self) -> dict[str, float]:
+        """What becomes of a step's candidates."""
 
 
 class Group:
@@ -110,8 +116,12 @@ class Group:
         """Seconds of each part of a step, on rank 0."""
         return dict(self._ask("parts", steps)[0])
 
+    def columns(self) -> dict[str, float]:
+        """What becomes of a step's candidates, over all ranks."""
+        return dict(self._ask("columns")[0])
+
     def rank_bytes(self) -> int:
-        """Resident memory of the largest rank."""
+        """Memory of the largest rank: resident, or on a GPU the most that was allocated."""
         return int(max(self._ask("memory")))
 
     def close(self) -> None:
@@ -164,7 +174,9 @@ def _work(
     torch.set_num_threads(threads)
     with process_group() as ranks:
         stepper: Stepper = (
-            TandemStepper(workload, ranks) if kind == "tandem" else PlainStepper(workload)
+            TandemStepper(workload, ranks)
+            if kind == "tandem"
+            else PlainStepper(workload, ranks.device)
         )
         pipe.send("ready")
         while (message := pipe.recv())[0] != "end":
@@ -173,8 +185,11 @@ def _work(
                     pipe.send(stepper.steps(count))
                 case ("parts", count):
                     pipe.send(stepper.parts(count))
+                case ("columns", _):
+                    pipe.send(stepper.columns())
                 case ("memory", _):
-                    pipe.send(resident_bytes())
+                    on_gpu = ranks.device.type == "cuda"
+                    pipe.send(torch.cuda.max_memory_allocated() if on_gpu else resident_bytes())
         del stepper
     pipe.send("ended")
 
@@ -187,17 +202,20 @@ def resident_bytes() -> int:
 
 
 class PartTimer:
-    """Adds up seconds between marks."""
+    """Adds up seconds between marks; `finish` waits for the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, finish: Callable[[], None]) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self._finish = finish
         self._last = time.perf_counter()
 
     def start(self) -> None:
+        self._finish()
         self._last = time.perf_counter()
 
     def mark(self, part: str) -> None:
         """What ran since the last mark was `part`."""
+        self._finish()
         now = time.perf_counter()
         self.seconds[part] += now - self._last
         self._last = now

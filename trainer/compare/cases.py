@@ -15,7 +15,7 @@ from trainer.config.loss_section import LossConfig
 from trainer.config.negatives_section import NegativesConfig
 from trainer.config.sections import Config
 
-Section = Literal["losses", "noise", "dislikes", "negatives", "clipping"]
+Section = Literal["losses", "noise", "dislikes", "negatives", "hardness", "clipping"]
 MOST_TUNING_TRIALS = min(len(loss.settings) for loss in LOSSES.values())
 
 
@@ -74,6 +74,8 @@ def make_cases(
         cases += _dislike_cases(losses, uniform)
     if "negatives" in sections:
         cases += _negative_cases(uniform)
+    if "hardness" in sections:
+        cases += _hardness_cases(losses)
     if "clipping" in sections:
         cases += _clipping_cases()
     return cases
@@ -127,6 +129,17 @@ def _negative_cases(uniform: int) -> list[Case]:
         case("mixed, no logQ", "ssm", True, uniform, "none"),
         case("mixed, logQ", "ssm", True, uniform, "counts"),
         case("mixed, improved logQ", "improved_logq", True, uniform, "counts"),
+    ]
+
+
+def _hardness_cases(losses: tuple[LossName, ...]) -> list[Case]:
+    """Each softmax loss with more and more weight on its hardest negatives."""
+    softmax = [name for name in losses if LOSSES[name].element == "exp"]
+    return [
+        Case("hardness", f"{name} {beta:g}", name, {"loss": {"hardness": beta}}, tuned_as=name)
+        for name in softmax
+        if not LOSSES[name].counts_disliked
+        for beta in (0.1, 0.3, 1.0)
     ]
 
 

@@ -30,8 +30,9 @@ class CompareArguments:
     losses: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
     """Losses compared."""
     sections: tuple[Section, ...] = ("noise", "dislikes", "negatives")
-    """What is compared beside the losses themselves. clipping (what a floor under Q costs) shows on
-    long-tailed data of over a million train rows alone."""
+    """What is compared beside the losses themselves. hardness: .1 to 1 in each softmax loss.
+    clipping (what a floor under Q costs) shows on long-tailed data of over a million train rows
+    alone."""
     seeds: int = 3
     """Trainings of each case with the setting found."""
     tuning_trials: int = 4

@@ -89,7 +89,7 @@ def _drawings(comparison: Comparison) -> dict[str, str]:
             "recall@20",
             "disliked in the top 20",
         )
-    for name in ("negatives", "clipping"):
+    for name in ("negatives", "hardness", "clipping"):
         if comparison.section(name):
             made[name] = bars(
                 [

@@ -36,8 +36,9 @@ def noisy_dataset(dataset: Dataset, out: Path, added: float, removed: float, see
     """Write a copy of `dataset` whose train split has `added` more rows and `removed` fewer.
 
     An added row is a train row with its item replaced by a random one, at the same time; histories
-    hold it. A removed one is a liked one that is no longer trained on and stays in histories.
-    Shares are of the train rows, and of the liked ones among them, in the mean.
+    hold it. A removed one is a liked one that is no longer trained on; it stays in histories and is
+    left out of rankings. Shares are of the train rows, and of the liked ones among them, in
+    the mean.
 
     Args:
         out: an empty folder.
@@ -45,7 +46,7 @@ def noisy_dataset(dataset: Dataset, out: Path, added: float, removed: float, see
     random = np.random.default_rng(seed)
     changed = {ITEMS, *dataset.event_names}
     _copy(dataset, [name for name in dataset.files if name not in changed], out)
-    kinds = (*dataset.kinds, Kind(REMOVED, "history"))
+    kinds = (*dataset.kinds, Kind(REMOVED, "seen"))
     layout = Layout(
         dataset.num_users, dataset.num_items, kinds, dataset.has_timestamps, with_split=True
     )

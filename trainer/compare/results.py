@@ -14,6 +14,7 @@ TITLES = {
     "noise": "Noise in train: random positives added (+), true ones taken away (-) (test)",
     "dislikes": "Disliked items in the top 20 against recall (test)",
     "negatives": "Where negatives come from, and the frequency correction (test)",
+    "hardness": "More weight on the hardest negatives, by loss and hardness (test)",
     "clipping": "What clipping Q at 1e-6 costs (test)",
     "clipping groups": "The same by popularity group of items, NDCG@20, rare to popular (test)",
 }
@@ -80,7 +81,7 @@ def tables(comparison: Comparison) -> dict[str, tuple[Row, list[Row]]]:
     measures = ["recall@20", "ndcg@20"] + (["disliked@20"] if comparison.has_dislikes else [])
     header = ["case", *measures, "setting"]
     made: dict[str, tuple[Row, list[Row]]] = {}
-    for name in ("losses", "noise", "dislikes", "negatives", "clipping"):
+    for name in ("losses", "noise", "dislikes", "negatives", "hardness", "clipping"):
         results = comparison.section(name)
         if results:
             rows = [[r.label, *(r.shown(m) for m in measures), r.setting] for r in results]

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typing_extensions import Doc
 
-from losses.choices import LOSSES, Backend, Correction, LossName, Precision, none_of_that_name
+from losses.choices import (
+    LARGEST_HARDNESS,
+    LOSSES,
+    Backend,
+    Correction,
+    LossName,
+    Precision,
+    none_of_that_hardness,
+    none_of_that_name,
+)
 from losses.formulas.formula import Loss, Parameter, parameters_of
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range, check
@@ -127,6 +136,9 @@ class LossConfig:
     """Leave out columns whose item is another positive of the row's user in the global batch."""
     mask_history: bool = False
     """Leave out columns that are in the row's own history."""
+    hardness: Annotated[float, Range(least=0, most=LARGEST_HARDNESS)] = 0.0
+    """How much more the hardest of a row's negatives weigh: each by exp(hardness x score), their
+    mean being 1 (Robinson et al. 2021); 0: alike. Begin with .1 to .5. Losses over softmax sums."""
     embedding_penalty: Annotated[float, Range(least=0, most=100)] = 0.0
     """L2 on what a step looks up (each feature's pooled embedding), a row's mean: regularises the
     touched rows with every table optimizer."""
@@ -160,6 +172,8 @@ class LossConfig:
                     f"loss.{name}={value} with loss.name={self.name}: "
                     f"{none_of_that_name(name, self.name)}"
                 )
+        if self.hardness and self.kind.element != "exp":
+            raise Mistake(f"loss.hardness={self.hardness:g}: {none_of_that_hardness(self.name)}")
         if self.ring:
             self._check_ring()
 
@@ -207,6 +221,8 @@ class LossConfig:
         left: dict[str, Any] = {key: _default(parameter) for key, parameter in PARAMETERS.items()}
         if LOSSES[name].usual_temperature is None:
             left["temperature"] = None
+        if LOSSES[name].element != "exp":
+            left["hardness"] = 0.0
         return self.but(name=name, correction=None, **left)
 
     def but(self, **fields: Any) -> LossConfig:

@@ -39,9 +39,14 @@ class ModelConfig:
     shared_item_table: bool = True
     """History and candidate read the same item table."""
     user_attributes: bool = False
-    """Feed every user attribute of the dataset to the query tower."""
+    """Feed every user attribute of the dataset to the query tower: categories, numbers, vectors."""
     item_attributes: bool = False
     """Feed every item attribute of the dataset to the candidate tower."""
+    context_attributes: bool = False
+    """Feed the context of each event (the hour, the device) to the query tower."""
+    id_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
+    """Share of training rows whose candidate tower does without the item's id, so that it learns to
+    tell items that are new by their attributes."""
     history_pooling: HistoryPooling = "mean"
     """history: how the items of the history become one vector. places: the last items, each
     through a matrix of its own, for data where the order tells what comes next."""
@@ -76,6 +81,7 @@ class ModelConfig:
             self.use_user_id
             or self.use_history
             or self.user_attributes
+            or self.context_attributes
             or self.tower in ("history", "sequence"),
             "the query tower has no input: set model.use_user_id, model.use_history or "
             "model.user_attributes",

@@ -31,6 +31,11 @@ class NegativesConfig:
     """Correction for how often an item is drawn. counts: exact, from train. streaming: estimated
     from the positives seen so far, repeats counted (after Yi et al. 2019). none: no correction."""
 
+    distinct: bool = True
+    """Encode, send and score each distinct item of a step once: exactly the same loss, in a part of
+    the time where batches repeat items (dropout of the candidate tower then draws one mask an
+    item). Not for the graph tower."""
+
     def __post_init__(self) -> None:
         check(self, "negatives")
         require(

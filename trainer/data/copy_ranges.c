@@ -1,4 +1,4 @@
-/* Copies of ranges of ids, end to end, as 64-bit integers.
+/* Copies of ranges of ids, end to end, as 64-bit integers or of the type they are of.
 
    The ranges lie all over an array that no cache holds: the next ones are fetched meanwhile. */
 
@@ -7,9 +7,9 @@
 #define AHEAD 8
 #define LINE 64
 
-#define COPY(name, type)                                                                        \
+#define COPY(name, type, target)                                                                \
     void name(const type *values, const int64_t *start, const int64_t *stop, int64_t count,     \
-              int64_t *out) {                                                                   \
+              target *out) {                                                                    \
         for (int64_t range = 0; range < count; range++) {                                       \
             if (range + AHEAD < count) {                                                        \
                 const char *next = (const char *)(values + start[range + AHEAD]);               \
@@ -23,5 +23,8 @@
         }                                                                                       \
     }
 
-COPY(copy_ranges_32, int32_t)
-COPY(copy_ranges_64, int64_t)
+COPY(widen_ranges_4, int32_t, int64_t)
+COPY(copy_ranges_1, int8_t, int8_t)
+COPY(copy_ranges_2, int16_t, int16_t)
+COPY(copy_ranges_4, int32_t, int32_t)
+COPY(copy_ranges_8, int64_t, int64_t)

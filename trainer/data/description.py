@@ -17,8 +17,9 @@ import pyarrow as pa
 from trainer.base.mistake import Mistake
 from trainer.base.split_names import SPLITS
 from trainer.base.typed import Range, read_as
+from trainer.data.feature_types import VECTORS, Attribute, Count
 from trainer.data.parquet import open_parquet
-from trainer.data.schema import RESERVED, SCHEMA_VERSION, Count, Dataset, combined_digest
+from trainer.data.schema import RESERVED, SCHEMA_VERSION, SIDES, Dataset, combined_digest
 from trainer.files.json_files import json_problem
 
 Integer = Annotated[int, Range(least=-(2**63), most=2**63 - 1)]
@@ -26,6 +27,8 @@ Share = Annotated[float, Range(least=0, below=1)]
 MOST_BYTES = 256 << 20
 MOST_KINDS = 100
 AGAIN = "prepare the dataset again"
+COLUMN = {"single": "integer", "multi": "integers", "number": "number"}
+"""What columns of attributes hold."""
 TABLES = ("items.parquet", "users.parquet", "attributes.parquet")
 
 
@@ -49,6 +52,9 @@ class SourceFacts:
     thresholds: ThresholdFacts | None = None
     duplicates: Literal["first", "last"] = "first"
     title_column: str | None = None
+    context: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    kinds_dropped: list[str] = field(default_factory=list)
     attributes_left_out: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -84,6 +90,8 @@ def dataset_of(root: str, text: str | bytes) -> Dataset:
     attributes = contents.pop("attributes", None)
     if not isinstance(attributes, dict):
         raise Mistake(f"{where}: attributes is {attributes!r:.60}, no object: {AGAIN}")
+    if not set(attributes) <= set(SIDES):
+        raise Mistake(f"{where}: attributes are not those of {', '.join(SIDES)}: {AGAIN}")
     contents |= {f"{side}_attributes": each for side, each in attributes.items()}
     try:
         dataset = read_as(Dataset, {**contents, "path": root})
@@ -118,16 +126,25 @@ def _names(dataset: Dataset) -> str | None:
         parts = name.split("/")
         if (
             any(part in ("", ".", "..") for part in parts)
-            or not name.endswith(".parquet")
+            or not name.endswith((".parquet", ".f16", ".f32"))
             or not name.isprintable()
             or "\\" in name
         ):
-            return f"files has {name!r:.80}, which is no name of a Parquet file in the folder"
+            return (
+                f"files has {name!r:.80}, which is no name of a file of the dataset's in its folder"
+            )
     if set(dataset.splits) != set(SPLITS):
         return f"splits are {', '.join(dataset.splits)!r:.80}, not {', '.join(SPLITS)}"
     read = dataset.event_names
+    vectors = [file for each in dataset.attributes.values() for file in each.vectors]
+    for file in vectors:
+        if not re.fullmatch(rf"{VECTORS}/.+\.(f16|f32)", file.file):
+            return f"{file.file!r:.80} is no file of vectors"
     if len(set(read)) < len(read):
         return "windows name a file twice"
+    read += [file.file for file in vectors]
+    if len(set(read)) < len(read):
+        return "vectors name a file twice"
     for name in (*TABLES, *read):
         if name not in dataset.files:
             return f"{name!r:.80} is not among its files"
@@ -160,24 +177,44 @@ def _counts(dataset: Dataset) -> str | None:
     names = [kind.name for kind in dataset.kinds]
     if len(set(names)) < len(names) or len(names) > MOST_KINDS:
         return f"kinds have one name twice, or are more than {MOST_KINDS}"
+    if not any(kind.role == "positive" for kind in dataset.kinds):
+        return "no kind of events is positive"
     return None
 
 
 def _attributes(dataset: Dataset) -> str | None:
-    for side in ("user", "item"):
-        attributes = dataset.user_attributes if side == "user" else dataset.item_attributes
-        names = [each.name.lower() for each in attributes]
+    rows = {"user": dataset.num_users, "item": dataset.num_items}
+    for side in SIDES:
+        attributes = getattr(dataset, f"{side}_attributes")
+        names = [each.name.lower().replace(".", "_") for each in attributes]
         for name in names:
             if name in RESERVED or names.count(name) > 1:
                 return f"the {side} attribute {name!r:.60} has the name of another column"
         for each in attributes:
-            if each.boundaries and each.num_values != len(each.boundaries) + 2:
-                return (
-                    f"{side} attribute {each.name!r:.60} has {len(each.boundaries)} boundaries, "
-                    f"which make not {each.num_values} values"
-                )
-            if any(low >= high for low, high in pairwise(each.boundaries)):
-                return f"the boundaries of {side} attribute {each.name!r:.60} do not ascend"
+            problem = _problem(each, rows.get(side))
+            if problem:
+                return f"{side} attribute {each.name!r:.60} {problem}"
+    return None
+
+
+def _problem(each: Attribute, rows: int | None) -> str | None:
+    """What is wrong with an attribute. rows: of its side; None: it is of events."""
+    if each.boundaries and each.num_values != len(each.boundaries) + 2:
+        return f"has {len(each.boundaries)} boundaries, which make not {each.num_values} values"
+    if any(low >= high for low, high in pairwise(each.boundaries)):
+        return "has boundaries that do not ascend"
+    if (each.num_values == 0) != each.is_dense:
+        return f"is a {each.kind} and has {each.num_values} values"
+    if (each.scale is None) != (each.kind != "number"):
+        return "is a number without a scale, or has one and is none"
+    if each.scale is not None and any(low > high for low, high in pairwise(each.scale.quantiles)):
+        return "has quantiles that do not ascend"
+    if (each.width == 0) != (each.kind != "vector"):
+        return f"is a {each.kind} of width {each.width}"
+    if rows is None and each.kind in ("multi", "vector"):
+        return f"is a {each.kind}, which events do not have"
+    if each.kind == "vector" and sum(file.rows for file in each.vectors) != rows:
+        return f"has vectors of other than {rows} rows"
     return None
 
 
@@ -192,9 +229,7 @@ def check_tables(dataset: Dataset) -> None:
     ):
         columns = {side: "integer", "raw_id": "id"}
         columns |= dict.fromkeys(("count", "count_with_validation", "count_of_all"), "integer")
-        columns |= {
-            each.name: "integer" if each.kind == "single" else "integers" for each in attributes
-        }
+        columns |= {each.name: COLUMN[each.kind] for each in attributes if each.kind in COLUMN}
         if side == "item":
             columns |= {"title": "text"}
         _check_table(dataset, f"{side}s.parquet", columns, rows)
@@ -214,14 +249,19 @@ def _check_table(dataset: Dataset, name: str, columns: dict[str, str], rows: int
 def check_columns(path: str, schema: pa.Schema, columns: dict[str, str]) -> None:
     """Raise Mistake where a file lacks one of the columns, or has it in another type.
 
-    columns: integer, integers (a list), id (integers or text) or text, by name.
+    columns: integer, integers (a list), number, id (integers or text) or text, by name.
     """
     for name, kind in columns.items():
         if schema.names.count(name) != 1:
             raise Mistake(f"{path} has no column {name!r}: {AGAIN}")
         found = schema.field(name).type
         if not _is_of(kind, found):
-            wanted = {"integers": "lists of integers", "integer": "integers", "id": "ids"}
+            wanted = {
+                "integers": "lists of integers",
+                "integer": "integers",
+                "number": "numbers",
+                "id": "ids",
+            }
             raise Mistake(
                 f"{path}: column {name!r} is of type {found!s:.60}, not "
                 f"{wanted.get(kind, kind)}: {AGAIN}"
@@ -236,6 +276,8 @@ def _is_of(kind: str, found: pa.DataType) -> bool:
         case "integers":
             is_list = pa.types.is_list(found) or pa.types.is_large_list(found)
             return bool(is_list and pa.types.is_signed_integer(found.value_type))
+        case "number":
+            return bool(pa.types.is_floating(found))
         case "id":
             return bool(text or pa.types.is_signed_integer(found))
         case _:

@@ -3,17 +3,38 @@
 Keys are those of `features.py`. Shapes: n = rows, S = stride of a KeyedJaggedTensor, V = values.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.base.mistake import Mistake
 from trainer.data.jagged import Jagged, Ranges, offsets_of
 from trainer.data.neighbours import WeightedBags
 from trainer.data.range_copies import copy_ranges, size_of
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one side's tower reads of some rows."""
+
+    bags: KeyedJaggedTensor
+    """Bags of ids of the keys, stride n."""
+    dense: dict[str, Tensor]
+    """Numbers [n, 1] and vectors [n, W] by key."""
+
+    def to(self, device: torch.device) -> Features:
+        """The same on a device."""
+        return Features(
+            self.bags.to(device), {key: each.to(device) for key, each in self.dense.items()}
+        )
+
 
 Bags = tuple[np.ndarray | list[np.ndarray | Ranges], np.ndarray]
 """(values [V] of any integer type, in one or several pieces; lengths int64 [n])"""
@@ -57,13 +78,13 @@ def _at_place(
 
 def side_of(key: str) -> Literal["query", "candidate"]:
     """Which tower a feature key belongs to."""
-    if key in ("user", "user_items") or key.startswith("user.") or list_of(key):
+    if key in ("user", "user_items") or key.startswith(("user.", "context.")) or list_of(key):
         return "query"
     if key in ("item", "item_users") or key.startswith("item."):
         return "candidate"
     raise Mistake(
         f"unknown feature key {key!r}: take user, history, disliked (or one position: history@0), "
-        "user_items, item, item_users, user.<attribute> or item.<attribute>"
+        "user_items, item, item_users, user.<attribute>, item.<attribute> or context.<attribute>"
     )
 
 
@@ -77,24 +98,36 @@ def keyed_jagged(
     """
     lengths = np.zeros((len(keys), stride), dtype=np.int64)
     pieces = [_pieces(bag[0]) for bag in bags]
-    sizes = [sum(map(_size, each)) for each in pieces]
+    sizes = np.array([sum(map(_size, each)) for each in pieces], dtype=np.int64)
     for row, bag in enumerate(bags):
         lengths[row, : len(bag[1])] = bag[1]
-    ends = np.cumsum([0, *sizes]).tolist()
     values_V = _end_to_end([piece for each in pieces for piece in each])
-    weighted = any(len(bag) == 3 for bag in bags)
-    weights_V = np.ones(ends[-1] if weighted else 0, dtype=np.float32)
-    for row, bag in enumerate(bags):
-        if len(bag) == 3:
-            weights_V[ends[row] : ends[row + 1]] = bag[2]
+    weights_V = None
+    if any(len(bag) == 3 for bag in bags):
+        weights = [
+            bag[2] if len(bag) == 3 else np.ones(size, dtype=np.float32)
+            for bag, size in zip(bags, sizes, strict=True)
+        ]
+        weights_V = np.concatenate(weights, dtype=np.float32)
+    return jagged_of(keys, values_V, lengths, sizes, weights_V)
+
+
+def jagged_of(
+    keys: Sequence[str],
+    values_V: np.ndarray,
+    lengths_KS: np.ndarray,
+    size_K: np.ndarray,
+    weights_V: np.ndarray | None = None,
+) -> KeyedJaggedTensor:
+    """Values key after key, lengths [K, S] and values of each key [K], as TorchRec takes them."""
     return KeyedJaggedTensor(
         keys=list(keys),
         values=torch.from_numpy(values_V),
-        weights=torch.from_numpy(weights_V) if weighted else None,
-        lengths=torch.from_numpy(lengths.reshape(-1)),
-        stride=stride,
-        length_per_key=sizes,
-        offset_per_key=ends,
+        weights=None if weights_V is None else torch.from_numpy(weights_V),
+        lengths=torch.from_numpy(lengths_KS.reshape(-1)),
+        stride=lengths_KS.shape[1],
+        length_per_key=size_K.tolist(),
+        offset_per_key=offsets_of(size_K).tolist(),
     )
 
 

@@ -1,10 +1,11 @@
 """Attributes and counts of users and items, and the bags of ids that the towers look up.
 
-Keys are "user", "history", "disliked", "user.<attribute>" (query), "item", "item.<attribute>"
-(candidate), and the weighted bags "user_items" (query) and "item_users" (candidate); "history@P" is
-position P of that list, 0 the most recent. The store holds one row a user or item in the smallest
-integer type that fits; its lookups cost as much as the ids asked for. Ids of -1 (padding) get empty
-bags.
+Keys are "user", "history", "disliked", "user.<attribute>", "context.<attribute>" (query), "item",
+"item.<attribute>" (candidate), and the weighted bags "user_items" (query) and "item_users"
+(candidate); "history@P" is position P of that list, 0 the most recent. Attributes that are numbers
+or vectors are dense: arrays of a row each in place of bags, NaN or zeros where missing. The store
+holds one row a user or item in the smallest integer type that fits, and maps vectors; its lookups
+cost as much as the ids asked for. Ids of -1 (padding) get empty bags.
 
 Shapes: n = rows asked for, S = stride of a KeyedJaggedTensor.
 """
@@ -14,17 +15,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+import torch
 
 from trainer.base.mistake import Mistake
-from trainer.data.feature_bags import Bags, keyed_jagged, list_bags, list_of
-from trainer.data.jagged import (
-    Column,
-    Jagged,
-    from_arrow,
-    spread,
-    take_bags,
-)
+from trainer.data.feature_bags import Bags, Features, keyed_jagged, list_bags, list_of
+from trainer.data.feature_types import Attribute
+from trainer.data.jagged import Column, Jagged, from_arrow, spread
 from trainer.data.neighbours import (
     NEIGHBOUR_KEYS,
     Draw,
@@ -33,7 +29,9 @@ from trainer.data.neighbours import (
     WeightedBags,
 )
 from trainer.data.parquet import open_parquet
-from trainer.data.schema import Attribute, Dataset
+from trainer.data.range_copies import copy_bags
+from trainer.data.schema import Dataset
+from trainer.data.vectors import Vectors
 
 Side = Literal["user", "item"]
 CountColumn = Literal["count", "count_with_validation", "count_of_all"]
@@ -61,12 +59,10 @@ class FeatureStore:
         self.num_users = dataset.num_users
         self.num_items = dataset.num_items
         self._columns: dict[str, np.ndarray | Jagged] = {}
-        attributes = {
-            **{f"user.{each.name}": each for each in dataset.user_attributes},
-            **{f"item.{each.name}": each for each in dataset.item_attributes},
-        }
+        self._vectors: dict[str, Vectors] = {}
+        attributes = dataset.attributes
         for key in keys:
-            if "." not in key:
+            if "." not in key or (key in attributes and key.startswith("context.")):
                 continue
             if key not in attributes:
                 known = ", ".join(sorted(attributes)) or "none"
@@ -74,7 +70,12 @@ class FeatureStore:
                     f"the dataset has no attribute {key!r}; it has: {known}. "
                     "Leave it out, or prepare the dataset with it."
                 )
-            self._columns[key] = read_attribute(dataset, key, attributes[key])
+            if attributes[key].kind == "vector":
+                self._vectors[key] = Vectors(dataset, attributes[key])
+            elif attributes[key].kind == "number":
+                self._columns[key] = read_numbers(dataset, key)
+            else:
+                self._columns[key] = read_attribute(dataset, key, attributes[key])
         counts = read_counts(dataset, "item", count_column)
         self.item_count_I = counts.astype(np.int64 if counts.itemsize == 8 else np.int32)
         """Positive interactions of each item in the splits trained on, [num_items]."""
@@ -98,8 +99,18 @@ class FeatureStore:
         taken: Column = ids
         if "." in key:
             column = self._columns[key]
-            taken = take_bags(column, ids) if isinstance(column, Jagged) else column.take(ids)
+            taken = copy_bags(column, ids) if isinstance(column, Jagged) else column.take(ids)
         return taken if everywhere else spread(taken, real_n)
+
+    def dense(self, key: str, id_n: np.ndarray) -> np.ndarray:
+        """Numbers (float32 [n, 1], NaN where missing) or vectors ([n, W], zeros where missing)."""
+        if key in self._vectors:
+            return self._vectors[key].take(id_n)
+        column = self._columns[key]
+        assert isinstance(column, np.ndarray)
+        number_n = column.take(id_n) if len(column) else np.empty(len(id_n), dtype=np.float32)
+        number_n[id_n < 0] = np.nan
+        return number_n[:, None]
 
     def bags(self, key: str, id_n: np.ndarray) -> Bags | WeightedBags:
         """Bags of any key but the lists, for user or item rows; id -1: empty."""
@@ -121,19 +132,50 @@ class FeatureStore:
         assert self._neighbours is not None, "neighbour keys need a NeighbourRule"
         return self._neighbours
 
-    def candidate_features(self, keys: Sequence[str], item_n: np.ndarray) -> KeyedJaggedTensor:
-        """Candidate keys for item rows, stride n."""
-        return keyed_jagged(keys, [self.bags(key, item_n) for key in keys], len(item_n))
+    def candidate_features(
+        self, keys: Sequence[str], item_n: np.ndarray, dense: Sequence[str] = ()
+    ) -> Features:
+        """Candidate keys, and dense ones, for item rows; stride n."""
+        bags = keyed_jagged(keys, [self.bags(key, item_n) for key in keys], len(item_n))
+        return Features(bags, {key: torch.from_numpy(self.dense(key, item_n)) for key in dense})
 
     def query_features(
         self,
         keys: Sequence[str],
         user_n: np.ndarray,
         lists: Mapping[str, Bags],
-    ) -> KeyedJaggedTensor:
-        """Query keys for users, stride n. lists: bags of "history" and "disliked"."""
-        bags = [list_bags(key, lists) if list_of(key) else self.bags(key, user_n) for key in keys]
-        return keyed_jagged(keys, bags, len(user_n))
+        dense: Sequence[str] = (),
+        context: Mapping[str, np.ndarray] | None = None,
+    ) -> Features:
+        """Query keys, and dense ones, for users; stride n.
+
+        lists: bags of "history" and "disliked". context: by key, a value a row; keys that are left
+        out are missing.
+        """
+        given = context or {}
+        bags: list[Bags | WeightedBags] = []
+        for key in keys:
+            if list_of(key):
+                bags.append(list_bags(key, lists))
+            elif key.startswith("context."):
+                bags.append(context_bags(given.get(key), user_n))
+            else:
+                bags.append(self.bags(key, user_n))
+        numbers = {}
+        for key in dense:
+            if not key.startswith("context."):
+                numbers[key] = torch.from_numpy(self.dense(key, user_n))
+                continue
+            number_n = given.get(key, np.full(len(user_n), np.nan))
+            numbers[key] = torch.from_numpy(number_n.astype(np.float32)[:, None])
+        return Features(keyed_jagged(keys, bags, len(user_n)), numbers)
+
+
+def context_bags(value_n: np.ndarray | None, user_n: np.ndarray) -> Bags:
+    """Bags of a category of the context; row 0, "missing", where it is not given."""
+    if value_n is None:
+        value_n = np.zeros(len(user_n), dtype=np.int64)
+    return value_n.astype(np.int64), np.ones(len(user_n), dtype=np.int64)
 
 
 def count_column(splits: Sequence[str]) -> CountColumn:
@@ -162,6 +204,17 @@ def read_attribute(dataset: Dataset, key: str, attribute: Attribute) -> np.ndarr
     bags = _read_lists(path, attribute.name, attribute.num_values)
     _check_rows(path, len(bags.offsets) - 1, rows)
     return bags
+
+
+def read_numbers(dataset: Dataset, key: str) -> np.ndarray:
+    """An attribute that is a number: float32, NaN where missing."""
+    side, _, name = key.partition(".")
+    path = dataset.file(f"{side}s.parquet")
+    with open_parquet(path) as file:
+        column = file.read(columns=[name]).column(0)
+    numbers: np.ndarray = column.to_numpy(zero_copy_only=False).astype(np.float32)
+    _check_rows(path, len(numbers), dataset.num_users if side == "user" else dataset.num_items)
+    return np.where(np.isfinite(numbers), numbers, np.float32(np.nan))
 
 
 def _read_integers(path: str, name: str, limit: int | None) -> np.ndarray:

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from losses.kernels.native import library_of
-from trainer.data.jagged import Ranges, take_ranges
+from trainer.data.jagged import Jagged, Ranges, offsets_of, take_ranges
 
 SOURCE = Path(__file__).with_name("copy_ranges.c")
-KERNELS = {"int32": "copy_ranges_32", "int64": "copy_ranges_64"}
 
 
 def size_of(ranges: Ranges) -> int:
@@ -25,23 +24,39 @@ def size_of(ranges: Ranges) -> int:
 
 def copy_ranges(ranges: Ranges, out_V: np.ndarray) -> None:
     """Write the values of all ranges, one after the other, into int64 [V]."""
-    kernel = _kernel(ranges.values.dtype.name)
-    contiguous = (ranges.values, ranges.start, ranges.stop, out_V)
-    if kernel is None or not all(each.flags.c_contiguous for each in contiguous):
-        out_V[:] = take_ranges(ranges.values, ranges.start, ranges.stop).values
-        return
-    assert out_V.dtype == ranges.start.dtype == ranges.stop.dtype == np.int64
-    addresses = [ctypes.c_void_p(each.ctypes.data) for each in contiguous]
-    count = ctypes.c_int64(len(ranges.start))
-    kernel(*addresses[:3], count, addresses[3])
+    assert out_V.dtype == np.int64
+    size = ranges.values.itemsize
+    if not _copied("copy_ranges_8" if size == 8 else f"widen_ranges_{size}", ranges, out_V):
+        out_V[:] = take_ranges(*ranges).values
+
+
+def copy_bags(bags: Jagged, row_n: np.ndarray) -> Jagged:
+    """The bags `row_n` in that order, as `take_bags`: values keep their type."""
+    ranges = Ranges(bags.values, bags.offsets.take(row_n), bags.offsets[1:].take(row_n))
+    offsets = offsets_of(ranges.stop - ranges.start)
+    out_V = np.empty(offsets[-1], dtype=bags.values.dtype)
+    if not _copied(f"copy_ranges_{bags.values.itemsize}", ranges, out_V):
+        return take_ranges(*ranges)
+    return Jagged(out_V, offsets)
+
+
+def _copied(kernel_name: str, ranges: Ranges, out_V: np.ndarray) -> bool:
+    """Have a kernel write the ranges; False where there is none for them."""
+    kernel = _kernel(kernel_name)
+    start, stop = (each.astype(np.int64, copy=False) for each in (ranges.start, ranges.stop))
+    arrays = (ranges.values, start, stop, out_V)
+    if kernel is None or not all(each.flags.c_contiguous for each in arrays):
+        return False
+    addresses = [ctypes.c_void_p(each.ctypes.data) for each in arrays]
+    kernel(*addresses[:3], ctypes.c_int64(len(start)), addresses[3])
+    return True
 
 
 @lru_cache
-def _kernel(of: str) -> ctypes._NamedFuncPointer | None:
-    """The kernel of a type of ids; None without a compiler, or of another type."""
+def _kernel(name: str) -> ctypes._NamedFuncPointer | None:
+    """A kernel by its name; None without a compiler, or where there is none of that name."""
     library, _ = library_of(SOURCE)
-    if library is None or of not in KERNELS:
-        return None
-    kernel = getattr(library, KERNELS[of])
-    kernel.restype = None
-    return kernel  # type: ignore[no-any-return]
+    kernel = getattr(library, name, None)
+    if kernel is not None:
+        kernel.restype = None
+    return kernel

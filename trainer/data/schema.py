@@ -20,6 +20,7 @@ import fsspec
 
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range
+from trainer.data.feature_types import Attribute, Count
 from trainer.files.filesystems import filesystem_of, reached, readable
 
 SCHEMA_VERSION = 2
@@ -28,28 +29,11 @@ RESERVED = ("item", "user", "raw_id", "title", "count", "count_with_validation",
 """Columns of items.parquet and users.parquet that are no attributes."""
 FOLLOWING_TIME = ("time", "leave-last-out")
 """Split rules that hold out what is latest."""
+SIDES = ("user", "item", "context")
 DERIVED = ".derived"
 """Folder of a dataset for what is made of it again where it is missing."""
-AttributeKind = Literal["single", "multi"]
-Role = Literal["positive", "negative", "history"]
-Count = Annotated[int, Range(least=0, most=2**62)]
+Role = Literal["positive", "signal", "negative", "history", "seen"]
 Moment = Annotated[int, Range(least=-(2**63), most=2**63 - 1)]
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """One categorical attribute of users or items; ids are rows 0..num_values-1 of its table."""
-
-    name: Annotated[str, Range(least=1)]
-    """Column in items.parquet or users.parquet."""
-    kind: AttributeKind
-    """single: an int64 column; multi: a list<int64> column."""
-    num_values: Annotated[int, Range(least=1, most=2**31)]
-    """Rows of the vocabulary, row 0 (missing or unknown) included."""
-    boundaries: tuple[float, ...] = ()
-    """Where numbers are dealt into buckets: the lower bounds of rows 2, 3, ...; else empty."""
-    of: Literal["number", "time"] = "number"
-    """What boundaries are: numbers of the source, or seconds (since 1970)."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +42,24 @@ class Kind:
 
     name: Annotated[str, Range(least=1)]
     role: Role
-    """What becomes of them: items to find, items to leave, or what histories alone hold."""
+    """What becomes of them. positive: trained on, held out, looked for. signal: trained on, and no
+    more (views beside purchases). negative: disliked. history: in histories alone. seen: that, and
+    left out of later rankings, as what is liked or disliked."""
+    weight: Annotated[float, Range(above=0, most=1e6)] = 1.0
+    """Of such an event in the loss."""
 
 
 LIKED = Kind("liked", "positive")
 DISLIKED = Kind("disliked", "negative")
-FEEDBACK: dict[Role, int] = {"positive": 1, "negative": -1, "history": 0}
+SIGNAL = 2
+FEEDBACK: dict[Role, int] = {
+    "positive": 1,
+    "signal": SIGNAL,
+    "negative": -1,
+    "history": 0,
+    "seen": 0,
+}
+"""Above 0: trained on as liked; 1: looked for."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +134,10 @@ class Dataset:
     """SHA-256 over the files' digests: equal input, arguments and seed give an equal one."""
     ancestors: tuple[str, ...] = ()
     """Digests of what the parent was made of, the oldest first."""
+    context_attributes: tuple[Attribute, ...] = ()
+    """Of events, known when recommendations are asked for."""
+    has_weights: bool = False
+    """Events have weights of their own, beside those of their kinds."""
 
     def __repr__(self) -> str:
         rows = self.splits["train"].rows
@@ -183,6 +183,20 @@ class Dataset:
         return any(kind.role == "negative" for kind in self.kinds)
 
     @property
+    def is_weighted(self) -> bool:
+        """Whether events count for more than others in the loss."""
+        return self.has_weights or any(kind.weight != 1 for kind in self.kinds)
+
+    @property
+    def attributes(self) -> dict[str, Attribute]:
+        """All attributes by feature key: "user.NAME", "item.NAME", "context.NAME"."""
+        return {
+            f"{side}.{each.name}": each
+            for side in SIDES
+            for each in getattr(self, f"{side}_attributes")
+        }
+
+    @property
     def event_names(self) -> list[str]:
         """Names of the events' files, window after window."""
         return [name for window in self.windows for name in window.files]
@@ -223,10 +237,7 @@ class Dataset:
         """The text of dataset.json."""
         contents = asdict(self)
         del contents["path"]
-        attributes = {
-            "user": contents.pop("user_attributes"),
-            "item": contents.pop("item_attributes"),
-        }
+        attributes = {side: contents.pop(f"{side}_attributes") for side in SIDES}
         return json.dumps({**contents, "attributes": attributes}, indent=2) + "\n"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainer.data.events.event_reader import each_event
+from trainer.data.events.event_reader import each_event, each_group
 from trainer.data.features import count_column, read_attribute, read_counts
 from trainer.data.jagged import Jagged
 from trainer.data.schema import Dataset
@@ -36,12 +36,11 @@ def trained_rows(
             "user": read_counts(dataset, "user", count_column(splits)) > 0,
             "item": trained_items(dataset, splits),
         }
-    attributes = {
-        **{f"user.{each.name}": each for each in dataset.user_attributes},
-        **{f"item.{each.name}": each for each in dataset.item_attributes},
-    }
+    attributes = dataset.attributes
     for key in keys:
-        if key in attributes:
+        if key.startswith("context."):
+            found[key] = _in_context(dataset, key, attributes[key].num_values, splits)
+        elif key in attributes:
             column = read_attribute(dataset, key, attributes[key])
             rows = np.flatnonzero(found[key.partition(".")[0]])
             values = column.take(rows) if isinstance(column, np.ndarray) else _of_bags(column, rows)
@@ -65,4 +64,12 @@ def _in_rows(dataset: Dataset, splits: Sequence[str]) -> dict[str, np.ndarray]:
     for user_E, item_E, _ in each_event(dataset, splits):
         found["user"][user_E] = True
         found["item"][item_E] = True
+    return found
+
+
+def _in_context(dataset: Dataset, key: str, values: int, splits: Sequence[str]) -> np.ndarray:
+    """Values of a category of the context that events of the splits have."""
+    found = np.zeros(values, dtype=bool)
+    for rows, chosen_E in each_group(dataset, splits):
+        found[rows.more[key][chosen_E]] = True
     return found

@@ -16,12 +16,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from trainer.data.feature_bags import Bags, keyed_jagged, list_column, list_of, side_of
+from trainer.data.feature_bags import (
+    Bags,
+    jagged_of,
+    keyed_jagged,
+    list_column,
+    list_of,
+    side_of,
+)
 from trainer.data.features import FeatureStore
-from trainer.data.jagged import Column, Jagged, Ranges
+from trainer.data.jagged import Column, Jagged, Ranges, spread
 from trainer.data.neighbours import NEIGHBOUR_KEYS, Draw, WeightedBags
 from trainer.loader.batch import Batch
+from trainer.loader.batch_bags import Addresses, addresses_of, bags_of
 from trainer.loader.epoch_plan import Step
 from trainer.loader.windows import WindowRows
 
@@ -35,8 +44,14 @@ class Window:
     feedback_n: np.ndarray
     count_n: np.ndarray
     """Positive train interactions of the row's item."""
+    weight_n: np.ndarray
+    """Of the rows in the loss, float32; 0 in rows without data."""
     columns: dict[str, Column | Ranges]
     """By feature key; keys whose bags are drawn anew in every step are not among them."""
+    numbers: dict[str, np.ndarray]
+    """By dense key of the context; those of users and items are looked up batch by batch."""
+    addresses: Addresses | None
+    """Of all keys' columns; None where their bags are put together by numpy."""
 
 
 class Piece(NamedTuple):
@@ -56,8 +71,12 @@ class Assembler:
         query_keys: Sequence[str],
         candidate_keys: Sequence[str],
         seed: int,
+        dense_keys: Sequence[str] = (),
+        weighted: bool = False,
     ) -> None:
+        """weighted: rows have weights, whose sum over all ranks none of them knows."""
         self._store, self._seed = store, seed
+        self._dense_keys, self._weighted = tuple(dense_keys), weighted
         self._keys = (*query_keys, *candidate_keys)
         self._num_query_keys = len(query_keys)
 
@@ -67,11 +86,24 @@ class Assembler:
         for key in self._keys:
             if list_of(key):
                 columns[key] = list_column(key, rows.lists)
+            elif key.startswith("context."):
+                columns[key] = spread_out(rows.context[key], rows.user_n)
             elif key not in NEIGHBOUR_KEYS:
                 ids = rows.user_n if side_of(key) == "query" else rows.item_n
                 columns[key] = self._store.column(key, ids)
         count_n = self._store.count(rows.item_n)
-        return Window(rows.user_n, rows.item_n, rows.feedback_n, count_n, columns)
+        numbers = {key: rows.context[key] for key in self._dense_keys if key in rows.context}
+        addresses = addresses_of(columns, self._keys)
+        return Window(
+            rows.user_n,
+            rows.item_n,
+            rows.feedback_n,
+            count_n,
+            rows.weight_n,
+            columns,
+            numbers,
+            addresses,
+        )
 
     def batch(
         self, step: Step, pieces: list[Piece], extra_item_E: np.ndarray, position: dict[str, Any]
@@ -82,20 +114,60 @@ class Assembler:
         feedback_B = np.concatenate([w.feedback_n[start:stop] for w, start, stop in pieces])
         counts = [w.count_n[start:stop] for w, start, stop in pieces]
         item_S = np.concatenate([item_B, extra_item_E])
-        bags = self._bags(step, pieces, user_B, item_S)
+        features = self._at_once(pieces, item_S, extra_item_E)
+        if features is None:
+            bags = self._bags(step, pieces, user_B, item_S)
+            features = keyed_jagged(self._keys, bags, len(item_S))
         real_B = user_B >= 0
+        weight_B = np.concatenate([w.weight_n[start:stop] for w, start, stop in pieces])
         return Batch(
-            features=keyed_jagged(self._keys, bags, len(item_S)),
+            features=features,
             user_B=torch.from_numpy(user_B),
             item_S=torch.from_numpy(item_S),
             feedback_B=torch.from_numpy(feedback_B),
-            weight_B=torch.from_numpy(real_B.astype(np.float32)),
+            dense={
+                key: torch.from_numpy(self._dense(key, pieces, user_B, item_S))
+                for key in self._dense_keys
+            },
+            weight_B=torch.from_numpy(weight_B),
             count_S=torch.from_numpy(np.concatenate([*counts, self._store.count(extra_item_E)])),
-            global_rows=torch.tensor(float(step.global_rows)),
+            global_weight=None if self._weighted else torch.tensor(float(step.global_rows)),
             local_rows=int(np.count_nonzero(real_B)),
+            plan=None,
             step=step.number,
             position=position,
         )
+
+    def _dense(
+        self, key: str, pieces: list[Piece], user_B: np.ndarray, item_S: np.ndarray
+    ) -> np.ndarray:
+        """Numbers or vectors: B rows of a query key, S of a candidate key."""
+        if key.startswith("context."):
+            number_B = np.concatenate([w.numbers[key][start:stop] for w, start, stop in pieces])
+            number_B = np.where(user_B >= 0, number_B, np.nan).astype(np.float32)
+            return number_B[:, None]
+        return self._store.dense(key, user_B if side_of(key) == "query" else item_S)
+
+    def _at_once(
+        self, pieces: list[Piece], item_S: np.ndarray, extra_item_E: np.ndarray
+    ) -> KeyedJaggedTensor | None:
+        """The features by the kernel; None where it cannot make them."""
+        none = np.empty(0, dtype=np.int64)
+        extra = {
+            key: none if number < self._num_query_keys else self._store.column(key, extra_item_E)
+            for number, key in enumerate(self._keys)
+            if len(extra_item_E) and key not in NEIGHBOUR_KEYS
+        }
+        found = [(window.addresses, start) for window, start, _ in pieces]
+        rows_P = [stop - start for _, start, stop in pieces]
+        if extra:
+            found.append((addresses_of(extra, self._keys), 0))
+            rows_P.append(len(extra_item_E))
+        rows_KP = np.tile(np.array(rows_P, dtype=np.int64), (len(self._keys), 1))
+        if extra:
+            rows_KP[: self._num_query_keys, -1] = 0
+        made = bags_of(found, rows_KP, len(item_S))
+        return None if made is None else jagged_of(self._keys, *made)
 
     def _bags(
         self, step: Step, pieces: list[Piece], user_B: np.ndarray, item_S: np.ndarray
@@ -116,6 +188,12 @@ class Assembler:
                 parts.append((self._store.column(key, item_E), 0, len(item_E)))
             bags.append(join_slices(parts))
         return bags
+
+
+def spread_out(value_n: np.ndarray, user_n: np.ndarray) -> Column:
+    """A value a row, none in rows without data."""
+    real_n = user_n >= 0
+    return value_n if real_n.all() else spread(value_n[real_n], real_n)
 
 
 def join_slices(parts: list[tuple[Column | Ranges, int, int]]) -> Bags:

@@ -16,10 +16,16 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from trainer.loader.column_plan import ColumnPlan
+
 
 @dataclass(frozen=True)
 class Batch(Pipelineable):
-    """A batch of one rank. Padding rows have weight 0, user and item -1 and empty bags."""
+    """A batch of one rank. Padding rows have weight 0, user and item -1 and empty bags.
+
+    A row of weight 2 is the row twice, in the loss and all that is a mean over rows. Columns are
+    draws, not rows: `count_S`, and with it log Q, counts rows and not their weights.
+    """
 
     features: KeyedJaggedTensor
     """Bags of ids (int64) for every key, stride S; lengths int64 [K * S]."""
@@ -29,14 +35,20 @@ class Batch(Pipelineable):
     """Item of each row, then the extra candidates, int64; -1 in padding."""
     feedback_B: Tensor
     """1 positive, -1 disliked, int8; 1 in padding."""
+    dense: dict[str, Tensor]
+    """By key, numbers [B or S, 1] and vectors [B or S, W]: B of a query key, S of a candidate's."""
     weight_B: Tensor
-    """1 for a row of the data, 0 for padding, float32."""
+    """Weight of each row, float32, not negative: 1 where the data has none; 0 for padding."""
     count_S: Tensor
     """Positive train interactions of each item, int64; 0 in padding."""
-    global_rows: Tensor
-    """Rows of the data in the batches of all ranks together, float32, 0-d."""
+    global_weight: Tensor | None
+    """Sum of the weights of all ranks' rows, float32, 0-d: their number where the data has no
+    weights. None: it has, and no rank knows those of the others (the task asks them)."""
     local_rows: int
     """Those of this batch: its rows less padding."""
+    plan: ColumnPlan | None
+    """The step's columns and what this rank has to do with them; None: not made yet (the task makes
+    it, with all ranks)."""
     step: int
     """Number of this batch in its epoch, from 0."""
     position: dict[str, Any]
@@ -60,8 +72,12 @@ class Batch(Pipelineable):
         self.features.record_stream(stream)
         for tensor in (self.user_B, self.item_S, self.feedback_B, self.weight_B):
             tensor.record_stream(stream)
-        for tensor in (self.count_S, self.global_rows):
+        for tensor in (self.count_S, *self.dense.values()):
             tensor.record_stream(stream)
+        if self.global_weight is not None:
+            self.global_weight.record_stream(stream)
+        if self.plan is not None:
+            self.plan.moved(lambda tensor: _recorded(tensor, stream))
 
     def _with(self, features: KeyedJaggedTensor, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
@@ -70,7 +86,14 @@ class Batch(Pipelineable):
             user_B=move(self.user_B),
             item_S=move(self.item_S),
             feedback_B=move(self.feedback_B),
+            dense={key: move(each) for key, each in self.dense.items()},
             weight_B=move(self.weight_B),
             count_S=move(self.count_S),
-            global_rows=move(self.global_rows),
+            global_weight=None if self.global_weight is None else move(self.global_weight),
+            plan=None if self.plan is None else self.plan.moved(move),
         )
+
+
+def _recorded(tensor: Tensor, stream: torch.Stream) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trainer.base.freed_memory import keep_freed_memory
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
 from trainer.data.candidates import CandidateSampler, Distribution
@@ -46,6 +47,7 @@ class Loader:
     dataset: a prepared dataset, or its folder or URI.
     splits: whose events, for example ("train",) or ("train", "validation").
     query_keys, candidate_keys: feature keys in the order of `Batch.features`.
+    dense_keys: keys of numbers and vectors, for `Batch.dense`.
     local_batch_size: rows B of this rank in every step; the same on all ranks.
     streams: ranges the order is cut into; a multiple of world_size that divides the global
         batch. Loaders with equal streams and equal global batches see equal global batches.
@@ -57,7 +59,7 @@ class Loader:
     position: `Batch.position` of a checkpoint, made by any number of ranks.
     neighbours: the rule of the keys "user_items" and "item_users", where they are asked for.
     skip_corrupt: count the rows of row groups that are damaged and go on; they come as
-        padding, while `global_rows` still counts them.
+        padding, while `global_weight` still counts them.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Loader:
         splits: Sequence[str] = ("train",),
         query_keys: Sequence[str] = ("user", "history"),
         candidate_keys: Sequence[str] = ("item",),
+        dense_keys: Sequence[str] = (),
         local_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -92,7 +95,9 @@ class Loader:
         self._history_length = history_length
         self._batches_ahead, self._pin_memory = batches_ahead, pin_memory
         self.query_keys, self.candidate_keys = tuple(query_keys), tuple(candidate_keys)
+        self.dense_keys = tuple(dense_keys)
         self._check_arguments()
+        keep_freed_memory()
         self._streams = self._choose_streams(streams)
         self._rows_per_stream = world_size * local_batch_size // self._streams
         self._groups = self._open(tuple(splits), feedback, skip_corrupt)
@@ -108,15 +113,24 @@ class Loader:
             "rows": self.num_rows,
             "row_groups": len(self._groups.rows_G),
         }
-        keys = (*query_keys, *candidate_keys)
+        keys = (*query_keys, *candidate_keys, *dense_keys)
         self.store = FeatureStore(self.dataset, keys, neighbours, count_column(splits))
         self._sampler = (
             CandidateSampler(self.store.item_count_I, extra_distribution, seed)
             if extra_candidates
             else None
         )
-        self._assembler = Assembler(self.store, self.query_keys, self.candidate_keys, seed)
-        self._padding = self._assembler.join(WindowRows.missing(local_batch_size, self._list_keys))
+        self._assembler = Assembler(
+            self.store,
+            self.query_keys,
+            self.candidate_keys,
+            seed,
+            self.dense_keys,
+            self.dataset.is_weighted,
+        )
+        self._padding = self._assembler.join(
+            WindowRows.missing(local_batch_size, self._list_keys, self._context_keys)
+        )
         self.position = self._start(0) if position is None else self._restore(position)
         """Where `iter(loader)` begins."""
 
@@ -233,6 +247,7 @@ class Loader:
             self.dataset,
             splits,
             self._list_keys,
+            self._context_keys,
             positives_only=feedback == "positive",
             history_length=self._history_length,
             skip_corrupt=skip_corrupt,
@@ -242,6 +257,11 @@ class Loader:
     def _list_keys(self) -> tuple[str, ...]:
         used = {list_of(key) for key in self.query_keys}
         return tuple(name for name in LIST_KEYS if name in used)
+
+    @property
+    def _context_keys(self) -> tuple[str, ...]:
+        keys = (*self.query_keys, *self.dense_keys)
+        return tuple(key for key in keys if key.startswith("context."))
 
     def _choose_streams(self, streams: int | None) -> int:
         world_size, rows = self._world_size, self.local_batch_size

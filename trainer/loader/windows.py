@@ -17,9 +17,11 @@ from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import DamagedGroup, EventReader
 from trainer.data.events.event_rows import EventRows
 from trainer.data.events.histories import Draw, before_events
-from trainer.data.jagged import Ranges
+from trainer.data.jagged import Ranges, offsets_of
 from trainer.data.schema import Dataset
 from trainer.loader.order import EpochOrder
+
+NARROW = 2**31
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,26 @@ class WindowRows:
     user_n: np.ndarray
     item_n: np.ndarray
     feedback_n: np.ndarray
+    weight_n: np.ndarray
+    """float32."""
     lists: dict[str, Ranges]
     """"history" and "disliked", where asked for."""
+    context: dict[str, np.ndarray]
+    """By key, where asked for: a category's row, or a number."""
 
     @staticmethod
-    def missing(rows: int, lists: Sequence[str]) -> "WindowRows":
+    def missing(rows: int, lists: Sequence[str], context: Sequence[str] = ()) -> "WindowRows":
         """Rows without data: padding, or a row group that cannot be read."""
         nobody, none = np.full(rows, -1, dtype=np.int64), np.zeros(rows, dtype=np.int64)
         empty = Ranges(np.empty(0, dtype=np.int32), none, none)
-        return WindowRows(nobody, nobody, np.ones(rows, dtype=np.int8), dict.fromkeys(lists, empty))
+        return WindowRows(
+            nobody,
+            nobody,
+            np.ones(rows, dtype=np.int8),
+            np.zeros(rows, dtype=np.float32),
+            dict.fromkeys(lists, empty),
+            dict.fromkeys(context, none),
+        )
 
 
 class RowGroups:
@@ -45,6 +58,7 @@ class RowGroups:
 
     splits: which events are rows, and which ones histories may hold.
     lists: "history" and "disliked", where asked for.
+    context: keys of the context that are read with each event.
     history_length: longest list; None: as the dataset says.
     """
 
@@ -53,6 +67,7 @@ class RowGroups:
         dataset: Dataset,
         splits: Sequence[str],
         lists: Sequence[str],
+        context: Sequence[str] = (),
         *,
         positives_only: bool,
         history_length: int | None,
@@ -60,7 +75,9 @@ class RowGroups:
     ) -> None:
         self._reader = EventReader(dataset)
         self._splits = [SPLITS.index(split) for split in splits]
-        self._lists, self._positives_only = tuple(lists), positives_only
+        self._lists, self._context = tuple(lists), tuple(context)
+        self._positives_only = positives_only
+        self._weight_K = np.array([kind.weight for kind in dataset.kinds], dtype=np.float32)
         self._limit = dataset.history_length if history_length is None else history_length
         self._skip_corrupt = skip_corrupt
         self._lock = threading.Lock()
@@ -75,12 +92,17 @@ class RowGroups:
         parts = [self._part(int(group), draw) for group in order.groups(window)]
         permutation = order.permutation(window)
         return WindowRows(
-            np.concatenate([part.user_n for part in parts]).take(permutation),
-            np.concatenate([part.item_n for part in parts]).take(permutation),
+            _permuted([part.user_n for part in parts], permutation),
+            _permuted([part.item_n for part in parts], permutation),
             np.concatenate([part.feedback_n for part in parts]).take(permutation),
+            np.concatenate([part.weight_n for part in parts]).take(permutation),
             {
                 name: _joined([part.lists[name] for part in parts], permutation)
                 for name in self._lists
+            },
+            {
+                key: np.concatenate([part.context[key] for part in parts]).take(permutation)
+                for key in self._context
             },
         )
 
@@ -88,7 +110,7 @@ class RowGroups:
         """The rows of a group as they lie in its file."""
         expected = int(self.rows_G[group])
         if not expected:
-            return WindowRows.missing(0, self._lists)
+            return WindowRows.missing(0, self._lists, self._context)
         try:
             rows = self._reader.read(group)
         except DamagedGroup as error:
@@ -99,7 +121,7 @@ class RowGroups:
                 ) from error
             with self._lock:
                 self.skipped_rows += expected
-            return WindowRows.missing(expected, self._lists)
+            return WindowRows.missing(expected, self._lists, self._context)
         part = self._rows_of(rows, draw)
         if len(part.user_n) != expected:
             raise Mistake(
@@ -112,25 +134,38 @@ class RowGroups:
         pool_E = np.isin(rows.split_E, self._splits)
         wanted_E = rows.feedback_E > 0 if self._positives_only else rows.feedback_E != 0
         event_n = np.flatnonzero(pool_E & wanted_E & rows.own_E)
+        weight_n = self._weight_K[rows.kind_E[event_n]]
+        if "weight" in rows.more:
+            weight_n = weight_n * rows.more["weight"][event_n]
         return WindowRows(
             rows.user_R[rows.row_E[event_n]],
-            rows.item_E[event_n].astype(np.int64),
-            rows.feedback_E[event_n],
+            rows.item_E[event_n],
+            np.sign(rows.feedback_E[event_n]),
+            weight_n,
             {
                 name: before_events(rows, event_n, name, pool_E, self._limit, draw)
                 for name in self._lists
             },
+            {key: rows.more[key][event_n] for key in self._context},
         )
+
+
+def _permuted(ids: Sequence[np.ndarray], permutation: np.ndarray) -> np.ndarray:
+    """All ids in another order, int64: as 32 bits where they fit, which the cache holds longer."""
+    fits = all(int(each.max(initial=0)) < NARROW for each in ids)
+    together = np.concatenate(ids, dtype=np.int32 if fits else np.int64, casting="same_kind")
+    return together.take(permutation).astype(np.int64, copy=False)
 
 
 def _joined(parts: Sequence[Ranges], permutation: np.ndarray) -> Ranges:
     """The ranges of all parts over their values end to end, in another order."""
-    sizes = np.array([len(part.values) for part in parts])
-    shift = np.repeat(np.cumsum(sizes) - sizes, [len(part.start) for part in parts])
-    start_n = np.concatenate([part.start for part in parts])
-    stop_n = np.concatenate([part.stop for part in parts])
+    shifts = offsets_of(np.array([len(part.values) for part in parts]))
+    start, stop = (
+        [bounds[side] + shift for bounds, shift in zip(parts, shifts[:-1], strict=True)]
+        for side in (1, 2)
+    )
     return Ranges(
         np.concatenate([part.values for part in parts]),
-        (start_n + shift).take(permutation),
-        (stop_n + shift).take(permutation),
+        _permuted(start, permutation),
+        _permuted(stop, permutation),
     )

@@ -153,6 +153,8 @@ def build_task(config: Config, dataset: Dataset, num_trained_items: int) -> Retr
         dislikes=config.loss.uses_dislikes,
         disliked_negatives=config.loss.disliked_negatives,
         ring=config.loss.ring,
+        # A row's neighbours leave its own pair out: the same item is another candidate in each row.
+        distinct=negatives.distinct and config.model.tower != "graph",
         queue=CandidateQueue(negatives.queue, config.model.width, negatives.queue_warmup_steps)
         if negatives.queue
         else None,
@@ -171,6 +173,7 @@ def retrieval_loss(loss: LossConfig) -> RetrievalLoss:
         correction=loss.correction,
         mask_same_user=loss.mask_same_user,
         mask_history=loss.mask_history,
+        hardness=loss.hardness,
         precision=loss.precision,
         learn_temperature=loss.learn_temperature,
         ring=loss.ring,
@@ -204,6 +207,7 @@ def build_loader(
         splits=config.data.train_splits,
         query_keys=inputs.query_keys,
         candidate_keys=inputs.candidate_keys,
+        dense_keys=tuple(inputs.dense),
         local_batch_size=local_batch_size(config, ranks),
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -1,8 +1,8 @@
 """Which features each tower reads, and the tables behind them, from a config and a dataset.
 
 Feature keys: "user", "history", "item", "user_items" and "item_users" (neighbours in the training
-graph), "history@P" and "disliked@P" (one position of a list, 0 the most recent), and "user.NAME" /
-"item.NAME" for attributes.
+graph), "history@P" and "disliked@P" (one position of a list, 0 the most recent), and "user.NAME",
+"item.NAME" and "context.NAME" for attributes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from embeddings.tables import Table
 from trainer.base.mistake import Mistake
 from trainer.config.model_section import ModelConfig
+from trainer.data.feature_types import Attribute
 from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
+from trainer.model.dense import module_name
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,34 @@ class Inputs:
     mean_keys: frozenset[str]
     """Keys with several values a row, whose summed embeddings are divided by their number."""
     tables: tuple[Table, ...]
+    dense: dict[str, Attribute]
+    """By key, the numbers and vectors that the towers read beside the tables."""
     neighbours: NeighbourRule | None = None
     """The graph behind "user_items" and "item_users"; its bags are weighted sums."""
+
+    @property
+    def query_dense(self) -> tuple[str, ...]:
+        """Dense keys of the query tower, in its order: before the bags."""
+        return tuple(key for key in self.dense if not key.startswith("item."))
+
+    @property
+    def query_reads(self) -> tuple[str, ...]:
+        """All keys of the query tower."""
+        return (*self.query_dense, *self.query_keys)
+
+    @property
+    def candidate_dense(self) -> tuple[str, ...]:
+        """Dense keys of the candidate tower."""
+        return tuple(key for key in self.dense if key.startswith("item."))
+
+    def dense_bytes(self, rows: int, candidates: int) -> int:
+        """Bytes of a batch's numbers and vectors, and of what the tower reads in their place."""
+        return sum(
+            (candidates if key.startswith("item.") else rows)
+            * (max(each.width, 1) + 2 * self.tables[0].dim)
+            * 4
+            for key, each in self.dense.items()
+        )
 
     def positions(self, name: str) -> int:
         """How many positions of the list `name` the query tower reads one by one."""
@@ -70,8 +98,12 @@ def build_inputs(
         Mistake: if the model asks for attributes, a history or an order that the dataset lacks.
     """
     _check_dataset_has(model, dataset)
-    user_attributes = dataset.user_attributes if model.user_attributes else ()
-    item_attributes = dataset.item_attributes if model.item_attributes else ()
+    read = {
+        key: each
+        for key, each in dataset.attributes.items()
+        if getattr(model, f"{key.partition('.')[0]}_attributes")
+    }
+    looked_up = {key: each for key, each in read.items() if not each.is_dense}
     pooled_last = model.tower == "history" and model.history_pooling == "mean"
     history = ("history",) if model.use_history and model.tower != "history" else ()
     lists = ("history",) if pooled_last else _positions(model, dataset)
@@ -80,21 +112,21 @@ def build_inputs(
         (("user",) if model.use_user_id else ())
         + history
         + (("user_items",) if graph else ())
-        + tuple(f"user.{attribute.name}" for attribute in user_attributes)
+        + tuple(key for key in looked_up if not key.startswith("item."))
         + lists  # the list that a query tower reads comes last
     )
     candidate_keys = (
         "item",
         *(("item_users",) if graph else ()),
-        *(f"item.{attribute.name}" for attribute in item_attributes),
+        *(key for key in looked_up if key.startswith("item.")),
     )
-    multi = [f"user.{a.name}" for a in user_attributes if a.kind == "multi"]
-    multi += [f"item.{a.name}" for a in item_attributes if a.kind == "multi"]
+    multi = [key for key, each in looked_up.items() if each.kind == "multi"]
     return Inputs(
         query_keys,
         candidate_keys,
         frozenset([*({"history"} & {*query_keys}), *multi]),
-        _tables(model, dataset, history + lists),
+        _tables(model, dataset, history + lists, looked_up),
+        {key: each for key, each in read.items() if each.is_dense},
         NeighbourRule(train_splits, model.neighbours) if graph else None,
     )
 
@@ -120,18 +152,24 @@ def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
             "has no times: prepare it with --timestamp-column, or with --in-order if a user's rows "
             "stand in time order in the source"
         )
-    for side, wanted, found in (
-        ("user", model.user_attributes, dataset.user_attributes),
-        ("item", model.item_attributes, dataset.item_attributes),
+    for side, flag in (
+        ("user", "--users FILE"),
+        ("item", "--items FILE"),
+        ("context", "--context NAME"),
     ):
-        if wanted and not found:
+        if getattr(model, f"{side}_attributes") and not getattr(dataset, f"{side}_attributes"):
             raise Mistake(
                 f"model.{side}_attributes is set, but the dataset has no {side} attributes; "
-                f"pass a file of them to `tandem prepare` (--{side}s FILE)"
+                f"give them to `tandem prepare` ({flag})"
             )
 
 
-def _tables(model: ModelConfig, dataset: Dataset, histories: tuple[str, ...]) -> tuple[Table, ...]:
+def _tables(
+    model: ModelConfig,
+    dataset: Dataset,
+    histories: tuple[str, ...],
+    looked_up: Mapping[str, Attribute],
+) -> tuple[Table, ...]:
     """The tables behind the keys; `histories` are the keys of items that a user has met."""
 
     def table(name: str, known_rows: int, *features: str, unknown_row: bool = True) -> Table:
@@ -149,14 +187,10 @@ def _tables(model: ModelConfig, dataset: Dataset, histories: tuple[str, ...]) ->
         tables.append(table("user", dataset.num_users, *user_features))
     if histories and not share:
         tables.append(table("history", dataset.num_items, *histories))
-    for side, wanted, attributes in (
-        ("user", model.user_attributes, dataset.user_attributes),
-        ("item", model.item_attributes, dataset.item_attributes),
-    ):
-        for attribute in attributes if wanted else ():
-            key = f"{side}.{attribute.name}"
-            name, values = key.replace(".", "_"), attribute.num_values
-            tables.append(table(name, values, key, unknown_row=False))  # row 0 is theirs
+    for key, attribute in looked_up.items():
+        tables.append(
+            table(module_name(key), attribute.num_values, key, unknown_row=False)
+        )  # row 0
     return tuple(tables)
 
 

@@ -63,7 +63,7 @@ def least_bytes(config: Config, dataset: Dataset, world_size: int) -> dict[str, 
         "tables": -(-rows // world_size) * model.dim * column_bytes,
         "candidates": 2 * columns * model.width * FLOAT_BYTES,  # and their gradient
         "queue": negatives.queue * model.width * FLOAT_BYTES,
-        "rows": 2 * pooled + kept,
+        "rows": 2 * pooled + kept + inputs.dense_bytes(bags, bags),
     }
 
 

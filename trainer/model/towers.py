@@ -60,14 +60,21 @@ class Tower(nn.Module):
         return F.normalize(x_SO, dim=1) if self.normalise else x_SO
 
 
-def zeros_where_nothing_is_known(output_SO: Tensor, features_SD: Sequence[Tensor]) -> Tensor:
-    """The tower's output, with zeros for rows whose features are all zeros.
+def zeros_where_nothing_is_known(
+    output_SO: Tensor, features_SD: Sequence[Tensor], evidence_S1: Sequence[Tensor] = ()
+) -> Tensor:
+    """The tower's output, with zeros for rows of which nothing is known.
 
-    They are ids that training never met, without a history or an attribute that it met: what a
-    tower makes of zeros is its biases, alike for all of them, and no statement about them.
+    They are ids that training never met, without a history, an attribute that it met, a number or a
+    vector: what a tower makes of zeros is its biases, alike for all of them, and no statement about
+    them.
+
+    Args:
+        features_SD: looked-up embeddings; zeros tell nothing.
+        evidence_S1: whether each number or vector is there, bool.
     """
-    largest_FS = torch.stack([feature_SD.abs().amax(1) for feature_SD in features_SD])
-    return output_SO * (largest_FS.amax(0) > 0).unsqueeze(1)
+    told = [(feature_SD != 0).any(1, keepdim=True) for feature_SD in features_SD]
+    return output_SO * torch.cat([*told, *evidence_S1], dim=1).any(1, keepdim=True)
 
 
 def build_query_tower(model: ModelConfig, inputs: Inputs) -> nn.Module:
@@ -92,12 +99,12 @@ def build_query_tower(model: ModelConfig, inputs: Inputs) -> nn.Module:
                 normalise,
             )
         case "mf" | "graph" | "mlp":
-            return _plain_tower(model, len(inputs.query_keys))
+            return _plain_tower(model, len(inputs.query_dense) + len(inputs.query_keys))
 
 
 def build_candidate_tower(model: ModelConfig, inputs: Inputs) -> Tower:
     """The tower over `inputs.candidate_keys`."""
-    return _plain_tower(model, len(inputs.candidate_keys))
+    return _plain_tower(model, len(inputs.candidate_dense) + len(inputs.candidate_keys))
 
 
 def _plain_tower(model: ModelConfig, num_features: int) -> Tower:

@@ -7,15 +7,19 @@ O columns of a tower.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from embeddings.tables import build_embedding_bags
 from trainer.config.model_section import ModelConfig
+from trainer.data.feature_bags import Features
+from trainer.model.dense import DenseInputs
 from trainer.model.inputs import Inputs
 from trainer.model.task import Outputs, RetrievalTask
 from trainer.model.towers import (
@@ -36,23 +40,43 @@ class Towers(nn.Module):
         self.inputs = inputs
         self.query = build_query_tower(model, inputs)
         self.candidate = build_candidate_tower(model, inputs)
+        self.dense = DenseInputs(inputs.dense, model.dim, model.init_std)
 
-    def split(self, pooled: KeyedTensor, features: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """[S, sum of D] -> {key: [S, D]}, sums of several values turned into their mean."""
+    def split(
+        self, pooled: KeyedTensor, features: KeyedJaggedTensor, dense: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """[S, sum of D] -> {key: [S, D]}, sums of several values turned into their mean; dense
+        features embedded."""
         keys = pooled.keys()
         parts = dict(zip(keys, pooled.values().split(pooled.length_per_key(), dim=1), strict=True))
         for key in self.inputs.mean_keys:
             count_S = features[key].lengths().clamp(min=1).to(parts[key].dtype)
             parts[key] = parts[key] / count_S.unsqueeze(1)
-        return parts
+        return parts | self.dense.embed(dense)
 
     def encode_queries(self, parts: dict[str, Tensor], num_rows: int) -> Tensor:
         """The first `num_rows` bags of the query side -> [num_rows, O]."""
-        return self.query([parts[key][:num_rows] for key in self.inputs.query_keys])
+        return self.query([parts[key][:num_rows] for key in self.inputs.query_reads])
 
-    def encode_candidates(self, parts: dict[str, Tensor]) -> Tensor:
-        """All bags of the candidate side -> [S, O]."""
-        return self.candidate([parts[key] for key in self.inputs.candidate_keys])
+    def encode_candidates(
+        self,
+        parts: dict[str, Tensor],
+        bags_U: Tensor | None = None,
+        kept_U: Tensor | None = None,
+    ) -> Tensor:
+        """Bags of the candidate side, by default all of them -> [U, O].
+
+        Args:
+            parts: of all bags; dense ones of those alone that are encoded.
+            kept_U: bags that see their item's id, bool.
+        """
+        looked_up = {key: parts[key] for key in self.inputs.candidate_keys}
+        if bags_U is not None:
+            looked_up = {key: part.index_select(0, bags_U) for key, part in looked_up.items()}
+        if kept_U is not None:
+            looked_up["item"] = looked_up["item"] * kept_U.unsqueeze(1)
+        dense = [parts[key] for key in self.inputs.candidate_dense]
+        return self.candidate([*dense, *looked_up.values()])
 
 
 class Head(nn.Module):
@@ -63,13 +87,19 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, towers: Towers, task: RetrievalTask, averaging: float, penalty: float
+        self,
+        towers: Towers,
+        task: RetrievalTask,
+        averaging: float,
+        penalty: float,
+        id_dropout: float,
     ) -> None:
         super().__init__()
         self.penalty = penalty
         """Weight of the L2 of looked-up embeddings; not part of the loss that is shown."""
         self.towers = towers
         self.task = task
+        self.id_dropout = id_dropout
         self.averaging = averaging
         self.averaged = copy.deepcopy(towers).requires_grad_(False) if averaging else None
         """Exponential moving average of the towers, where `averaging` (its decay) is not 0."""
@@ -80,22 +110,44 @@ class Head(nn.Module):
         return self.towers if self.averaged is None else self.averaged
 
     def forward(self, pooled: KeyedTensor, batch: Any) -> tuple[Tensor, Outputs]:
-        parts = self.towers.split(pooled, batch.features)
+        batch = self.task.planned(batch)  # collective, unless it is planned already
+        bags_U = batch.plan.encoded_U
+        dense = {
+            key: each.index_select(0, bags_U) if key in self.towers.inputs.candidate_dense else each
+            for key, each in batch.dense.items()
+        }
+        parts = self.towers.split(pooled, batch.features, dense)
         query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0])
-        candidate_SO = self.towers.encode_candidates(parts)
-        value, outputs = self.task(query_BO, candidate_SO, batch)
+        kept_U = None
+        if self.training and self.id_dropout:
+            kept_U = kept_ids(batch, self.id_dropout).index_select(0, bags_U)
+        candidate_UO = self.towers.encode_candidates(parts, bags_U, kept_U)
+        value, outputs = self.task(query_BO, candidate_UO, batch)
         if self.penalty:
-            value = value + self.penalty * mean_square(parts, batch)
+            looked_up = {key: parts[key] for key in self.towers.inputs.keys}
+            value = value + self.penalty * mean_square(looked_up, batch)
         return value, outputs
+
+
+def kept_ids(batch: Any, dropout: float) -> Tensor:
+    """Which rows' candidates keep their id in this step, bool [S]: by item and step alone, so that
+    they are the same ones on any number of ranks."""
+    step = batch.position["epoch"] * 0x9E3779B1 + batch.step
+    mixed_S = (batch.item_S + (step << 20)) * -0x61C8864680B583EB
+    mixed_S = (mixed_S ^ (mixed_S >> 29)) * -0x40A7B892E31B1A47
+    return ((mixed_S >> 33) & 0xFFFFFF).float() >= dropout * (1 << 24)
 
 
 def mean_square(parts: dict[str, Tensor], batch: Any) -> Tensor:
     """Half the squared length of all looked-up embeddings, a row of the global batch; 0-d.
 
+    Those of a row count by its weight, those of a drawn candidate once.
     This rank's share times the number of ranks, as the loss is. No collective.
     """
-    total = torch.stack([part.square().sum() for part in parts.values()]).sum()
-    return 0.5 * total * (dist.get_world_size() / batch.global_rows)
+    square_S = torch.stack([part.square().sum(dim=1) for part in parts.values()]).sum(0)
+    extra = square_S.shape[0] - batch.weight_B.shape[0]
+    total = (square_S * F.pad(batch.weight_B, (0, extra), value=1.0)).sum()
+    return 0.5 * total * (dist.get_world_size() / batch.global_weight)
 
 
 class TwoTower(nn.Module):
@@ -119,7 +171,7 @@ class TwoTower(nn.Module):
         self.embeddings = build_embedding_bags(
             inputs.tables, weighted=inputs.neighbours is not None
         )
-        self.head = Head(Towers(model, inputs), task, averaging, penalty)
+        self.head = Head(Towers(model, inputs), task, averaging, penalty, model.id_dropout)
         self.unknown_ids: dict[str, Tensor | int] = {}
         """Ids met by `encode_*` so far that no table row stands for, by feature."""
 
@@ -143,20 +195,33 @@ class TwoTower(nn.Module):
             self.head.towers.load_state_dict(self.head.averaged.state_dict())
 
     @torch.no_grad()
-    def encode_queries(self, features: KeyedJaggedTensor) -> Tensor:
+    def encode_queries(self, features: Features) -> Tensor:
         """n bags with the query keys filled -> [n, O]; zeros: nothing is known. Collective."""
-        features = self._complete(features)
-        parts = self.head.encoding.split(self.embeddings(features), features)
-        query_nO = self.head.encoding.encode_queries(parts, features.stride())
-        return zeros_where_nothing_is_known(query_nO, [parts[k] for k in self.inputs.query_keys])
+        parts = self._parts(features)
+        query_nO = self.head.encoding.encode_queries(parts, features.bags.stride())
+        return self._blank(query_nO, self.inputs.query_keys, parts, features)
 
     @torch.no_grad()
-    def encode_candidates(self, features: KeyedJaggedTensor) -> Tensor:
+    def encode_candidates(self, features: Features) -> Tensor:
         """n bags with the candidate keys filled -> [n, O]; zeros: nothing is known. Collective."""
-        features = self._complete(features)
-        parts = self.head.encoding.split(self.embeddings(features), features)
+        parts = self._parts(features)
         item_nO = self.head.encoding.encode_candidates(parts)
-        return zeros_where_nothing_is_known(item_nO, [parts[k] for k in self.inputs.candidate_keys])
+        return self._blank(item_nO, self.inputs.candidate_keys, parts, features)
+
+    def _parts(self, features: Features) -> dict[str, Tensor]:
+        """Collective."""
+        bags = self._complete(features.bags)
+        return self.head.encoding.split(self.embeddings(bags), bags, features.dense)
+
+    def _blank(
+        self,
+        output_nO: Tensor,
+        keys: Sequence[str],
+        parts: Mapping[str, Tensor],
+        features: Features,
+    ) -> Tensor:
+        evidence = self.head.encoding.dense.evidence(features.dense)
+        return zeros_where_nothing_is_known(output_nO, [parts[key] for key in keys], evidence)
 
     def _complete(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """The same bags under all of the model's keys, in its order; those not given are empty.

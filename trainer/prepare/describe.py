@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 
 from trainer.data.events.event_files import part_file, splits_of
 from trainer.data.events.event_reader import EventReader
 from trainer.data.schema import (
+    DISLIKED,
+    LIKED,
     SCHEMA_VERSION,
     Dataset,
     EventWindow,
     combined_digest,
     record_of,
 )
-from trainer.prepare.attributes import Encoded
+from trainer.prepare.features.attributes import Encoded
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.staging import Catalog
 
@@ -47,10 +50,16 @@ def describe(
         count_SK[0] += EventReader(appended).count_GSK.sum(axis=(0, 1))
         splits = splits_of(count_SK, plan.kinds, counts.asked_S)
     kept = set() if appended is None else set(appended.event_names)
-    names = sorted(str(each.relative_to(partial)) for each in partial.rglob("*.parquet"))
+    if parent is not None:
+        kept |= {file.file for each in parent.attributes.values() for file in each.vectors}
+    names = sorted(
+        str(each.relative_to(partial))
+        for each in partial.rglob("*")
+        if each.suffix in (".parquet", ".f16", ".f32")
+    )
     files = {
-        name: appended.files[name]
-        if appended is not None and name in kept
+        name: parent.files[name]
+        if parent is not None and name in kept
         else record_of(partial, name)
         for name in names
     }
@@ -72,16 +81,27 @@ def describe(
         notes={
             "validation_queries_without_history": int(counts.cold_S[1]),
             "test_queries_without_history": int(counts.cold_S[2]),
+            **_of_kinds(plan, count_SK),
             **notes,
         },
         user_attributes=tuple(each.attribute for each in attributes["user"]),
         item_attributes=tuple(each.attribute for each in attributes["item"]),
+        context_attributes=plan.context,
+        has_weights=plan.has_weights,
         source={**source, "duckdb": duckdb.__version__},
         parent_digest=None if parent is None else parent.digest,
         files=files,
         digest=combined_digest(files),
         ancestors=() if parent is None else parent.lineage[:-1],
     )
+
+
+def _of_kinds(plan: PartitionPlan, count_SK: np.ndarray) -> dict[str, int]:
+    """Events of each kind, where the source names kinds."""
+    if set(plan.kinds) <= {LIKED, DISLIKED}:
+        return {}
+    counted = zip(plan.kinds, count_SK.sum(axis=0).tolist(), strict=True)
+    return {f"events_{kind.name}": count for kind, count in counted}
 
 
 def _windows(partial: Path, plan: PartitionPlan, counts: PartitionCounts) -> Iterator[EventWindow]:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import duckdb
 
-from trainer.prepare.attributes import Encoded
-from trainer.prepare.partitions.partition import PARQUET
+from trainer.prepare.features.attributes import Encoded
+from trainer.prepare.partitions.partition import COUNTS
 from trainer.sources import sql
 
-COUNTS = ("count", "count_with_validation", "count_of_all")
-"""Positives in train, in train and validation, in all splits."""
+MISSING = {"single": "0::BIGINT", "multi": "[]::BIGINT[]", "number": "'NaN'::FLOAT"}
+ROW_GROUP_ROWS = 32_768
+PARQUET = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
 TABLE = f"{PARQUET}, DICTIONARY_SIZE_LIMIT 1"
 """Plain integer columns: dense rows are read whole, a dictionary would only be undone."""
 
@@ -55,10 +56,12 @@ def write_items_and_users(
                 before = f"coalesce(old.{'count_of_all' if has_new else name}, 0) + "
             columns.append(f"{before}coalesce(counts.{name}, 0) AS {name}")
         for each in attributes[side]:
+            if each.attribute.kind == "vector":
+                continue  # in files of its own
             name = sql.name(each.attribute.name)
             values = [] if each.table is None else [f"{each.table}.value"]
             values += [f"old.{sql.name(old_column(each.attribute.name))}"] if extends else []
-            values.append("0::BIGINT" if each.attribute.kind == "single" else "[]::BIGINT[]")
+            values.append(MISSING[each.attribute.kind])
             columns.append(f"coalesce({', '.join(values)}) AS {name}")
             if each.table is not None:
                 joins.append(f"LEFT JOIN {each.table} ON {each.table}.raw = {side}s.raw")

@@ -19,16 +19,19 @@ import duckdb
 from trainer.base.mistake import Mistake
 from trainer.base.split_names import SPLITS
 from trainer.data.description import check_columns
+from trainer.data.events.event_files import more_columns
 from trainer.data.events.event_reader import event_columns
+from trainer.data.feature_types import Attribute
 from trainer.data.parquet import open_parquet
-from trainer.data.schema import DERIVED, FEEDBACK, Attribute, Dataset
+from trainer.data.schema import DERIVED, Dataset
 from trainer.files.filesystems import filesystem_of, local_path, reached
 from trainer.prepare.entity_tables import COUNTS, old_column
 from trainer.prepare.partitions.splits import RULES, SplitRule
 from trainer.prepare.prepare_arguments import PrepareArguments
-from trainer.prepare.staging import Catalog
+from trainer.prepare.staging import STAGED, Catalog
 from trainer.sources import sql
 from trainer.sources.checks import IdColumn
+from trainer.sources.columns import Columns
 from trainer.sources.sources import Source
 
 
@@ -104,6 +107,19 @@ def known_columns(parent: Dataset | None) -> dict[str, str]:
     return {which: name.split(":")[0] for which, name in names.items() if name}
 
 
+def inherited_columns(columns: Columns, parent: Dataset | None) -> Columns:
+    """The columns of kinds, weights and context that the parent's source had, if none are named."""
+    if parent is None:
+        return columns
+    known, context = columns.known, tuple(parent.source.get("context", ()))
+    return replace(
+        columns,
+        event=columns.event or known.get("event"),
+        weight=columns.weight or known.get("weight"),
+        context=columns.context or context,
+    )
+
+
 def inherited_rule(parent: Dataset) -> SplitRule:
     """The parent's rule, its moments left open."""
     rule = {key: value for key, value in parent.split_rule.items() if not key.endswith("_from")}
@@ -120,14 +136,22 @@ def inherited_rule(parent: Dataset) -> SplitRule:
 def fitting_source(source: Source, label: str, parent: Dataset) -> Source:
     """The source without the columns that the parent has no use for; raises where one lacks."""
     rated = parent.source["thresholds"] is not None
+    columns = parent.source["columns"]
     for has, needed, what in (
         (source.has_timestamp, parent.has_timestamps, "timestamp"),
         (source.has_rating, rated, "rating"),
+        (source.has_events, columns.get("event") is not None, "event"),
+        (source.has_weight, parent.has_weights, "weight"),
     ):
         if needed and not has:
             raise Mistake(
                 f"{label} has no {what} column, the extended dataset has {what}s: "
                 f"name it with --{what}-column"
+            )
+        if has and not needed and what in ("event", "weight"):
+            raise Mistake(
+                f"{label} is to give {what}s (--{what}-column), the extended dataset has none: "
+                "leave it out, or prepare all data anew"
             )
     return replace(source, has_timestamp=parent.has_timestamps, has_rating=rated)
 
@@ -150,7 +174,9 @@ def load_parent(
             f"CREATE TABLE {side}s AS SELECT {side} AS row, raw_id AS raw FROM {table}"
         )
         kept = [f"{side} AS row", *COUNTS, *(["title"] if side == "item" else [])]
-        for name in parent_attributes(parent, side) or {}:
+        for name, each in (parent_attributes(parent, side) or {}).items():
+            if each.kind == "vector":
+                continue
             kept.append(f"{sql.name(name)} AS {sql.name(old_column(name))}")
         connection.execute(f"CREATE TABLE old_{side} AS SELECT {', '.join(kept)} FROM {table}")
     vocabulary = sql.parquet(connection, [parent.file("attributes.parquet")])
@@ -171,20 +197,21 @@ def stage_parent(
     files = list(map(parent.file, parent.event_names))
     _check_rows(connection, parent, files)
     columns = event_columns(parent)
-    feedback = "1"
-    if "kind" in columns:
-        cases = " ".join(f"WHEN {n} THEN {FEEDBACK[k.role]}" for n, k in enumerate(parent.kinds))
-        feedback = f"CASE kind {cases} END"
+    more = "".join(
+        f", {sql.name(name)}"
+        for name in columns
+        if name in more_columns(parent.has_weights, parent.context_attributes)
+    )
+    kind, split = (name if name in columns else "0" for name in ("kind", "split"))
     place = "row_number() OVER (PARTITION BY user ORDER BY filename, file_row_number) - 1"
     Path(folder).mkdir(parents=True, exist_ok=True)
     connection.execute(
         f"""COPY (SELECT user::BIGINT * {parts} // {catalog.num_users} AS part,
-                user::BIGINT AS user, item::BIGINT AS item, ({feedback})::TINYINT AS feedback,
+                user::BIGINT AS user, item::BIGINT AS item, {kind}::TINYINT AS kind,
                 {"time" if parent.has_timestamps else place} AS moment, {place} AS position,
-                NULL::TINYINT AS given, {"split" if "split" in columns else "0"}::TINYINT AS old
+                {split}::TINYINT AS old{more}
             FROM {sql.parquet(connection, files, places=True)})
-        TO {sql.target(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
-            FILENAME_PATTERN 'old_{{i}}')"""
+        TO {sql.target(folder)} ({STAGED}, FILENAME_PATTERN 'old_{{i}}')"""
     )
 
 

@@ -1,23 +1,26 @@
 """`tandem prepare SOURCE OUT`: interactions of any source become a dataset on disk.
 
-    source files -> raw table -> id rows -> staged partitions -> interactions, queries -> tables
-      formats.py     staging.py, attributes.py    partition.py (splits.py, histories.py)
+    source files -> raw table -> id rows -> staged partitions -> events in order, by window
+      formats/       staging.py, attributes.py    partitions/
     and last the tables of users and items: entity_tables.py
 
-DuckDB does all of it and spills what exceeds --memory-limit. OUT is whole or not there
-(whole_folder.py).
+DuckDB reads, deals ids and joins, and spills what exceeds --memory-limit; a partition of users is
+sorted in memory, by numpy. OUT is whole or not there (whole_folder.py).
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from trainer.base.byte_sizes import bytes_of
 from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import is_uri, local_path
@@ -28,7 +31,7 @@ from trainer.prepare.extend import (
     replaced_files,
 )
 from trainer.prepare.look import look
-from trainer.prepare.partitions.partition import prepare_partition
+from trainer.prepare.partitions.partition import MEMORY, prepare_partition
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.prepare.steps import Build, Engine
@@ -43,14 +46,22 @@ __all__ = ["Engine", "PrepareArguments", "prepare", "run_here"]
 def run_here(
     plan: PartitionPlan, resources: sql.Resources, progress: Progress, rows: int
 ) -> list[PartitionCounts]:
-    """The engine of one machine: partition after partition, each on all threads."""
-    counts = []
+    """The engine of one machine: as many partitions at a time as there are cores, in memory."""
+    cores = resources.threads or os.cpu_count() or 1
+    at_once = min(cores, bytes_of(resources.memory_limit, sql.MEMORY_FLAG) // MEMORY)
+    counts: list[PartitionCounts] = []
     started = time.monotonic()
-    for part in range(plan.parts):
-        counts.append(prepare_partition(plan, part, resources))
-        done = rows * (part + 1) // plan.parts
-        rate = done / max(time.monotonic() - started, 1e-6)
-        progress.update("writing events", done, rows, rows_per_second=rate)
+    pool = ThreadPoolExecutor(max(1, at_once), "partition")
+    try:
+        for counted in pool.map(
+            partial(prepare_partition, plan, resources=resources), range(plan.parts)
+        ):
+            counts.append(counted)
+            done = rows * len(counts) // plan.parts
+            rate = done / max(time.monotonic() - started, 1e-6)
+            progress.update("writing events", done, rows, rows_per_second=rate)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return counts
 
 

@@ -11,6 +11,8 @@ import tyro
 from trainer.base.mistake import Mistake
 from trainer.data.schema import MAX_HISTORY_LENGTH
 from trainer.files.filesystems import check_text
+from trainer.prepare.features.column_types import ColumnTypes
+from trainer.prepare.features.event_kinds import parse_event_weights
 from trainer.prepare.partitions.event_windows import WindowRule
 from trainer.prepare.partitions.splits import RULES
 from trainer.sources import sql
@@ -40,6 +42,17 @@ class PrepareArguments:
     """Column of times: integers, dates or ISO 8601 text; recognised are timestamp, time, ts."""
     rating_column: str | None = None
     """Column of ratings; recognised are rating, score, stars."""
+    event_column: str | None = None
+    """Column that says what kind of event a row is (view, cart, buy)."""
+    event_weights: tuple[str, ...] = ()
+    """What becomes of each kind: a weight in the loss (view=1 cart=3 buy=10), negative, history (in
+    histories alone) or drop. The heaviest kinds are what is looked for: they are held out and left
+    out of later rankings. Left out: all kinds weigh 1."""
+    weight_column: str | None = None
+    """Column of each row's weight in the loss, above 0; it multiplies that of its kind."""
+    context: tuple[str, ...] = ()
+    """Columns of SOURCE that are known when recommendations are asked for (the hour, the device):
+    features of the event. Never what is known only afterwards, such as the time watched."""
     items: str | None = None
     """File of item titles and attributes, one row an item."""
     users: str | None = None
@@ -51,8 +64,20 @@ class PrepareArguments:
     user_attributes: tuple[str, ...] | None = None
     """Columns of --users to use as attributes; all that can be where left out."""
     category: tuple[str, ...] = ()
-    """Columns of --items and --users whose numbers are categories (codes, years), each value for
-    itself; numbers of more than 64 values become 16 buckets else."""
+    """Columns whose numbers are categories (codes, years), each value for itself. Numbers of at
+    most 64 values are categories anyhow."""
+    number: tuple[str, ...] = ()
+    """Columns that stay numbers, however few values they have."""
+    buckets: tuple[str, ...] = ()
+    """Columns whose numbers become 16 categories, of equal counts."""
+    features: str | None = None
+    """TOML file of columns' types: [items], [users] and [context] with NAME = "category", "number",
+    "buckets", "vector" or "leave-out". Flags come before it."""
+    item_vectors: tuple[str, ...] = ()
+    """Files of item vectors: Parquet with an id column and lists of numbers, or .npy whose rows are
+    those of --items. Columns of --items that hold lists of numbers are vectors anyhow."""
+    user_vectors: tuple[str, ...] = ()
+    """Files of user vectors, likewise."""
     positive_threshold: float | None = None
     """Ratings of at least this are positive; 4 where ratings go from 1 to 5."""
     dislike_threshold: float | None = None
@@ -129,6 +154,10 @@ class PrepareArguments:
             )
         self._check_shares()
         self._check_windows()
+        if self.event_weights:
+            parse_event_weights(self.event_weights)
+        if len(set(self.context)) < len(self.context):
+            raise Mistake(f"--context names a column twice: {' '.join(self.context)}")
         if self.format is not None and self.format not in FORMATS:
             raise Mistake(
                 f"unknown --format {self.format!r}. {sql.near(self.format, FORMATS)}; "
@@ -170,6 +199,11 @@ class PrepareArguments:
                 f"--append adds to OUT, --extend {self.extend} to another dataset: leave one out"
             )
 
+    def column_types(self) -> ColumnTypes:
+        """Types of columns that are set."""
+        given = ColumnTypes() if self.features is None else ColumnTypes.read(self.features)
+        return given.with_flags(category=self.category, number=self.number, buckets=self.buckets)
+
     def columns(self, known: dict[str, str]) -> Columns:
         """Columns that are named, and names to look for first."""
         return Columns(
@@ -178,5 +212,8 @@ class PrepareArguments:
             self.timestamp_column,
             self.rating_column,
             self.title_column,
+            self.event_column,
+            self.weight_column,
+            self.context,
             known,
         )

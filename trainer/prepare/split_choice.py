@@ -6,10 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
 from trainer.base.mistake import Mistake
-from trainer.prepare.partitions.kept_rows import pairs_select
+from trainer.prepare.partitions.kept_rows import one_a_pair, windows_of
 from trainer.prepare.partitions.splits import SplitRule
+from trainer.prepare.partitions.staged_rows import UNKNOWN, read_staged
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.sources import sql
 from trainer.sources.checks import Thresholds
@@ -73,6 +76,7 @@ def with_moments(
     rule: SplitRule,
     staging: str,
     parts: int,
+    group_K: np.ndarray,
     keep: str,
     starts: tuple[int, ...],
 ) -> SplitRule:
@@ -82,11 +86,14 @@ def with_moments(
     """
     connection.execute("CREATE TEMP TABLE moments (moment BIGINT, rows BIGINT)")
     for part in range(parts):
-        connection.execute(
-            f"""INSERT INTO moments SELECT moment, count(*)
-            FROM ({pairs_select(connection, staging, part, keep, starts)})
-            WHERE feedback <> 0 AND "window" = {max(len(starts), 1) - 1} GROUP BY moment"""
-        )
+        staged, place_P = one_a_pair(read_staged(staging, part), group_K, keep, starts)
+        moment_P = staged.moment_E[place_P]
+        newest_P = windows_of(moment_P, starts) == max(len(starts), 1) - 1
+        counted_P = newest_P & (staged.kind_E[place_P] != UNKNOWN)
+        moment, count = np.unique(moment_P[counted_P], return_counts=True)
+        connection.register("counted", pa.table({"moment": moment, "rows": count}))
+        connection.execute("INSERT INTO moments SELECT moment, rows FROM counted")
+    connection.unregister("counted")
     rows = sql.number(connection, "SELECT coalesce(sum(rows), 0) FROM moments")
     if not rows:
         return replace(rule, validation_from=0, test_from=0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
 from trainer.base.mistake import Mistake
+from trainer.prepare.features.context_columns import ContextColumn
+from trainer.prepare.features.event_kinds import MOST_WEIGHT, EventKinds
 from trainer.sources import sql
 from trainer.sources.checks import (
     IdColumn,
@@ -23,6 +26,9 @@ from trainer.sources.times import check_one_unit, times_of
 
 ROWS_A_PARTITION = 8_000_000
 """Rows of one partition at most, in the mean."""
+STAGED = """FORMAT parquet, COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 1, PARTITION_BY (part),
+            OVERWRITE_OR_IGNORE"""
+"""Files that are read once: plain numbers."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +142,12 @@ def make_catalog(
         # One type in all tables: DuckDB would join 0010 with 10 where one side has integers.
         connection.execute(f"ALTER TABLE side_{side} ALTER raw TYPE {ids.type}")
         connection.execute(f"CREATE TABLE IF NOT EXISTS {side}s (row BIGINT, raw {ids.type})")
+        before = sql.number(connection, f"SELECT count(*) FROM {side}s")
         connection.execute(
             f"""INSERT INTO {side}s
             SELECT (SELECT count(*) FROM {side}s) + row_number() OVER (ORDER BY hash(raw), raw) - 1,
                 raw
-            FROM (SELECT {ids.expression(f"raw_{side}")} AS raw FROM raw
+            FROM (SELECT raw FROM (SELECT DISTINCT {ids.expression(f"raw_{side}")} AS raw FROM raw)
                 UNION SELECT raw FROM side_{side}) AS found
             WHERE NOT EXISTS (SELECT 1 FROM {side}s WHERE {side}s.raw = found.raw)"""
         )
@@ -151,18 +158,27 @@ def make_catalog(
                 f"Is --{side}-column the right column?"
             )
         numbers.append(count)
-        _check_overlap(connection, side, ids)
+        _check_overlap(connection, side, ids, before)
     return Catalog(numbers[0], numbers[1], user_ids, item_ids)
 
 
-def _check_overlap(connection: duckdb.DuckDBPyConnection, side: str, ids: IdColumn) -> None:
-    """Raise where a side table shares no id with the interactions."""
-    rows, shared = sql.one(
+def _check_overlap(
+    connection: duckdb.DuckDBPyConnection, side: str, ids: IdColumn, before: int
+) -> None:
+    """Raise where a side table shares no id with the interactions.
+
+    before: rows of the side that were there already; they count too.
+    """
+    rows = sql.number(connection, f"SELECT count(*) FROM side_{side}")
+    if not rows:
+        return
+    shared = sql.number(
         connection,
-        f"""SELECT count(*), count(*) FILTER (raw IN
-            (SELECT {ids.expression(f"raw_{side}")} FROM raw)) FROM side_{side}""",
+        f"""SELECT count(*) FROM side_{side}
+        WHERE raw IN (SELECT {ids.expression(f"raw_{side}")} FROM raw
+            UNION ALL SELECT raw FROM {side}s WHERE row < {before})""",
     )
-    if rows and not shared:
+    if not shared:
         example = sql.one(connection, f"SELECT min(raw) FROM side_{side}")[0]
         raise Mistake(
             f"none of the {rows} ids of --{side}s (for example {example!r}) occurs in the "
@@ -179,7 +195,8 @@ def stage_rows(
     connection: duckdb.DuckDBPyConnection,
     source: Source,
     catalog: Catalog,
-    thresholds: Thresholds | None,
+    kinds: EventKinds,
+    context: Sequence[ContextColumn],
     parts: int,
     first_position: int,
     folder: str,
@@ -188,15 +205,9 @@ def stage_rows(
 
     Returns the rows dropped, by reason, and the unit of timestamps.
     """
-    rating = "TRY_CAST(rating AS DOUBLE)"
-    feedback = "1"
-    reasons = {}
-    if thresholds is not None:
-        positive, dislike = sql.literal(thresholds.positive), sql.literal(thresholds.dislike)
-        feedback = (
-            f"CASE WHEN {rating} >= {positive} THEN 1 WHEN {rating} <= {dislike} THEN -1 ELSE 0 END"
-        )
-        reasons["missing_rating"] = f"{rating} IS NULL OR isnan({rating})"
+    reasons = dict(kinds.dropped)
+    if source.has_weight:
+        reasons |= _weight_reasons(connection, source)
     time, unit = f"{first_position} + raw.rowid", None
     if source.in_order:
         unit = "place"
@@ -212,20 +223,44 @@ def stage_rows(
     }
     _check_left(connection, source, dropped)
     keep = " AND ".join(f"NOT ({each})" for each in reasons.values()) or "true"
+    more = ", TRY_CAST(weight AS FLOAT) AS weight" if source.has_weight else ""
+    more += "".join(f", {each.expression} AS {sql.name(each.column)}" for each in context)
     Path(folder).mkdir(parents=True, exist_ok=True)
     connection.execute(
         f"""COPY (
-            SELECT users.row * {parts} // {catalog.num_users} AS part, users.row AS user,
-                items.row AS item, ({feedback})::TINYINT AS feedback, {time} AS moment,
-                {first_position} + raw.rowid AS position, given, NULL::TINYINT AS old
+            SELECT users.row * {parts} // {catalog.num_users} AS part,
+                users.row::{_type_of(catalog.num_users)} AS user,
+                items.row::{_type_of(catalog.num_items)} AS item,
+                {kinds.expression} AS kind, {time} AS moment,
+                {first_position} + raw.rowid AS position{", given" if source.given else ""}{more}
             FROM raw
             JOIN users ON users.raw = {catalog.user_ids.expression("raw.raw_user")}
             JOIN items ON items.raw = {catalog.item_ids.expression("raw.raw_item")}
+            {" ".join(each.join for each in context)}
             WHERE {keep}
-        ) TO {sql.target(folder)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE,
-            FILENAME_PATTERN 'new_{{i}}')"""
+        ) TO {sql.target(folder)} ({STAGED}, FILENAME_PATTERN 'new_{{i}}')"""
     )
     return {reason: count for reason, count in dropped.items() if count}, unit
+
+
+def _weight_reasons(connection: duckdb.DuckDBPyConnection, source: Source) -> dict[str, str]:
+    """Rows that are dropped for their weight, by reason; raises Mistake on weights below 0."""
+    weight = "TRY_CAST(weight AS FLOAT)"
+    label = _column_label(source, "weight")
+    lowest, highest = sql.one(
+        connection, f"SELECT min({weight}), max({weight}) FROM raw WHERE isfinite({weight})"
+    )
+    if lowest is not None and lowest < 0:
+        raise Mistake(f"{label} holds {lowest:g}: a weight is above 0; correct it, or leave it out")
+    if highest is not None and highest > MOST_WEIGHT:
+        raise Mistake(f"{label} holds {highest:g}: weights are at most {MOST_WEIGHT:,.0f}")
+    missing = f"{weight} IS NULL OR NOT isfinite({weight})"
+    return {"missing_weight": missing, "weight_zero": f"coalesce({weight} = 0, false)"}
+
+
+def _type_of(rows: int) -> str:
+    """DuckDB's type of a row id."""
+    return "INTEGER" if rows < 2**31 else "BIGINT"
 
 
 def _check_left(
@@ -235,7 +270,7 @@ def _check_left(
     rows = sql.number(connection, "SELECT count(*) FROM raw")
     for reason, count in dropped.items():
         if count == rows:
-            what = reason.removeprefix("missing_")
+            what = reason.removeprefix("missing_").removesuffix("_zero").split("_")[0]
             raise Mistake(
                 f"{_column_label(source, what)} is empty in all {rows:,} rows: "
                 f"name another column with --{what}-column"

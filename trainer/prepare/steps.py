@@ -10,23 +10,23 @@ from pathlib import Path
 
 import duckdb
 
-from trainer.base.mistake import Mistake
-from trainer.data.schema import DISLIKED, LIKED, Dataset
+from trainer.data.schema import Dataset
 from trainer.observe.progress import Progress
-from trainer.prepare.attributes import Encoded, Wanted, check_categories, encode_side
 from trainer.prepare.describe import describe
 from trainer.prepare.entity_tables import write_items_and_users, write_vocabularies
 from trainer.prepare.extend import (
     fitting_source,
     inherit,
+    inherited_columns,
     inherited_rule,
     keep_files,
     known_columns,
     load_parent,
     next_window,
-    parent_attributes,
     stage_parent,
 )
+from trainer.prepare.features.encode_source import EncodedSource, encode_source, with_vectors
+from trainer.prepare.partitions.kept_rows import groups_of
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan, total
 from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.prepare_arguments import DEFAULT_HISTORY_LENGTH, PrepareArguments
@@ -45,7 +45,7 @@ from trainer.sources import sql
 from trainer.sources.checks import IdColumn, Thresholds
 from trainer.sources.formats.every import read_source
 from trainer.sources.side_tables import SideFiles
-from trainer.sources.sources import Source, in_order, title_column
+from trainer.sources.sources import Source, in_order
 from trainer.sources.statement_watch import watched
 
 Engine = Callable[[PartitionPlan, sql.Resources, Progress, int], list[PartitionCounts]]
@@ -69,7 +69,7 @@ class Build:
         self.staging = partial / "staging"
         self.scratch = scratch
         self.progress = progress
-        self.columns = arguments.columns(known_columns(parent))
+        self.columns = inherited_columns(arguments.columns(known_columns(parent)), parent)
         self.notes: dict[str, int] = {}
         self.resources = sql.Resources(
             arguments.memory_limit, arguments.threads, str(scratch / "spill")
@@ -83,25 +83,39 @@ class Build:
         with closing(sql.connect(self.resources, str(self.scratch / "raw.duckdb"))) as connection:
             source, dropped, rows = self._read(connection)
             thresholds, rule, catalog = self._check(connection, source)
-            attributes, title, left_out = self._encode(connection, source)
-            plan, unit, more = self._stage(connection, source, thresholds, rule, catalog, rows)
+            encoded = encode_source(
+                connection,
+                source,
+                self.arguments,
+                self.columns,
+                thresholds,
+                self.parent,
+                self.progress.message,
+            )
+            plan, unit, more = self._stage(connection, source, encoded, rule, catalog, rows)
             counts = total(engine(plan, self.resources, self.progress, rows))
             check_counts(plan, counts, self.arguments.source, self.progress.message)
             self.progress.message("writing items and users")
             extends, appends = self.parent is not None, plan.parent is not None
             with watched(connection, self.progress, "writing"):
-                held = None if title is None or source.items is None else source.items.column(title)
+                held = None
+                if encoded.title is not None and source.items is not None:
+                    held = source.items.column(encoded.title)
                 write_items_and_users(
                     connection,
                     plan.staging,
                     plan.out,
-                    attributes,
+                    encoded.attributes,
                     held,
                     extends,
                     appends,
                     bool(counts.count_WSK.sum()),
                 )
                 write_vocabularies(connection, plan.out)
+                sizes = {"item": catalog.num_items, "user": catalog.num_users}
+                attributes = with_vectors(
+                    connection, self.partial, sizes, encoded.attributes, self.parent
+                )
         shutil.rmtree(self.staging)
         described = {
             "format": source.format,
@@ -111,8 +125,11 @@ class Build:
             "in_order": source.in_order,
             "thresholds": None if thresholds is None else asdict(thresholds),
             "duplicates": plan.keep,
-            "title_column": title,
-            "attributes_left_out": left_out,
+            "title_column": encoded.title,
+            "context": list(source.context),
+            "unused": list(source.unused),
+            "kinds_dropped": list(encoded.kinds.away),
+            "attributes_left_out": encoded.left_out,
         }
         dropped.update(more)
         return describe(
@@ -200,53 +217,27 @@ class Build:
                 self.notes[f"rows_of_{side}s_without_id"] = dropped
         return kinds[0], kinds[1]
 
-    def _encode(
-        self, connection: duckdb.DuckDBPyConnection, source: Source
-    ) -> tuple[dict[str, list[Encoded]], str | None, dict[str, dict[str, str]]]:
-        """Attributes of both sides, the title's column, columns left out with reasons."""
-        title = title_column(source.items, self.columns)
-        categories = self.arguments.category
-        sides = (
-            ("item", source.items, self.arguments.item_attributes, title),
-            ("user", source.users, self.arguments.user_attributes, None),
-        )
-        check_categories(categories, [table for _, table, _, _ in sides])
-        attributes: dict[str, list[Encoded]] = {}
-        left_out: dict[str, dict[str, str]] = {}
-        for side, table, names, side_title in sides:
-            known = parent_attributes(self.parent, side)
-            attributes[side] = [Encoded(each, None) for each in (known or {}).values()]
-            left_out[side] = {}
-            if table is not None:
-                wanted = Wanted(names, side_title, categories, f"--{side}-attributes")
-                attributes[side], left_out[side] = encode_side(
-                    connection, side, table, wanted, known, self.progress.message
-                )
-            elif names is not None:
-                raise Mistake(
-                    f"--{side}-attributes needs a file of attributes: give --{side}s FILE"
-                )
-        return attributes, title, left_out
-
     def _stage(
         self,
         connection: duckdb.DuckDBPyConnection,
         source: Source,
-        thresholds: Thresholds | None,
+        encoded: EncodedSource,
         rule: SplitRule,
         catalog: Catalog,
         rows: int,
     ) -> tuple[PartitionPlan, str | None, dict[str, int]]:
         """Deal rows into partitions; the plan, timestamps' unit, rows dropped by reason."""
-        folder = str(self.staging / "rows")
-        old_rows = 0
-        if self.parent is not None and not self.parent.has_timestamps:
-            old_rows = sum(each.rows for each in self.parent.splits.values())
-        parts = min(partitions(rows + old_rows), catalog.num_users)
+        folder, kinds, context = str(self.staging / "rows"), encoded.kinds, encoded.context
         appended = None if self.parent is None or not self.parent.has_timestamps else self.parent
+        old_rows = 0
+        if self.parent is not None:
+            old_rows = sum(each.rows for each in self.parent.splits.values())
+        if appended is not None:  # those that the new rows' users carry, of each sign
+            old_rows = min(old_rows, 2 * self.history_length * rows)
+        parts = min(partitions(rows + old_rows), catalog.num_users)
         with watched(connection, self.progress, "partitioning"):
             dropped, unit = stage_rows(
-                connection, source, catalog, thresholds, parts, self._parent_rows, folder
+                connection, source, catalog, kinds, context, parts, self._parent_rows, folder
             )
         connection.execute("DROP TABLE raw")
         if source.has_timestamp and not source.in_order:
@@ -263,10 +254,10 @@ class Build:
         keep = self.arguments.duplicates or ("last" if source.has_rating else "first")
         starts = starts_of_windows(connection, self.arguments, source, folder)
         if rule.rule == "time":
-            rule = with_moments(connection, rule, str(self.staging), parts, keep, starts)
+            group_K = groups_of(kinds.kinds)
+            rule = with_moments(connection, rule, str(self.staging), parts, group_K, keep, starts)
         if appended is not None:
             keep_files(appended, appended.event_names, self.partial)
-        dislikes = thresholds is not None and thresholds.dislike is not None
         plan = PartitionPlan(
             staging=str(self.staging),
             out=str(self.partial),
@@ -276,7 +267,9 @@ class Build:
             rule=rule,
             history_length=self.history_length,
             has_timestamps=source.has_timestamp,
-            kinds=(LIKED, DISLIKED) if dislikes else (LIKED,),
+            kinds=kinds.kinds,
+            context=tuple(each.attribute for each in context),
+            has_weights=source.has_weight,
             keep=keep,
             starts=starts,
             first_window=0 if appended is None else next_window(appended),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer.base.screen import Sheet
-from trainer.data.schema import Dataset
+from trainer.data.feature_types import Attribute
+from trainer.data.schema import SIDES, Dataset, Kind
 
 
 def print_summary(dataset: Dataset, seconds: float) -> None:
@@ -22,23 +23,41 @@ def print_summary(dataset: Dataset, seconds: float) -> None:
     facts.add("split", _rule(dataset.split_rule))
     for line in _columns(dataset.source):
         facts.add(*line)
+    if dataset.is_weighted or len(dataset.kinds) > 1:
+        facts.add("kinds of events", ", ".join(map(_kind, dataset.kinds)))
     facts.add("rows in the source", f"{dataset.source['rows']:,}")
     for reason, count in dataset.dropped.items():
         facts.add(f"dropped: {reason.replace('_', ' ')}", f"{count:,}")
     for note, count in dataset.notes.items():
         if count:
             facts.add(note.replace("_", " "), f"{count:,}")
-    for side, attributes in (("item", dataset.item_attributes), ("user", dataset.user_attributes)):
+    for side in SIDES:
+        attributes: tuple[Attribute, ...] = getattr(dataset, f"{side}_attributes")
         if attributes:
-            names = ", ".join(
-                f"{each.name} ({each.kind} {each.num_values:,})" for each in attributes
-            )
-            facts.add(f"{side} attributes", names)
-        for name, reason in dataset.source["attributes_left_out"][side].items():
+            facts.add(f"{side} attributes", ", ".join(map(_described, attributes)))
+        for name, reason in dataset.source["attributes_left_out"].get(side, {}).items():
             facts.add(f"{side} column left out", f"{name}: {reason}")
     facts.add("digest", dataset.digest[:16])
     facts.add("time", f"{seconds:.1f} s")
     facts.print()
+
+
+def _kind(kind: Kind) -> str:
+    """A kind and what becomes of it."""
+    role = {"positive": "looked for", "signal": "trained on"}.get(kind.role, kind.role)
+    return f"{kind.name} ({role}{'' if kind.weight == 1 else f', weight {kind.weight:g}'})"
+
+
+def _described(attribute: Attribute) -> str:
+    """An attribute and what it is read as."""
+    if attribute.kind == "vector":
+        files = {file.file.rsplit(".", 1)[-1] for file in attribute.vectors}
+        return f"{attribute.name} (vector of {attribute.width:,}, {'/'.join(sorted(files))})"
+    if attribute.scale is not None:
+        low, high = attribute.scale.quantiles[0], attribute.scale.quantiles[-1]
+        scale = ", log" if attribute.scale.log1p else ""
+        return f"{attribute.name} ({attribute.of} {low:g} to {high:g}{scale})"
+    return f"{attribute.name} ({attribute.kind} {attribute.num_values:,})"
 
 
 def _rule(rule: dict[str, Any]) -> str:
@@ -56,6 +75,11 @@ def _columns(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
     taken = {role: name for role, name in source.get("columns", {}).items() if name is not None}
     if taken:
         yield "columns", ", ".join(f"{role} {name}" for role, name in taken.items())
+    if source.get("unused"):
+        yield (
+            "columns not read",
+            f"{', '.join(source['unused'])} (--context: what is known when asked)",
+        )
     thresholds = source.get("thresholds")
     if thresholds is not None:
         disliked = thresholds["dislike"]

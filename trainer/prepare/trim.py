@@ -8,6 +8,8 @@ Shapes: E = events, R = users of a row group.
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,18 +23,14 @@ import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
 from trainer.data.description import TABLES
-from trainer.data.events.event_files import EventWriter, Layout, events_of, splits_of
+from trainer.data.events.event_files import EventWriter, Layout, events_of, more_columns, splits_of
 from trainer.data.events.event_reader import EventReader
 from trainer.data.events.event_rows import EventRows
+from trainer.data.feature_types import Attribute
 from trainer.data.parquet import open_parquet
-from trainer.data.schema import (
-    Attribute,
-    Dataset,
-    EventWindow,
-    combined_digest,
-    record_of,
-)
-from trainer.files.filesystems import is_uri
+from trainer.data.schema import Dataset, EventWindow, combined_digest, record_of
+from trainer.data.vectors import type_of
+from trainer.files.filesystems import is_uri, local_path
 from trainer.files.whole_folder import whole_folder
 from trainer.prepare.entity_tables import COUNTS
 from trainer.prepare.extend import check_alone, keep_files, replaced_files
@@ -108,6 +106,7 @@ def _write(
         else:
             keep_files(dataset, [name], folder)
     keep_files(dataset, ["attributes.parquet"], folder)
+    rewritten |= _without_vectors(dataset, users, folder)
     for side, chosen in (("item", np.empty(0, dtype=np.int64)), ("user", users)):
         _recounted(dataset, side, gone.counts[side], chosen, folder)
     return _described(dataset, kept, rewritten, gone, folder)
@@ -152,6 +151,7 @@ def _without(
         dataset.has_timestamps,
         with_split=True,
         with_carried=reader.has_carried(groups[0]),
+        more=more_columns(dataset.has_weights, dataset.context_attributes),
     )
     with EventWriter(target, layout) as writer:
         for group in groups:
@@ -163,6 +163,26 @@ def _without(
             stays = rows.of(~left_R)
             if len(stays.user_R):
                 writer.write(events_of(stays))
+
+
+def _without_vectors(dataset: Dataset, users: np.ndarray, folder: Path) -> set[str]:
+    """Files of vectors kept, or written anew with zeros for some users; names of the latter."""
+    anew = set()
+    for key, attribute in dataset.attributes.items():
+        start = 0
+        for file in attribute.vectors:
+            keep_files(dataset, [file.file], folder)
+            here = users[(users >= start) & (users < start + file.rows)] - start
+            if key.startswith("user.") and len(here):
+                target = folder / file.file
+                target.unlink()  # the same file as the dataset's
+                shutil.copyfile(local_path(dataset.path) / file.file, target)
+                vectors = np.memmap(target, dtype=type_of(file), mode="r+")
+                vectors.reshape(file.rows, attribute.width)[here] = 0
+                vectors.flush()
+                anew.add(file.file)
+            start += file.rows
+    return anew
 
 
 def _recounted(
@@ -201,8 +221,10 @@ def _blanked(table: pa.Table, blank: np.ndarray, attributes: Sequence[Attribute]
     ids = table.column("raw_id")
     table = _with(table, "raw_id", pc.if_else(mask, pa.scalar(None, ids.type), ids))
     for each in attributes:
+        if each.kind == "vector":
+            continue
         column = table.column(each.name)
-        nothing: object = 0 if each.kind == "single" else []
+        nothing = {"single": 0, "multi": [], "number": math.nan}[each.kind]
         filled = pc.if_else(mask, pa.scalar(nothing, column.type), column)
         table = _with(table, each.name, filled)
     return table
@@ -222,6 +244,7 @@ def _described(
 ) -> Dataset:
     """The description of what was written."""
     names = [*TABLES, *(name for window in kept for name in window.files)]
+    names += [file.file for each in dataset.attributes.values() for file in each.vectors]
     files = {
         name: record_of(folder, name) if name in rewritten else dataset.files[name]
         for name in names

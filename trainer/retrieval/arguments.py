@@ -63,6 +63,9 @@ class RecommendArguments:
     histories."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items recommended."""
+    context: tuple[str, ...] = ()
+    """NAME=VALUE of the moment (hour=20 device=phone), for models that read it. What is left out
+    counts as missing."""
     data: str | None = None
     """The dataset's folder, where it is no longer where it was in training."""
 

@@ -6,7 +6,7 @@ Tensor shapes: I items of the rank, D embedding width, q queries of the rank.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -46,7 +46,8 @@ class Encoder:
         self.history_length = history_length
         self.counts = count_column(train_splits)
         """Column of items.parquet and users.parquet with their training interactions."""
-        self.store = FeatureStore(dataset, model.inputs.keys, model.inputs.neighbours, self.counts)
+        keys = (*model.inputs.keys, *model.inputs.dense)
+        self.store = FeatureStore(dataset, keys, model.inputs.neighbours, self.counts)
 
     @staticmethod
     def of_run(trained: TrainedRun, ranks: Ranks) -> Encoder:
@@ -68,19 +69,33 @@ class Encoder:
             total.update(counts)
         return {key: count for key, count in total.items() if count}
 
-    def queries(self, user_q: Tensor, history: ItemLists, disliked: ItemLists) -> Tensor:
-        """Users (-1: nobody, or somebody unknown) with their histories -> [q, D]. Collective."""
+    def queries(
+        self,
+        user_q: Tensor,
+        history: ItemLists,
+        disliked: ItemLists,
+        context: Mapping[str, np.ndarray] | None = None,
+    ) -> Tensor:
+        """Users (-1: nobody, or somebody unknown) with their histories -> [q, D]. Collective.
+
+        context: by key ("context.hour"), a value a query; what is not given is missing.
+        """
         lists = {
             "history": history.bags(self.history_length),
             "disliked": disliked.bags(self.history_length),
         }
-        keys = self.model.inputs.query_keys
-        features = self.store.query_features(keys, user_q.numpy(), lists)
+        inputs = self.model.inputs
+        features = self.store.query_features(
+            inputs.query_keys, user_q.numpy(), lists, inputs.query_dense, context
+        )
         return self.model.encode_queries(features.to(self.ranks.device))  # collective
 
     def candidates(self, item_n: np.ndarray) -> Tensor:
         """Item rows (-1: none) -> [n, D]. Collective."""
-        features = self.store.candidate_features(self.model.inputs.candidate_keys, item_n)
+        inputs = self.model.inputs
+        features = self.store.candidate_features(
+            inputs.candidate_keys, item_n, inputs.candidate_dense
+        )
         return self.model.encode_candidates(features.to(self.ranks.device))  # collective
 
     def item_blocks(self) -> Iterator[tuple[np.ndarray, Tensor]]:

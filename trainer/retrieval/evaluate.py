@@ -46,6 +46,9 @@ class Evaluation:
     """Half-widths of 95 % intervals; empty where all users were evaluated."""
     groups: dict[str, list[float]]
     """`recall@k`, `ndcg@k` within each popularity group of targets, least popular first."""
+    new_items: dict[str, float]
+    """`recall@k`, `ndcg@k` of targets that training never met, and "users" who have such; {} where
+    nobody has."""
     baseline: dict[str, float]
     """The values of the popularity ranking; empty where it was not asked for."""
     num_queries: int
@@ -106,7 +109,8 @@ def evaluate_split(
     how = how or Filter.best_for(device)
     count_I = torch.from_numpy(encoder.store.item_count_I).to(device)
     group_I = popularity_groups(count_I, num_groups).to(torch.uint8) if num_groups else None
-    ours = Tally(dataset, ks, device, group_I, num_groups)
+    is_new_I = count_I == 0 if num_groups else None
+    ours = Tally(dataset, ks, device, group_I, num_groups, is_new_I)
     popular = Tally(dataset, ks, device, None, 0) if baseline else None
     by_popularity = PopularityRanking(count_I)
     assert items.unranked_X is not None
@@ -114,7 +118,9 @@ def evaluate_split(
     done = 0
     for block in read_queries(dataset, split, rows, QUERIES_AT_ONCE[device.type]):
         own = own_share(block, encoder.ranks)
-        query_qD = encoder.queries(own.user_Q, own.history, own.disliked)  # collective
+        query_qD = encoder.queries(  # collective
+            own.user_Q, own.history, own.disliked, own.context
+        )
         query_QD = share_queries(query_qD)  # collective
         seen = block.seen.padded(len(query_QD)).to(device)
         key_qK = merge_rankings(exact_topk(items, query_QD, seen, max(ks), how))  # collective
@@ -136,6 +142,7 @@ def evaluate_split(
         values=values,
         intervals=ours.means.intervals(population) if len(rows) < population else {},
         groups=ours.group_values(),  # collective
+        new_items=ours.new_values(),  # collective
         baseline=popular.values() if popular is not None else {},  # collective
         num_queries=len(rows),
         num_queries_of_split=population,
@@ -155,12 +162,15 @@ class Tally:
         device: torch.device,
         group_I: Tensor | None,
         num_groups: int,
+        is_new_I: Tensor | None = None,
     ) -> None:
+        """is_new_I: items that training never met, bool: as targets they are measured apart."""
         self.ks, self.device = ks, device
         self.group_I = group_I
         self.with_dislikes = dataset.has_feedback
         self.means = Means()
         self.by_group = [Means() for _ in range(num_groups)]
+        self.is_new_I, self.new = is_new_I, Means()
         self.exposure = Exposure(dataset.num_items, ks, device)
 
     def add(self, item_qK: Tensor, own: QueryBlock) -> None:
@@ -181,11 +191,18 @@ class Tally:
     ) -> None:
         """Each group's targets are measured as if they were all the targets there are."""
         for group, means in enumerate(self.by_group):
-            within = targets.keep(group_I[targets.values] == group)
-            hit_within_qK = hit_qK & (group_I[item_qK.clamp(min=0)] == group)
-            values = ranking_metrics(hit_within_qK, within.lengths, self.ks)
-            kept = {name: v for name, v in values.items() if name.startswith(("recall", "ndcg"))}
-            means.add(kept, within.lengths > 0)
+            self._add_part(means, item_qK, hit_qK, targets, group_I == group)
+        if self.is_new_I is not None:
+            self._add_part(self.new, item_qK, hit_qK, targets, self.is_new_I)
+
+    def _add_part(
+        self, means: Means, item_qK: Tensor, hit_qK: Tensor, targets: ItemLists, part_I: Tensor
+    ) -> None:
+        within = targets.keep(part_I[targets.values])
+        hit_within_qK = hit_qK & part_I[item_qK.clamp(min=0)]
+        values = ranking_metrics(hit_within_qK, within.lengths, self.ks)
+        kept = {name: v for name, v in values.items() if name.startswith(("recall", "ndcg"))}
+        means.add(kept, within.lengths > 0)
 
     def values(self) -> dict[str, float]:
         """Means over all ranks' queries, coverage and Gini. Collective, once."""
@@ -199,6 +216,15 @@ class Tally:
             means.all_reduce()  # collective
         each = [means.means() for means in self.by_group]
         return {name: [values[name] for values in each] for name in each[0]} if each else {}
+
+    def new_values(self) -> dict[str, float]:
+        """Recall and NDCG of items that training never met, over the "users" who have such targets;
+        {} where nobody has. Collective, once."""
+        if self.is_new_I is None:
+            return {}
+        self.new.all_reduce()  # collective
+        users = int(next(iter(self.new.moments.values()))[0])  # device-to-host sync
+        return {**self.new.means(), "users": users} if users else {}
 
 
 def own_share(block: QueryBlock, ranks: Ranks) -> QueryBlock:

@@ -183,6 +183,7 @@ def as_record(evaluation: Evaluation) -> dict[str, Any]:
         "popularity": evaluation.baseline,
         "interval_95": evaluation.intervals,
         "popularity_groups": evaluation.groups,
+        "new_items": evaluation.new_items,
         "users": evaluation.num_queries,
         "users_of_split": evaluation.num_queries_of_split,
         "unknown_items": evaluation.unknown_items,
@@ -210,6 +211,10 @@ def as_sheet(evaluation: Evaluation, split: str) -> Sheet:
         values = [f"{evaluation.groups[f'recall@{k}'][group]:.4f}" for k in ks]
         label = f"recall of items {group + 1}/{num_groups}{end}"
         sheet.add(label, *values, style="dim", ends_section=group == num_groups - 1)
+    if evaluation.new_items:
+        values = [f"{evaluation.new_items[f'recall@{k}']:.4f}" for k in ks]
+        label = f"recall of new items ({evaluation.new_items['users']:,} users)"
+        sheet.add(label, *values, style="dim", ends_section=True)
     sheet.add("popularity ranking", style="bold")
     for name in names:
         sheet.add(name, *(f"{evaluation.baseline[f'{name}@{k}']:.4f}" for k in ks))

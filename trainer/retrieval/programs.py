@@ -8,6 +8,9 @@ Two kinds, both for any number of rows n at least 1:
                                written where the tables together fit a limit, since it holds them,
                                and no tower reads the graph, whose bags are weighted.
 
+A tower that reads numbers or vectors takes a second argument: {key: numbers [n, 1], NaN where
+missing, or vectors [n, W], zeros where missing}.
+
 An encoder sends ids that the model does not know to its row for them, as the model does. The output
 is zeros for a row of which nothing is known: its features are zeros. How programs are called is
 told to their users in docs/serving.md.
@@ -20,6 +23,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,31 +33,50 @@ from torch.export import Dim, ExportedProgram
 
 from trainer.distributed.ranks import Ranks
 from trainer.files.writing import written
+from trainer.model.dense import DenseInputs
 from trainer.model.inputs import Inputs
 from trainer.model.towers import zeros_where_nothing_is_known
 from trainer.model.two_tower import TwoTower
 
 
-class TowerProgram(nn.Module):
-    """A tower over pooled embeddings, features in the order of its keys."""
+class Encoding(nn.Module):
+    """A tower and its dense inputs."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: nn.Module, dense: DenseInputs, keys: Sequence[str]) -> None:
+        """dense: of both sides. keys: the dense ones that this tower reads."""
         super().__init__()
         self.tower = copy.deepcopy(tower).cpu().eval()
+        self.keys = tuple(keys)
+        self.dense = dense.only(keys)
 
-    def forward(self, pooled_nFD: Tensor) -> Tensor:
-        features_nD = pooled_nFD.unbind(1)
-        return zeros_where_nothing_is_known(self.tower(features_nD), features_nD)
+    def forward(self, features_nD: Sequence[Tensor], dense: dict[str, Tensor]) -> Tensor:
+        """[n, O]; zeros for rows of which nothing is known."""
+        in_order = {key: dense[key] for key in self.keys}
+        read = self.dense.embed(in_order)
+        output_nO = self.tower([*read.values(), *features_nD])
+        evidence = self.dense.evidence(in_order)
+        return zeros_where_nothing_is_known(output_nO, features_nD, evidence)
+
+
+class TowerProgram(nn.Module):
+    """A tower over pooled embeddings, features in the order of its keys, and dense ones."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__()
+        self.encoding = encoding
+
+    def forward(self, pooled_nFD: Tensor, dense: dict[str, Tensor] | None = None) -> Tensor:
+        return self.encoding(pooled_nFD.unbind(1), dense or {})  # type: ignore[no-any-return]
 
 
 class EncoderProgram(nn.Module):
-    """Tables and a tower: ids of each key, padded with -1, to embeddings."""
+    """Tables and a tower: ids of each key, padded with -1, and dense features to embeddings."""
 
     def __init__(
-        self, tower: nn.Module, keys: Sequence[str], tables: dict[str, Tensor], inputs: Inputs
+        self, encoding: Encoding, keys: Sequence[str], tables: dict[str, Tensor], inputs: Inputs
     ) -> None:
         super().__init__()
-        self.tower = copy.deepcopy(tower).cpu().eval()
+        self.encoding = encoding
         self.keys = tuple(keys)
         self.mean_keys = inputs.mean_keys
         self.unknown = {key: (inputs.known_rows(key), inputs.unknown_row(key)) for key in keys}
@@ -61,9 +84,9 @@ class EncoderProgram(nn.Module):
         for name in {self.table_of[key] for key in keys}:
             self.register_buffer(f"table_{name}", tables[name])
 
-    def forward(self, ids: dict[str, Tensor]) -> Tensor:
+    def forward(self, ids: dict[str, Tensor], dense: dict[str, Tensor] | None = None) -> Tensor:
         features_nD = [self._pooled(key, ids[key]) for key in self.keys]
-        return zeros_where_nothing_is_known(self.tower(features_nD), features_nD)
+        return self.encoding(features_nD, dense or {})  # type: ignore[no-any-return]
 
     def _pooled(self, key: str, id_nL: Tensor) -> Tensor:
         """Sum of the ids' rows, or their mean where the model takes it; none give zeros."""
@@ -75,16 +98,45 @@ class EncoderProgram(nn.Module):
         return pooled_nD / real_nL1.sum(1).clamp(min=1) if key in self.mean_keys else pooled_nD
 
 
+@dataclass(frozen=True)
+class _Side:
+    """What a tower reads."""
+
+    name: str
+    encoding: Encoding
+    keys: tuple[str, ...]
+
+    def exported(
+        self, program: nn.Module, example: Any, shapes: Any, rows: Dim, inputs: Inputs
+    ) -> ExportedProgram:
+        """The program of the tower's bags, and of its dense features where it reads such."""
+        dense = {
+            key: torch.zeros((2, max(inputs.dense[key].width, 1))) for key in self.encoding.keys
+        }
+        if not dense:
+            return torch.export.export(program, (example,), dynamic_shapes=(shapes,))
+        return torch.export.export(
+            program, (example, dense), dynamic_shapes=(shapes, {key: {0: rows} for key in dense})
+        )
+
+
+def _sides(model: TwoTower) -> tuple[_Side, _Side]:
+    towers, inputs = model.head.towers, model.inputs
+    candidate = Encoding(towers.candidate, towers.dense, inputs.candidate_dense)
+    query = Encoding(towers.query, towers.dense, inputs.query_dense)
+    return (
+        _Side("item", candidate, inputs.candidate_keys),
+        _Side("query", query, inputs.query_keys),
+    )
+
+
 def export_towers(model: TwoTower) -> dict[str, ExportedProgram]:
     """`item_tower` and `query_tower`. No collective."""
-    towers, inputs, programs = model.head.towers, model.inputs, {}
-    for side, tower, keys in (
-        ("item", towers.candidate, inputs.candidate_keys),
-        ("query", towers.query, inputs.query_keys),
-    ):
-        example = torch.zeros((2, len(keys), inputs.tables[0].dim))
-        programs[f"{side}_tower"] = torch.export.export(
-            TowerProgram(tower), (example,), dynamic_shapes=({0: Dim("rows")},)
+    inputs, programs, rows = model.inputs, {}, Dim("rows")
+    for side in _sides(model):
+        example = torch.zeros((2, len(side.keys), inputs.tables[0].dim))
+        programs[f"{side.name}_tower"] = side.exported(
+            TowerProgram(side.encoding), example, {0: rows}, rows, inputs
         )
     return programs
 
@@ -94,25 +146,20 @@ def export_encoders(model: TwoTower, tables: dict[str, Tensor]) -> dict[str, Exp
 
     None for the graph tower: its bags are weighted by degrees that the programs do not hold.
     """
-    towers, inputs = model.head.towers, model.inputs
+    inputs = model.inputs
     programs: dict[str, ExportedProgram] = {}
     if inputs.neighbours is not None:
         return programs
     rows = Dim("rows")
-    for side, tower, keys in (
-        ("item", towers.candidate, inputs.candidate_keys),
-        ("query", towers.query, inputs.query_keys),
-    ):
-        several = {key for key in keys if key in inputs.mean_keys}
-        example = {key: torch.zeros((2, 3 if key in several else 1)).long() for key in keys}
+    for side in _sides(model):
+        several = {key for key in side.keys if key in inputs.mean_keys}
+        example = {key: torch.zeros((2, 3 if key in several else 1)).long() for key in side.keys}
         shapes: dict[str, Any] = {
             key: {0: rows, 1: Dim(f"length_{place}")} if key in several else {0: rows}
-            for place, key in enumerate(keys)
+            for place, key in enumerate(side.keys)
         }
-        module = EncoderProgram(tower, keys, tables, inputs)
-        programs[f"{side}_encoder"] = torch.export.export(
-            module, (example,), dynamic_shapes=(shapes,)
-        )
+        module = EncoderProgram(side.encoding, side.keys, tables, inputs)
+        programs[f"{side.name}_encoder"] = side.exported(module, example, shapes, rows, inputs)
     return programs
 
 
@@ -128,12 +175,17 @@ def program_facts(name: str, inputs: Inputs, width: int) -> dict[str, Any]:
     """How a program is called, for export.json."""
     side, _, kind = name.partition("_")
     keys = inputs.candidate_keys if side == "item" else inputs.query_keys
-    output = f"float32 [n, {width}]"
+    dense_keys = inputs.candidate_dense if side == "item" else inputs.query_dense
+    facts: dict[str, Any] = {"output": f"float32 [n, {width}]"}
+    if dense_keys:
+        facts["dense"] = {
+            key: f"float32 [n, {max(inputs.dense[key].width, 1)}]" for key in dense_keys
+        }
     if kind == "tower":
         pooled = f"float32 [n, {len(keys)}, {inputs.tables[0].dim}]"
-        return {"input": pooled, "features": list(keys), "output": output}
+        return {"input": pooled, "features": list(keys), **facts}
     lists = {key: f"int64 [n, {'L' if key in inputs.mean_keys else 1}]" for key in keys}
-    return {"input": lists, "padding": -1, "output": output}
+    return {"input": lists, "padding": -1, **facts}
 
 
 def table_bytes(inputs: Inputs) -> int:
@@ -142,13 +194,17 @@ def table_bytes(inputs: Inputs) -> int:
 
 
 def gather_tables(model: TwoTower, ranks: Ranks) -> dict[str, Tensor]:
-    """Whole tables by name on rank 0, nothing elsewhere. Collective: a gather a table."""
+    """Whole tables by name on rank 0, nothing elsewhere. Collective: a gather a table.
+
+    By way of the hosts: a whole table need not fit a GPU, and a group of gloo and NCCL takes what
+    a sharded tensor gathers to be on the host.
+    """
     tables = {}
     for name, sharded in model.embeddings.state_dict().items():
         whole = None
         if ranks.is_first:
-            whole = torch.empty(sharded.size(), dtype=sharded.dtype, device=ranks.device)
+            whole = torch.empty(sharded.size(), dtype=sharded.dtype)
         sharded.gather(dst=0, out=whole)  # collective
         if whole is not None:
-            tables[name.removeprefix("embedding_bags.").removesuffix(".weight")] = whole.cpu()
+            tables[name.removeprefix("embedding_bags.").removesuffix(".weight")] = whole
     return tables

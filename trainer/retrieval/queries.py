@@ -5,8 +5,8 @@ Every rank reads the same blocks; who encodes which of their rows is the caller'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class QueryBlock:
     """Liked items before the split, oldest first."""
     disliked: ItemLists
     """Disliked items before the split, oldest first."""
+    context: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of each query, by key; the first of its targets was met in it."""
 
     def __len__(self) -> int:
         return len(self.user_Q)
@@ -47,14 +49,16 @@ class QueryBlock:
     def padded(self, num_queries: int) -> QueryBlock:
         """With queries of nobody at the end, up to `num_queries`."""
         user_Q = torch.nn.functional.pad(self.user_Q, (0, num_queries - len(self)), value=-1)
-        return QueryBlock(
-            user_Q, *(getattr(self, name).padded(num_queries) for name in LIST_COLUMNS)
-        )
+        lists = {name: getattr(self, name).padded(num_queries) for name in LIST_COLUMNS}
+        missing = num_queries - len(self)
+        context = {key: np.pad(values, (0, missing)) for key, values in self.context.items()}
+        return QueryBlock(user_Q, **lists, context=context)
 
     def slice(self, start: int, stop: int) -> QueryBlock:
         """Queries start..stop-1."""
-        lists = (getattr(self, name).slice(start, stop) for name in LIST_COLUMNS)
-        return QueryBlock(self.user_Q[start:stop], *lists)
+        lists = {name: getattr(self, name).slice(start, stop) for name in LIST_COLUMNS}
+        context = {key: values[start:stop] for key, values in self.context.items()}
+        return QueryBlock(self.user_Q[start:stop], **lists, context=context)
 
 
 def sample_rows(num_rows: int, sample: int | None, seed: int) -> np.ndarray:
@@ -101,5 +105,5 @@ def read_queries(
 
 
 def _block(asked: HeldOut) -> QueryBlock:
-    lists = (ItemLists.from_jagged(getattr(asked, name)) for name in LIST_COLUMNS)
-    return QueryBlock(torch.from_numpy(asked.user_Q), *lists)
+    lists = {name: ItemLists.from_jagged(getattr(asked, name)) for name in LIST_COLUMNS}
+    return QueryBlock(torch.from_numpy(asked.user_Q), **lists, context=asked.context)

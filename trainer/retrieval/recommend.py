@@ -20,6 +20,7 @@ from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.measures.popularity import PopularityRanking
 from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, split_ids
 from trainer.retrieval.opened import OpenedRun
+from trainer.retrieval.request_context import context_of, parsed_context
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.item_rows import ItemRows
 from trainer.retrieval.search.keys import decode_keys
@@ -122,7 +123,11 @@ def recommend_from(opened: OpenedRun, arguments: RecommendArguments) -> Recommen
         row = -1
         known = _somebody_new(trained.dataset, encoder, arguments.items or "")
     k = min(arguments.k, trained.dataset.num_items)
-    query_1D = encoder.queries(torch.tensor([row]), known.history, known.disliked)  # collective
+    given = parsed_context(arguments.context)
+    context = context_of(trained.dataset, given, encoder.model.inputs.query_reads)
+    query_1D = encoder.queries(  # collective
+        torch.tensor([row]), known.history, known.disliked, context
+    )
     item, score = _best(opened.items, query_1D, known.seen, k)  # collective
     recent = known.history.values.flip(0)[:k].tolist()
     dataset, note = trained.dataset, None

@@ -104,7 +104,8 @@ def null_id(column: str) -> str:
     What text files write for a missing value is NULL already; `None` or `null` in a typed column
     is somebody's name.
     """
-    return f"({column} IS NULL OR trim(CAST({column} AS VARCHAR)) = '')"
+    blank = f"NOT {_is_integer(column)} AND trim(CAST({column} AS VARCHAR)) = ''"
+    return f"({column} IS NULL OR ({blank}))"
 
 
 def null_text(column: str) -> str:
@@ -141,7 +142,12 @@ def check_nulls(
 
 def given_value(column: str) -> str:
     """SQL condition: a time or a rating is there (not NULL, NaN or a text that stands for them)."""
-    return f"({column} IS NOT NULL AND NOT {null_text(column)})"
+    return f"({column} IS NOT NULL AND ({_is_integer(column)} OR NOT {null_text(column)}))"
+
+
+def _is_integer(column: str) -> str:
+    """SQL condition of the column's type, which DuckDB knows before it reads a row."""
+    return f"typeof({column}) IN ({', '.join(map(sql.text, (*INTEGERS, *LARGE_INTEGERS)))})"
 
 
 @dataclass(frozen=True)

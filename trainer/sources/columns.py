@@ -27,6 +27,10 @@ class Columns:
     timestamp: str | None = None
     rating: str | None = None
     title: str | None = None
+    event: str | None = None
+    """What kind of event a row is."""
+    weight: str | None = None
+    context: tuple[str, ...] = ()
     known: dict[str, str] = field(default_factory=dict)
     """Names that the extended dataset's source had: they come before the usual ones."""
 

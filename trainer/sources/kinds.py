@@ -13,16 +13,15 @@ import duckdb
 from trainer.sources import sql
 from trainer.sources.checks import FLOATS, INTEGERS, LARGE_INTEGERS, moment_of
 
-Form = Literal["text", "multi", "list", "number", "time", "guess", "none"]
+Form = Literal["text", "multi", "list", "number", "time", "vector", "guess", "none"]
 
 MAX_NUMBER_CATEGORIES = 64
-"""Numbers of more distinct values than this become buckets."""
+"""Numbers of more distinct values than this are no categories."""
 NEARLY_UNIQUE = 1000
 """Texts of more distinct values than this, and more than half as many as there are, say little."""
 TOO_MANY = "has nearly as many values as rows"
 SPANS = ("TIME", "TIME_NS", "TIME WITH TIME ZONE", "INTERVAL")
 """Types of times that are no moments."""
-VECTOR = "is a vector of numbers, which no attribute can hold"
 LISTED = r"\s*\[?\s*[-+0-9.eE]+(\s*[,;| ]\s*[-+0-9.eE]+)+\s*\]?\s*"
 """Numbers in a row, as text."""
 
@@ -33,14 +32,15 @@ class Kind:
 
     form: Form
     """text: a value is a category. multi: text of several, with `separator`. list: several. number,
-    time: buckets where there are many. guess: text that may be any of these. none: not at all."""
+    time: what is read as a number where it has many values. vector: a list of numbers. guess: text
+    that may be any of these. none: not at all."""
     separator: str = ""
     of_type: str = "VARCHAR"
     """DuckDB's type of the column."""
     reason: str = ""
     """Why none."""
-    buckets: bool = False
-    """Numbers become buckets whatever their number."""
+    insist: bool = False
+    """Numbers stay numbers, however few values they have."""
 
     def number(self, column: str) -> str:
         """SQL of a column as DOUBLE: numbers as they are, times as seconds (since 1970)."""
@@ -49,6 +49,13 @@ class Kind:
         if self.of_type in SPANS:
             return f"TRY(epoch({column}))"
         return f"epoch({moment_of(column, self.of_type)})"
+
+    def vector(self, column: str) -> str:
+        """SQL of a column of vectors as FLOAT[]."""
+        if self.of_type != "VARCHAR":
+            return f"{column}::FLOAT[]"
+        numbers = f"regexp_replace(trim({column}, ' []'), '\\s*[,;| ]\\s*', ', ', 'g')"
+        return f"TRY_CAST('[' || {numbers} || ']' AS FLOAT[])"
 
 
 def kind_of(column: str, of_type: str, guessed: bool) -> Kind:
@@ -61,8 +68,8 @@ def kind_of(column: str, of_type: str, guessed: bool) -> Kind:
             case "token_seq":
                 return Kind("multi", " ")
             case "float":
-                return Kind("number", buckets=True)
-        return Kind("none", reason=VECTOR)
+                return Kind("number", insist=True)
+        return Kind("vector")
     if of_type == "VARCHAR":
         return Kind("guess" if guessed else "text")
     element = re.fullmatch(r"(.*)\[\d*\]", of_type)
@@ -81,7 +88,7 @@ def kind_of(column: str, of_type: str, guessed: bool) -> Kind:
 
 def _list_of(element: str, of_type: str) -> Kind:
     if element in FLOATS or element.startswith("DECIMAL"):
-        return Kind("none", reason=VECTOR)
+        return Kind("vector", of_type=of_type)
     if element in (*INTEGERS, *LARGE_INTEGERS, "VARCHAR", "BOOLEAN", "UUID", "DATE"):
         return Kind("list", of_type=of_type)
     if element.startswith(("ENUM", "TIMESTAMP")) and not element.endswith("]"):
@@ -142,7 +149,7 @@ def _kind_of_text(
         FROM {table} WHERE trim({column}) <> ''""",
     )
     if filled and listed == filled and points:
-        return Kind("none", reason=VECTOR)
+        return Kind("vector")
     if kind.form == "guess" and filled and numbers == filled and not zeros:
         return Kind("number")
     if kind.form == "guess" and filled and times == filled:

@@ -65,14 +65,24 @@ def side_table(
         if column != id_column
     }
     id_value = table.value(id_column)
-    values = {column: table.value(column) for column in kinds}
+    vectors = {
+        column: kind.vector(table.value(column))
+        for column, kind in kinds.items()
+        if kind.form == "vector" and format == "parquet"
+    }
+    values = {column: "NULL" if column in vectors else table.value(column) for column in kinds}
+    relation = table.relation(nulls=False)
     return SideTable(
-        select=side_select(id_value, values, table.relation(nulls=False)),
+        select=side_select(id_value, values, relation),
         select_ids=side_select(id_value, {}, table.relation(nulls=True)),
         id_column=id_column,
         kinds=kinds,
         label=label,
         notes=table.notes,
+        vectors={
+            column: f"SELECT {id_value} AS raw, {value} AS value FROM {relation}"
+            for column, value in vectors.items()
+        },
     )
 
 

@@ -1,8 +1,9 @@
 """Sources: their files, the formats they are in, and tables of columns in them.
 
 Every source becomes a SELECT of `raw_user, raw_item, rating, timestamp, given` (as the source types
-them; NULL columns where it has none; `given` 0 train, 1 validation, 2 test, or NULL), and up to two
-side tables with attributes.
+them; NULL columns where it has none; `given` 0 train, 1 validation, 2 test, or NULL), of `event`,
+`weight` and the context's columns `x0`, `x1`, ... where these are asked for, and up to two side
+tables with attributes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ class SideTable:
     """How messages call the file."""
     notes: tuple[str, ...] = ()
     """What the user should know of how the file is read."""
+    vectors: dict[str, str] = field(default_factory=dict)
+    """By name of a column that holds vectors by its type: SELECT of `raw` and `value`. It is read
+    by itself; in `select` it is NULL."""
 
     def column(self, name: str) -> str:
         """The column's name in table `side_<side>`: none of the user's, which may be any."""
@@ -65,6 +69,10 @@ class Source:
     """Rows have times: a column of them, or under `in_order` their places."""
     columns: dict[str, str | None]
     """Column names used, for dataset.json."""
+    context: dict[str, Kind] = field(default_factory=dict)
+    """Columns of the context by name, in the order of x0, x1, ..., and how each is read."""
+    unused: tuple[str, ...] = ()
+    """Columns of the interactions that nothing reads."""
     files: tuple[str, ...] = ()
     """Files of interactions, where there are several."""
     select_of: Callable[[str], str] | None = None
@@ -77,6 +85,15 @@ class Source:
     """A user's rows stand in time order, and their places are the times."""
     notes: tuple[str, ...] = ()
     """What the user should know of how the source is read."""
+
+    @property
+    def has_events(self) -> bool:
+        """Rows say what kind of event they are."""
+        return self.columns.get("event") is not None
+
+    @property
+    def has_weight(self) -> bool:
+        return self.columns.get("weight") is not None
 
     @property
     def all_notes(self) -> tuple[str, ...]:

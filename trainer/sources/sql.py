@@ -22,12 +22,12 @@ import duckdb
 
 from trainer.base.byte_sizes import bytes_of
 from trainer.base.mistake import Mistake
+from trainer.base.ranges import MOST_THREADS
 from trainer.files.filesystems import filesystem_of, is_uri
 
 MEMORY_FLAG = "--memory-limit"
 LEAST_MEMORY = 64_000_000
 MOST_MEMORY = 1 << 60
-MOST_THREADS = 1024
 SHARED_MEMORY = "2GB"
 """Of a connection that other processes of the machine have their like of."""
 OPEN: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()

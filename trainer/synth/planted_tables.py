@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trainer.data.feature_types import Attribute
 from trainer.data.jagged import Jagged
-from trainer.data.schema import Attribute
 from trainer.synth.planted import NUM_TASTES
 
 GENRES = (

@@ -23,13 +23,13 @@ import tyro
 
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
+from trainer.base.ranges import MOST_THREADS
 from trainer.base.screen import say
 from trainer.data.schema import MAX_HISTORY_LENGTH, Dataset
 from trainer.files.filesystems import check_text
 from trainer.files.whole_folder import whole_folder
 from trainer.observe.progress import Progress, TerminalProgress
 from trainer.prepare.summary import print_summary
-from trainer.sources.sql import MOST_THREADS
 from trainer.synth.planted import PlantedModel
 from trainer.synth.planted_files import DatasetWriter
 from trainer.synth.planted_rows import PartRows, make_part

@@ -111,7 +111,8 @@ def estimate_bytes(
 ) -> Estimate:
     """Count bytes from shapes, for row-wise shards (the fullest rank rounds its rows up).
 
-    Ids: at most, as if all lists were full; a multi-valued attribute counts as one id.
+    Ids: at most, as if all lists were full; a multi-valued attribute counts as one id. Candidates:
+    at most, as if no item came twice.
     """
     negatives, inputs = config.negatives, model.inputs
     local_rows = config.training.global_batch_size // gpus
@@ -141,6 +142,7 @@ def estimate_bytes(
         + pooled * (2 + gpus)
         + 2 * (local_rows * query_row + bags * candidate_row)
         + columns * width * 8
+        + inputs.dense_bytes(local_rows, bags)
         + LOSS_WORKSPACE_BYTES,
         limit=int(gpu_bytes * (1 - STORAGE_RESERVED)),
         sent_ids=int(id_bytes * away),
@@ -167,7 +169,8 @@ def saved_bytes_of_row(model: TwoTower, dim: int) -> tuple[int, int]:
     Counted on a few rows: all that autograd saves, parameters and the towers' inputs aside.
     """
     inputs, towers = model.inputs, model.head.towers
-    parts = {key: torch.ones(ROWS_TRIED, dim, requires_grad=True) for key in inputs.keys}
+    keys = (*inputs.keys, *inputs.dense)
+    parts = {key: torch.ones(ROWS_TRIED, dim, requires_grad=True) for key in keys}
     known = {each.untyped_storage().data_ptr() for each in (*parts.values(), *towers.parameters())}
     counted = []
     for encode in (

@@ -10,8 +10,8 @@ Shapes: E = events, S = splits, K = kinds.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +23,7 @@ from trainer.base.split_names import SPLITS
 from trainer.data.events.event_footers import FOOTER_KEY
 from trainer.data.events.event_reader import feedback_of
 from trainer.data.events.event_rows import EventRows
+from trainer.data.feature_types import Attribute
 from trainer.data.schema import Kind, Split
 
 GROUP_EVENTS = 1 << 16
@@ -41,6 +42,8 @@ class Layout:
     with_time: bool
     with_split: bool
     with_carried: bool = False
+    more: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """Further columns and their types, as `more_columns` has them."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -55,6 +58,7 @@ class Layout:
             columns["split"] = pa.int8()
         if self.with_carried:
             columns["carried"] = pa.int8()
+        columns |= self.more
         return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
@@ -69,6 +73,20 @@ class Events:
     time_E: np.ndarray | None
     carried_E: np.ndarray | None = None
     """1 for events of earlier windows, kept for histories; None: none are."""
+    more: dict[str, np.ndarray] = field(default_factory=dict)
+    """Further columns by name, [E, ...] of any type."""
+
+    def take(self, chosen: np.ndarray | slice) -> Events:
+        """Some of the events: places in an order in which users ascend, bool [E], or a slice."""
+        return Events(
+            self.user_E[chosen],
+            self.item_E[chosen],
+            self.kind_E[chosen],
+            self.split_E[chosen],
+            None if self.time_E is None else self.time_E[chosen],
+            None if self.carried_E is None else self.carried_E[chosen],
+            {name: values[chosen] for name, values in self.more.items()},
+        )
 
 
 class EventWriter:
@@ -135,9 +153,9 @@ class EventWriter:
         begin = 0
         while (place := int(np.searchsorted(starts, begin + self._group_events))) < len(starts):
             end = int(starts[place])
-            self._write(_slice(events, begin, end))
+            self._write(events.take(slice(begin, end)))
             begin = end
-        return _slice(events, begin, len(events.user_E))
+        return events.take(slice(begin, None))
 
     def _write(self, events: Events) -> None:
         """One row group."""
@@ -154,6 +172,7 @@ class EventWriter:
             "carried": np.zeros(len(events.user_E), dtype=np.int8)
             if events.carried_E is None
             else events.carried_E,
+            **events.more,
         }
         schema = self._layout.schema
         columns = [pa.array(values[field.name]).cast(field.type) for field in schema]
@@ -167,7 +186,7 @@ class EventWriter:
             self.first_time = min(self.first_time, int(events.time_E[own_E].min()))
             self.last_time = max(self.last_time, int(events.time_E[own_E].max()))
         counted = np.bincount(key_E, minlength=self.count_SK.size)
-        positive_E = feedback_of(self._layout.kinds)[events.kind_E] > 0
+        positive_E = feedback_of(self._layout.kinds)[events.kind_E] == 1
         asked = [
             len(np.unique(events.user_E[positive_E & (events.split_E == split)]))
             for split in range(len(SPLITS))
@@ -176,6 +195,14 @@ class EventWriter:
         self.asked_S += asked
         self.users += len(users)
         self._groups.append([int(users[0]), int(users[-1]), len(users), *asked, *counted.tolist()])
+
+
+def more_columns(has_weights: bool, context: Sequence[Attribute]) -> dict[str, pa.DataType]:
+    """Columns of weights and of the context, with their types."""
+    columns = {"weight": pa.float32()} if has_weights else {}
+    for each in context:
+        columns[f"context.{each.name}"] = pa.float32() if each.is_dense else pa.int32()
+    return columns
 
 
 def part_file(window: int, part: int) -> str:
@@ -210,6 +237,7 @@ def events_of(rows: EventRows) -> Events:
         rows.split_E,
         rows.time_E,
         None if rows.carried_E is None else rows.carried_E.astype(np.int8),
+        rows.more,
     )
 
 
@@ -229,14 +257,5 @@ def joined_events(parts: Sequence[Events]) -> Events:
         np.concatenate([part.split_E for part in parts]),
         np.concatenate(times) if times else None,
         np.concatenate(carried),
-    )
-
-
-def _slice(events: Events, begin: int, end: int) -> Events:
-    cut = slice(begin, end)
-    columns = (events.user_E, events.item_E, events.kind_E, events.split_E)
-    optional = (events.time_E, events.carried_E)
-    return Events(
-        *(column[cut] for column in columns),
-        *(None if column is None else column[cut] for column in optional),
+        {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more},
     )

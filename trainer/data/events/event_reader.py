@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
 from trainer.base.split_names import SPLITS
-from trainer.data.description import AGAIN
+from trainer.data.description import AGAIN, COLUMN
 from trainer.data.events.event_footers import check_ascending, check_totals, read_footer
 from trainer.data.events.event_rows import EventRows, joined
+from trainer.data.feature_types import Attribute
 from trainer.data.parquet import filesystem_of, open_parquet
 from trainer.data.schema import FEEDBACK, Dataset, Kind
 from trainer.files.damage import DamagedError, decoded, read_range
@@ -74,6 +75,9 @@ class EventReader:
         self.windows_G = window_F[self.files_G]
         """The window of each group, int64."""
         self._feedback_K = feedback_of(dataset.kinds)
+        self._seen_kinds = tuple(
+            number for number, kind in enumerate(dataset.kinds) if kind.role == "seen"
+        )
         self._small = dataset.num_items < 2**31
         self._open = threading.local()
         self._kept: dict[int, EventRows] = {}
@@ -112,9 +116,10 @@ class EventReader:
             "kind": len(dataset.kinds),
             "split": len(SPLITS),
             "carried": 2,
+            **{key: each.num_values for key, each in context_of(dataset).items()},
         }
         for name, values in found.items():
-            if name in limits:
+            if limits.get(name):
                 _check_ids(f"{where} column {name!r}", values, limits[name])
         events = len(found["item"])
         kind_E = found.get("kind", np.zeros(events, dtype=np.int8))
@@ -138,6 +143,8 @@ class EventReader:
             split_E.astype(np.int8, copy=False),
             found.get("time"),
             None if carried_E is None else carried_E > 0,
+            {name: found[name] for name in found if is_further(name)},
+            self._seen_kinds,
         )
 
     def has_carried(self, group: int) -> bool:
@@ -230,18 +237,35 @@ def event_columns(dataset: Dataset) -> dict[str, str]:
     names += ["kind"] if len(dataset.kinds) > 1 else []
     held_out = sum(dataset.splits[name].rows for name in SPLITS[VALIDATION:])
     names += ["split"] if held_out else []
-    return dict.fromkeys(names, "integer")
+    columns = dict.fromkeys(names, "integer")
+    columns |= {"weight": "number"} if dataset.has_weights else {}
+    return columns | {key: COLUMN[each.kind] for key, each in context_of(dataset).items()}
+
+
+def is_further(column: str) -> bool:
+    """Whether a column is one of those that `EventRows.more` holds."""
+    return column == "weight" or column.startswith("context.")
+
+
+def context_of(dataset: Dataset) -> dict[str, Attribute]:
+    """Attributes of events by the names of their columns."""
+    return {f"context.{each.name}": each for each in dataset.context_attributes}
+
+
+def each_group(dataset: Dataset, splits: Sequence[str]) -> Iterator[tuple[EventRows, np.ndarray]]:
+    """The row groups with events of some splits, and which of their events these are, bool [E]."""
+    reader = EventReader(dataset)
+    numbers = [SPLITS.index(split) for split in splits]
+    for group in np.flatnonzero(reader.count_GSK[:, numbers].sum(axis=(1, 2))):
+        rows = reader.read(int(group))
+        yield rows, np.isin(rows.split_E, numbers) & rows.own_E
 
 
 def each_event(
     dataset: Dataset, splits: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(user, item, feedback) of all events of some splits, a row group at a time."""
-    reader = EventReader(dataset)
-    numbers = [SPLITS.index(split) for split in splits]
-    for group in np.flatnonzero(reader.count_GSK[:, numbers].sum(axis=(1, 2))):
-        rows = reader.read(int(group))
-        chosen_E = np.isin(rows.split_E, numbers) & rows.own_E
+    for rows, chosen_E in each_group(dataset, splits):
         user_E = rows.user_R[rows.row_E[chosen_E]]
         yield user_E, rows.item_E[chosen_E].astype(np.int64), rows.feedback_E[chosen_E]
 

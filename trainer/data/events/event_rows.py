@@ -6,7 +6,7 @@ Shapes: R = users, E = their events.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -27,13 +27,17 @@ class EventRows:
     kind_E: np.ndarray
     """Number of the event's kind in dataset.json, int8."""
     feedback_E: np.ndarray
-    """1 positive, -1 negative, 0 for histories alone; int8."""
+    """1 positive, 2 a signal, -1 negative, 0 for histories alone; int8."""
     split_E: np.ndarray
     """0 train, 1 validation, 2 test; int8."""
     time_E: np.ndarray | None
     """int64, ascending for a user; None where the data have no times."""
     carried_E: np.ndarray | None = None
     """True for events of earlier windows, which histories alone need; None: none are."""
+    more: dict[str, np.ndarray] = field(default_factory=dict)
+    """Further columns by name: "weight" (float32), "context.NAME" (ids or float32)."""
+    seen_kinds: tuple[int, ...] = ()
+    """Kinds without feedback whose items are left out of later rankings."""
 
     @property
     def own_E(self) -> np.ndarray:
@@ -74,6 +78,8 @@ class EventRows:
             self.split_E[chosen_E],
             None if self.time_E is None else self.time_E[chosen_E],
             None if self.carried_E is None else self.carried_E[chosen_E],
+            {name: values[chosen_E] for name, values in self.more.items()},
+            self.seen_kinds,
         )
 
 
@@ -102,4 +108,11 @@ def joined(parts: Sequence[EventRows]) -> EventRows:
         all_of("feedback_E")[order_E],
         all_of("split_E")[order_E],
         None if time_E is None else time_E[order_E],
+        more={
+            name: np.concatenate([p.more[name][e] for p, e in zip(parts, own, strict=True)])[
+                order_E
+            ]
+            for name in parts[0].more
+        },
+        seen_kinds=parts[0].seen_kinds,
     )

@@ -5,14 +5,15 @@ earlier, ties left out. Where they have none, a user's events lie in a random or
 histories are exchangeable: a training event sees a random min(H, n - 1) of the user's other ones,
 drawn anew in every epoch; a query sees min(H, n) of all.
 
-`history` holds liked events and those that are for histories alone, `disliked` the others.
+`history` holds liked events, signals and those that are for histories alone, `disliked` the others.
+Items liked and disliked are left out of what comes later; what one merely looked at is not.
 
 Shapes: R = users, E = their events, n = events asked for, Q = users asked for, H = longest history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -77,18 +78,21 @@ class HeldOut:
     """Items liked in the split."""
     disliked_targets: Jagged
     seen: Jagged
-    """All items of earlier splits, sorted."""
+    """Items liked and disliked in earlier splits, sorted."""
     history: Jagged
     """Those that a history may hold, oldest first, at most H."""
     disliked: Jagged
+    context: Mapping[str, np.ndarray]
+    """Of the first target, by column, [Q]."""
 
     def take(self, query_q: np.ndarray) -> HeldOut:
         """Some of the queries, in the order asked for."""
         lists = {name: take_bags(getattr(self, name), query_q) for name in QUERY_LISTS}
-        return HeldOut(self.user_Q[query_q], **lists)
+        context = {name: values[query_q] for name, values in self.context.items()}
+        return HeldOut(self.user_Q[query_q], **lists, context=context)
 
 
-QUERY_LISTS = tuple(each.name for each in fields(HeldOut) if each.name != "user_Q")
+QUERY_LISTS = tuple(each.name for each in fields(HeldOut) if each.name not in ("user_Q", "context"))
 
 
 def all_of(parts: Sequence[HeldOut]) -> HeldOut:
@@ -96,13 +100,16 @@ def all_of(parts: Sequence[HeldOut]) -> HeldOut:
     if len(parts) == 1:
         return parts[0]
     lists = {name: concatenate([getattr(part, name) for part in parts]) for name in QUERY_LISTS}
-    return HeldOut(np.concatenate([part.user_Q for part in parts]), **lists)
+    context = {
+        name: np.concatenate([part.context[name] for part in parts]) for name in parts[0].context
+    }
+    return HeldOut(np.concatenate([part.user_Q for part in parts]), **lists, context=context)
 
 
 def users_asked(rows: EventRows, split: int) -> np.ndarray:
     """Users with a positive event in a split, bool [R]."""
     asked_R = np.zeros(len(rows.user_R), dtype=bool)
-    asked_R[rows.row_E[(rows.split_E == split) & (rows.feedback_E > 0)]] = True
+    asked_R[rows.row_E[(rows.split_E == split) & (rows.feedback_E == 1)]] = True
     return asked_R
 
 
@@ -117,30 +124,55 @@ def held_out(rows: EventRows, split: int, by_time: bool, limit: int) -> HeldOut:
     asked_R = users_asked(rows, split)
     of_asked_E = asked_R[rows.row_E]
     known_E = (rows.split_E < split) & of_asked_E
-    if by_time and rows.time_E is not None:
-        start_R = np.full(len(rows.user_R), np.iinfo(np.int64).max)
-        np.minimum.at(start_R, rows.row_E[in_split_E], rows.time_E[in_split_E])
-        earlier_E = known_E & (rows.time_E < start_R[rows.row_E])
-    else:
-        earlier_E = known_E
+    earlier_E = known_E & _before_split(rows, split, by_time)
+    target_E = in_split_E & (rows.feedback_E == 1)
+    first_Q = np.flatnonzero(target_E)
+    first_Q = first_Q[np.unique(rows.row_E[first_Q], return_index=True)[1]]
     return HeldOut(
         rows.user_R[asked_R],
-        _bags(rows, in_split_E & (rows.feedback_E > 0), asked_R),
+        _bags(rows, target_E, asked_R),
         _bags(rows, in_split_E & (rows.feedback_E < 0) & of_asked_E, asked_R),
-        _sorted_bags(rows, known_E, asked_R),
+        _sorted_bags(rows, known_E & _is_left_out(rows), asked_R),
         _last(_bags(rows, earlier_E & in_list(rows, "history"), asked_R), limit),
         _last(_bags(rows, earlier_E & in_list(rows, "disliked"), asked_R), limit),
+        {name: rows.more[name][first_Q] for name in rows.more if name.startswith("context.")},
     )
+
+
+def _is_left_out(rows: EventRows) -> np.ndarray:
+    """Events whose items are in no later ranking of their user, bool [E]."""
+    rated_E: np.ndarray = np.abs(rows.feedback_E) == 1
+    return rated_E | np.isin(rows.kind_E, rows.seen_kinds) if rows.seen_kinds else rated_E
+
+
+def count_cold(rows: EventRows, split: int, by_time: bool, limit: int) -> int:
+    """Queries of a split whose history is empty; as `held_out`, which makes them."""
+    asked_R = users_asked(rows, split)
+    if limit == 0:
+        return int(np.count_nonzero(asked_R))
+    warm_E = _before_split(rows, split, by_time) & in_list(rows, "history")
+    asked_R[rows.row_E[warm_E]] = False
+    return int(np.count_nonzero(asked_R))
+
+
+def _before_split(rows: EventRows, split: int, by_time: bool) -> np.ndarray:
+    """Events of earlier splits; by time those before the user's first in the split. Bool [E]."""
+    earlier_E = rows.split_E < split
+    if by_time and rows.time_E is not None:
+        in_split_E = rows.split_E == split
+        start_R = np.full(len(rows.user_R), np.iinfo(np.int64).max)
+        np.minimum.at(start_R, rows.row_E[in_split_E], rows.time_E[in_split_E])
+        earlier_E &= rows.time_E < start_R[rows.row_E]
+    return earlier_E
 
 
 def known_by_now(rows: EventRows, limit: int) -> tuple[Jagged, Jagged, Jagged]:
     """(history, disliked, seen) of every user, out of all of the events."""
     everybody_R = np.ones(len(rows.user_R), dtype=bool)
-    everything_E = np.ones(len(rows.item_E), dtype=bool)
     history, disliked = (
         _last(_bags(rows, in_list(rows, name), everybody_R), limit) for name in NAMES
     )
-    return history, disliked, _sorted_bags(rows, everything_E, everybody_R)
+    return history, disliked, _sorted_bags(rows, _is_left_out(rows), everybody_R)
 
 
 def _bags(rows: EventRows, chosen_E: np.ndarray, asked_R: np.ndarray) -> Jagged:

@@ -6,48 +6,47 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import duckdb
 import numpy as np
-import pyarrow as pa
 
-from trainer.data.events.event_files import Events, EventWriter, Layout, part_file
+from trainer.data.events.event_files import Events, EventWriter, Layout, more_columns, part_file
 from trainer.data.events.event_reader import feedback_of
 from trainer.data.events.event_rows import EventRows
-from trainer.data.events.histories import held_out
-from trainer.prepare.partitions.event_windows import EARLIER, each_window
+from trainer.data.events.histories import count_cold
+from trainer.prepare.partitions.event_windows import each_window
+from trainer.prepare.partitions.kept_rows import KeptRows
 from trainer.prepare.partitions.partition_plan import PartitionPlan
 
 EVENTS_AT_ONCE = 1 << 18
 
 
-def write_events(
-    connection: duckdb.DuckDBPyConnection, plan: PartitionPlan, part: int
-) -> tuple[np.ndarray, ...]:
+def write_events(plan: PartitionPlan, part: int, kept: KeptRows) -> tuple[np.ndarray, ...]:
     """Write the partition's events, a file a window that has some; its counts from `users_W` on."""
     writers = _Writers(plan, part)
     feedback_K = feedback_of(plan.kinds)
     cold_S = np.zeros(3, dtype=np.int64)
-    reader = connection.sql(IN_ORDER).to_arrow_reader(EVENTS_AT_ONCE)
     with writers:
-        for events, window_E in whole_users(reader, plan.has_timestamps):
+        for block in _whole_users(kept.events.user_E):
+            events, window_E = kept.events.take(block), kept.window_E[block]
             each = each_window(events, window_E, plan.windows, feedback_K < 0, plan.history_length)
             for window, own in each:
                 writers.of(window).write(own)
                 if window == plan.windows - 1:
                     rows = rows_of(own, feedback_K)
                     for split in (1, 2):
-                        asked = held_out(rows, split, plan.rule.follows_time, plan.history_length)
-                        cold_S[split] += np.count_nonzero(np.diff(asked.history.offsets) == 0)
+                        cold_S[split] += count_cold(
+                            rows, split, plan.rule.follows_time, plan.history_length
+                        )
     return *writers.counts(), cold_S
 
 
-IN_ORDER = f"""SELECT user, item, kind, split, moment, "window" FROM (
-        SELECT user, item, (feedback < 0)::TINYINT AS kind, split, moment, position,
-            "window"::BIGINT AS "window" FROM kept
-        UNION ALL SELECT user, item, kind, 0::TINYINT, moment, position, {EARLIER}::BIGINT
-        FROM carried WHERE user IN (SELECT user FROM kept))
-    ORDER BY user, moment, "window", position"""
-"""What is kept and carried, by user and time."""
+def _whole_users(user_E: np.ndarray) -> Iterator[slice]:
+    """Blocks of about EVENTS_AT_ONCE events that end with a user's last."""
+    start = 0
+    while start < len(user_E):
+        last = user_E[min(start + EVENTS_AT_ONCE, len(user_E)) - 1]
+        stop = int(np.searchsorted(user_E, last, side="right"))
+        yield slice(start, stop)
+        start = stop
 
 
 class _Writers(ExitStack):
@@ -69,6 +68,7 @@ class _Writers(ExitStack):
                 plan.has_timestamps,
                 with_split=True,
                 with_carried=number > 0,
+                more=more_columns(plan.has_weights, plan.context),
             )
             writer = EventWriter(Path(plan.out) / part_file(number, self._part), layout)
             self._open[window] = self.enter_context(writer)
@@ -88,34 +88,6 @@ class _Writers(ExitStack):
             np.array([opened[w].last_time if w in opened else bounds.min for w in windows]),
             np.zeros(3, dtype=np.int64) if newest is None else newest.asked_S,
         )
-
-
-def whole_users(
-    reader: pa.RecordBatchReader, with_time: bool
-) -> Iterator[tuple[Events, np.ndarray]]:
-    """The events of a result, and their windows, in blocks that end with a user's last."""
-    rest = reader.schema.empty_table()
-    for batch in reader:
-        table = pa.concat_tables([rest, pa.Table.from_batches([batch])]).combine_chunks()
-        user_E = table.column("user").to_numpy()
-        cut = int(np.searchsorted(user_E, user_E[-1])) if len(user_E) else 0
-        if cut:
-            yield _events(table.slice(0, cut), with_time)
-        rest = table.slice(cut)
-    if len(rest):
-        yield _events(rest, with_time)
-
-
-def _events(table: pa.Table, with_time: bool) -> tuple[Events, np.ndarray]:
-    columns = {name: table.column(name).to_numpy() for name in table.column_names}
-    events = Events(
-        columns["user"],
-        columns["item"],
-        columns["kind"],
-        columns["split"],
-        columns["moment"] if with_time else None,
-    )
-    return events, columns["window"]
 
 
 def rows_of(events: Events, feedback_K: np.ndarray) -> EventRows:

@@ -100,24 +100,39 @@ def _moments_a_second(connection: duckdb.DuckDBPyConnection, relation: str, labe
     return A_SECOND[unit]
 
 
+@dataclass(frozen=True)
+class KnownBefore:
+    """What a dataset holds of the users of new rows."""
+
+    is_known_P: np.ndarray
+    """Which of the new pairs are there already, bool."""
+    user_U: np.ndarray
+    """The users, ascending."""
+    positives_U: np.ndarray
+    """Positives that they have, int64."""
+    last: Events | None
+    """Their last H events of each sign."""
+
+
 def known_before(
-    parent: Dataset, user_P: np.ndarray, item_P: np.ndarray
-) -> tuple[np.ndarray, Events | None, np.ndarray]:
-    """What a dataset holds of the users of new rows.
+    parent: Dataset,
+    user_P: np.ndarray,
+    item_P: np.ndarray,
+    group_P: np.ndarray,
+    group_K: np.ndarray,
+) -> KnownBefore:
+    """What a dataset holds of the users of new pairs of user and item, which ascend.
 
-    Args:
-        user_P, item_P: new pairs of user and item, by user.
-
-    Returns:
-        which pairs are there already, bool [P]; the users' last H events of each sign; and the
-        positives that each of `unique(user_P)` has.
+    group_P: a pair that is there with a kind of another group is another one. group_K: by kind.
     """
+    user_P, item_P = user_P.astype(np.int64), item_P.astype(np.int64)
     users = np.unique(user_P)
     is_known_P = np.zeros(len(user_P), dtype=bool)
     positives = np.zeros(len(users), dtype=np.int64)
     if not len(users):
-        return is_known_P, None, positives
+        return KnownBefore(is_known_P, users, positives, None)
     reader = EventReader(parent)
+    num_items = max(parent.num_items, int(item_P.max()) + 1)
     parts = []
     for first, stop in reader.user_ranges(int(users[0]), int(users[-1]) + 1):
         begin, end = np.searchsorted(user_P, (first, stop))
@@ -126,14 +141,17 @@ def known_before(
         low, high = np.searchsorted(users, (first, stop))
         rows = reader.of_users(first, stop)
         rows = rows.of(np.isin(rows.user_R, users[low:high]))
-        user_E = rows.user_R[rows.row_E]
-        new = user_P[begin:end] * parent.num_items + item_P[begin:end]
-        old = user_E * parent.num_items + rows.item_E
-        is_known_P[begin:end] = np.isin(new, old) & (item_P[begin:end] < parent.num_items)
-        liked = np.bincount(rows.row_E[rows.feedback_E > 0], minlength=len(rows.user_R))
+        new = user_P[begin:end] * num_items + item_P[begin:end]
+        old = rows.user_R[rows.row_E] * num_items + rows.item_E
+        for group in np.unique(group_P[begin:end]):
+            place_g = np.flatnonzero(group_P[begin:end] == group)
+            new_g, old_g = new[place_g], old[group_K[rows.kind_E] == group]
+            found_g = np.minimum(np.searchsorted(new_g, old_g), len(new_g) - 1)
+            is_known_P[begin + place_g[found_g[new_g[found_g] == old_g]]] = True
+        liked = np.bincount(rows.row_E[rows.feedback_E == 1], minlength=len(rows.user_R))
         positives[np.searchsorted(users, rows.user_R)] += liked
         parts.append(_last_of_each_sign(rows, parent.history_length))
-    return is_known_P, joined_events(parts), positives
+    return KnownBefore(is_known_P, users, positives, joined_events(parts))
 
 
 def _last_of_each_sign(rows: EventRows, limit: int) -> Events:
@@ -175,16 +193,9 @@ def each_window(
         chosen = before[last_of_each_sign(user_E[before], disliked_E[before], limit)]
         carried_E = np.zeros(len(user_E), dtype=np.int8)
         carried_E[chosen] = 1
-        kept = own_E | (carried_E > 0)
-        yield (
-            window,
-            replace(
-                events,
-                user_E=user_E[kept],
-                item_E=events.item_E[kept],
-                kind_E=events.kind_E[kept],
-                split_E=np.where(carried_E > 0, 0, events.split_E)[kept].astype(np.int8),
-                time_E=None if events.time_E is None else events.time_E[kept],
-                carried_E=carried_E[kept],
-            ),
+        marked = replace(
+            events,
+            split_E=np.where(carried_E > 0, 0, events.split_E).astype(np.int8),
+            carried_E=carried_E,
         )
+        yield window, marked.take(own_E | (carried_E > 0))

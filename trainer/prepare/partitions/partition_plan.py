@@ -8,6 +8,7 @@ from operator import add
 
 import numpy as np
 
+from trainer.data.feature_types import Attribute
 from trainer.data.schema import Kind
 from trainer.prepare.partitions.splits import SplitRule
 
@@ -30,6 +31,10 @@ class PartitionPlan:
     """Liked, and disliked where the source has such."""
     keep: str
     """Which of repeated (user, item) rows of a window stays: first or last."""
+    context: tuple[Attribute, ...] = ()
+    """Of events."""
+    has_weights: bool = False
+    """Staged rows have a weight each."""
     starts: tuple[int, ...] = ()
     """First moments of several windows; none: the rows are one window."""
     first_window: int = 0

@@ -79,5 +79,15 @@ def read_source(
         case _:
             read = [each for each in files if suffix_of(each) == ".parquet"] or files
             source = table_source(connection, path, "parquet", read, columns)
+    for flag, wanted in (
+        ("--event-column", columns.event),
+        ("--weight-column", columns.weight),
+        ("--context", columns.context),
+    ):
+        if wanted and source.format in ("lightgcn", "movielens"):
+            raise Mistake(
+                f"{flag} {wanted if isinstance(wanted, str) else wanted[0]}: the {source.format} "
+                "format has no such column: write the rows as CSV or Parquet"
+            )
     source = replace(source, label=path, notes=(*source.notes, *unread(files, read)))
     return with_side_files(connection, source, columns, side)

@@ -10,6 +10,7 @@ import duckdb
 from trainer.base.mistake import Mistake
 from trainer.sources import sql
 from trainer.sources.columns import Columns, Table, required, resolve
+from trainer.sources.kinds import kind_of
 from trainer.sources.sources import (
     GIVEN,
     ITEM_NAMES,
@@ -40,6 +41,9 @@ class Columnar(Protocol):
     def value(self, column: str | None) -> str:
         """SQL of a column's value; NULL for None."""
 
+    def type_of(self, column: str) -> str:
+        """The type of `value`."""
+
 
 def table_source(
     connection: duckdb.DuckDBPyConnection,
@@ -59,10 +63,19 @@ def table_source(
     def select(split: str, nulls: bool, those: list[str] | None = None) -> str:
         table, names = tables[split], used[split]
         values = {which: table.value(column) for which, column in names.items()}
+        more = "".join(
+            f", {table.value(column)} AS {which}"
+            for which, column in names.items()
+            if which in ("event", "weight") and column is not None
+        )
+        more += "".join(
+            f", {table.value(_named(name, table))} AS x{place}"
+            for place, name in enumerate(columns.context)
+        )
         return (
             f"SELECT {values['user']} AS raw_user, {values['item']} AS raw_item, "
             f"{values['rating']} AS rating, {values['timestamp']} AS timestamp, "
-            f"{sql.literal(GIVEN[split] if split else None)}::TINYINT AS given "
+            f"{sql.literal(GIVEN[split] if split else None)}::TINYINT AS given{more} "
             f"FROM {table.relation(nulls, those)}"
         )
 
@@ -75,6 +88,13 @@ def table_source(
                     f"{path}: not all of the files named {' and '.join(used)} have a column of "
                     f"{which}s ({split}: {column}): add it, or name the column in all"
                 )
+    first = tables[next(iter(tables))]
+    found = {name: _named(name, first) for name in columns.context}
+    context = {
+        name.split(":")[0]: kind_of(column, first.type_of(column), guessed=format != "parquet")
+        for name, column in found.items()
+    }
+    read = {*names.values(), *found.values()}
     return Source(
         format=format,
         select=" UNION ALL ".join(select(split, True) for split in by_split),
@@ -85,6 +105,8 @@ def table_source(
         has_rating=names["rating"] is not None,
         has_timestamp=names["timestamp"] is not None,
         columns=names,
+        context=context,
+        unused=tuple(name for name in first.types if name not in read),
         notes=tuple(note for table in tables.values() for note in table.notes),
     )
 
@@ -103,4 +125,21 @@ def _used_columns(table: Columnar, columns: Columns) -> dict[str, str | None]:
         used[which] = find(wanted, table.types, usual, f"--{which}-column", table.label)
     if used["user"] == used["item"]:
         raise Mistake(f"--user-column and --item-column are both {used['user']!r}")
+    for which, wanted in (("event", columns.event), ("weight", columns.weight)):
+        flag = f"--{which}-column"
+        used[which] = (
+            None if wanted is None else required(wanted, table.types, (), flag, table.label)
+        )
+    if used["event"] is not None and columns.rating is None:
+        used["rating"] = None  # the kinds say what is liked
+    for name in columns.context:
+        column = _named(name, table)
+        if column in used.values():
+            which = next(each for each, taken in used.items() if taken == column)
+            raise Mistake(f"--context {name}: the column is that of the {which}s: leave it out")
     return used
+
+
+def _named(name: str, table: Columnar) -> str:
+    """A column of the context, as the table calls it."""
+    return required(name, table.types, (), "--context", table.label)

@@ -1,18 +1,24 @@
-"""Attributes of items and users as vocabularies: text, lists and numbers to dense rows.
+"""Attributes of items and users: categories to rows of a vocabulary, numbers, vectors.
 
 Row 0 of every vocabulary is missing or unknown; the others go by falling count, then by value.
-Numbers and times of many values become buckets of equal counts.
+Numbers and times of many values stay numbers, with the scale that a tower reads them on; on request
+they become buckets of equal counts. Vectors are written last, by `vectors.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import duckdb
 
 from trainer.base.mistake import Mistake
-from trainer.data.schema import RESERVED, Attribute, AttributeKind
+from trainer.data.feature_types import Attribute, AttributeKind
+from trainer.prepare.features.column_types import ColumnType, as_asked
+from trainer.prepare.features.scales import scale_of
+from trainer.prepare.features.vector_columns import VectorColumn
+from trainer.prepare.features.vocabulary import Vocabulary, own_name
 from trainer.sources import sql
 from trainer.sources.kinds import (
     MAX_NUMBER_CATEGORIES,
@@ -25,10 +31,9 @@ from trainer.sources.kinds import (
 )
 from trainer.sources.sources import SideTable
 
-MAX_VALUES = 100_000
-"""Rows of a vocabulary; rarer values are unknown."""
 BUCKETS = 16
 NOTHING = "holds no value"
+ONE_NUMBER = "holds no two different numbers"
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,9 @@ class Encoded:
 
     attribute: Attribute
     table: str | None
-    """None where the side table lacks it: a dataset being extended has it."""
+    """None where the side table lacks it (a dataset being extended has it), and of a vector."""
+    vectors: VectorColumn | None = None
+    """Where a vector is read."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,8 @@ class Wanted:
     """As the user named them; None for all."""
     title: str | None
     """Column kept as the title, an attribute only if it is named."""
-    categories: tuple[str, ...]
-    """Columns whose numbers are categories."""
+    types: Mapping[str, ColumnType]
+    """Types that the user set, by column."""
     flag: str
     """The command's flag, for messages."""
 
@@ -79,59 +86,44 @@ def encode_side(
     encoded: list[Encoded] = []
     left_out: dict[str, str] = {}
     for name in dict.fromkeys(names):
-        own_name = _own_name(name, [each.attribute.name for each in encoded])
-        if known is not None and own_name not in known:
+        called = own_name(name, [each.attribute.name for each in encoded])
+        if known is not None and called not in known:
             left_out[name] = "is no attribute of the extended dataset"
             continue
-        kind, insist = table.kinds[columns[name]], wanted.names is not None
-        if name in wanted.categories and kind.form in ("guess", "number", "time"):
-            kind, insist = replace(kind, form="text"), True
-        encoder = _Encoder(connection, side, own_name, table.column(columns[name]))
+        kind, set_to = table.kinds[columns[name]], wanted.types.get(name)
+        if set_to == "leave-out":
+            left_out[name] = "is left out as asked"
+            continue
+        insist = wanted.names is not None or set_to is not None
+        kind = as_asked(kind, set_to, f"{table.label}: column {name!r}")
+        encoder = _Encoder(
+            connection,
+            side,
+            called,
+            table.column(columns[name]),
+            table.vectors.get(columns[name]),
+            set_to == "buckets",
+        )
         target = f"encoded_{side}_{len(encoded)}"
-        found = encoder.encode(kind, None if known is None else known[own_name], target, insist)
+        found = encoder.encode(kind, None if known is None else known[called], target, insist)
         if isinstance(found, Encoded):
             encoded.append(found)
             _tell_of_buckets(found.attribute, side, name, tell)
-        elif wanted.names is None and name not in wanted.categories:
+        elif not insist:
             left_out[name] = found
         else:
-            flag = "--category" if wanted.names is None else wanted.flag
+            flag = wanted.flag if set_to is None else f"a {set_to}"
             raise Mistake(f"{table.label}: column {name!r} ({flag}) {found}: leave it out")
     there = {each.attribute.name for each in encoded}
     encoded.extend(Encoded(each, None) for name, each in (known or {}).items() if name not in there)
     return encoded, left_out
 
 
-def check_categories(names: tuple[str, ...], tables: Sequence[SideTable | None]) -> None:
-    """Raise Mistake where a column named by --category is in no file."""
-    known = [each.split(":")[0] for table in tables if table is not None for each in table.kinds]
-    for name in names:
-        if name not in known:
-            raise Mistake(
-                f"--category {name}: no file of items or users has such a column. "
-                + (sql.near(name, known) if known else "Give --items or --users FILE")
-            )
-
-
-def _own_name(name: str, taken: Collection[str]) -> str:
-    """The attribute's name: the column's, unless a table of the dataset has it already.
-
-    DuckDB's names are the same whatever their case.
-    """
-    used = {*RESERVED, *(each.lower() for each in taken)}
-    while name.lower() in used:
-        name += "_"
-    return name
-
-
 def _tell_of_buckets(
     attribute: Attribute, side: str, column: str, tell: Callable[[str], None]
 ) -> None:
     if attribute.boundaries:
-        tell(
-            f"{side} column {column}: {attribute.of}s in {attribute.num_values - 1} buckets; "
-            f"--category {column} makes each value a category"
-        )
+        tell(f"{side} column {column}: {attribute.of}s in {attribute.num_values - 1} buckets")
 
 
 @dataclass(frozen=True)
@@ -142,15 +134,18 @@ class _Encoder:
     side: str
     name: str
     column: str
+    select: str | None
+    """Of a vector that is read by itself."""
+    buckets: bool
+    """Numbers become buckets."""
 
     @property
     def rows(self) -> str:
         return f"side_{self.side}"
 
     @property
-    def own(self) -> str:
-        """SQL condition: rows of `vocabulary` that are the attribute's."""
-        return f"side = {sql.text(self.side)} AND name = {sql.text(self.name)}"
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.connection, self.side, self.name)
 
     def encode(
         self, kind: Kind, known: Attribute | None, target: str, insist: bool
@@ -159,17 +154,23 @@ class _Encoder:
 
         insist: also where nearly every value is another one.
         """
-        kind = settle(self.connection, self.rows, self.column, kind)
+        if self.select is None:
+            kind = settle(self.connection, self.rows, self.column, kind)
         if kind.form == "none":
             return kind.reason
+        if kind.form == "vector" or (known is not None and known.kind == "vector"):
+            return self._vector(kind, known)
         if known is not None:
             kind = self._as_known(kind, known)
         elif not insist and is_nearly_unique(self.connection, self.rows, self.column, kind):
             return TOO_MANY
-        elif kind.form in ("number", "time") and not kind.buckets and self._is_short(kind):
+        elif kind.form in ("number", "time") and not kind.insist and self._is_short(kind):
             kind = replace(kind, form="text")
         if kind.form in ("number", "time"):
-            attribute = self._buckets(kind, known, target)
+            if self.buckets or (known is not None and known.boundaries):
+                attribute = self._buckets(kind, known, target)
+            else:
+                return self._number(kind, known, target)
         else:
             attribute = self._categories(kind, target)
         filled = "len(value) > 0" if attribute.kind == "multi" else "value > 0"
@@ -180,9 +181,45 @@ class _Encoder:
             ).fetchone()
         ):
             self.connection.execute(f"DROP TABLE {target}")
-            self.connection.execute(f"DELETE FROM vocabulary WHERE {self.own}")
+            self.vocabulary.clear()
             return NOTHING
         return Encoded(attribute, target)
+
+    def _vector(self, kind: Kind, known: Attribute | None) -> Encoded | str:
+        if kind.form != "vector" or (known is not None and known.kind != "vector"):
+            held = "a vector" if kind.form == "vector" else f"a {kind.form}"
+            raise Mistake(
+                f"column {self.name!r} of the new {self.side}s holds {held}, the extended "
+                "dataset's another kind of value: give it as before"
+            )
+        value = kind.vector(self.column)
+        select = self.select or f"SELECT raw, {value} AS value FROM {self.rows}"
+        column = VectorColumn(f"column {self.name!r} of the {self.side}s", select)
+        width = column.width(self.connection)
+        if isinstance(width, str):
+            return width
+        if known is not None and known.width != width:
+            raise Mistake(
+                f"column {self.name!r} of the new {self.side}s holds vectors of {width} numbers, "
+                f"the extended dataset's have {known.width}: give it as before"
+            )
+        return Encoded(known or Attribute(self.name, "vector", width=width), None, column)
+
+    def _number(self, kind: Kind, known: Attribute | None, target: str) -> Encoded | str:
+        number = kind.number(self.column)
+        self.connection.execute(
+            f"""CREATE TEMP TABLE {target} AS SELECT raw, CASE WHEN isfinite(number)
+                THEN TRY_CAST(number AS FLOAT) END AS value
+            FROM (SELECT raw, {number} AS number FROM {self.rows})"""
+        )
+        if known is not None:
+            return Encoded(known, target)
+        scale = scale_of(self.connection, target, "value")
+        if scale is None:
+            self.connection.execute(f"DROP TABLE {target}")
+            return ONE_NUMBER
+        of: Literal["number", "time"] = "time" if kind.form == "time" else "number"
+        return Encoded(Attribute(self.name, "number", of=of, scale=scale), target)
 
     def _is_short(self, kind: Kind) -> bool:
         distinct = sql.number(
@@ -192,7 +229,7 @@ class _Encoder:
 
     def _as_known(self, kind: Kind, known: Attribute) -> Kind:
         """The kind that gives what the extended dataset's attribute holds."""
-        if known.boundaries:
+        if known.boundaries or known.kind == "number":
             if kind.form not in ("number", "time"):
                 kind = Kind("number")
             if kind.form != known.of:
@@ -218,44 +255,18 @@ class _Encoder:
             SELECT DISTINCT raw, nullif(trim(CAST(each AS VARCHAR)), '') AS value
             FROM (SELECT raw, {values_of(self.column, kind)} AS each FROM {self.rows})"""
         )
-        num_values = self._extend_vocabulary()
+        num_values = self.vocabulary.extend(
+            "(SELECT value, count(*) AS count FROM given_values GROUP BY value)"
+        )
         if shape == "single":
             row = "any_value(coalesce(v.row, 0))::BIGINT"
         else:
             row = "list(v.row ORDER BY v.row) FILTER (v.row IS NOT NULL)"
         self.connection.execute(
             f"""CREATE TEMP TABLE {target} AS SELECT g.raw, {row} AS value FROM given_values g
-            LEFT JOIN (SELECT row, value FROM vocabulary WHERE {self.own} AND row > 0) v
-                ON v.value = g.value GROUP BY g.raw"""
+            LEFT JOIN {self.vocabulary.values} v ON v.value = g.value GROUP BY g.raw"""
         )
         return Attribute(self.name, shape, num_values)
-
-    def _extend_vocabulary(self) -> int:
-        """Append the values of `given_values` that the vocabulary lacks; its size after."""
-        side, name = sql.text(self.side), sql.text(self.name)
-        largest = self._largest_row()
-        if largest < 0:
-            self.connection.execute(
-                f"""INSERT INTO vocabulary SELECT {side}, {name}, 0, NULL,
-                (SELECT count(*) FROM given_values WHERE value IS NULL)"""
-            )
-            largest = 0
-        self.connection.execute(
-            f"""INSERT INTO vocabulary
-            SELECT {side}, {name}, {largest} + row_number() OVER (ORDER BY count DESC, value),
-                value, count
-            FROM (SELECT value, count(*) AS count FROM given_values
-                WHERE value IS NOT NULL
-                    AND value NOT IN (SELECT value FROM vocabulary WHERE {self.own} AND row > 0)
-                GROUP BY value ORDER BY count DESC, value
-                LIMIT {max(MAX_VALUES - 1 - largest, 0)})"""
-        )
-        return self._largest_row() + 1
-
-    def _largest_row(self) -> int:
-        return sql.number(
-            self.connection, f"SELECT coalesce(max(row), -1) FROM vocabulary WHERE {self.own}"
-        )
 
     def _buckets(self, kind: Kind, known: Attribute | None, target: str) -> Attribute:
         number = kind.number(self.column)
@@ -267,13 +278,10 @@ class _Encoder:
                 END::BIGINT AS value FROM (SELECT raw, {number} AS number FROM {self.rows})"""
         )
         names = ["", *bucket_names(bounds, kind)]
-        if self._largest_row() < 0:
+        if self.vocabulary.largest_row < 0:
             for row, value in enumerate(names):
-                self.connection.execute(
-                    f"""INSERT INTO vocabulary SELECT {sql.text(self.side)}, {sql.text(self.name)},
-                    {row}, {sql.literal(value or None)}, count(*) FROM {target}
-                    WHERE value = {row}"""
-                )
+                count = f"(SELECT count(*) FROM {target} WHERE value = {row})"
+                self.vocabulary.add(row, value or None, count)
         return Attribute(
             self.name, "single", len(names), bounds, "time" if kind.form == "time" else "number"
         )

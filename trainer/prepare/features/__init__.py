@@ -1,0 +1,1 @@
+"""Attributes, vectors, context and kinds of events: columns of a source typed and encoded."""
