@@ -110,7 +110,9 @@ TOWERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize(
+    "tower", ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in [*TOWERS][1:])]
+)
 def test_two_ranks_train_what_one_does(tower: str, data: Dataset, tmp_path: Path) -> None:
     config = config_of(model=TOWERS[tower], training={"epochs": 1})
     for ranks in (1, 2):

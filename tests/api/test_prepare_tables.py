@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import tandem
+from trainer.data.vectors import Vectors
 
 ROWS = 600
 
@@ -112,3 +114,53 @@ def test_a_notebook_without_widgets(
     monkeypatch.setattr(duckdb, "connect", InANotebook)
     made = tandem.prepare(plays(), tmp_path / "data", items=TRACKS, **COLUMNS)
     assert made.digest == digest
+
+
+def test_vectors_numbers_context_kinds_and_weights_of_tables(tmp_path: Path) -> None:
+    """What a frame holds as objects, numpy arrays among them, comes through."""
+    random = np.random.default_rng(0)
+    rows = plays()
+    rows["did"] = np.where(rows.index % 3 == 0, "buy", "view")
+    rows["worth"] = random.uniform(0.5, 2, ROWS)
+    rows["device"] = pd.Categorical(np.where(rows.index % 2, "tv", "phone"))
+    rows["waited"] = random.normal(size=ROWS)
+    vectors = random.normal(size=(41, 8)).astype(np.float16)
+    tracks = TRACKS.assign(text=list(vectors.astype(np.float32)), price=random.gamma(1, size=41))
+    tracks.loc[3, "text"] = None
+    people = pd.DataFrame(
+        {
+            "listener": [f"u{n}" for n in range(30)],
+            "face": [list(map(float, each)) for each in random.integers(0, 9, (30, 3))],
+        }
+    )
+    made = tandem.prepare(
+        rows,
+        tmp_path / "data",
+        items=tracks,
+        users=pa.Table.from_pandas(people),
+        event_column="did",
+        event_weights=("buy=5", "view=1"),
+        weight_column="worth",
+        context=("device", "waited"),
+        number=("price",),
+        **COLUMNS,
+    )
+    assert [(each.name, each.weight) for each in made.kinds] == [("buy", 5), ("view", 1)]
+    assert made.has_weights
+    assert {key: each.kind for key, each in made.attributes.items()} == {
+        "item.text": "vector",
+        "item.price": "number",
+        "user.face": "vector",
+        "context.device": "single",
+        "context.waited": "number",
+    }
+    held = Vectors(made, made.attributes["item.text"]).take(np.arange(41))
+    ids = pq.read_table(made.file("items.parquet"))["raw_id"].to_numpy()
+    vectors[3] = 0
+    assert (held == vectors[ids]).all()
+
+
+def test_a_polars_frame(digest: str, tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    frame = polars.from_arrow(pa.Table.from_pandas(plays()))
+    assert tandem.prepare(frame, tmp_path / "data", items=TRACKS, **COLUMNS).digest == digest

@@ -13,6 +13,7 @@ from tests.data.windows import DAY, START, make, make_log, write
 from trainer.base.mistake import Mistake
 from trainer.prepare.pipeline import prepare
 from trainer.prepare.prepare_arguments import PrepareArguments
+from trainer.synth.synth import SynthArguments, synth
 
 
 def look(source: Path, capsys: pytest.CaptureFixture[str], **arguments: Any) -> str:
@@ -97,3 +98,73 @@ def test_nothing_to_look_at(
     source.write_text(contents)
     with pytest.raises(Mistake, match="is empty"):
         look(source, capsys)
+
+
+def test_side_tables_context_kinds_and_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is guessed of each column is what prepare makes of it."""
+    synth(
+        SynthArguments(
+            str(tmp_path / "raw"), users=150, items=120, interactions=3000, raw=True, vectors=6,
+            numbers=True, context=True, kinds=True, weights=True,
+        ),
+        show=False,
+    )  # fmt: skip
+    given: dict[str, Any] = {
+        "items": str(tmp_path / "raw/items.parquet"),
+        "users": str(tmp_path / "raw/users.parquet"),
+        "event_column": "event",
+        "event_weights": ("buy=10", "cart=3", "view=history"),
+        "weight_column": "weight",
+        "context": ("minutes",),
+        "number": ("tempo",),
+        "buckets": ("price",),
+    }
+    shown = look(tmp_path / "raw/interactions", capsys, **given)
+    assert words_of(shown, "minutes")[1:4] == ["float", "context:", "number"]
+    assert words_of(shown, "device")[2:4] == ["not", "read"]
+    assert "nothing reads device. What is known when recommendations are asked for" in shown
+    assert words_of(shown, "text")[1:] == ["float[]", "vector", "of", "6"]
+    assert words_of(shown, "tempo")[2] == "number" and words_of(shown, "price")[2] == "buckets"
+    assert words_of(shown, "genre")[2] == words_of(shown, "country")[2] == "category"
+    assert words_of(shown, "moods")[2] == words_of(shown, "interests")[2] == "categories"
+    assert words_of(shown, "title")[2] == "title" and words_of(shown, "item_id")[2] == "item"
+    kinds = next(line for line in shown.splitlines() if line.startswith("kinds of events"))
+    assert "(weight 10)" in kinds and "(weight 3)" in kinds and "(history)" in kinds
+    assert "(--event-weights does not name it)" in kinds
+    low, to, high = words_of(shown, "weights")[1:4]
+    assert to == "to" and 0.1 <= float(low) < 0.2 and float(high) == 1
+    given["event_weights"] = (*given["event_weights"], "dislike=negative")
+    made = make(tmp_path / "raw/interactions", tmp_path / "data", **given)
+    found = {key: (each.kind, bool(each.boundaries)) for key, each in made.attributes.items()}
+    assert found == {
+        "item.genre": ("single", False),
+        "item.moods": ("multi", False),
+        "item.price": ("single", True),
+        "item.tempo": ("number", False),
+        "item.text": ("vector", False),
+        "user.country": ("single", False),
+        "user.interests": ("multi", False),
+        "user.age": ("number", False),
+        "context.minutes": ("number", False),
+    }
+
+
+def test_columns_of_side_tables_that_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(make_log(5), tmp_path / "log.parquet")
+    table = {
+        "item": list(range(60)),
+        "odd": [[0.5] * (1 + n % 2) for n in range(60)],
+        "deep": [{"a": n} for n in range(60)],
+        "none": pa.array([None] * 60, pa.string()),
+    }
+    pq.write_table(pa.table(table), tmp_path / "items.parquet")
+    shown = look(source, capsys, items=str(tmp_path / "items.parquet"))
+    assert words_of(shown, "odd")[2:] == ["left", "out:", "lists", "of", "several", "lengths"]
+    assert "left out: is of type STRUCT(a BIGINT), which no attribute can hold" in shown
+    assert words_of(shown, "none")[2:5] == ["left", "out:", "holds"]
+    shown = look(source, capsys, items=str(tmp_path / "items.parquet"), item_attributes=("none",))
+    assert words_of(shown, "odd")[2:4] == ["not", "read"]

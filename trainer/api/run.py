@@ -163,8 +163,7 @@ class Run:
         """
         from trainer.retrieval.recommend import recommend_from
 
-        liked = None if items is None else quoted(items)
-        name = None if user is None else str(user)
+        name, liked = user if user is None else str(user), items if items is None else quoted(items)
         said = tuple(f"{key}={value}" for key, value in (context or {}).items())
         arguments = RecommendArguments(self.path, name, liked, k, said)
         return self._listed(recommend_from(self._open(), arguments), to)

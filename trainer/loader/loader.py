@@ -120,14 +120,8 @@ class Loader:
             if extra_candidates
             else None
         )
-        self._assembler = Assembler(
-            self.store,
-            self.query_keys,
-            self.candidate_keys,
-            seed,
-            self.dense_keys,
-            self.dataset.is_weighted,
-        )
+        read = (self.store, self.query_keys, self.candidate_keys)
+        self._assembler = Assembler(*read, seed, self.dense_keys, self.dataset.is_weighted)
         self._padding = self._assembler.join(
             WindowRows.missing(local_batch_size, self._list_keys, self._context_keys)
         )

@@ -16,6 +16,8 @@ import duckdb
 
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say
+from trainer.prepare.features.event_kinds import parse_event_weights
+from trainer.prepare.look_columns import ROWS_LOOKED_AT, Look
 from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.prepare.split_choice import DEFAULT_SHARE, choose_rule
@@ -23,19 +25,13 @@ from trainer.sources import sql
 from trainer.sources.checks import Thresholds, check_ratings
 from trainer.sources.columns import Table
 from trainer.sources.formats.every import read_source, recognise
+from trainer.sources.lakes import lake_at
 from trainer.sources.side_tables import SideFiles
-from trainer.sources.sources import Source, list_files
+from trainer.sources.sources import Source, list_files, title_column
 from trainer.sources.text_files import readable, suffix_of
 from trainer.sources.times import A_SECOND, times_of, unit_of_moment
 
-ROWS_LOOKED_AT = 1_000_000
-LONGEST_VALUE = 24
-AS_TYPES = {
-    "BIGINT": "TRY_CAST({0} AS BIGINT) = TRY_CAST({0} AS DOUBLE)",  # 0.5 would be rounded
-    "DOUBLE": "TRY_CAST({0} AS DOUBLE) IS NOT NULL",
-    "TIMESTAMP": "TRY_CAST({0} AS TIMESTAMP) IS NOT NULL",
-}
-"""What a text may be, and the condition that it is."""
+KINDS_SHOWN = 12
 
 
 def look(arguments: PrepareArguments) -> None:
@@ -51,16 +47,14 @@ def look(arguments: PrepareArguments) -> None:
                 SideFiles(arguments.items, arguments.users),
             )
         except Mistake as mistake:
-            _show_columns(connection, arguments, {})
+            _show_columns(connection, arguments, None)
             raise Mistake(f"it cannot be prepared like this yet: {mistake}") from mistake
-        roles = {name: role for role, name in source.columns.items() if name is not None}
-        _show_columns(connection, arguments, roles)
+        _show_columns(connection, arguments, source)
         for note in source.all_notes:
             say(note)
         with readable(arguments.source, source.format):
             connection.execute(
-                f"CREATE TABLE looked AS SELECT *, row_number() OVER () - 1 AS place "
-                f"FROM ({source.select}) LIMIT {ROWS_LOOKED_AT}"
+                f"CREATE TABLE looked AS SELECT * FROM ({source.select}) LIMIT {ROWS_LOOKED_AT}"
             )
         thresholds = _show_facts(connection, arguments, source)
         _show_splits(connection, source, choose_rule(arguments, source, thresholds))
@@ -68,66 +62,57 @@ def look(arguments: PrepareArguments) -> None:
 
 
 def _show_columns(
-    connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments, roles: dict[str, str]
+    connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments, source: Source | None
 ) -> None:
-    """A line a column, where the format has columns with names."""
-    files = list_files(arguments.source)
+    """A line a column of each table, where the format has columns with names.
+
+    source: None where the arguments do not suffice to read it.
+    """
+    table = _interactions(connection, arguments)
+    types = arguments.column_types()
+    if table is not None:
+        roles = {}
+        if source is not None:
+            roles = {name: role for role, name in source.columns.items() if name is not None}
+        roles |= {
+            name: "context" for name in table.types if name.split(":")[0] in arguments.context
+        }
+        unread = Look(table, "columns_looked", roles, (), types.context).show(connection)
+        if unread and source is not None:
+            say(
+                f"nothing reads {', '.join(unread)}. What is known when recommendations are asked "
+                "for (the hour, the device) is a feature with --context NAME; what is known "
+                "only afterwards is not"
+            )
+    if source is None:
+        return
+    title = title_column(source.items, arguments.columns({}))
+    for side, found in (("item", source.items), ("user", source.users)):
+        if found is None or found.table is None:
+            continue
+        roles = {found.id_column: f"{side} id"}
+        if side == "item" and title is not None:
+            roles[title] = "title"
+        named = getattr(arguments, f"{side}_attributes")
+        Look(
+            found.table, f"{side}s_looked", roles, named, types.of(side), f"--{side}s {found.label}"
+        ).show(connection)
+
+
+def _interactions(
+    connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments
+) -> Table | None:
+    """The interactions as a table, where they have columns with names."""
+    lake = lake_at(arguments.source)
+    files = [arguments.source] if lake else list_files(arguments.source)
     named = {arguments.items, arguments.users}
     files = [file for file in files if file not in named]
-    kind = arguments.format or recognise(arguments.source, files)
+    kind = lake or arguments.format or recognise(arguments.source, files)
     if kind == "recbole":
         files = [file for file in files if suffix_of(file) == ".inter"]
-    elif kind not in ("csv", "parquet"):
-        return
-    table = Table(connection, kind, files, arguments.source)
-    sheet = Sheet(
-        "column", "type", "role", "values", "missing", "from", "to", numbers=("values", "missing")
-    )
-    with readable(arguments.source, kind):
-        connection.execute(
-            f"CREATE TABLE columns_looked AS FROM {table.relation(nulls=True)} "
-            f"LIMIT {ROWS_LOOKED_AT}"
-        )
-        found = connection.execute(f"SUMMARIZE {_typed(connection)}").fetchall()
-        connection.execute("DROP TABLE columns_looked")
-    for name, of_type, low, high, distinct, *rest in found:
-        missing = float(rest[-1] or 0)
-        sheet.add(
-            name,
-            of_type.lower(),
-            roles.get(name, "not read"),
-            f"~{distinct:,}",
-            f"{missing:.2g} %",
-            _short(low),
-            _short(high),
-        )
-    sheet.print()
-
-
-def _typed(connection: duckdb.DuckDBPyConnection) -> str:
-    """SELECT of all columns; a text column as numbers or times where all its values are such."""
-    types = sql.columns_of(connection, "columns_looked")
-    texts = [name for name, of_type in types.items() if of_type == "VARCHAR"]
-    tests = [
-        f"count({quoted}) > 0 AND count({quoted}) = count(*) FILTER ({fit.format(quoted)})"
-        for quoted in map(sql.name, texts)
-        for fit in AS_TYPES.values()
-    ]
-    fits = iter(
-        sql.one(connection, f"SELECT {', '.join(tests)} FROM columns_looked") if tests else ()
-    )
-    better = {}
-    for name in texts:
-        fitting = [each for each in AS_TYPES if next(fits)]
-        if fitting:
-            better[name] = f"CAST({sql.name(name)} AS {fitting[0]}) AS {sql.name(name)}"
-    columns = [better.get(name, sql.name(name)) for name in types]
-    return f"SELECT {', '.join(columns)} FROM columns_looked"
-
-
-def _short(value: Any) -> str:
-    text = "" if value is None else str(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    elif kind in ("lightgcn", "movielens"):
+        return None
+    return Table(connection, kind, files, arguments.source)
 
 
 def _show_facts(
@@ -137,7 +122,7 @@ def _show_facts(
     rows, users, items, pairs, blank = sql.one(
         connection,
         """SELECT count(*), count(DISTINCT raw_user), count(DISTINCT raw_item),
-            count(DISTINCT (raw_user, raw_item)),
+            count(DISTINCT hash(raw_user, raw_item)),
             count(*) FILTER (raw_user IS NULL OR raw_item IS NULL) FROM looked""",
     )
     if not rows:
@@ -149,6 +134,10 @@ def _show_facts(
     facts.add("repeated user and item", f"{1 - pairs / rows:.1%} of the rows")
     if blank:
         facts.add("without user or item", f"{blank:,} rows (--drop-null-ids drops them)")
+    if source.has_events:
+        facts.add("kinds of events", _kinds(connection, arguments))
+    if source.has_weight:
+        facts.add("weights", _weights(connection))
     thresholds = None
     if source.has_rating:
         thresholds = check_ratings(
@@ -180,6 +169,37 @@ def _ratings(connection: duckdb.DuckDBPyConnection, found: Thresholds) -> str:
         f"liked from {found.positive:g} ({liked / rows:.0%}){low_words} ({disliked / rows:.0%}), "
         f"{(rows - liked - disliked) / rows:.0%} between, which are dropped"
     )
+
+
+def _kinds(connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments) -> str:
+    """How many rows are of each kind, and what becomes of them."""
+    counted = connection.execute(
+        f"""SELECT nullif(trim(CAST(event AS VARCHAR)), '') AS name, count(*) AS rows FROM looked
+        GROUP BY name ORDER BY rows DESC, name LIMIT {KINDS_SHOWN + 1}"""
+    ).fetchall()
+    rows = sql.number(connection, "SELECT count(*) FROM looked")
+    given = parse_event_weights(arguments.event_weights)
+    words = []
+    for name, count in counted[:KINDS_SHOWN]:
+        becomes = given.get(name, "--event-weights does not name it" if given else 1.0)
+        told = f"weight {becomes:g}" if isinstance(becomes, float) else becomes
+        words.append(
+            f"missing {count / rows:.1%}" if name is None else f"{name} {count / rows:.1%} ({told})"
+        )
+    more = ", and more: is it the right column?" if len(counted) > KINDS_SHOWN else ""
+    return ", ".join(words) + more
+
+
+def _weights(connection: duckdb.DuckDBPyConnection) -> str:
+    low, high, bad = sql.one(
+        connection,
+        """SELECT min(w), max(w), count(*) FILTER (w IS NULL OR NOT isfinite(w) OR w <= 0)
+        FROM (SELECT TRY_CAST(weight AS DOUBLE) AS w FROM looked)""",
+    )
+    if low is None:
+        return "none that can be read"
+    wrong = f"; {bad:,} rows have none above 0" if bad else ""
+    return f"{low:g} to {high:g}{wrong}"
 
 
 def _times(connection: duckdb.DuckDBPyConnection, source: Source) -> str:
@@ -235,8 +255,8 @@ def _rules(source: Source, share: float | None) -> dict[str, str]:
     part = DEFAULT_SHARE if share is None else share
     rules = {"random": f"hash(raw_user, raw_item) % 1000 < {1000 * part}"}
     if source.has_timestamp:
-        order = "place" if source.in_order else "moment"
-        rank = f"row_number() OVER (PARTITION BY raw_user ORDER BY {order} DESC, place DESC)"
+        order = "rowid" if source.in_order else "moment"
+        rank = f"row_number() OVER (PARTITION BY raw_user ORDER BY {order} DESC, rowid DESC)"
         rows = "count(*) OVER (PARTITION BY raw_user)"
         last = f"{rank} <= {'1' if share is None else f'round({rows} * {share})'}"
         rules = {

@@ -32,8 +32,8 @@ class PrepareArguments:
     """Folder or URI of the dataset; it must not exist yet, unless --append adds to it. Left out
     with --forget-users or --keep-windows, SOURCE is the dataset, and nothing is added."""
     format: str | None = None
-    """lightgcn, recbole, parquet, csv (also TSV) or movielens (.dat); recognised by the files'
-    names where left out."""
+    """lightgcn, recbole, parquet, csv (also TSV), movielens (.dat), delta or iceberg; recognised by
+    the files' names where left out."""
     user_column: str | None = None
     """Column of user ids; recognised are user_id, userId, user, uid."""
     item_column: str | None = None

@@ -8,6 +8,9 @@ import duckdb
 
 from trainer.base.mistake import Mistake
 from trainer.sources import sql
+from trainer.sources.folder_columns import folder_columns
+from trainer.sources.kinds import Kind, kind_of
+from trainer.sources.lakes import LAKES, lake_relation
 from trainer.sources.text_files import (
     Header,
     check_packing,
@@ -49,7 +52,13 @@ class Table:
         self._connection = connection
         self._header: Header | None = None
         self._texts: dict[str, bool] = {}
-        if format == "parquet":
+        self._lake: str | None = None
+        self._folder_notes: tuple[str, ...] = ()
+        self.of_folders: tuple[str, ...] = ()
+        """Columns that the names of folders hold, as text."""
+        if format in LAKES:
+            self._lake = lake_relation(connection, format, files[0], label)
+        elif format == "parquet":
             for each in files:
                 check_packing(each)
         else:
@@ -58,21 +67,50 @@ class Table:
             self.types = sql.columns_of(connection, self.relation(nulls=False))
         """DuckDB's types by column name; columns without a name are left out."""
         self.types = {each: of_type for each, of_type in self.types.items() if each.strip()}
+        if format in ("parquet", "csv"):
+            named, self._folder_notes = folder_columns(label, files)
+            lowered = {each.lower() for each in self.types}
+            self.of_folders = tuple(each for each in named if each.lower() not in lowered)
+            self._of_files = tuple(self.types)
+            self.types |= dict.fromkeys(self.of_folders, "VARCHAR")
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether the files say what their columns hold; else all is text."""
+        return self._header is None
+
+    def kind_of(self, column: str) -> Kind:
+        """How a column is read as an attribute."""
+        guessed = not self.is_typed or column in self.of_folders
+        return kind_of(column, self.type_of(column), guessed=guessed)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is not as the files' names have it."""
         if self._header is None or self._header.separator == "\t":
-            return ()
+            return self._folder_notes
         if suffix_of(self.files[0]) in (".csv", ".txt"):
-            return ()
-        return (f"{self.label}: the separator is {self._header.separator!r}, not a tab",)
+            return self._folder_notes
+        return (
+            *self._folder_notes,
+            f"{self.label}: the separator is {self._header.separator!r}, not a tab",
+        )
 
     def relation(self, nulls: bool, files: list[str] | None = None) -> str:
         """SQL after FROM. nulls: in text, what stands for a missing value is NULL."""
+        if self._lake is not None:
+            return self._lake
         if self._header is None:
-            return sql.parquet(self._connection, files or self.files, by_name=True)
-        return text_relation(self._connection, files or self.files, self._header, nulls)
+            table = sql.parquet(
+                self._connection, files or self.files, by_name=True, folders=self.of_folders != ()
+            )
+            if not self.of_folders:
+                return table
+            names = ", ".join(map(sql.name, (*self._of_files, *self.of_folders)))
+            return f"(SELECT {names} FROM {table})"
+        return text_relation(
+            self._connection, files or self.files, self._header, nulls, self.of_folders
+        )
 
     def value(self, column: str | None) -> str:
         """SQL of a column's value; bytes as the text that they are, if they all are."""

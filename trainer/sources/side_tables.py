@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import duckdb
 
 from trainer.sources.columns import Columns, Table, required
-from trainer.sources.kinds import kind_of
+from trainer.sources.lakes import lake_at
 from trainer.sources.sources import ITEM_NAMES, USER_NAMES, SideTable, Source, list_files
 from trainer.sources.text_files import suffix_of
 
@@ -40,9 +40,12 @@ def _side_file(
     own: str | None,
 ) -> SideTable:
     """A named side file: its id column is called as in the interactions, or by a usual name."""
-    files = list_files(path, f"--{which}s")
-    suffix = suffix_of(files[0])
-    format = {".parquet": "parquet", ".item": "recbole", ".user": "recbole"}.get(suffix, "csv")
+    format: str | None = lake_at(path)
+    files = [path]
+    if format is None:
+        files = list_files(path, f"--{which}s")
+        suffix = suffix_of(files[0])
+        format = {".parquet": "parquet", ".item": "recbole", ".user": "recbole"}.get(suffix, "csv")
     known = columns.known if own is None else {**columns.known, which: own.split(":")[0]}
     return side_table(connection, format, files, path, which, replace(columns, known=known))
 
@@ -59,16 +62,12 @@ def side_table(
     wanted = columns.item if which == "item" else columns.user
     usual = columns.usual(which, ITEM_NAMES if which == "item" else USER_NAMES)
     id_column = required(wanted, table.types, usual, f"--{which}-column", label)
-    kinds = {
-        column: kind_of(column, table.type_of(column), guessed=format != "parquet")
-        for column in table.types
-        if column != id_column
-    }
+    kinds = {column: table.kind_of(column) for column in table.types if column != id_column}
     id_value = table.value(id_column)
     vectors = {
         column: kind.vector(table.value(column))
         for column, kind in kinds.items()
-        if kind.form == "vector" and format == "parquet"
+        if kind.form == "vector" and table.is_typed
     }
     values = {column: "NULL" if column in vectors else table.value(column) for column in kinds}
     relation = table.relation(nulls=False)
@@ -79,6 +78,7 @@ def side_table(
         kinds=kinds,
         label=label,
         notes=table.notes,
+        table=table,
         vectors={
             column: f"SELECT {id_value} AS raw, {value} AS value FROM {relation}"
             for column, value in vectors.items()

@@ -18,7 +18,7 @@ from typing import Any
 
 from trainer.base.mistake import Mistake
 from trainer.files.filesystems import check_text, filesystem_of, is_uri, reached
-from trainer.sources.columns import Columns, resolve
+from trainer.sources.columns import Columns, Table, resolve
 from trainer.sources.kinds import Kind
 
 GIVEN = {"train": 0, "valid": 1, "val": 1, "validation": 1, "test": 2}
@@ -45,6 +45,8 @@ class SideTable:
     """How messages call the file."""
     notes: tuple[str, ...] = ()
     """What the user should know of how the file is read."""
+    table: Table | None = None
+    """The file, where its columns have names of its own."""
     vectors: dict[str, str] = field(default_factory=dict)
     """By name of a column that holds vectors by its type: SELECT of `raw` and `value`. It is read
     by itself; in `select` it is NULL."""

@@ -175,14 +175,16 @@ def parquet(
     files: Sequence[str | Path],
     by_name: bool = False,
     places: bool = False,
+    folders: bool = False,
 ) -> str:
     """SQL after FROM that reads these Parquet files, and no others.
 
     by_name: files may lack columns of the others, which are NULL there.
     places: with the columns `filename` and `file_row_number`.
+    folders: with the columns in names of folders, as text.
     """
     return (
-        f"read_parquet({literal_files(connection, files)}, hive_partitioning=false, "
+        f"read_parquet({literal_files(connection, files)}, {_hive(folders)}, "
         f"union_by_name={literal(by_name)}, filename={literal(places)}, "
         f"file_row_number={literal(places)})"
     )
@@ -193,10 +195,11 @@ def csv(
     files: Sequence[str | Path],
     columns: Sequence[str],
     options: Mapping[str, Option],
+    folders: bool = False,
 ) -> str:
     """SQL after FROM that reads these text files, and no others, all columns as text.
 
-    options: of read_csv, besides those that are the same for all.
+    options: of read_csv, besides those that are the same for all. folders: as `parquet` has it.
     """
     types = ", ".join(f"{text(each)}: 'VARCHAR'" for each in columns)
     given = "".join(
@@ -206,8 +209,12 @@ def csv(
     )
     return (
         f"read_csv({literal_files(connection, files)}, columns={{{types}}}, auto_detect=false, "
-        f"hive_partitioning=false{given})"
+        f"{_hive(folders)}{given})"
     )
+
+
+def _hive(folders: bool) -> str:
+    return f"hive_partitioning={literal(folders)}, hive_types_autocast=false"
 
 
 def texts(values: Iterable[str]) -> str:

@@ -190,12 +190,17 @@ def _unpacked(path: str) -> Iterator[Any]:
 
 
 def text_relation(
-    connection: duckdb.DuckDBPyConnection, files: list[str], header: Header, nulls: bool
+    connection: duckdb.DuckDBPyConnection,
+    files: list[str],
+    header: Header,
+    nulls: bool,
+    of_folders: tuple[str, ...] = (),
 ) -> str:
     """SQL after FROM that reads text files of one header, all named columns as text.
 
     nulls: an unquoted `NaN`, `null` or `None` stands for a missing value; else a text is what it
-    says. Names are given in SQL: a header may hold any.
+    says. of_folders: columns that the names of folders hold. Names are given in SQL: a header may
+    hold any.
     """
     columns = [f"c{place}" for place in range(len(header.names))]
     options: dict[str, sql.Option] = {
@@ -211,7 +216,9 @@ def text_relation(
         for column, name in zip(columns, header.names, strict=True)
         if name
     )
-    return f"(SELECT {selected} FROM {sql.csv(connection, files, columns, options)})"
+    selected = ", ".join([selected, *map(sql.name, of_folders)])
+    table = sql.csv(connection, files, columns, options, folders=of_folders != ())
+    return f"(SELECT {selected} FROM {table})"
 
 
 def nulls_told(separator: str) -> dict[str, sql.Option]:

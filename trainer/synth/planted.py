@@ -88,7 +88,8 @@ class PlantedModel:
         weight = np.arange(1, ranks + 1) ** -float(zipf_exponent)
         self.chance_of_rank = weight / weight.sum()
         """q, float64 [ceil(I / C)]."""
-        self._ranks = AliasTable(weight)
+        self.ranks = AliasTable(weight)
+        """Numbers within a cluster, by q."""
         self._tastes = AliasTable(np.arange(1, clusters + 1) ** -CLUSTER_EXPONENT)
         random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence((seed, 1 << 40))))
         self.row_of_slot_I = random.permutation(items).astype(np.int32)
@@ -96,14 +97,14 @@ class PlantedModel:
 
     def draw(self, random: np.random.Generator, length_U: np.ndarray) -> Draws:
         """About `length_U` interactions of each user: fewer where repetitions ate the overdraw."""
-        taste_UT, dislike_U = self._draw_tastes(random, len(length_U))
+        taste_UT, dislike_U = self.draw_tastes(random, len(length_U))
         overdraw = OVERDRAW + OVERDRAW_OF_RANKS / len(self.chance_of_rank)
         draws_U = (length_U * overdraw).astype(np.int64) + 2
         user_M = np.repeat(np.arange(len(length_U)), draws_U)
         first_U = np.cumsum(draws_U) - draws_U
         turn_M = np.arange(len(user_M)) - np.repeat(first_U, draws_U)
         slot_M, liked_M = self._draw_slots(random, user_M, taste_UT, dislike_U)
-        first_M = _first_of_each(user_M, slot_M, turn_M, first_U)
+        first_M = first_of_each(user_M, slot_M, turn_M, first_U)
         user_M, slot_M, liked_M = user_M[first_M], slot_M[first_M], liked_M[first_M]
         count_U = np.bincount(user_M, minlength=len(length_U))
         first_U = np.cumsum(count_U) - count_U
@@ -113,10 +114,11 @@ class PlantedModel:
         start_U = np.concatenate([[0], np.cumsum(kept_U)])
         return Draws(user_M[keep_M], slot_M[keep_M], liked_M[keep_M], start_U, taste_UT)
 
-    def _draw_tastes(
-        self, random: np.random.Generator, users: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct clusters a user: the draw itself, or the next cluster that is still free."""
+    def draw_tastes(self, random: np.random.Generator, users: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct clusters a user, three liked [U, 3] and one disliked [U].
+
+        Each is the draw itself, or the next cluster that is still free.
+        """
         chosen = np.empty((users, NUM_TASTES + 1), dtype=np.int64)
         for place in range(NUM_TASTES + 1):
             cluster = self._tastes.draw(random, users)
@@ -141,7 +143,7 @@ class PlantedModel:
         taste_M = (part_M >= weights[0]).astype(np.int64) + (part_M >= weights[1])
         cluster_M = taste_UT.reshape(-1)[user_M * NUM_TASTES + taste_M]
         cluster_M = np.where(liked_M, cluster_M, dislike_U[user_M])
-        slot_M = self._ranks.draw(random, size) * self.clusters + cluster_M
+        slot_M = self.ranks.draw(random, size) * self.clusters + cluster_M
         noisy = liked_M & (kind_M < self.disliked + self.noise * (1 - self.disliked))
         # Clusters whose last number falls beyond the catalog: their draw becomes noise.
         noisy |= slot_M >= self.items
@@ -149,7 +151,7 @@ class PlantedModel:
         return slot_M, liked_M
 
 
-def _first_of_each(
+def first_of_each(
     user_M: np.ndarray, slot_M: np.ndarray, turn_M: np.ndarray, first_U: np.ndarray
 ) -> np.ndarray:
     """True for a user's first draw of a slot, False for repetitions; bool [M].

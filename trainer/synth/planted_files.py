@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.events.event_files import EventWriter, Layout, part_file, splits_of
-from trainer.data.schema import (
-    DISLIKED,
-    LIKED,
-    SCHEMA_VERSION,
-    Dataset,
-    EventWindow,
-    combined_digest,
-    record_of,
-)
+from trainer.data.events.event_files import Layout, splits_of
+from trainer.data.feature_types import Attribute
+from trainer.data.schema import SCHEMA_VERSION, Dataset, EventWindow, combined_digest, record_of
 from trainer.synth.planted import PlantedModel
+from trainer.synth.planted_extras import DEVICES, Extras, ItemFeatures, user_numbers
+from trainer.synth.planted_features import (
+    ITEM_NUMBERS,
+    USER_NUMBERS,
+    context_attributes,
+    number_attributes,
+    write_item_vectors,
+)
 from trainer.synth.planted_parquet import (
     ITEMS_AT_ONCE,
     ROW_GROUP_ROWS,
@@ -39,27 +41,35 @@ from trainer.synth.planted_tables import (
     titles,
     user_attributes,
 )
+from trainer.synth.planted_windows import Written, described_windows, write_events
 
-KINDS = (LIKED, DISLIKED)
+WORDS = {**VOCABULARIES, "device": DEVICES}
 
 
 @dataclass(frozen=True)
 class PartTables:
     """What of a part belongs into files that all parts share."""
 
-    count_SK: np.ndarray
-    """Events by split and kind."""
-    asked_S: np.ndarray
-    """Users with a positive in each split."""
+    written: list[Written]
     users: pa.Table
 
 
 class DatasetWriter:
     """Writes a prepared dataset. `write_part` from any thread, the rest from one."""
 
-    def __init__(self, folder: Path, model: PlantedModel, seed: int, users: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: PlantedModel,
+        seed: int,
+        users: int,
+        history_length: int,
+        extras: Extras,
+        features: ItemFeatures,
+    ) -> None:
         self._folder, self._model, self._seed = folder, model, seed
-        self._num_users = users
+        self._num_users, self._history_length = users, history_length
+        self._extras, self._features = extras, features
         self._lock = threading.Lock()
         self._count_I = np.zeros(model.items, dtype=np.int32)
         self._later_I = np.zeros((2, model.items), dtype=np.int32)
@@ -70,9 +80,9 @@ class DatasetWriter:
 
     def write_part(self, number: int, part: PartRows, random: np.random.Generator) -> PartTables:
         """Write a part's events, and count them."""
-        layout = Layout(self._num_users, self._model.items, KINDS, True, True)
-        with EventWriter(self._folder / part_file(0, number), layout) as writer:
-            writer.write(part.events())
+        written = write_events(
+            self._folder, number, part, self._layout, self._extras.windows, self._history_length
+        )
         liked_M = part.draws.liked_M
         with self._lock:
             # A plain 1 is an int64: casting it to the counts' type costs twenty times the sum.
@@ -82,18 +92,27 @@ class DatasetWriter:
                 np.add.at(self._later_I[split - 1], part.item_M[held_M], np.int32(1))
         users = len(part.is_held_U)
         country_U, interests = user_attributes(part.draws.taste_UT, random)
-        table = pa.table(
-            {
-                "user": np.arange(users) + part.first_user,
-                "raw_id": np.arange(users) + part.first_user + 1,
-                "count": part.count_U(0),
-                "count_with_validation": part.count_U(1),
-                "count_of_all": part.count_U(2),
-                "country": country_U,
-                "interests": as_list(interests),
-            }
-        )
-        return PartTables(writer.count_SK, writer.asked_S, table)
+        columns = {
+            "user": np.arange(users) + part.first_user,
+            "raw_id": np.arange(users) + part.first_user + 1,
+            "count": part.count_U(0),
+            "count_with_validation": part.count_U(1),
+            "count_of_all": part.count_U(2),
+            "country": country_U,
+            "interests": as_list(interests),
+        }
+        if self._extras.numbers:
+            columns |= user_numbers(part.draws.taste_UT, random)
+        return PartTables(written, pa.table(columns))
+
+    @property
+    def _layout(self) -> Layout:
+        """Of the events of the first window."""
+        more: dict[str, pa.DataType] = {"weight": pa.float32()} if self._extras.weights else {}
+        if self._extras.context:
+            more |= {"context.device": pa.int32(), "context.minutes": pa.float32()}
+        kinds = self._extras.event_kinds
+        return Layout(self._num_users, self._model.items, kinds, True, True, more=more)
 
     def append(self, tables: PartTables) -> None:
         """Add a part's users to theirs; parts come in order."""
@@ -115,8 +134,26 @@ class DatasetWriter:
                     self._count_values("item", name, _values_of(table[name]))
         for writer in self._writers.values():
             writer.close()
+        written = [each for part in self._parts for each in part.written]
+        windows = described_windows(written, self._extras.windows)
+        vectors = write_item_vectors(self._folder, self._model, self._extras, self._features)
+        context: tuple[Attribute, ...] = ()
+        if self._extras.context:
+            context, device_counts = context_attributes(self._folder, windows)
+            self._values["context", "device"] = np.array(device_counts)
         self._write_vocabularies()
-        return self._describe(arguments, threads)
+        numbers = {"item": ITEM_NUMBERS, "user": USER_NUMBERS} if self._extras.numbers else {}
+        number = {
+            side: number_attributes(self._folder, side, names) for side, names in numbers.items()
+        }
+        dataset = self._describe(arguments, threads, written, windows)
+        return replace(
+            dataset,
+            item_attributes=(*ITEM_ATTRIBUTES, *number.get("item", ()), *vectors),
+            user_attributes=(*USER_ATTRIBUTES, *number.get("user", ())),
+            context_attributes=context,
+            has_weights=self._extras.weights,
+        )
 
     def _item_table(self, slot_of_row_I: np.ndarray, first: int) -> pa.Table:
         """Items `first` and those after it."""
@@ -124,17 +161,18 @@ class DatasetWriter:
         rows = slice(first, first + len(slot_n))
         genre_n, moods = attributes_of(slot_n, self._model, self._seed, first)
         train_n = self._count_I[rows].astype(np.int64)
+        columns = {
+            "item": np.arange(rows.start, rows.stop),
+            "raw_id": slot_n + 1,
+            "title": titles(slot_n, self._model.clusters),
+            "count": train_n,
+            "count_with_validation": train_n + self._later_I[0, rows],
+            "count_of_all": train_n + self._later_I[:, rows].sum(axis=0),
+            "genre": genre_n,
+            "moods": as_list(moods),
+        }
         return pa.table(
-            {
-                "item": np.arange(rows.start, rows.stop),
-                "raw_id": slot_n + 1,
-                "title": titles(slot_n, self._model.clusters),
-                "count": train_n,
-                "count_with_validation": train_n + self._later_I[0, rows],
-                "count_of_all": train_n + self._later_I[:, rows].sum(axis=0),
-                "genre": genre_n,
-                "moods": as_list(moods),
-            }
+            columns | {name: each[slot_n] for name, each in self._features.numbers.items()}
         )
 
     def _append(self, name: str, table: pa.Table) -> None:
@@ -151,21 +189,27 @@ class DatasetWriter:
     def _write_vocabularies(self) -> None:
         columns: dict[str, list[Any]] = {n: [] for n in ("side", "name", "row", "value", "count")}
         for (side, name), counts in self._values.items():
-            for row, value in enumerate(("", *VOCABULARIES[name])):
+            for row, value in enumerate(("", *WORDS[name])):
                 entry = (side, name, row, value, int(counts[row]))
                 for column, each in zip(columns.values(), entry, strict=True):
                     column.append(each)
         write(pa.table(columns), self._folder / "attributes.parquet")
 
-    def _describe(self, arguments: dict[str, Any], threads: int) -> Dataset:
-        count_SK = np.sum([part.count_SK for part in self._parts], axis=0)
-        asked_S = np.sum([part.asked_S for part in self._parts], axis=0)
-        window = EventWindow(
-            tuple(part_file(0, number) for number in range(len(self._parts))),
-            self._users,
-            int(count_SK.sum()),
+    def _describe(
+        self,
+        arguments: dict[str, Any],
+        threads: int,
+        written: Sequence[Written],
+        windows: tuple[EventWindow, ...],
+    ) -> Dataset:
+        count_SK = np.sum([each.count_SK for each in written], axis=0)
+        newest = [each for each in written if each.window == self._extras.windows - 1]
+        asked_S = np.sum([each.asked_S for each in newest], axis=0)
+        names = sorted(
+            str(path.relative_to(self._folder))
+            for path in self._folder.rglob("*")
+            if path.suffix in (".parquet", ".f16")
         )
-        names = sorted(str(p.relative_to(self._folder)) for p in self._folder.rglob("*.parquet"))
         with ThreadPoolExecutor(threads) as pool:
             files_record = dict(
                 zip(names, pool.map(partial(record_of, self._folder), names), strict=True)
@@ -177,10 +221,10 @@ class DatasetWriter:
             schema_version=SCHEMA_VERSION,
             num_users=self._users,
             num_items=self._model.items,
-            window_rule=None,
-            windows=(window,),
-            kinds=KINDS,
-            splits=splits_of(count_SK, KINDS, asked_S),
+            window_rule="day" if self._extras.windows > 1 else None,
+            windows=windows,
+            kinds=self._extras.event_kinds,
+            splits=splits_of(count_SK, self._extras.event_kinds, asked_S),
             split_rule=rule,
             history_length=arguments["history_length"],
             has_timestamps=True,
@@ -190,7 +234,7 @@ class DatasetWriter:
             item_attributes=ITEM_ATTRIBUTES,
             source={
                 "format": "synth",
-                "rows": window.events,
+                "rows": sum(window.events for window in windows),
                 "arguments": arguments,
                 "attributes_left_out": {"user": {}, "item": {}},
             },

@@ -8,14 +8,15 @@ The last `held_out` interactions of a held-out user are test, those before them 
 Shapes: U = users of the part, M = interactions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from trainer.data.events.event_files import Events
 from trainer.data.jagged import Jagged, offsets_of
-from trainer.synth.planted import Draws
+from trainer.synth.planted import TASTE_WEIGHTS, Draws
+from trainer.synth.planted_extras import boosts
 
 FIRST_SECOND = 1_700_000_000
 SECONDS_OF_YEAR = 365 * 86_400
@@ -36,6 +37,23 @@ class PartRows:
     held_out: int
     is_held_U: np.ndarray
     first_user: int
+    kind_M: np.ndarray | None = None
+    """Number of each one's kind, int8; None: liked or disliked."""
+    window_M: np.ndarray | None = None
+    """Window of each one, int64; None: there is one window."""
+    signals: tuple[int, ...] = ()
+    """Kinds whose items are not left out of later rankings."""
+    more: dict[str, np.ndarray] = field(default_factory=dict)
+    """Weights and the context, as `Events` has them."""
+    context: tuple[np.ndarray, np.ndarray] | None = None
+    """Device and standardised minutes of each one, as `boosts` takes them."""
+
+    @property
+    def left_out_slot_M(self) -> np.ndarray:
+        """Slots that later rankings leave out; of mere signals, which leave nothing out, -1."""
+        if self.kind_M is None or not self.signals:
+            return self.draws.slot_M
+        return np.where(np.isin(self.kind_M, self.signals), -1, self.draws.slot_M)
 
     def split_start(self, split: int) -> np.ndarray:
         """First row of each user that is not before the split, int64 [U]."""
@@ -48,10 +66,20 @@ class PartRows:
         return Events(
             self.draws.user_M + self.first_user,
             self.item_M,
-            np.where(self.draws.liked_M, 0, 1).astype(np.int8),
+            np.where(self.draws.liked_M, 0, 1).astype(np.int8)
+            if self.kind_M is None
+            else self.kind_M,
             self.split_M,
             self.timestamp_M,
+            more=self.more,
         )
+
+    def taste_weights(self, row_n: np.ndarray, taste_nT: np.ndarray) -> np.ndarray:
+        """How much users like their tastes in the context of rows, [n, T], up to a factor."""
+        if self.context is None:
+            return np.broadcast_to(TASTE_WEIGHTS, taste_nT.shape)
+        device_M, z_M = self.context
+        return TASTE_WEIGHTS * boosts(device_M[row_n], z_M[row_n], taste_nT)
 
     def count_U(self, last_split: int) -> np.ndarray:
         """Positive interactions of each user in the splits up to one, int64."""

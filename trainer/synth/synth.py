@@ -10,11 +10,10 @@ written as a source that `tandem prepare` takes.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,23 +24,33 @@ from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import MOST_THREADS
 from trainer.base.screen import say
+from trainer.data.feature_types import LARGEST_VECTOR
 from trainer.data.schema import MAX_HISTORY_LENGTH, Dataset
 from trainer.files.filesystems import check_text
 from trainer.files.whole_folder import whole_folder
 from trainer.observe.progress import Progress, TerminalProgress
 from trainer.prepare.summary import print_summary
 from trainer.synth.planted import PlantedModel
+from trainer.synth.planted_eras import EraModel
+from trainer.synth.planted_extras import Extras, ItemFeatures
 from trainer.synth.planted_files import DatasetWriter
 from trainer.synth.planted_rows import PartRows, make_part
 from trainer.synth.planted_source import RawWriter
-from trainer.synth.planted_truth import CUTOFFS, BestPossible, best_possible
+from trainer.synth.planted_truth import (
+    CUTOFFS,
+    HELD_OUT,
+    NEW,
+    BestPossible,
+    best_possible,
+    write_truth,
+)
 
 ROWS_PER_PART = 1 << 20
 TRUTH_USERS = 20_000
 MAX_LENGTH = 1000
 MAX_ZIPF_EXPONENT = 10
 MIN_CLUSTERS, MAX_CLUSTERS = 8, 2000
-HELD_OUT = {"validation": 1, "test": 2}
+MOST_WINDOWS, MOST_NEW = 1000, 0.9
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,24 @@ class SynthArguments:
     """Interactions of a held-out user in the test part, and as many in the validation part."""
     held_out_users: int = 100_000
     """Users with a test and a validation part, about; all if there are fewer."""
+    vectors: Annotated[int, tyro.conf.arg(metavar="WIDTH")] = 0
+    """Width of the items' vectors (column text), which tell clusters and popularity; 0: none."""
+    numbers: bool = False
+    """Numbers of items (price, tempo) and users (age), which tell popularity and clusters."""
+    context: bool = False
+    """Context of events (device, minutes), which shifts what the user likes."""
+    kinds: bool = False
+    """Kinds of events (buy, cart, view, dislike); carts and views follow preferences less, and
+    buys alone are held out."""
+    weights: bool = False
+    """A weight of each event: the chance that it follows any preference."""
+    windows: int = 1
+    """Days, each a window; what is held out ends the last one."""
+    new_items: float = 0.0
+    """Share of the catalog that is new on each day but the first, and as much again in the held-out
+    part, of which training never sees anything."""
+    drift: float = 0.0
+    """Share of users whose tastes change from one day to the next."""
     raw: bool = False
     """Write a source for `tandem prepare` in place of a prepared dataset."""
     threads: int | None = None
@@ -90,6 +117,8 @@ class SynthArguments:
             ("held_out_users", 0, 1 << 40),
             ("threads", 1, MOST_THREADS),
             ("zipf_exponent", 0, MAX_ZIPF_EXPONENT),
+            ("vectors", 0, LARGEST_VECTOR),
+            ("windows", 1, MOST_WINDOWS),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
@@ -101,9 +130,17 @@ class SynthArguments:
                 f"--clusters {self.num_clusters} must be from {MIN_CLUSTERS // 2} to "
                 f"{self.items // 2}, half the items"
             )
-        for name in ("noise", "disliked"):
+        for name in ("noise", "disliked", "new_items", "drift"):
             if not 0 <= getattr(self, name) < 1:
-                raise Mistake(f"--{name} {getattr(self, name):g} must be from 0 to below 1")
+                flag = name.replace("_", "-")
+                raise Mistake(f"--{flag} {getattr(self, name):g} must be from 0 to below 1")
+        if self.new_items * self.windows > MOST_NEW:
+            raise Mistake(
+                f"--new-items {self.new_items:g} on {self.windows} days make "
+                f"{self.new_items * self.windows:.2f} of the catalog: at most {MOST_NEW} may be new"
+            )
+        if self.drift and self.windows == 1:
+            raise Mistake(f"--drift {self.drift:g} goes from day to day: give --windows 2 or more")
         mean = self.mean_length
         if not self.shortest < mean <= min(MAX_LENGTH, self.items / 4):
             raise Mistake(
@@ -126,6 +163,11 @@ class SynthArguments:
     def shortest(self) -> int:
         """Interactions of a user at least: one stays in train whatever is held out."""
         return 2 * self.held_out + 1
+
+    @property
+    def extras(self) -> Extras:
+        """What the data have beyond ids and categories."""
+        return Extras(**{each.name: getattr(self, each.name) for each in fields(Extras)})
 
     @property
     def users_per_part(self) -> int:
@@ -152,19 +194,25 @@ def synth(
         _print(arguments, rows, best, time.monotonic() - started)
 
 
-def _print(arguments: SynthArguments, rows: int, best: BestPossible, seconds: float) -> None:
+def _print(
+    arguments: SynthArguments, rows: int, best: dict[str, BestPossible], seconds: float
+) -> None:
     out = arguments.out
     if not arguments.raw:
         print_summary(Dataset.load(out), seconds)
     say(f"{out}: {rows:,} interactions in {seconds:.1f} s, {rows / seconds:,.0f} a second")
-    if best.users:
-        summary = best.summary()
-        possible = ", ".join(f"recall@{k} {summary[f'recall@{k}']:.4f}" for k in CUTOFFS)
-        say(f"best possible on test ({best.users:,} users): {possible}")
+    for of, each in (("", best["test"]), (", new items", best[NEW])):
+        if each.users:
+            summary = each.summary()
+            possible = ", ".join(f"recall@{k} {summary[f'recall@{k}']:.4f}" for k in CUTOFFS)
+            say(f"best possible on test{of} ({each.users:,} users): {possible}")
 
 
-def _build(arguments: SynthArguments, folder: Path, progress: Progress) -> tuple[int, BestPossible]:
-    """Write everything into `folder`; the interactions, and the best possible on test."""
+def _build(
+    arguments: SynthArguments, folder: Path, progress: Progress
+) -> tuple[int, dict[str, BestPossible]]:
+    """Write everything into `folder`; the interactions, and the best possible by split; NEW: on
+    test, of items that training never sees."""
     model = PlantedModel(
         items=arguments.items,
         clusters=arguments.num_clusters,
@@ -173,19 +221,26 @@ def _build(arguments: SynthArguments, folder: Path, progress: Progress) -> tuple
         disliked=arguments.disliked,
         seed=arguments.seed,
     )
+    extras = arguments.extras
+    features = ItemFeatures(model, extras, arguments.seed)
+    sizes = (arguments.users, arguments.history_length)
     writer: Any = (
-        RawWriter(folder, model, arguments.seed)
+        RawWriter(folder, model, arguments.seed, extras, features)
         if arguments.raw
-        else DatasetWriter(folder, model, arguments.seed, arguments.users)
+        else DatasetWriter(folder, model, arguments.seed, *sizes, extras, features)
     )
-    best = {name: BestPossible() for name in HELD_OUT}
+    eras = EraModel(model, extras, features) if extras.changes_events else None
+    is_new_I = features.birth_I == extras.windows
+    best = {name: BestPossible() for name in (*HELD_OUT, NEW)}
     rows = users = 0
 
     def make(first_user: int) -> tuple[int, Any, dict[str, BestPossible]]:
-        part, random = _draw_part(arguments, model, first_user)
+        part, random = _draw_part(arguments, model, eras, first_user)
         tables = writer.write_part(first_user // arguments.users_per_part, part, random)
         asked = math.ceil(TRUTH_USERS * len(part.is_held_U) / arguments.users)
         truth = {name: best_possible(model, part, split, asked) for name, split in HELD_OUT.items()}
+        if extras.new_items:
+            truth[NEW] = best_possible(model, part, HELD_OUT["test"], asked, is_new_I)
         return len(part.item_M), tables, truth
 
     threads = arguments.threads or usable_cpus()
@@ -193,8 +248,8 @@ def _build(arguments: SynthArguments, folder: Path, progress: Progress) -> tuple
         first_users = range(0, arguments.users, arguments.users_per_part)
         for part_rows, tables, truth in pool.map(make, first_users):
             writer.append(tables)
-            for name in HELD_OUT:
-                best[name].merge(truth[name])
+            for name, each in truth.items():
+                best[name].merge(each)
             rows += part_rows
             users = min(users + arguments.users_per_part, arguments.users)
             progress.update("users", users, arguments.users, rows=rows)
@@ -205,12 +260,12 @@ def _build(arguments: SynthArguments, folder: Path, progress: Progress) -> tuple
     else:
         dataset = writer.finish(settings, threads)
         (folder / "dataset.json").write_text(dataset.to_json())
-    _write_truth(folder, settings, best)
-    return rows, best["test"]
+    write_truth(folder, settings, best)
+    return rows, best
 
 
 def _draw_part(
-    arguments: SynthArguments, model: PlantedModel, first_user: int
+    arguments: SynthArguments, model: PlantedModel, eras: EraModel | None, first_user: int
 ) -> tuple[PartRows, np.random.Generator]:
     """The part that begins with `first_user`, from its own stream of random numbers."""
     number = first_user // arguments.users_per_part
@@ -220,15 +275,17 @@ def _draw_part(
     # Rounding to the next integer keeps the mean of an exponential, nearly.
     spread = arguments.mean_length - arguments.shortest
     length_U = arguments.shortest + (random.exponential(spread, users) + 0.5).astype(np.int64)
-    draws = model.draw(random, np.minimum(length_U, MAX_LENGTH))
-    part = make_part(
-        draws,
-        row_of_slot_I=model.row_of_slot_I,
-        random=random,
-        held_out=arguments.held_out,
-        held_share=1.0 if arguments.raw else min(1.0, arguments.held_out_users / arguments.users),
-        first_user=first_user,
-    )
+    length_U = np.minimum(length_U, MAX_LENGTH)
+    held_share = 1.0 if arguments.raw else min(1.0, arguments.held_out_users / arguments.users)
+    asked: dict[str, Any] = {
+        "held_out": arguments.held_out,
+        "held_share": held_share,
+        "first_user": first_user,
+    }
+    if eras is not None:
+        return eras.part(random, length_U, **asked), random
+    drawn = model.draw(random, length_U)
+    part = make_part(drawn, row_of_slot_I=model.row_of_slot_I, random=random, **asked)
     return part, random
 
 
@@ -236,17 +293,6 @@ def _settings(arguments: SynthArguments) -> dict[str, Any]:
     """What decides the data: not where it lies nor how many threads made it."""
     settings = {**asdict(arguments), "clusters": arguments.num_clusters}
     del settings["out"], settings["threads"]
+    for name in {each.name for each in fields(Extras)} - arguments.extras.set_fields.keys():
+        del settings[name]
     return settings
-
-
-def _write_truth(folder: Path, settings: dict[str, Any], best: dict[str, BestPossible]) -> None:
-    clusters = settings["clusters"]
-    truth = {
-        "meaning": "best: recall and NDCG on the held-out rows of the ranking by the true "
-        "probabilities, what the user has seen left out. No model can be expected to do better.",
-        "best": {name: each.summary() for name, each in best.items() if each.users},
-        "cluster_of_item": f"(raw_id - 1) % {clusters}",
-        "rank_in_cluster": f"(raw_id - 1) // {clusters}",
-        "arguments": settings,
-    }
-    (folder / "truth.json").write_text(json.dumps(truth, indent=2) + "\n")

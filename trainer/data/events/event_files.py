@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -44,6 +44,10 @@ class Layout:
     with_carried: bool = False
     more: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Further columns and their types, as `more_columns` has them."""
+
+    def carrying(self) -> Layout:
+        """That of later windows, which carry events of those before."""
+        return replace(self, with_carried=True)
 
     @property
     def schema(self) -> pa.Schema:

@@ -19,11 +19,12 @@ from trainer.sources.formats.lightgcn import lightgcn
 from trainer.sources.formats.movielens import movielens
 from trainer.sources.formats.recbole import recbole
 from trainer.sources.formats.table_files import table_source
+from trainer.sources.lakes import LAKES, LakeFormat, check_no_lake, lake_at
 from trainer.sources.side_tables import SideFiles, with_side_files
 from trainer.sources.sources import Source, list_files, unread
 from trainer.sources.text_files import check_packing, suffix_of
 
-Format = Literal["lightgcn", "recbole", "parquet", "csv", "movielens"]
+Format = Literal["lightgcn", "recbole", "parquet", "csv", "movielens", "delta", "iceberg"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
@@ -61,12 +62,12 @@ def read_source(
         raise Mistake(
             f"unknown format {format!r}. {sql.near(format, FORMATS)}; or leave --format out"
         )
-    named = {"--items": side.items, "--users": side.users}
-    aside = [each for flag, given in named.items() if given for each in list_files(given, flag)]
-    files = [each for each in list_files(path) if each not in aside]
-    if not files:
-        raise Mistake(f"{path} holds no interactions besides --items and --users")
-    match format or recognise(path, files):
+    lake, files = _files_of(path, format, side)
+    match lake or format or recognise(path, files):
+        case "delta" | "iceberg" as kind:
+            if lake is None:
+                raise Mistake(f"{path} is no {kind} table: name the folder that holds its log")
+            source, read = table_source(connection, path, kind, files, columns), files
         case "lightgcn":
             source, read = lightgcn(connection, path, files)
         case "recbole":
@@ -91,3 +92,26 @@ def read_source(
             )
     source = replace(source, label=path, notes=(*source.notes, *unread(files, read)))
     return with_side_files(connection, source, columns, side)
+
+
+def _files_of(
+    path: str, format: str | None, side: SideFiles
+) -> tuple[LakeFormat | None, list[str]]:
+    """The kind of table that a folder is, if any, and the files of interactions."""
+    lake = lake_at(path)
+    if lake is not None:
+        if format not in (None, lake):
+            raise Mistake(f"--format {format}, but {path} is {LAKES[lake].words}: leave it out")
+        return lake, [path]
+    named = {"--items": side.items, "--users": side.users}
+    aside = [
+        each
+        for flag, given in named.items()
+        if given and lake_at(given) is None
+        for each in list_files(given, flag)
+    ]
+    files = [each for each in list_files(path) if each not in aside]
+    if not files:
+        raise Mistake(f"{path} holds no interactions besides --items and --users")
+    check_no_lake(path, files)
+    return None, files

@@ -10,7 +10,7 @@ import duckdb
 from trainer.base.mistake import Mistake
 from trainer.sources import sql
 from trainer.sources.columns import Columns, Table, required, resolve
-from trainer.sources.kinds import kind_of
+from trainer.sources.kinds import Kind
 from trainer.sources.sources import (
     GIVEN,
     ITEM_NAMES,
@@ -43,6 +43,9 @@ class Columnar(Protocol):
 
     def type_of(self, column: str) -> str:
         """The type of `value`."""
+
+    def kind_of(self, column: str) -> Kind:
+        """How it is read as an attribute."""
 
 
 def table_source(
@@ -90,10 +93,7 @@ def table_source(
                 )
     first = tables[next(iter(tables))]
     found = {name: _named(name, first) for name in columns.context}
-    context = {
-        name.split(":")[0]: kind_of(column, first.type_of(column), guessed=format != "parquet")
-        for name, column in found.items()
-    }
+    context = {name.split(":")[0]: first.kind_of(column) for name, column in found.items()}
     read = {*names.values(), *found.values()}
     return Source(
         format=format,
