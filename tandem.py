@@ -94,6 +94,7 @@ def train(
     workers: int | str | None = None,
     address: str | None = None,
     resume: bool = False,
+    start_from: str | Path | None = None,
     **launch: Any,
 ) -> Run:
     """Train a model, and open it.
@@ -110,6 +111,8 @@ def train(
         workers: how many, or "2..8" where nodes may come and go.
         address: a Ray cluster ("auto": the one of this machine); None: one for this run alone.
         resume: go on from the run's newest checkpoint.
+        start_from: folder or URI of a run on these data, or on what they were appended to, whose
+            best checkpoint gives a new run its first values.
         launch: further flags of `tandem train` about workers, such as `max_failures`.
 
     Raises:
@@ -117,7 +120,7 @@ def train(
     """
     from cluster.commands.python_train import train
 
-    return train(preset, data, out, overrides or {}, workers, address, resume, launch)
+    return train(preset, data, out, overrides or {}, workers, address, resume, start_from, launch)
 
 
 def load(run: str | Path, data: str | Path | Dataset | None = None) -> Run:

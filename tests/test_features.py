@@ -15,6 +15,7 @@ import torch
 
 import tandem
 from tests.test_training import logged, losses, small_config, train
+from trainer.api.run import close_all
 from trainer.base.mistake import Mistake
 from trainer.data.feature_types import Scale
 from trainer.data.features import FeatureStore
@@ -201,7 +202,7 @@ def test_recommending_takes_the_context(finished: RunSpec) -> None:
     ):
         with pytest.raises(Mistake, match=message):
             run.recommend(3, context=context)
-    run.close()
+    close_all()  # the process group too
 
 
 def test_rows_without_their_id_are_the_same_on_any_number_of_ranks() -> None:

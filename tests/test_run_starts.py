@@ -22,7 +22,8 @@ from trainer.run import folder as run_module
 from trainer.run import lock
 from trainer.run.checkpoint_facts import read_facts
 from trainer.run.checkpoint_write import CheckpointWriteError
-from trainer.run.folder import RunFacts, RunFolder, RunSpec
+from trainer.run.folder import RunFolder, RunSpec
+from trainer.run.run_facts import RunFacts
 from trainer.run.state import read_state
 from trainer.train import run_worker
 

@@ -24,7 +24,8 @@ from trainer.config.sections import Config
 from trainer.config.short_help import ALL, MORE, PRINT, short_kind
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import absolute
-from trainer.run.folder import RunFacts, RunFolder, RunSpec
+from trainer.run.folder import RunFolder, RunSpec
+from trainer.run.run_facts import RunFacts
 
 MOST_GPUS = 1 << 20
 HELP = {"--help", "-h", ALL}
@@ -41,12 +42,22 @@ class TrainArguments:
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False
     """Go on from the newest checkpoint in --out."""
+    start_from: str | None = None
+    """A run on these data, or on what they were appended to: a new run begins with the values of
+    its best checkpoint, else its newest, wherever names and shapes agree."""
 
     def __post_init__(self) -> None:
-        check_given(self, ("data", "out"))
+        check_given(self, ("data", "out", "start_from"))
 
     def run_spec(self, preset: str) -> RunSpec:
-        return RunSpec(preset, self.config, absolute(self.data), absolute(self.out), self.resume)
+        return RunSpec(
+            preset,
+            self.config,
+            absolute(self.data),
+            absolute(self.out),
+            self.resume,
+            start_from=None if self.start_from is None else absolute(self.start_from),
+        )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from trainer.launch.launcher import Resumable, Worker
 from trainer.model.build import local_batch_size
 from trainer.model.inputs import build_inputs
 from trainer.model.memory import check_memory
+from trainer.model.vector_start import vector_attribute
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.observe.trackers.mirror import check_trackers
 from trainer.run.folder import PACKAGES, RunFolder, RunSpec
@@ -124,6 +125,8 @@ def _fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, lis
     spec, notes = fitted(spec, dataset)
     config = spec.config
     build_inputs(config.model, dataset, config.data.train_splits)
+    if config.model.item_vectors is not None:
+        vector_attribute(dataset, config.model.item_vectors)
     local_batch_size(config, ranks)
     require(
         config.loss.backend != "triton" or ranks.device.type == "cuda",

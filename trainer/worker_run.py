@@ -7,29 +7,31 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from embeddings.sharding import describe, initialise, sharded_weights
-from trainer.base.typed import read_as
+from embeddings.sharding import describe, sharded_weights
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.distributed.agreement import together
+from trainer.distributed.agreement import first_decides, together
 from trainer.distributed.hooks import Hooks
 from trainer.distributed.ranks import Ranks
 from trainer.loader.loader import Loader
 from trainer.loop import TrainingLoop
-from trainer.model.build import build_loader, build_model, trained_of_tables
+from trainer.model.build import build_loader, build_model, start_new_rows, trained_of_tables
 from trainer.model.optimizer import Schedule, build_optimizer
+from trainer.model.trained import restore, state_of
+from trainer.model.warm_start import start_from
 from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import Progress
 from trainer.observe.trackers.mirror import Mirrors
 from trainer.observe.trackers.tracker import Tracked
-from trainer.run.checkpoint_facts import DataPosition, Facts, ValidationState
-from trainer.run.checkpoint_read import load, newest_sound
+from trainer.run.checkpoint_facts import Facts, ValidationState
+from trainer.run.checkpoint_read import newest_sound
 from trainer.run.checkpoint_write import CheckpointWriteError, CheckpointWriter
 from trainer.run.folder import RunFolder, RunSpec
+from trainer.run.origin import Origin
 from trainer.run.place import Place
 from trainer.watch.finite import FiniteWatch, NonFiniteError, check_tables
 from trainer.watch.recorder import Recorder
-from trainer.watch.run_phases import RunPhases
+from trainer.watch.run_phases import RunPhases, describe_run
 from trainer.watch.validation import Validation
 from trainer.watch.vitals import Vitals
 
@@ -84,15 +86,21 @@ class Run:
         """Collective."""
         started = time.monotonic()
         together(self._serve)  # collective
-        place = self._restore() if resuming else Place()
+        origin = first_decides(lambda: self.folder.origin(self.spec))  # collective
+        place = self._restore() if resuming else None
+        place, fresh = place or Place(), place is None and origin is not None
+        if fresh and origin is not None:
+            origin = self._take_from(origin.run)
         self.phases.at("starting")
         loader = together(lambda: self._loader(place))  # collective
-        first = (self.spec, self.dataset, self.ranks.world_size, place.step)
+        first = (self.spec, self.dataset, self.ranks.world_size, place.step, origin)
         together(lambda: self.folder.begin(*first) if self.ranks.is_first else None)  # collective
         if self.ranks.is_first:
             self._mirror(place.step)
         total_steps = self._total_steps(loader, place)
-        self._describe(loader)
+        describe_run(
+            self.metrics, self.config, self.dataset, self.ranks.world_size, loader.steps_per_epoch
+        )
         recorder = self._recorder(total_steps, loader, place)
         loop = TrainingLoop(
             model=self.model,
@@ -106,6 +114,8 @@ class Run:
             save=self._save,
             evaluate=self._evaluate,
         )
+        if fresh:
+            self._save(place)  # from here on the run stands alone
         batches = iter(loader)
         try:
             loop.train(
@@ -171,29 +181,16 @@ class Run:
             self.hooks,
         )
 
-    def _describe(self, loader: Loader) -> None:
-        """Publish what is known before the first step."""
-        self.metrics.set("tandem_world_size", self.ranks.world_size)
-        self.metrics.set(
-            "tandem_checkpoint_interval_steps",
-            self.config.checkpoint.every_steps or loader.steps_per_epoch,
-        )
-        for reason, rows in (self.dataset.dropped or {"none": 0}).items():
-            self.metrics.set("tandem_dataset_rows_dropped", rows, reason)
-
     def _checkpoint_written(self, seconds: float) -> None:
         self.metrics.observe("tandem_checkpoint_write_seconds", seconds)
         self.metrics.set("tandem_checkpoint_timestamp_seconds", time.time())
-
-    def _state(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def _save(self, place: Place) -> None:
         """Begin a checkpoint of `place`. Collective."""
         check_tables(sharded_weights(self.model), place.step)  # collective
         facts = Facts(
             step=place.step,
-            position=read_as(DataPosition, place.position),
+            position=place.data_position,
             dataset_digest=self.dataset.digest,
             validation=self.validation.state,
             plan=describe(self.model.plan),
@@ -203,7 +200,7 @@ class Run:
         )
         started = time.perf_counter()
         self._tolerant(self.checkpoints.wait)
-        self.checkpoints.save(self._state(), facts)
+        self.checkpoints.save(state_of(self.model, self.optimizer), facts)
         self.metrics.observe("tandem_checkpoint_seconds", time.perf_counter() - started)
         self.hooks.on_checkpoint({"step": place.step})
 
@@ -234,23 +231,27 @@ class Run:
     def _loader(self, place: Place) -> Loader:
         return build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
 
-    def _restore(self) -> Place:
-        """Load the newest sound checkpoint, if there is one. Collective."""
+    def _reading(self, done: int, total: int) -> None:
+        self.phases.at("starting", done, total)
+
+    def _take_from(self, run: str) -> Origin:
+        """First values from another run's checkpoint. Collective."""
+        trained = trained_of_tables(self.config, self.dataset, self.inputs)
+        taken = start_from(  # collective
+            run, self.model, self.optimizer, self.config, trained, self.ranks, self._reading
+        )
+        self.progress.message(taken.told)
+        return taken.origin
+
+    def _restore(self) -> Place | None:
+        """Load the newest sound checkpoint; None: there is none. Collective."""
         found = newest_sound(  # collective
-            self.folder.checkpoints,
-            self.ranks,
-            reads=lambda name: True,
-            on_bytes=lambda done, total: self.phases.at("starting", done, total),
+            self.folder.checkpoints, self.ranks, lambda name: True, on_bytes=self._reading
         )
         if found is None:
-            return Place()
+            return None
         facts = found.facts
-        self.model.module.head.task.correction.restore_buckets(facts.streaming_buckets)
-        state = self._state()
-        load(found, state, lambda done, total: self.phases.at("starting", done, total))
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.set_optimizer_step(facts.step)  # Adam's, which no state dict holds
+        restore(found, self.model, self.optimizer, self._reading)  # collective
         self.checkpoints.damaged |= found.damaged
         extended = facts.dataset_digest != self.dataset.digest
         # Other rows are held out: what was best on those of then need not be on these.
@@ -264,13 +265,7 @@ class Run:
             self.progress.message("the data grew: its epochs, and what is best, are counted anew")
         splits = Config.from_json(facts.config).data.train_splits
         if extended or set(splits) != set(self.config.data.train_splits):
-            initialise(
-                self.model,
-                self.inputs.tables,
-                self.config.training.seed,
-                trained_of_tables(self.config, self.dataset, self.inputs),
-                facts.known_rows,
-            )
+            start_new_rows(self.model, self.config, self.dataset, facts.known_rows)
         self.progress.message(f"going on from {found.path.name}")
         return Place(step=facts.step, position=position)
 

@@ -33,6 +33,7 @@ def train(
     workers: int | str | None,
     address: str | None,
     resume: bool,
+    start_from: str | Path | None,
     launch: Mapping[str, Any],
 ) -> Run:
     """Train, and open the run. See `tandem.train`."""
@@ -47,7 +48,14 @@ def train(
     else:
         name = recorded_name(str(preset))
         config = config_for(name, folder, run if resume else None)
-    spec = RunSpec(name, overridden(config, overrides), absolute(folder), run, resume)
+    spec = RunSpec(
+        name,
+        overridden(config, overrides),
+        absolute(folder),
+        run,
+        resume,
+        start_from=None if start_from is None else absolute(start_from),
+    )
     ready_for_torch()
     from trainer.train import resumable, train_on_rank
 

@@ -33,7 +33,7 @@ ARGUMENTS = {
 """What each command parses its arguments into."""
 WITH_PRESET = ("tune", "plan", "train")
 WITHOUT_PATHS = ("doctor", "bench")
-LASTING = ("data", "extend", "out", "run", "runs")
+LASTING = ("data", "extend", "out", "run", "runs", "start_from")
 """Fields that name what is there before the job, or after it."""
 
 
@@ -58,7 +58,8 @@ def check_command(command: Sequence[str], working_dir: Path) -> None:
     flags = {argument.partition("=")[0] for argument in arguments}
     for field, path in _lasting_paths(parsed):
         if not is_uri(path) and not Path(path.removeprefix(FILE_SCHEME)).is_absolute():
-            named = f"--{field}" if f"--{field}" in flags else field.upper()
+            flag = f"--{field.replace('_', '-')}"
+            named = flag if flag in flags else field.upper()
             raise UsageError(
                 f"{named} {path}: a job runs in a copy of the working directory that is deleted "
                 "with it; give an absolute path that every node sees, or a URI"

@@ -1,5 +1,6 @@
 """A run in memory: what it says is what the commands say, and its model is read once."""
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,3 +188,12 @@ def test_a_run_is_gone_on_with(run: tandem.Run, tmp_path: Path) -> None:
     tandem.train(run.config, data=data, out=out, overrides={"training.max_steps": 2})
     further = tandem.train(run.config, data=data, out=out, resume=True)
     assert further.summary["steps"] == 4
+
+
+def test_a_run_starts_from_another(run: tandem.Run, tmp_path: Path) -> None:
+    few = {"training.max_steps": 1}
+    kept = {"data": run.dataset, "overrides": few, "start_from": run.path}
+    later = tandem.train(run.config, out=tmp_path / "run", **kept)
+    assert later.summary["steps"] == 1
+    facts = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert facts["start_from"]["run"] == str(run.path)

@@ -45,6 +45,7 @@ def test_commands_that_every_node_understands(command: tuple[str, ...], tmp_path
     [
         (("train", "demo", "--data", "data", "--out", RUN), "--data data: "),
         (("train", "demo", "--data", "/d", "--out=runs/a"), "--out runs/a: "),
+        ((*TRAIN, "--start-from", "runs/a"), "--start-from runs/a: "),
         (("prepare", "plays.csv", "DATA"), "OUT DATA: "),
         (("prepare", "/plays.csv", "/d", "--extend", "OLD"), "--extend OLD: "),
         (("synth", "SYN", "--users", "200"), "OUT SYN: "),

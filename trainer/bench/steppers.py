@@ -129,7 +129,6 @@ class TandemStepper:
             user_B=user_B,
             item_S=item_B,
             feedback_B=self.ones.to(torch.int8),
-            dense={},
             weight_B=self.ones,
             count_S=count_B,
             global_weight=self.global_weight,

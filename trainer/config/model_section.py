@@ -68,6 +68,9 @@ class ModelConfig:
     singular vectors of the training graph, seconds to compute; with dot, items are longer the more
     they are liked); 0: noise alone. For the moment of it every worker holds
     (users + 3 x items) x (dim + 16) x 4 bytes of host memory."""
+    item_vectors: str | None = None
+    """Name of the items' vectors at whose projections the item table begins, in place of noise;
+    also rows of items that are never trained, and those that come with grown data."""
     table_precision: TablePrecision = "fp32"
     """Precision of the tables' weights; optimizer states stay fp32."""
     sharding: Sharding = "row_wise"
@@ -85,6 +88,11 @@ class ModelConfig:
             or self.tower in ("history", "sequence"),
             "the query tower has no input: set model.use_user_id, model.use_history or "
             "model.user_attributes",
+        )
+        require(
+            self.item_vectors is None or not self.spectral_start,
+            "model.item_vectors and model.spectral_start both say where items begin: leave one "
+            "out (--model.spectral-start 0)",
         )
         require(
             self.tower != "sequence" or self.dim % self.sequence_heads == 0,

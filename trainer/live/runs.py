@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class RunReader:
             "name": root.resolve().name if isinstance(root, Path) else root.name,
             "preset": facts.preset,
             "data": facts.data,
+            "start_from": None if facts.start_from is None else asdict(facts.start_from),
             "config": facts.config.to_json(),
             "versions": facts.versions,
             "starts": starts or [{"step": 0, "world_size": facts.world_size, "time": None}],

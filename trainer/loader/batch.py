@@ -8,7 +8,7 @@ Shapes: B = rows of this rank, E = extra candidates of this rank, S = B + E, K =
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,8 +35,6 @@ class Batch(Pipelineable):
     """Item of each row, then the extra candidates, int64; -1 in padding."""
     feedback_B: Tensor
     """1 positive, -1 disliked, int8; 1 in padding."""
-    dense: dict[str, Tensor]
-    """By key, numbers [B or S, 1] and vectors [B or S, W]: B of a query key, S of a candidate's."""
     weight_B: Tensor
     """Weight of each row, float32, not negative: 1 where the data has none; 0 for padding."""
     count_S: Tensor
@@ -53,6 +51,8 @@ class Batch(Pipelineable):
     """Number of this batch in its epoch, from 0."""
     position: dict[str, Any]
     """Where the loader goes on once this batch is trained: plain JSON, for the checkpoint."""
+    dense: dict[str, Tensor] = field(default_factory=dict)
+    """By key, numbers [B or S, 1] and vectors [B or S, W]: B of a query key, S of a candidate's."""
 
     @property
     def local_batch_size(self) -> int:

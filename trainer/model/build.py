@@ -9,7 +9,7 @@ import torch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from embeddings.fused_optimizer import fuse_table_optimizer, sharder_arguments
-from embeddings.sharding import Layout, shard
+from embeddings.sharding import Layout, initialise, shard
 from losses import CandidateQueue, RetrievalLoss, build_loss
 from trainer.base.machine import usable_memory_bytes
 from trainer.base.mistake import Mistake, mistakes
@@ -28,6 +28,7 @@ from trainer.model.log_q import FrequencyCorrection
 from trainer.model.spectral import rules, start_at_spectrum
 from trainer.model.task import RetrievalTask
 from trainer.model.two_tower import TwoTower
+from trainer.model.vector_start import start_at_vectors
 
 
 def build_model(
@@ -98,7 +99,40 @@ def build_model(
             ranks,
             equal=config.model.similarity == "cosine",
         )
+    if config.model.item_vectors is not None and known_rows is None:
+        _start_at_vectors(sharded, config, dataset)
     return sharded
+
+
+def start_new_rows(
+    model: DistributedModelParallel,
+    config: Config,
+    dataset: Dataset,
+    known_rows: Mapping[str, int],
+) -> None:
+    """First values for the rows from `known_rows` on, of tables that have grown. No collective.
+
+    Rows before them that were never trained, and are now, are such too.
+    """
+    inputs: Inputs = model.module.inputs
+    trained = trained_of_tables(config, dataset, inputs)
+    initialise(model, inputs.tables, config.training.seed, trained, known_rows)
+    if config.model.item_vectors is not None:
+        _start_at_vectors(model, config, dataset, known_rows["item"])
+
+
+def _start_at_vectors(
+    model: DistributedModelParallel, config: Config, dataset: Dataset, from_row: int = 0
+) -> None:
+    assert config.model.item_vectors is not None
+    start_at_vectors(
+        model,
+        dataset,
+        config.model.item_vectors,
+        config.model.init_std,
+        config.training.seed,
+        from_row,
+    )
 
 
 def trained_of_tables(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, torch.Tensor]:

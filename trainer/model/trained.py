@@ -1,8 +1,12 @@
-"""A trained run opened again, on any number of ranks: for evaluation, recommendation and export."""
+"""A trained run opened again, on any number of ranks: for answers, or to go on with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
 
 from trainer.base.mistake import Mistake
 from trainer.config.sections import Config
@@ -12,8 +16,9 @@ from trainer.distributed.ranks import Ranks
 from trainer.files.storage import StoragePath
 from trainer.model.build import build_model
 from trainer.model.two_tower import TwoTower
-from trainer.run.checkpoint_read import load, newest_sound
-from trainer.run.folder import RunFacts, RunFolder
+from trainer.run.checkpoint_read import Found, OnBytes, load, newest_sound
+from trainer.run.folder import RunFolder
+from trainer.run.run_facts import RunFacts
 
 
 @dataclass(frozen=True)
@@ -87,3 +92,27 @@ def open_data(folder: RunFolder, data: str | None) -> tuple[RunFacts, Dataset]:
             "by --data, or one made from it by `tandem prepare NEW DATA --append`"
         )
     return run, dataset
+
+
+def state_of(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> dict[str, Any]:
+    """Nested dict of tensors and ShardedTensors; they are the model's own, not copies."""
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def restore(
+    found: Found,
+    model: DistributedModelParallel,
+    optimizer: CombinedOptimizer,
+    on_bytes: OnBytes,
+) -> None:
+    """All of a checkpoint, for the run that wrote it to go on. Collective.
+
+    Raises:
+        Mistake: where the checkpoint is of another model or optimizer.
+    """
+    model.module.head.task.correction.restore_buckets(found.facts.streaming_buckets)
+    state = state_of(model, optimizer)
+    load(found, state, on_bytes)  # collective
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    optimizer.set_optimizer_step(found.facts.step)  # Adam's, which no state dict holds

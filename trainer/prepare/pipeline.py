@@ -10,7 +10,6 @@ sorted in memory, by numpy. OUT is whole or not there (whole_folder.py).
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from trainer.base.byte_sizes import bytes_of
+from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import is_uri, local_path
@@ -47,7 +47,7 @@ def run_here(
     plan: PartitionPlan, resources: sql.Resources, progress: Progress, rows: int
 ) -> list[PartitionCounts]:
     """The engine of one machine: as many partitions at a time as there are cores, in memory."""
-    cores = resources.threads or os.cpu_count() or 1
+    cores = resources.threads or usable_cpus()
     at_once = min(cores, bytes_of(resources.memory_limit, sql.MEMORY_FLAG) // MEMORY)
     counts: list[PartitionCounts] = []
     started = time.monotonic()

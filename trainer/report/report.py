@@ -122,11 +122,17 @@ def _summary_table(runs: list[dict[str, Any]]) -> str:
         ("Ranks", [" → ".join(_changes(run["starts"])) for run in runs]),
         ("Restarts", [str(len(run["starts"]) - 1) for run in runs]),
     ]
+    if any(run["start_from"] for run in runs):
+        rows.append(("Started from", [_origin(run["start_from"]) for run in runs]))
     for split, values in _splits(runs):
         for metric in _headline(values):
             cells = [_with_baseline(each, metric) for each in values]
             rows.append((f"{metric}, {split}", cells))
     return f'<h2>Summary</h2><div class="card wide">{_table(runs, rows)}</div>'
+
+
+def _origin(start: dict[str, Any] | None) -> str:
+    return "–" if start is None else f"{start['run']}, step {start['step']:,}"
 
 
 def _state(now: dict[str, Any]) -> str:

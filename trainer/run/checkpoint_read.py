@@ -19,7 +19,14 @@ from trainer.distributed.agreement import first_decides, gather_objects, togethe
 from trainer.distributed.ranks import Ranks
 from trainer.files.json_files import committed, step_of
 from trainer.files.storage import StoragePath
-from trainer.run.checkpoint_facts import DTYPE_NAMES, Facts, NotWholeError, Piece, read_facts
+from trainer.run.checkpoint_facts import (
+    DTYPE_NAMES,
+    Facts,
+    NotWholeError,
+    Piece,
+    SavedTensor,
+    read_facts,
+)
 from trainer.run.shard_files import ShardReader, sound
 
 logger = logging.getLogger(__name__)
@@ -171,17 +178,24 @@ def load(found: Found, state: dict[str, Any], on_bytes: OnBytes = silent) -> Non
 
 
 def _check_fits(found: Found, name: str, value: Any) -> None:
-    saved = found.facts.tensors.get(name)
-    if saved is None:
+    reason = misfit(found.facts.tensors.get(name), value, by_row=True)
+    if reason is not None:
         raise Mistake(
-            f"{found.path} has no {name!r}, which this model or its optimizer needs: it was "
+            f"{found.path}: {name!r} {reason}, and this model or its optimizer needs it: it was "
             "trained with other settings; use those of the run's config.json"
         )
+
+
+def misfit(saved: SavedTensor | None, value: Any, by_row: bool) -> str | None:
+    """Why `value`, a tensor or ShardedTensor, cannot be filled with a saved one; None: it can.
+
+    by_row: it may have more rows than were saved.
+    """
+    if saved is None:
+        return "is not there"
     size, dtype = tuple(value.size()), DTYPE_NAMES[value.dtype]
     alike = len(size) == len(saved.shape) and size[1:] == saved.shape[1:]
-    grown = alike and len(size) > 0 and size[0] > saved.shape[0]
-    if dtype != saved.dtype or not (size == saved.shape or grown):
-        raise Mistake(
-            f"{found.path} has {name!r} as {saved.dtype} {list(saved.shape)}, wanted is {dtype} "
-            f"{list(size)}: it was trained with other settings; use those of the run's config.json"
-        )
+    grown = by_row and alike and len(size) > 0 and size[0] > saved.shape[0]
+    if dtype == saved.dtype and (size == saved.shape or grown):
+        return None
+    return f"is {saved.dtype} {list(saved.shape)} there, {dtype} {list(size)} here"

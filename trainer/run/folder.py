@@ -1,6 +1,6 @@
 """The folder of a run: its resolved config, metrics, checkpoints and summary.
 
-RUN/config.json     preset, config, data, versions, and the id of this start
+RUN/config.json     preset, config, data, versions, where it started from, the id of this start
 RUN/starts.jsonl    one line a start: the first, resumes, and restarts after failures
 RUN/metrics.jsonl   one line every `training.log_every_steps`
 RUN/validation.jsonl  one line an evaluation on the validation split
@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Any
 
 from trainer.base.mistake import Mistake
 from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE
-from trainer.base.typed import Range, read_as
+from trainer.base.typed import read_as
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.hooks import RunPhase
@@ -35,6 +35,8 @@ from trainer.files.json_files import committed, read_json, write_json
 from trainer.files.line_file import LineFile, last_record, read_records
 from trainer.files.storage import StoragePath, storage_path
 from trainer.run.lock import RunLock
+from trainer.run.origin import Origin, check_origin, check_same_origin
+from trainer.run.run_facts import RunFacts
 from trainer.run.start import (
     absent_folders,
     check_kinds,
@@ -48,8 +50,6 @@ logger = logging.getLogger(__name__)
 BEFORE_CONFIG = {".lock", "owner.json"}
 """All that a start killed before config.json was written leaves behind: no run yet."""
 PACKAGES = ("torch", "torchrec", "pyarrow")
-STORES = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "memory")
-"""Storage that a run's config may send its reader to."""
 SEEN_SECONDS = 60.0
 """So long a network disk may take to show other nodes a new file."""
 
@@ -68,35 +68,8 @@ class RunSpec:
     """Go on from the newest checkpoint of a run that stopped."""
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     """The same for all attempts of one start: a restarted worker group goes on by itself."""
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What config.json says."""
-
-    run_id: str
-    preset: str
-    data: str
-    dataset_digest: str
-    world_size: Annotated[int, Range(least=1)]
-    versions: dict[str, str]
-    config: Config
-
-    @property
-    def named_data(self) -> str:
-        """The dataset's place, where it may be read without being named again.
-
-        Raises:
-            Mistake: for a URI of another kind than object stores: whoever wrote the file would
-                have this machine ask any server for anything.
-        """
-        scheme, there, _ = self.data.partition("://")
-        if (there and scheme not in STORES) or "::" in self.data:
-            raise Mistake(
-                f"the run's config.json names data at {self.data!r}, which is not followed "
-                f"(folders and {', '.join(STORES)} are): name the data yourself by --data"
-            )
-        return self.data
+    start_from: str | None = None
+    """Folder of the run that a new run's first values come from."""
 
 
 def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
@@ -144,6 +117,12 @@ class RunFolder:
         except Mistake as mistake:
             raise Mistake(f"{file}: {str(mistake).removeprefix(f'{file} ')}") from mistake
 
+    def origin(self, spec: RunSpec) -> Origin | None:
+        """Where the first values of the run come from that `spec` begins, or goes on with."""
+        if self.config_file.is_file():
+            return self.read_config().start_from
+        return None if spec.start_from is None else Origin(spec.start_from, step=0)
+
     def check_start(self, spec: RunSpec, dataset: Dataset) -> bool:
         """May this start use the folder? True: as a continuation; False: as a new run.
 
@@ -155,6 +134,10 @@ class RunFolder:
         if not self.path.exists() or names_in(self.path) <= BEFORE_CONFIG:
             if spec.resume:
                 raise Mistake(f"--resume: {self.path} does not exist; leave --resume out")
+            if spec.start_from is not None:
+                origin = RunFolder(spec.start_from)
+                digest = origin.read_config().dataset_digest
+                check_origin(spec.start_from, origin.checkpoints, digest, dataset)
             return False
         before = self.read_config()
         kept = bool(committed(self.checkpoints))
@@ -162,6 +145,7 @@ class RunFolder:
             way = "go on with it by --resume" if kept else "begin it anew by --resume"
             state = "exists already" if kept else "exists already, without a checkpoint"
             raise Mistake(f"{self.path} {state}; choose another --out, or {way}")
+        check_same_origin(self.path, before.start_from, spec.start_from)
         if kept:
             check_unchanged(self.path, before.dataset_digest, before.config, spec, dataset)
         return True
@@ -196,7 +180,14 @@ class RunFolder:
                 )
             time.sleep(0.5)
 
-    def begin(self, spec: RunSpec, dataset: Dataset, world_size: int, step: int) -> None:
+    def begin(
+        self,
+        spec: RunSpec,
+        dataset: Dataset,
+        world_size: int,
+        step: int,
+        origin: Origin | None,
+    ) -> None:
         """Rank 0, which has taken the folder: write config.json and a line of starts.jsonl.
 
         Lines of metrics of steps after `step`, which will be trained again, go.
@@ -209,6 +200,7 @@ class RunFolder:
             world_size=world_size,
             versions={name: metadata.version(name) for name in PACKAGES},
             config=spec.config,
+            start_from=origin,
         )
         start = {"time": time.time(), "step": step, "world_size": world_size}
         with named_when_lasting(self.path), self._begun_or_not():

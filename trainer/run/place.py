@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.base.typed import read_as
+from trainer.run.checkpoint_facts import DataPosition
+
 
 @dataclass
 class Place:
@@ -14,6 +17,11 @@ class Place:
     """Steps trained."""
     position: dict[str, Any] | None = None
     """Position of the data after the last step *trained* (the pipeline has read further)."""
+
+    @property
+    def data_position(self) -> DataPosition | None:
+        """`position`, as a checkpoint states it."""
+        return None if self.position is None else read_as(DataPosition, self.position)
 
     @property
     def epoch_ended(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from trainer.config.sections import Config
+from trainer.data.schema import Dataset
 from trainer.distributed.hooks import Hooks, RunPhase
 from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import Progress
@@ -43,3 +45,15 @@ class RunPhases:
         """So many queries of an evaluation are through."""
         self.at("evaluating", done, total)
         self._progress.update("evaluating", done, total)
+
+
+def describe_run(
+    metrics: RankMetrics, config: Config, dataset: Dataset, world_size: int, steps_per_epoch: int
+) -> None:
+    """Publish what is known before the first step."""
+    metrics.set("tandem_world_size", world_size)
+    metrics.set(
+        "tandem_checkpoint_interval_steps", config.checkpoint.every_steps or steps_per_epoch
+    )
+    for reason, rows in (dataset.dropped or {"none": 0}).items():
+        metrics.set("tandem_dataset_rows_dropped", rows, reason)

@@ -10,13 +10,13 @@ memory (MEMORY).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.base.machine import usable_cpus
 from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import feedback_of
 from trainer.prepare.partitions.event_parts import write_events
@@ -34,7 +34,7 @@ COUNTS = ("count", "count_with_validation", "count_of_all")
 
 def prepare_partition(plan: PartitionPlan, part: int, resources: sql.Resources) -> PartitionCounts:
     """Deduplicate, split, and write the files of one partition."""
-    threads = resources.threads or os.cpu_count() or 1
+    threads = resources.threads or usable_cpus()
     with sql.in_memory(threads) as connection, sql.faults(f"making partition {part}"):
         kept = keep_rows(Hashes(connection), plan, part)
     _write_counts(kept, plan, part)
