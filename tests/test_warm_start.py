@@ -38,6 +38,12 @@ TABLE = "model.embeddings.embedding_bags.{}.weight"
 STATE = "optimizer.state.tables.embeddings.embedding_bags.{0}.weight.{0}.momentum1"
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sheets are read here as they are on a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("data") / "data"

@@ -16,6 +16,12 @@ from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.synth.synth import SynthArguments, synth
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sheets are read here as they are on a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def look(source: Path, capsys: pytest.CaptureFixture[str], **arguments: Any) -> str:
     before = sorted(source.parent.rglob("*"))
     prepare(PrepareArguments(str(source), look=True, **arguments))
