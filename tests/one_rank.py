@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tests.datasets import make_dataset
 from tests.test_training import small_config
 from trainer.observe.progress import SilentProgress
 from trainer.run.checkpoint_facts import COMMIT_FILE
@@ -11,6 +12,12 @@ from trainer.train import run_worker
 
 STEPS = 10
 """Of a whole run: one epoch."""
+
+
+def small_data(folder: Path) -> str:
+    """The data of a run of STEPS steps an epoch, below an empty folder."""
+    make_dataset(folder / "data", users=60, items=40, rows=1400)
+    return str(folder / "data")
 
 
 class Notes(SilentProgress):
@@ -24,7 +31,7 @@ class Notes(SilentProgress):
 
 
 def spec_of(data: str, out: Path, resume: bool = False, /, **sections: dict[str, Any]) -> RunSpec:
-    """One epoch of STEPS steps on `make_dataset(users=60, items=40, rows=1400)`."""
+    """One epoch of STEPS steps on `small_data`."""
     settings: dict[str, dict[str, Any]] = {
         "training": {"epochs": 1},
         "checkpoint": {"every_steps": 4, "keep": 2},

@@ -16,8 +16,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 
-from tests.datasets import make_dataset
-from tests.one_rank import STEPS, begun, checkpoints, resumed
+from tests.one_rank import STEPS, begun, checkpoints, resumed, small_data
 from tests.test_training import losses
 from trainer.base.mistake import Mistake
 from trainer.distributed.agreement import first_decides
@@ -33,9 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "data"
-    make_dataset(path, users=60, items=40, rows=1400)
-    return str(path)
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from tests.datasets import make_dataset
 from tests.distributed import run_ranks
-from tests.one_rank import STEPS, checkpoints, spec_of
+from tests.one_rank import STEPS, checkpoints, small_data, spec_of
 from tests.test_training import _worker, losses
 from trainer.run import checkpoint_read
 from trainer.run import folder as run_module
@@ -22,9 +21,7 @@ pytestmark = pytest.mark.xdist_group("ranks")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "data"
-    make_dataset(path, users=60, items=40, rows=1400)
-    return str(path)
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
 def with_a_late_view(spec: RunSpec) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.datasets import make_dataset
-from tests.one_rank import STEPS, Notes, begun, checkpoints, resumed, spec_of
+from tests.one_rank import STEPS, Notes, begun, checkpoints, resumed, small_data, spec_of
 from tests.test_training import losses, small_config
 from trainer.base.mistake import Mistake
 from trainer.config.presets import find_preset
@@ -30,9 +30,7 @@ from trainer.train import run_worker
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "data"
-    make_dataset(path, users=60, items=40, rows=1400)
-    return str(path)
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
-from tests.one_rank import Notes, checkpoints, spec_of
+from tests.one_rank import Notes, checkpoints, small_data, spec_of
 from tests.test_training import _worker, losses
 from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
@@ -46,9 +46,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "data"
-    make_dataset(path, users=60, items=40, rows=1400)
-    return str(path)
+    return small_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

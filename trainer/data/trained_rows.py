@@ -37,10 +37,11 @@ def trained_rows(
             "item": trained_items(dataset, splits),
         }
     attributes = dataset.attributes
+    context = [key for key in keys if key.startswith("context.")]
+    if context:
+        found |= _in_context(dataset, context, splits)
     for key in keys:
-        if key.startswith("context."):
-            found[key] = _in_context(dataset, key, attributes[key].num_values, splits)
-        elif key in attributes:
+        if key in attributes and key not in context:
             column = read_attribute(dataset, key, attributes[key])
             rows = np.flatnonzero(found[key.partition(".")[0]])
             values = column.take(rows) if isinstance(column, np.ndarray) else _of_bags(column, rows)
@@ -67,9 +68,12 @@ def _in_rows(dataset: Dataset, splits: Sequence[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _in_context(dataset: Dataset, key: str, values: int, splits: Sequence[str]) -> np.ndarray:
-    """Values of a category of the context that events of the splits have."""
-    found = np.zeros(values, dtype=bool)
+def _in_context(
+    dataset: Dataset, keys: Sequence[str], splits: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Values of categories of the context that events of the splits have: one pass."""
+    found = {key: np.zeros(dataset.attributes[key].num_values, dtype=bool) for key in keys}
     for rows, chosen_E in each_group(dataset, splits):
-        found[rows.more[key][chosen_E]] = True
+        for key, met in found.items():
+            met[rows.more[key][chosen_E]] = True
     return found

@@ -22,6 +22,7 @@ from trainer.data.schema import Dataset
 from trainer.files.filesystems import filesystem_of, is_uri, local_path, reached
 
 TYPES = {"f16": np.float16, "f32": np.float32}
+"""By the end of a file's name, the narrowest first."""
 
 
 class Vectors:
@@ -31,7 +32,7 @@ class Vectors:
         self.width = attribute.width
         self.dtype = np.dtype(
             np.float32
-            if any(type_of(each) == np.float32 for each in attribute.vectors)
+            if any(type_of(each.file) == np.float32 for each in attribute.vectors)
             else np.float16
         )
         """float16, or float32 where a file has it."""
@@ -48,24 +49,24 @@ class Vectors:
         return taken
 
 
-def type_of(file: VectorFile) -> np.dtype:
+def type_of(name: str) -> np.dtype:
     """The type of a file's numbers, by its name."""
-    return np.dtype(TYPES[file.file.rsplit(".", 1)[-1]])
+    return np.dtype(TYPES[name.rsplit(".", 1)[-1]])
 
 
 def bytes_of(file: VectorFile, width: int) -> int:
     """Bytes that a file of vectors has."""
-    return file.rows * width * type_of(file).itemsize
+    return file.rows * width * type_of(file.file).itemsize
 
 
 def _mapped(dataset: Dataset, file: VectorFile, width: int) -> np.ndarray:
     """A file's vectors [rows, W]; of a store they are copied to this machine's disk first."""
     path, expected = dataset.file(file.file), bytes_of(file, width)
     if not file.rows:
-        return np.empty((0, width), dtype=type_of(file))
+        return np.empty((0, width), dtype=type_of(file.file))
     with reached(path):
         if not is_uri(path):
-            mapped = np.memmap(local_path(path), dtype=type_of(file), mode="r")
+            mapped = np.memmap(local_path(path), dtype=type_of(file.file), mode="r")
         else:
             with tempfile.TemporaryFile() as copy:
                 filesystem, name = filesystem_of(path)
@@ -73,7 +74,7 @@ def _mapped(dataset: Dataset, file: VectorFile, width: int) -> np.ndarray:
                     while block := stream.read(16 << 20):
                         copy.write(block)
                 copy.flush()
-                mapped = np.memmap(copy, dtype=type_of(file), mode="r")
+                mapped = np.memmap(copy, dtype=type_of(file.file), mode="r")
     if mapped.nbytes != expected:
         raise Mistake(f"{path} has {mapped.nbytes} bytes, dataset.json says {expected}: {AGAIN}")
     return mapped.reshape(file.rows, width)

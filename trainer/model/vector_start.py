@@ -18,6 +18,7 @@ from trainer.base.mistake import Mistake
 from trainer.data.feature_types import Attribute
 from trainer.data.schema import Dataset
 from trainer.data.vectors import Vectors
+from trainer.model.dense import VectorInput
 
 ROWS_AT_ONCE = 8192
 
@@ -47,7 +48,7 @@ def start_at_vectors(
             vector_nW = torch.from_numpy(vectors.take(np.arange(begin, end)).astype(np.float32))
             row_nD = F.normalize(vector_nW, dim=1) @ projection_WD
             row_nD = F.normalize(row_nD, dim=1) * (init_std * math.sqrt(dim))
-            there_n1 = (vector_nW != 0).any(dim=1, keepdim=True).to(piece.tensor.device)
+            there_n1 = VectorInput.is_there(vector_nW).to(piece.tensor.device)
             rows_nD = piece.tensor[begin - first : end - first]
             rows_nD.copy_(torch.where(there_n1, row_nD.to(rows_nD), rows_nD))
 

@@ -177,7 +177,7 @@ def _without_vectors(dataset: Dataset, users: np.ndarray, folder: Path) -> set[s
                 target = folder / file.file
                 target.unlink()  # the same file as the dataset's
                 shutil.copyfile(local_path(dataset.path) / file.file, target)
-                vectors = np.memmap(target, dtype=type_of(file), mode="r+")
+                vectors = np.memmap(target, dtype=type_of(file.file), mode="r+")
                 vectors.reshape(file.rows, attribute.width)[here] = 0
                 vectors.flush()
                 anew.add(file.file)

@@ -42,6 +42,11 @@ class Kind:
     insist: bool = False
     """Numbers stay numbers, however few values they have."""
 
+    def float32(self, column: str) -> str:
+        """SQL of a column as FLOAT; NULL for what is missing, not finite, or beyond it."""
+        number = self.number(column)
+        return f"CASE WHEN isfinite({number}) THEN TRY_CAST({number} AS FLOAT) END"
+
     def number(self, column: str) -> str:
         """SQL of a column as DOUBLE: numbers as they are, times as seconds (since 1970)."""
         if self.form != "time":
@@ -49,6 +54,11 @@ class Kind:
         if self.of_type in SPANS:
             return f"TRY(epoch({column}))"
         return f"epoch({moment_of(column, self.of_type)})"
+
+    @property
+    def of(self) -> Literal["number", "time"]:
+        """What its numbers are, where it has such."""
+        return "time" if self.form == "time" else "number"
 
     def vector(self, column: str) -> str:
         """SQL of a column of vectors as FLOAT[]."""

@@ -2,14 +2,13 @@
 
 Row 0 of every vocabulary is missing or unknown; the others go by falling count, then by value.
 Numbers and times of many values stay numbers, with the scale that a tower reads them on; on request
-they become buckets of equal counts. Vectors are written last, by `vectors.py`.
+they become buckets of equal counts. Vectors are written last, by `vector_columns.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import duckdb
 
@@ -206,11 +205,9 @@ class _Encoder:
         return Encoded(known or Attribute(self.name, "vector", width=width), None, column)
 
     def _number(self, kind: Kind, known: Attribute | None, target: str) -> Encoded | str:
-        number = kind.number(self.column)
         self.connection.execute(
-            f"""CREATE TEMP TABLE {target} AS SELECT raw, CASE WHEN isfinite(number)
-                THEN TRY_CAST(number AS FLOAT) END AS value
-            FROM (SELECT raw, {number} AS number FROM {self.rows})"""
+            f"""CREATE TEMP TABLE {target} AS
+            SELECT raw, {kind.float32(self.column)} AS value FROM {self.rows}"""
         )
         if known is not None:
             return Encoded(known, target)
@@ -218,8 +215,7 @@ class _Encoder:
         if scale is None:
             self.connection.execute(f"DROP TABLE {target}")
             return ONE_NUMBER
-        of: Literal["number", "time"] = "time" if kind.form == "time" else "number"
-        return Encoded(Attribute(self.name, "number", of=of, scale=scale), target)
+        return Encoded(Attribute(self.name, "number", of=kind.of, scale=scale), target)
 
     def _is_short(self, kind: Kind) -> bool:
         distinct = sql.number(
@@ -282,9 +278,7 @@ class _Encoder:
             for row, value in enumerate(names):
                 count = f"(SELECT count(*) FROM {target} WHERE value = {row})"
                 self.vocabulary.add(row, value or None, count)
-        return Attribute(
-            self.name, "single", len(names), bounds, "time" if kind.form == "time" else "number"
-        )
+        return Attribute(self.name, "single", len(names), bounds, kind.of)
 
     def _bounds(self, number: str) -> tuple[float, ...]:
         """Inner bounds of buckets of about equal counts."""

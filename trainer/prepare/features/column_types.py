@@ -107,5 +107,4 @@ def as_asked(kind: Kind, column_type: ColumnType | None, label: str) -> Kind:
         return replace(kind, form="text") if kind.form in ("guess", "number", "time") else kind
     if column_type == "vector":
         return replace(kind, form="vector")
-    form: Literal["number", "time"] = "time" if kind.form == "time" else "number"
-    return replace(kind, form=form, insist=True)
+    return replace(kind, form=kind.of, insist=True)

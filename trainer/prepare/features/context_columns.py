@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import duckdb
 
@@ -93,15 +92,14 @@ def _number(
     known: Attribute | None,
     label: str,
 ) -> ContextColumn:
-    number = f"TRY_CAST({kind.number(f'raw.{column}')} AS FLOAT)"
-    expression = f"coalesce(CASE WHEN isfinite({number}) THEN {number} END, 'NaN'::FLOAT)"
+    number = kind.float32(f"raw.{column}")
+    expression = f"coalesce({number}, 'NaN'::FLOAT)"
     if known is not None:
         return ContextColumn(known, "", expression)
     scale = scale_of(connection, f"(SELECT {number} AS x FROM raw)", "x")
     if scale is None:
         raise Mistake(f"{label} holds no two different numbers: leave it out")
-    of: Literal["number", "time"] = "time" if kind.form == "time" else "number"
-    return ContextColumn(Attribute(name, "number", of=of, scale=scale), "", expression)
+    return ContextColumn(Attribute(name, "number", of=kind.of, scale=scale), "", expression)
 
 
 def _category(

@@ -14,6 +14,8 @@ from trainer.data.description import MOST_KINDS
 from trainer.data.schema import DISLIKED, LIKED, Kind, Role
 from trainer.sources import sql
 from trainer.sources.checks import Thresholds
+from trainer.sources.kinds import Kind as ColumnKind
+from trainer.sources.kinds import values_of
 from trainer.sources.sources import Source
 
 DROP = "drop"
@@ -88,7 +90,7 @@ def kinds_of_events(
         Mistake: where a kind of the rows is not named, or a named one has no rows.
     """
     label = f"column {source.columns['event']!r} of {source.label}"
-    text = "nullif(trim(CAST(event AS VARCHAR)), '')"
+    text = values_of("event", ColumnKind("text"))
     counted = connection.execute(
         f"SELECT {text} AS name, count(*) FROM raw WHERE {text} IS NOT NULL GROUP BY name "
         f"ORDER BY count(*) DESC, name LIMIT {MOST_KINDS + 1}"

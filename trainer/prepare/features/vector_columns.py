@@ -19,7 +19,7 @@ import pyarrow as pa
 from trainer.base.mistake import Mistake
 from trainer.data.feature_types import LARGEST_VECTOR, VECTORS, Attribute, VectorFile
 from trainer.data.schema import Dataset
-from trainer.data.vectors import Vectors
+from trainer.data.vectors import TYPES, Vectors, type_of
 from trainer.sources import sql
 from trainer.sources.text_files import readable
 
@@ -126,7 +126,7 @@ def write_vectors(
     stem = f"{VECTORS}/{side}.{attribute.name.replace('/', '_')}-{number:05d}"
     (out / VECTORS).mkdir(exist_ok=True)
     known = Vectors(parent, attribute) if parent is not None and old else None
-    for kind in ("f16", "f32"):
+    for kind in TYPES:
         changed = _Changed(known, width)
         name = f"{stem}.{kind}"
         blocks = iter(()) if column is None else column.blocks(connection, side, width)
@@ -172,9 +172,7 @@ class _Changed:
             if here_n.any():
                 whole = self._known.take(np.arange(start, start + file.rows))
                 whole[row_n[here_n] - start] = vector_nW[here_n]
-                changed[place] = whole.astype(
-                    np.float16 if file.file.endswith("16") else np.float32
-                )
+                changed[place] = whole.astype(type_of(file.file))
             start += file.rows
         return changed
 
@@ -189,7 +187,7 @@ def _write(
     changed: _Changed,
 ) -> bool:
     """Write the rows from `before` on; False where float16 does not hold a number."""
-    dtype = np.float16 if path.suffix == ".f16" else np.float32
+    dtype = type_of(path.name)
     new = rows - before
     out = np.memmap(path, dtype=dtype, mode="w+", shape=(new, width)) if new else None
     for row_n, vector_nW in blocks:
