@@ -26,7 +26,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -93,7 +93,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     workers: int | str | None = None,
     address: str | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     start_from: str | Path | None = None,
     **launch: Any,
 ) -> Run:
@@ -110,7 +110,8 @@ def train(
         overrides: settings by name, as in `{"loss.name": "bsl", "model.dim": 128}`.
         workers: how many, or "2..8" where nodes may come and go.
         address: a Ray cluster ("auto": the one of this machine); None: one for this run alone.
-        resume: go on from the run's newest checkpoint.
+        resume: go on from the run's newest checkpoint; "auto": where there is a run, else begin
+            one.
         start_from: folder or URI of a run on these data, or on what they were appended to, whose
             best checkpoint gives a new run its first values.
         launch: further flags of `tandem train` about workers, such as `max_failures`.

@@ -7,7 +7,7 @@ from tests.datasets import make_dataset
 from tests.test_training import small_config
 from trainer.observe.progress import SilentProgress
 from trainer.run.checkpoint_facts import COMMIT_FILE
-from trainer.run.folder import RunSpec
+from trainer.run.folder import Resume, RunSpec
 from trainer.train import run_worker
 
 STEPS = 10
@@ -30,7 +30,7 @@ class Notes(SilentProgress):
         self.said.append(text)
 
 
-def spec_of(data: str, out: Path, resume: bool = False, /, **sections: dict[str, Any]) -> RunSpec:
+def spec_of(data: str, out: Path, resume: Resume = False, /, **sections: dict[str, Any]) -> RunSpec:
     """One epoch of STEPS steps on `small_data`."""
     settings: dict[str, dict[str, Any]] = {
         "training": {"epochs": 1},

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -24,11 +24,12 @@ from trainer.config.sections import Config
 from trainer.config.short_help import ALL, MORE, PRINT, short_kind
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import absolute
-from trainer.run.folder import RunFolder, RunSpec
+from trainer.run.folder import Resume, RunFolder, RunSpec
 from trainer.run.run_facts import RunFacts
 
 MOST_GPUS = 1 << 20
 HELP = {"--help", "-h", ALL}
+RESUMES: dict[str, Resume] = {"never": False, "always": True, "auto": "auto"}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class TrainArguments:
     out: str
     """Folder for the run: config, metrics, checkpoints."""
     config: Annotated[Config, tyro.conf.arg(name="")]
-    resume: bool = False
-    """Go on from the newest checkpoint in --out."""
+    resume: Literal["never", "always", "auto"] = "never"
+    """Go on from the newest checkpoint in --out. Without a value: always, and there has to be a run
+    there; auto: begin one where there is none, so that one command line serves every start."""
     start_from: str | None = None
     """A run on these data, or on what they were appended to: a new run begins with the values of
     its best checkpoint, else its newest, wherever names and shapes agree."""
@@ -55,7 +57,7 @@ class TrainArguments:
             self.config,
             absolute(self.data),
             absolute(self.out),
-            self.resume,
+            RESUMES[self.resume],
             start_from=None if self.start_from is None else absolute(self.start_from),
         )
 
@@ -98,7 +100,8 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
         if not HELP & set(arguments):
             raise Mistake(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
         arguments = ["default", *arguments]
-    preset, *flags = arguments
+    preset, *given = arguments
+    flags = _resume_spelt_out(given)
     config = _defaults(_config_of(preset, flags), flags)
     if PRINT in flags:
         _print_config(preset, config, [flag for flag in flags if flag != PRINT], program)
@@ -115,6 +118,15 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
             description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
         )
     return recorded_name(preset), parsed
+
+
+def _resume_spelt_out(flags: Sequence[str]) -> list[str]:
+    """`--resume` alone as `--resume always`; a value that follows it stays its own."""
+    followers = [*flags[1:], "--"]
+    return [
+        "--resume=always" if flag == "--resume" and follower.startswith("-") else flag
+        for flag, follower in zip(flags, followers, strict=True)
+    ]
 
 
 def recorded_name(preset: str) -> str:
@@ -172,7 +184,8 @@ def _config_of(preset: str, flags: Sequence[str]) -> Config:
     """The preset's config, fitted to what flags name."""
     if HELP & set(flags):
         return find_preset(preset)
-    out = _value(flags, "--out") if "--resume" in flags else None
+    resumes = RESUMES.get(_value(flags, "--resume") or "never", False)
+    out = _value(flags, "--out") if resumes else None
     return config_for(preset, _value(flags, "--data"), out)
 
 

@@ -18,7 +18,7 @@ from trainer.files.filesystems import absolute
 from trainer.fitting import precheck
 from trainer.launch.launcher import Launcher
 from trainer.observe.progress import quiet_libraries
-from trainer.run.folder import RunSpec
+from trainer.run.folder import Resume, RunSpec
 from trainer.tools.ready import ready_for_torch
 
 OF_A_CONFIG = "python"
@@ -32,7 +32,7 @@ def train(
     overrides: Mapping[str, Any],
     workers: int | str | None,
     address: str | None,
-    resume: bool,
+    resume: Resume,
     start_from: str | Path | None,
     launch: Mapping[str, Any],
 ) -> Run:

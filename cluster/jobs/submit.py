@@ -86,9 +86,10 @@ class StatusArguments(OfCluster):
 
 def submit(arguments: Sequence[str]) -> int:
     """Submit, and follow to the end unless detached. Exit status: the job's."""
-    flags, command = split_command(arguments)
+    flags, given = split_command(arguments)
     parsed = parse(SubmitArguments, "tandem submit", flags)
-    check_command(command, Path(parsed.working_dir))
+    check_command(given, Path(parsed.working_dir))
+    command = going_on(given)
     environment = runtime_env(Path(parsed.working_dir))
     cluster = connect(parsed.address)
     if "py_modules" in environment:
@@ -205,6 +206,14 @@ def saved_by(details: JobDetails) -> list[str]:
         return [read_state(run).describe()]
     except (ValueError, OSError) as error:
         return [f"its run cannot be read from here: {error}"]
+
+
+def going_on(command: Sequence[str]) -> list[str]:
+    """The command, a training's with `--resume auto` unless it says otherwise: the same job is
+    given again after whatever befell its cluster."""
+    if command[0] != "train" or any(flag.partition("=")[0] == "--resume" for flag in command):
+        return list(command)
+    return [*command, "--resume", "auto"]
 
 
 def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -108,8 +108,7 @@ def on_this_machine(command: str, data: str, out: Path, run: str = "/runs/demo")
     for name, place in (("/data/demo", data), (run, str(out))):
         assert name in command
         command = command.replace(name, place)
-    # A first start, on ports that nobody has.
-    command = command.replace("--resume auto", "")
+    # On ports that nobody has.
     command = re.sub(r"--(metrics|discovery).port=\d+", "", command)
     small = shlex.join((*SMALL, "--discovery-port=0"))
     return f"{TANDEM} {command.removeprefix('tandem ')} {small}"

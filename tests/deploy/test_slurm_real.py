@@ -18,16 +18,10 @@ from tests.deploy.real_slurm import Slurm, need_slurm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 WAIT_SECONDS = 400
-# `--resume auto`, as long as train takes no such word: --resume where there is a run.
 PYTHON = f"""#!{sys.executable}
 import os, sys
-from pathlib import Path
-words = sys.argv[1:]
-at = words.index("--resume")
-out = next(word.partition("=")[2] for word in words if word.startswith("--out="))
-words[at : at + 2] = ["--resume"] if Path(out, "config.json").exists() else []
 os.environ["PYTHONPATH"] = {str(ROOT)!r}
-os.execv({sys.executable!r}, [{sys.executable!r}, *words])
+os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
 """
 
 

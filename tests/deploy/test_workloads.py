@@ -41,9 +41,8 @@ def test_the_runs_command_is_understood_and_goes_on_by_itself(example: str) -> N
         "job.arguments[0]=--training.epochs=3", example=example
     )
     assert program == "tandem" and subcommand in COMMANDS
-    at = flags.index("--resume")
-    assert flags.pop(at + 1) == "auto"
     _, parsed = parse_train(flags)
+    assert parsed.resume == "auto"
     assert parsed.out == f"/runs/{RELEASE}" and parsed.config.training.epochs == 3
     assert parsed.config.metrics.host == parsed.discovery_host == "0.0.0.0"
     objects = render(example)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 from trainer.base.mistake import Mistake
 from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE
@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 BEFORE_CONFIG = {".lock", "owner.json"}
 """All that a start killed before config.json was written leaves behind: no run yet."""
 PACKAGES = ("torch", "torchrec", "pyarrow")
+Resume = bool | Literal["auto"]
 SEEN_SECONDS = 60.0
 """So long a network disk may take to show other nodes a new file."""
 
@@ -64,8 +65,8 @@ class RunSpec:
     """Folder of a prepared dataset."""
     out: str
     """Folder of the run."""
-    resume: bool = False
-    """Go on from the newest checkpoint of a run that stopped."""
+    resume: Resume = False
+    """Go on from the newest checkpoint of a run that stopped; "auto": where there is a run."""
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     """The same for all attempts of one start: a restarted worker group goes on by itself."""
     start_from: str | None = None
@@ -132,8 +133,10 @@ class RunFolder:
         """
         check_kinds(self.path)
         if not self.path.exists() or names_in(self.path) <= BEFORE_CONFIG:
-            if spec.resume:
-                raise Mistake(f"--resume: {self.path} does not exist; leave --resume out")
+            if spec.resume is True:
+                raise Mistake(
+                    f"--resume: {self.path} does not exist; leave --resume out, or --resume auto"
+                )
             if spec.start_from is not None:
                 origin = RunFolder(spec.start_from)
                 digest = origin.read_config().dataset_digest
@@ -151,8 +154,11 @@ class RunFolder:
         return True
 
     @contextmanager
-    def taken(self, run_id: str) -> Iterator[None]:
+    def taken(self, run_id: str, waits: bool = False) -> Iterator[None]:
         """Rank 0: hold the folder for the body; what a body made that fails before `begin` goes.
+
+        Args:
+            waits: for an earlier start that is about to go, or was killed a moment ago.
 
         Raises:
             Mistake: where another run holds it, or it cannot be written.
@@ -160,7 +166,7 @@ class RunFolder:
         absent = absent_folders(self.path)
         with named_when_lasting(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self.lock.take(run_id)
+            self.lock.take(run_id, waits)
         try:
             yield
         finally:

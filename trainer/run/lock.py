@@ -119,6 +119,8 @@ class RunLock:
         self._lost = threading.Event()
         self._thread: threading.Thread | None = None
         self._phase: tuple[RunPhase, int, int | None] = ("starting", 0, None)
+        self._patience = 0.0
+        self._said = False
 
     @property
     def is_lost(self) -> bool:
@@ -146,12 +148,14 @@ class RunLock:
         """What the next sign of life says the run is at: cheap, it only stores them."""
         self._phase = (phase, done, total)
 
-    def take(self, run_id: str) -> None:
+    def take(self, run_id: str, waits: bool = False) -> None:
         """Raise Mistake where another run holds the folder.
 
         Args:
             run_id: of this start; an earlier attempt of the same start is no stranger.
+            waits: for whoever holds it to go, as long as one that was killed may seem to hold it.
         """
+        self._patience = SILENT_SECONDS + 2 * RENEW_SECONDS if waits else 0.0
         try:
             self._take(run_id)
         except BaseException:
@@ -164,17 +168,17 @@ class RunLock:
 
     def _take(self, run_id: str) -> None:
         self._lock_file(run_id)
-        owner = read_owner(self._folder)
-        if owner is not None and owner.run_id != run_id and owner.is_alive:
-            # On this machine the kernel has just said that its process is gone.
-            elsewhere = self._file is None or owner.machine != this_machine()
-            if elsewhere:
-                silent = time.time() - owner.renewed
+        started = time.monotonic()
+        while (owner := self._owner_elsewhere(run_id)) is not None:
+            silent = max(time.time() - owner.renewed, 0)
+            if time.monotonic() - started >= self._patience:
                 raise Mistake(
                     f"{self._folder} is in use by another run, on {owner.host} (its last sign: "
-                    f"{max(silent, 0):.0f} s ago); wait for it, stop it, or choose another --out. "
+                    f"{silent:.0f} s ago); wait for it, stop it, or choose another --out. "
                     f"A run that was killed is given up after {SILENT_SECONDS:.0f} s"
                 )
+            self._say_waiting(f"on {owner.host}, its last sign {silent:.0f} s ago")
+            time.sleep(LOOK_SECONDS)
         self._write(run_id)
         if self._file is None:
             time.sleep(SETTLE_SECONDS)
@@ -183,6 +187,25 @@ class RunLock:
                 raise Mistake(
                     f"{self._folder} was taken by another run in this moment; choose another --out"
                 )
+
+    def _owner_elsewhere(self, run_id: str) -> Owner | None:
+        """A stranger that still writes the folder. On this machine the kernel has just said that
+        its process is gone."""
+        owner = read_owner(self._folder)
+        if owner is None or owner.run_id == run_id or not owner.is_alive:
+            return None
+        return owner if self._file is None or owner.machine != this_machine() else None
+
+    def _say_waiting(self, who: str) -> None:
+        """Say once that another start holds the folder, and how long it is waited for."""
+        if not self._said:
+            logger.warning(
+                "%s is held by another start (%s); it is waited for up to %.0f s",
+                self._folder,
+                who,
+                self._patience,
+            )
+        self._said = True
 
     def release(self, forget: bool = False) -> None:
         """Let the next run in.
@@ -239,11 +262,13 @@ class RunLock:
         owner = read_owner(self._folder)
         ours = owner is not None and owner.run_id == run_id
         patience = SILENT_SECONDS if ours else NAMELESS_SECONDS if owner is None else 0.0
-        if time.monotonic() - started >= patience:
+        if time.monotonic() - started >= max(patience, self._patience):
             raise Mistake(
                 f"{self._folder} is in use by another run; wait for it, stop it, or choose "
                 "another --out"
             ) from error
+        if not ours and self._patience:
+            self._say_waiting("on this machine")
         time.sleep(LOOK_SECONDS)
 
     def _write(self, run_id: str) -> None:
