@@ -5,7 +5,7 @@ Imports torch and torchrec: `check_versions` comes before the import of this mod
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -25,8 +25,11 @@ class OnRay:
     """How workers are started."""
 
     workers: str | None = None
-    """How many workers: 4; or 2..8 where nodes may come and go. Left out: one a GPU, or one for
-    every second CPU."""
+    """How many workers: 4; or 2..8 where nodes may come and go: an autoscaler is asked for those
+    that are missing. Left out: one a GPU, or one for every second CPU."""
+    device: Literal["auto", "gpu"] = "auto"
+    """What each worker trains on: GPUs where the cluster has some, else CPUs; gpu: nothing else,
+    and a range of workers waits for them where an autoscaler brings them."""
     address: str | None = None
     """Ray cluster to train on ("auto": the one of this machine). Left out: RAY_ADDRESS, else a
     local cluster for this run alone."""
@@ -48,6 +51,7 @@ class OnRay:
     def options(self, verbose: bool) -> LaunchOptions:
         return LaunchOptions(
             workers=None if self.workers is None else Workers.parse(self.workers),
+            device=self.device,
             address=self.address,
             max_failures=self.max_failures,
             step_timeout_seconds=self.step_timeout,

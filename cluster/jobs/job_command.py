@@ -33,6 +33,8 @@ ARGUMENTS = {
 """What each command parses its arguments into."""
 WITH_PRESET = ("tune", "plan", "train")
 WITHOUT_PATHS = ("doctor", "bench")
+STARTS_WORKERS = ("train", "resume", "evaluate", "export", "compare", "tune")
+"""Their workers have CPUs of their own; what is left of the command itself is light."""
 LASTING = ("data", "extend", "out", "run", "runs", "start_from")
 """Fields that name what is there before the job, or after it."""
 
@@ -64,6 +66,17 @@ def check_command(command: Sequence[str], working_dir: Path) -> None:
                 f"{named} {path}: a job runs in a copy of the working directory that is deleted "
                 "with it; give an absolute path that every node sees, or a URI"
             )
+
+
+def driver_cpus(name: str, asked: int | None) -> int:
+    """CPUs that a job's own process takes of a node.
+
+    Ray runs a job that asks for none on the head, where a command that works by itself would take
+    the cluster's own processes their memory.
+    """
+    if asked is not None:
+        return asked
+    return 0 if name in STARTS_WORKERS else 1
 
 
 def arguments_of(name: str) -> type[Any]:

@@ -1,5 +1,8 @@
 """What goes along with a job: the folder it runs in, Tandem itself, and what a cluster refuses."""
 
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from trainer.base.mistake import Mistake
 STOP_SECONDS = 300
 """Given to a job that is stopped: a step, and the last checkpoint's write."""
 MOST_NAMED_FILES = 3
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 REMEDY = "name data in a .gitignore there, or send another folder, which may be empty"
 
 
@@ -31,6 +35,23 @@ def runtime_env(working_dir: Path) -> dict[str, Any]:
     if not is_checkout(working_dir):
         environment["py_modules"] = our_packages()
     return environment
+
+
+def variables_of(given: Sequence[str]) -> dict[str, str]:
+    """The job's environment variables from `NAME=VALUE`, or `NAME`, which is set here.
+
+    Raises:
+        Mistake: where a name is none, or is not set here.
+    """
+    found = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not NAME.fullmatch(name):
+            raise Mistake(f"--env {each}: {name!r} is no variable's name; give NAME=VALUE or NAME")
+        if not equals and name not in os.environ:
+            raise Mistake(f"--env {name}: it is not set here; give {name}=VALUE")
+        found[name] = value if equals else os.environ[name]
+    return found
 
 
 def is_checkout(working_dir: Path) -> bool:

@@ -16,17 +16,19 @@ import tyro
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from cluster.jobs.job_api import JobCluster, connect, interpreter
-from cluster.jobs.job_command import check_command
-from cluster.jobs.job_package import refusal_message, runtime_env
+from cluster.jobs.job_command import check_command, driver_cpus
+from cluster.jobs.job_package import refusal_message, runtime_env, variables_of
 from cluster.jobs.submitted import Submitted, remember, remembered, run_of
 from cluster.workers.ray_private import JOB_STOP_SECONDS, JOB_STOP_VARIABLE, uploaded_module
 from cluster.workers.session import START
 from trainer.base.mistake import Mistake
+from trainer.base.ranges import check_ranges
 from trainer.base.screen import say
 from trainer.base.usage import parse
 from trainer.run.state import read_state
 
 LOOK_SECONDS = 1.0
+MOST_CPUS = 1 << 16
 EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
 
@@ -50,6 +52,14 @@ class SubmitArguments(OfCluster):
     python: str | None = None
     """Interpreter on the cluster, with Tandem's requirements. Left out: this one where the
     cluster's head is this machine, else `python` as the cluster's PATH finds it."""
+    env: tuple[str, ...] = ()
+    """Environment variables of the job and its workers, as NAME=VALUE, or NAME alone: as here."""
+    driver_cpus: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """CPUs that the command itself takes of a node. Left out: 1 for one that works by itself, as
+    prepare does, so that it leaves a head without CPUs alone; 0 for those that start workers."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, driver_cpus=(0, MOST_CPUS))
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ def submit(arguments: Sequence[str]) -> int:
     check_command(given, Path(parsed.working_dir))
     command = going_on(given)
     environment = runtime_env(Path(parsed.working_dir))
+    environment["env_vars"] |= variables_of(parsed.env)
     cluster = connect(parsed.address)
     if "py_modules" in environment:
         environment["py_modules"].append(uploaded_module(cluster.client, START))
@@ -100,6 +111,7 @@ def submit(arguments: Sequence[str]) -> int:
             entrypoint=shlex.join([python, "-m", "tandem", *command]),
             runtime_env=environment,
             metadata={"tandem": shlex.join(command)},
+            entrypoint_num_cpus=driver_cpus(command[0], parsed.driver_cpus),
         )
     except RuntimeError as error:
         raise Mistake(refusal_message(cluster.address, error)) from error

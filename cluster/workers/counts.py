@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from trainer.base.machine import usable_memory_bytes
 from trainer.base.mistake import Mistake, UsageError
 
+Device = Literal["auto", "gpu"]
 WORKER_BYTES = 400 * 2**20
 """Python, torch, torchrec and Ray in one process, roughly."""
 
@@ -17,11 +19,6 @@ class Resources:
     cpus: int
     gpus: int
 
-    @property
-    def default_workers(self) -> int:
-        """One worker a GPU; without GPUs, one for every second CPU."""
-        return self.gpus or max(1, self.cpus // 2)
-
 
 @dataclass(frozen=True)
 class Workers:
@@ -29,6 +26,8 @@ class Workers:
 
     least: int
     most: int
+    waits: bool = False
+    """Given as a range, 4..4 too: its nodes may come later."""
 
     def __post_init__(self) -> None:
         if self.least < 1 or self.most < self.least:
@@ -46,15 +45,11 @@ class Workers:
         found = re.fullmatch(r"(-?\d+)(?:\.\.(-?\d+))?", text.strip())
         if found is None:
             raise UsageError(f"--workers {text}: a number such as 4, or a range such as 2..8")
-        least = int(found.group(1))
-        return Workers(least, int(found.group(2)) if found.group(2) else least)
-
-    @property
-    def is_elastic(self) -> bool:
-        return self.least < self.most
+        least, most = found.groups()
+        return Workers(int(least), int(most or least), waits=most is not None)
 
     def __str__(self) -> str:
-        return f"{self.least}..{self.most}" if self.least != self.most else str(self.least)
+        return f"{self.least}..{self.most}" if self.waits else str(self.least)
 
     def check_fits_here(self) -> None:
         """Raise where a cluster of this machine alone could never hold so many."""
@@ -66,17 +61,31 @@ class Workers:
                 f"{max(memory // WORKER_BYTES, 1)}, or name a cluster with --address"
             )
 
-    def check_fits(self, resources: Resources) -> None:
+    def check_fits(self, resources: Resources, device: Device) -> None:
         """Raise where the cluster could never start so many: Ray would wait for ever.
 
         A range is for clusters whose nodes come and go: such a run waits for them, and says so.
         """
-        if self.is_elastic:
+        if self.waits:
             return
-        offered, unit = (resources.gpus, "GPUs") if resources.gpus else (resources.cpus, "CPUs")
+        on_gpu = device == "gpu" or resources.gpus > 0
+        offered, unit = (resources.gpus, "GPUs") if on_gpu else (resources.cpus, "CPUs")
         if self.least > offered:
             raise Mistake(
                 f"--workers {self}: the cluster has {offered} {unit}, one a worker; "
                 f"{f'ask for at most {offered}, or ' if offered else ''}add nodes; a range, as "
-                f"--workers 1..{self.least}, waits for them"
+                f"--workers 1..{self.least}, waits for them, and asks an autoscaler for them"
             )
+
+
+def default_workers(resources: Resources, device: Device) -> Workers:
+    """One worker a GPU; without GPUs, one for every second CPU.
+
+    Raises:
+        Mistake: where GPUs are asked for and there is none yet.
+    """
+    if device == "gpu" and not resources.gpus:
+        raise Mistake(
+            "--device gpu: the cluster has no GPU; say how many are waited for, as --workers 1..8"
+        )
+    return Workers.exactly(resources.gpus or max(1, resources.cpus // 2))

@@ -5,8 +5,15 @@ when it is started anew after a failure, on what is left; it grows by being aske
 checkpoint and started anew, so no step is trained twice.
 """
 
+import logging
 import time
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.exceptions
 
 from cluster.workers.counts import Workers
 from cluster.workers.failures import RunFailedError
@@ -14,6 +21,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.stopping import Told
 from trainer.observe.progress import Progress
 
+logger = logging.getLogger(__name__)
 ANY_NUMBER = 0
 """A batch that every number of workers divides."""
 LOOK_SECONDS = 1.0
@@ -21,6 +29,49 @@ NOTICE_SECONDS = 5.0
 REMIND_SECONDS = 30.0
 SETTLE_SECONDS = 20.0
 """Ray may take seconds to tell that the workers of a group that ended are free."""
+REPEAT_SECONDS = 20.0
+LAPSE_SECONDS = 180.0
+"""What is asked of the autoscaler lapses, unless it is repeated: a driver may be killed."""
+ANSWER_SECONDS = 5.0
+
+
+@dataclass
+class Demand:
+    """What a run asks of the cluster's autoscaler, beside the workers that it has.
+
+    Ray's coordinator adds up what all runs ask for. A cluster without an autoscaler keeps what it
+    has: asking changes nothing there.
+    """
+
+    coordinator: Any
+    """Its actor; None: a cluster of our own, which cannot grow."""
+    _name: str = field(default_factory=lambda: f"tandem-{uuid.uuid4().hex[:12]}", init=False)
+    _asked: tuple[int, bool] = field(default=(0, False), init=False)
+    _at: float = field(default=float("-inf"), init=False)
+
+    def want(self, count: int, on_gpu: bool) -> None:
+        """Ask for `count` workers more; cheap where that has just been asked."""
+        fresh = time.monotonic() - self._at < REPEAT_SECONDS
+        if self.coordinator is None or (self._asked == (count, on_gpu) and (fresh or not count)):
+            return
+        if count == 0:
+            answer = self.coordinator.cancel_request.remote(self._name)
+        else:
+            answer = self.coordinator.request_resources.remote(
+                requester_id=self._name,
+                resources=[worker_resources(on_gpu)] * count,
+                expire_after_s=LAPSE_SECONDS,
+            )
+        self._asked, self._at = (count, on_gpu), time.monotonic()
+        try:
+            ray.get(answer, timeout=ANSWER_SECONDS)
+        except (ray.exceptions.RayError, TimeoutError) as error:  # asked again later
+            logger.warning("the autoscaler could not be asked for %d workers: %s", count, error)
+
+
+def worker_resources(on_gpu: bool) -> dict[str, float]:
+    """What one worker takes of a node."""
+    return {"GPU": 1, "CPU": 1} if on_gpu else {"CPU": 1}
 
 
 def choose(workers: Workers, room: int, global_batch_size: int) -> int | None:

@@ -10,7 +10,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 
 from cluster.workers.counts import Workers
-from cluster.workers.elastic import ANY_NUMBER, choose, wait_for_room
+from cluster.workers.elastic import (
+    ANY_NUMBER,
+    Demand,
+    choose,
+    wait_for_room,
+    worker_resources,
+)
 from cluster.workers.failures import RunFailedError, first_cause, lost_nodes
 from cluster.workers.group_watch import GroupWatch, InThread
 from cluster.workers.preemption import ListeningTorchConfig
@@ -41,6 +47,7 @@ class Groups:
     has_gpus: Callable[[], bool]
     """Whether the cluster has GPUs, now."""
     link: RelayLink
+    demand: Demand
     progress: Progress
     notes: str
     told: Told
@@ -74,6 +81,7 @@ class Groups:
         return "start it again" if self.resumable is None else self.resumable.go_on
 
     def _waiting(self) -> None:
+        self.demand.want(self.workers.most, self._on_gpu)
         if self.resumable is not None and self._started:
             self.resumable.waiting()
 
@@ -82,6 +90,12 @@ class Groups:
 
     def to_the_end(self) -> Any:
         """What rank 0 returned in the group that came to the work's end."""
+        try:
+            return self._to_the_end()
+        finally:
+            self.demand.want(0, self._on_gpu)
+
+    def _to_the_end(self) -> Any:
         self._saved = self._saved_step()
         before = None
         while True:
@@ -107,6 +121,7 @@ class Groups:
         """One group of `count` workers, from its start to its end."""
         self._started += 1
         self._last = None
+        self.demand.want(self.workers.most - count, self._on_gpu)
         self.link.begin(self._started, count)
         watch = GroupWatch(
             link=self.link,
@@ -139,7 +154,7 @@ class Groups:
             scaling_config=ScalingConfig(
                 num_workers=count,
                 use_gpu=self._on_gpu,
-                resources_per_worker={"GPU": 1, "CPU": 1} if self._on_gpu else {"CPU": 1},
+                resources_per_worker=worker_resources(self._on_gpu),
                 placement_strategy="PACK",
             ),
             run_config=RunConfig(
@@ -169,6 +184,7 @@ class Groups:
     def _could_grow(self, count: int) -> bool:
         if count == self.workers.most or self.resumable is None:
             return False
+        self.demand.want(self.workers.most - count, self._on_gpu)
         room = count + (self.link.room(self._on_gpu) or 0)
         self._hoped = choose(self.workers, room, self._batch) or 0
         return self._hoped > count

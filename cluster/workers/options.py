@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cluster.workers.counts import Workers
+from cluster.workers.counts import Device, Workers
 from trainer.base.mistake import Mistake
 from trainer.config.metrics_section import LAST_PORT
 
@@ -25,6 +25,8 @@ class LaunchOptions:
 
     workers: Workers | None = None
     """How many workers; None: one a GPU, or one for every second CPU."""
+    device: Device = "auto"
+    """What a worker has for itself: a GPU where the cluster has some; gpu: nothing else."""
     address: str | None = None
     """An existing Ray cluster; None: RAY_ADDRESS, else a local one for this run alone."""
     max_failures: int = 3

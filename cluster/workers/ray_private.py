@@ -59,6 +59,13 @@ def uploaded_module(client: JobSubmissionClient, file: Path) -> str:
     return uri
 
 
+def autoscaling_coordinator() -> Any:
+    """The cluster's actor that adds up what Ray's libraries ask the autoscaler for."""
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as ray_data
+
+    return ray_data.get_or_create_autoscaling_coordinator()
+
+
 def draining_nodes() -> set[str]:
     """Ids of the nodes that will be taken away. In a process of the cluster, not of a client."""
     return set(ray._private.state.state.get_draining_nodes())

@@ -21,12 +21,13 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from cluster.workers.counts import Resources, Workers
-from cluster.workers.elastic import check_divides
+from cluster.workers.counts import Device, Resources, Workers, default_workers
+from cluster.workers.elastic import Demand, check_divides
 from cluster.workers.failures import first_cause
 from cluster.workers.groups import Groups
 from cluster.workers.heartbeat import Heartbeat
 from cluster.workers.options import LaunchOptions
+from cluster.workers.ray_private import autoscaling_coordinator
 from cluster.workers.relay import RelayLink, RelayLog, RelayProgress, RelayReader, start_relay
 from cluster.workers.service_discovery import ReachableTargets, ServiceDiscovery
 from cluster.workers.session import cluster_resources, metrics_addresses, ray_session
@@ -54,8 +55,8 @@ class RayWorkers:
         with ExitStack() as stack:
             stack.enter_context(failure_noted(resumable))
             resources = self._session(stack)
-            workers = wanted or Workers.exactly(resources.default_workers)
-            workers.check_fits(resources)
+            workers = wanted or default_workers(resources, options.device)
+            workers.check_fits(resources, options.device)
             if resumable is not None:
                 check_divides(workers, resumable.global_batch_size)
             told = stack.enter_context(terminations())
@@ -82,8 +83,9 @@ class RayWorkers:
                 },
                 workers=workers,
                 resumable=resumable,
-                has_gpus=lambda: has_gpus(resources, workers),
+                has_gpus=lambda: has_gpus(resources, workers, options.device),
                 link=link,
+                demand=Demand(None if options.is_here else autoscaling_coordinator()),
                 progress=progress,
                 # Ray Train's own notes: nobody reads them, checkpoints are ours.
                 notes=stack.enter_context(TemporaryDirectory(prefix="tandem-")),
@@ -106,7 +108,7 @@ class RayWorkers:
                 num_gpus=1 if resources.gpus else 0,
                 max_retries=self.options.max_failures,
             )
-            wanted = self.options.workers or Workers.exactly(resources.default_workers)
+            wanted = self.options.workers or default_workers(resources, "auto")
             waiting, running = list(many), dict[Any, str]()
             while waiting or running:
                 while waiting and len(running) < wanted.most:
@@ -136,9 +138,11 @@ class RayWorkers:
         }
 
 
-def has_gpus(at_start: Resources, workers: Workers) -> bool:
+def has_gpus(at_start: Resources, workers: Workers, device: Device) -> bool:
     """Whether the next group trains on GPUs: a range may find them only now, or no longer."""
-    if not workers.is_elastic:
+    if device == "gpu":
+        return True
+    if not workers.waits:
         return at_start.gpus > 0
     try:
         return cluster_resources().gpus > 0

@@ -1,5 +1,6 @@
 """A real Ray cluster of several nodes on this machine: `ray start`s, killed by their pids."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,11 +12,19 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
 from cluster.workers.session import short_temp_folder
 from tests.cluster.namespaces import Network
 
 RAY = Path(sys.executable).parent / "ray"
 START_SECONDS = 120
+COMMAND_LISTS = (
+    *("initialization_commands", "setup_commands", "head_setup_commands"),
+    *("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"),
+    *("cluster_synced_files", "rsync_exclude", "rsync_filter"),
+)
+"""Of an autoscaler's configuration: there is nothing to set up."""
 
 
 def free_port() -> int:
@@ -73,9 +82,12 @@ class Cluster:
     Args:
         network: give each node a network namespace of its own; the head stays in this one.
         token: what every client must show; None: whoever reaches the cluster may use it.
+        most_nodes: an autoscaler adds nodes of one CPU, up to so many, and takes idle ones away.
     """
 
-    def __init__(self, network: Network | None = None, token: str | None = None) -> None:
+    def __init__(
+        self, network: Network | None = None, token: str | None = None, most_nodes: int = 0
+    ) -> None:
         self.network = network
         self.environment = os.environ | authentication(token)
         """Of its nodes, and of whoever speaks to it."""
@@ -87,6 +99,7 @@ class Cluster:
         self.address = f"{self.host}:{self.port}"
         self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
         self.nodes: list[Node] = []
+        self._autoscaler = self._configured(most_nodes) if most_nodes else ()
         self.head = self._start_head()
 
     def _start_head(self) -> Node:
@@ -98,11 +111,48 @@ class Cluster:
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}",
             f"--temp-dir={self.folder}",
+            *self._autoscaler,
             environment=self.environment,
         )
         wait_for_port(self.host, self.port, head.process)
         wait_for_port("127.0.0.1", self.dashboard_port, head.process)
         return head
+
+    def _configured(self, most_nodes: int) -> tuple[str, ...]:
+        """The flag of Ray's own stand-in for a cloud: its nodes are processes of this machine."""
+        self.environment |= {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        }
+        kinds = {"ray.head.default": (0, 0), "worker": (1, most_nodes)}
+        config = {
+            "cluster_name": "grows",
+            "max_workers": most_nodes,
+            "idle_timeout_minutes": 0.1,
+            "upscaling_speed": most_nodes,
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": self.address,
+                "head_node_id": FAKE_HEAD_NODE_ID,
+                "launch_multiple": True,
+            },
+            "available_node_types": {
+                kind: {
+                    "resources": {"CPU": cpus, "object_store_memory": 80_000_000},
+                    "node_config": {},
+                    "min_workers": 0,
+                    "max_workers": most,
+                }
+                for kind, (cpus, most) in kinds.items()
+            },
+            "head_node_type": "ray.head.default",
+            **{key: {} for key in ("auth", "docker", "file_mounts")},
+            **{key: [] for key in COMMAND_LISTS},
+        }
+        file = self.folder / "autoscaling.json"
+        file.write_text(json.dumps(config))
+        return (f"--autoscaling-config={file}",)
 
     def restart_head(self) -> None:
         """Kill it and all nodes, which would follow it, and start an empty cluster in its place."""
@@ -118,15 +168,19 @@ class Cluster:
         self.nodes.append(node)
         return node
 
-    def wait_for_cpus(self, count: int) -> None:
-        """Until nodes with so many CPUs together have joined."""
+    def wait_for_cpus(self, count: int, or_more: bool = True) -> None:
+        """Until nodes with so many CPUs together have joined, or those beyond them have gone."""
         code = (
             "import ray, sys, time; ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=0)\n"
-            "while ray.cluster_resources().get('CPU', 0) < int(sys.argv[2]): time.sleep(0.2)"
+            "wanted, least = int(sys.argv[2]), sys.argv[3] == 'True'\n"
+            "cpus = lambda: ray.cluster_resources().get('CPU', 0)\n"
+            "while cpus() < wanted if least else cpus() != wanted: time.sleep(0.2)"
         )
-        command = [sys.executable, "-c", code, self.address, str(count)]
+        command = [sys.executable, "-c", code, self.address, str(count), str(or_more)]
         waiting = subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL)
-        deadline, restarts = time.monotonic() + START_SECONDS, 3
+        # What a run has asked for without taking it back lapses after three minutes.
+        deadline = time.monotonic() + (START_SECONDS if or_more else 3 * START_SECONDS)
+        restarts = 3
         while waiting.poll() is None:
             for node in self.nodes:
                 # Nodes that start in the same moment may choose the same ports.

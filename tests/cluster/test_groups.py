@@ -117,6 +117,7 @@ def groups(
         "patience_seconds": 60.0,
         "verbose": False,
     }
+    usual["demand"] = SimpleNamespace(want=lambda count, on_gpu: None)
     return Groups(link=link or Link(), **{**usual, **settings})  # type: ignore[arg-type]
 
 
@@ -228,6 +229,24 @@ class TestRestarts:
         ]
         assert link.begun == [(1, 2), (2, 1)]
         assert lost_nodes(BEATS[:1], patiently=False) == ""
+
+    def test_the_autoscaler_is_asked_for_what_is_missing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """For all of the range while a run waits, for the rest while it runs, then for nothing."""
+        asked: list[int] = []
+        link = Link(rooms=itertools.chain([0, 2, 2], itertools.repeat(4)))
+        run = groups(
+            [failure(GLOO), DONE],
+            monkeypatch,
+            link,
+            workers=Workers(2, 4, waits=True),
+            demand=SimpleNamespace(want=lambda count, on_gpu: asked.append(count)),
+        )
+        monkeypatch.setattr("cluster.workers.elastic.LOOK_SECONDS", 0.01)
+        assert run.to_the_end() == DONE
+        assert link.begun == [(1, 2), (2, 4)]
+        assert [count for count, _ in itertools.groupby(asked)] == [4, 2, 0]
 
     def test_gpus_that_come_later_are_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A range whose GPU nodes are away at the start must not stay on CPUs for good."""

@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 
 from cluster.cli import COMMANDS
-from cluster.jobs.job_command import ARGUMENTS, LASTING, WITHOUT_PATHS, arguments_of, check_command
-from cluster.jobs.job_package import STOP_SECONDS, refusal_message, runtime_env
+from cluster.jobs.job_command import (
+    ARGUMENTS,
+    LASTING,
+    STARTS_WORKERS,
+    WITHOUT_PATHS,
+    arguments_of,
+    check_command,
+    driver_cpus,
+)
+from cluster.jobs.job_package import STOP_SECONDS, refusal_message, runtime_env, variables_of
 from cluster.jobs.submit import what_stopping_takes
 from cluster.workers.ray_private import LARGEST_PACKAGE_BYTES
 from tandem import PACKAGES
@@ -101,6 +109,28 @@ def test_preset_files_lie_in_the_folder_that_is_sent(tmp_path: Path) -> None:
     check_command(("train", "mine.toml", *TRAIN[2:]), tmp_path)
     with pytest.raises(Mistake, match=r"absent\.toml"):
         check_command(("train", "absent.toml", *TRAIN[2:]), tmp_path)
+
+
+def test_variables_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OF_HERE", "a=b")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert variables_of(["A=1", "B=", "C=x=y", "OF_HERE"]) == {
+        "A": "1",
+        "B": "",
+        "C": "x=y",
+        "OF_HERE": "a=b",
+    }
+    for given, told in (("NOWHERE", "it is not set here"), ("1A=2", "'1A' is no"), ("=2", "'' is")):
+        with pytest.raises(Mistake, match=told):
+            variables_of([given])
+
+
+def test_a_command_that_works_by_itself_leaves_the_head_alone() -> None:
+    """Ray runs a job that asks for no CPU on the head."""
+    assert [driver_cpus(name, None) for name in ("train", "evaluate")] == [0, 0]
+    assert [driver_cpus(name, None) for name in ("prepare", "report", "synth")] == [1, 1, 1]
+    assert driver_cpus("prepare", 8) == 8 and driver_cpus("prepare", 0) == 0
+    assert {*STARTS_WORKERS} <= set(ARGUMENTS)
 
 
 def test_every_command_is_known_by_its_arguments() -> None:

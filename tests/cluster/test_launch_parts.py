@@ -14,9 +14,10 @@ import ray
 import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 
-from cluster.workers.counts import Resources, Workers
+from cluster.workers.counts import Resources, Workers, default_workers
 from cluster.workers.failures import RunFailedError, first_cause
 from cluster.workers.options import LaunchOptions
+from cluster.workers.ray_workers import has_gpus
 from cluster.workers.service_discovery import ReachableTargets, ServiceDiscovery
 from cluster.workers.session import held_errors, join_message, ray_session
 from trainer.base.mistake import Mistake
@@ -39,7 +40,8 @@ class Died(ray.exceptions.RayActorError):
 class TestWorkers:
     def test_a_number_or_a_range(self) -> None:
         assert Workers.parse("4") == Workers(4, 4)
-        assert Workers.parse("2..8") == Workers(2, 8)
+        assert Workers.parse("2..8") == Workers(2, 8, waits=True)
+        assert [str(Workers.parse(text)) for text in ("4", "2..8", "4..4")] == ["4", "2..8", "4..4"]
         assert str(Workers.parse("2..8")) == "2..8"
 
     @pytest.mark.parametrize("text", ["0", "-1", "8..2", "two", "2..", "2-8", "", "0..0", "-2..3"])
@@ -61,16 +63,24 @@ class TestWorkers:
         Workers.exactly(1).check_fits_here()
 
     def test_more_than_the_cluster_has_is_refused_not_waited_for(self) -> None:
-        Workers.parse("8..16").check_fits(Resources(cpus=4, gpus=0))  # nodes may come
+        Workers.parse("8..16").check_fits(Resources(cpus=4, gpus=0), "auto")  # nodes may come
         with pytest.raises(ValueError, match=r"--workers 8: the cluster has 4 CPUs"):
-            Workers.parse("8").check_fits(Resources(cpus=4, gpus=0))
+            Workers.parse("8").check_fits(Resources(cpus=4, gpus=0), "auto")
         with pytest.raises(ValueError, match="2 GPUs"):
-            Workers.parse("4").check_fits(Resources(cpus=64, gpus=2))
+            Workers.parse("4").check_fits(Resources(cpus=64, gpus=2), "auto")
 
     def test_defaults_are_gpus_or_half_the_cpus(self) -> None:
-        assert Resources(cpus=64, gpus=8).default_workers == 8
-        assert Resources(cpus=8, gpus=0).default_workers == 4
-        assert Resources(cpus=1, gpus=0).default_workers == 1
+        for cpus, gpus, count in ((64, 8, 8), (8, 0, 4), (1, 0, 1)):
+            assert default_workers(Resources(cpus, gpus), "auto") == Workers.exactly(count)
+
+    def test_gpus_that_are_asked_for_are_never_replaced_by_cpus(self) -> None:
+        none_yet = Resources(cpus=4, gpus=0)
+        with pytest.raises(Mistake, match=r"--device gpu: the cluster has no GPU; .* 1\.\.8"):
+            default_workers(none_yet, "gpu")
+        with pytest.raises(Mistake, match=r"--workers 2: the cluster has 0 GPUs"):
+            Workers.parse("2").check_fits(none_yet, "gpu")
+        Workers.parse("2..2").check_fits(none_yet, "gpu")
+        assert has_gpus(none_yet, Workers.parse("2..2"), "gpu")
 
 
 class TestFirstCause:
