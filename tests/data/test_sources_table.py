@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
 from trainer.observe.progress import SilentProgress
 from trainer.prepare.pipeline import PrepareArguments, prepare
 from trainer.prepare.staging import check_source, load_raw
-from trainer.sources import sql
+from trainer.sources import hub, sql
 from trainer.sources.columns import Columns
 from trainer.sources.formats.every import read_source
 from trainer.sources.side_tables import SideFiles
@@ -243,6 +244,36 @@ def lake(log: str, below: str = "") -> Callable[[Path], Path]:
     return build
 
 
+HUB = "hf://datasets/someone/some"
+
+
+class Hub(MemoryFileSystem):
+    """Stands in for DuckDB's reader of the hub, which is on few machines: opens and lists."""
+
+    protocol = "hf"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("hf://").strip("/")
+
+
+def load_stand_in(connection: duckdb.DuckDBPyConnection) -> bool:
+    filesystem = Hub(skip_instance_cache=True)
+    for name, user, item in (
+        ("some/1/rows.parquet", "a", "x"),
+        ("some/deep/er/rows.parquet", "b", "y"),
+        ("some@v1/1/rows.parquet", "a", "old"),
+        ("some@v1/2/rows.parquet", "b", "new"),
+    ):
+        with filesystem.open(f"hf://datasets/someone/{name}", "wb") as stream:
+            pq.write_table(pa.table({"user": [user], "item": [item]}), stream)
+    filesystem.pipe(f"{HUB}/rows.csv", TEXT.encode())
+    connection.register_filesystem(filesystem)
+    return True
+
+
 CASES |= {
     "folder": (many, Read(TWO)),
     "glob": (lambda folder: many(folder) / "part-*.csv", Read(TWO)),
@@ -266,7 +297,12 @@ CASES |= {
     "delta": (lake("_delta_log/00000000000000000000.json"), Read()),
     "iceberg": (lake("metadata/v1.metadata.json"), Read()),
     "lake-below": (lake("_delta_log/0.json", "table"), Read()),
-    "hugging-face": (lambda folder: "hf://datasets/someone/some/rows.parquet", Read()),
+    "hugging-face": (lambda folder: f"{HUB}/rows.parquet", Read()),
+    "hugging-face-form": (lambda folder: "hf://someone/some", Read()),
+    "hugging-face-folder": (lambda folder: HUB, Read([("a", "x"), ("b", "y")])),
+    "hugging-face-revision": (lambda folder: f"{HUB}@v1/2*/*.parquet", Read([("b", "new")])),
+    "hugging-face-none": (lambda folder: f"{HUB}/2*/*.parquet", Read()),
+    "hugging-face-csv": (lambda folder: f"{HUB}/*.csv*", Read()),
 }
 
 
@@ -316,10 +352,17 @@ def test_every_case_is_a_line() -> None:
 
 @pytest.mark.parametrize(("name", "outcome", "words"), lines(), ids=[name for name, *_ in lines()])
 def test_it_comes_out_as_the_table_says(
-    name: str, outcome: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    outcome: str,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name == "hugging-face" and importlib.util.find_spec("huggingface_hub"):
         pytest.skip("huggingface_hub is installed")
+    if name.startswith("hugging-face-"):
+        monkeypatch.setattr(hub, "load_reader", load_stand_in)
     build, expected = CASES[name]
     quoted = re.findall(r"`([^`]+)`", words)
     if outcome == "refused":

@@ -13,6 +13,8 @@ from fsspec.core import url_to_fs
 from trainer.base.mistake import Mistake
 
 FILE_SCHEME = "file://"
+HUB = "hf://"
+"""Hugging Face, which DuckDB reads by itself where it can (trainer/sources/hub.py)."""
 
 
 def is_uri(location: str | Path) -> bool:

@@ -25,9 +25,10 @@ from trainer.sources import sql
 from trainer.sources.checks import Thresholds, check_ratings
 from trainer.sources.columns import Table
 from trainer.sources.formats.every import read_source, recognise
+from trainer.sources.hub import files_at
 from trainer.sources.lakes import lake_at
 from trainer.sources.side_tables import SideFiles
-from trainer.sources.sources import Source, list_files, title_column
+from trainer.sources.sources import Source, title_column
 from trainer.sources.text_files import readable, suffix_of
 from trainer.sources.times import A_SECOND, times_of, unit_of_moment
 
@@ -104,7 +105,7 @@ def _interactions(
 ) -> Table | None:
     """The interactions as a table, where they have columns with names."""
     lake = lake_at(arguments.source)
-    files = [arguments.source] if lake else list_files(arguments.source)
+    files = [arguments.source] if lake else files_at(connection, arguments.source)
     named = {arguments.items, arguments.users}
     files = [file for file in files if file not in named]
     kind = lake or arguments.format or recognise(arguments.source, files)

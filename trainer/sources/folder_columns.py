@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from trainer.files.filesystems import filesystem_of
+from trainer.files.filesystems import HUB, filesystem_of
 
 KEY = re.compile(r"([^=]+)=.*", re.DOTALL)
 
@@ -29,6 +29,10 @@ def folder_columns(source: str, files: Sequence[str]) -> tuple[tuple[str, ...], 
 
 def _fixed_part(source: str) -> str:
     """The folder that SOURCE names, or the one that its pattern begins in."""
+    if source.startswith(HUB):
+        if glob.has_magic(source):
+            return re.split(r"[*?\[]", source)[0].rpartition("/")[0]
+        return source.rpartition("/")[0] if source.endswith(".parquet") else source
     filesystem, path = filesystem_of(source)
     if not filesystem.isfile(path) and filesystem.isdir(path):
         return str(path)
@@ -43,7 +47,7 @@ def _fixed_part(source: str) -> str:
 
 
 def _keys_below(above: str, file: str) -> tuple[str, ...]:
-    path = filesystem_of(file)[1]
+    path = file if file.startswith(HUB) else filesystem_of(file)[1]
     between = PurePosixPath(path.removeprefix(above)).parent.parts
     found = (KEY.fullmatch(part) for part in between)
     return tuple(each[1] for each in found if each is not None)

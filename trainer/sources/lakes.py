@@ -13,7 +13,7 @@ from typing import Literal
 import duckdb
 
 from trainer.base.mistake import Mistake
-from trainer.files.filesystems import filesystem_of, reached
+from trainer.files.filesystems import HUB, filesystem_of, reached
 from trainer.sources import sql
 
 LakeFormat = Literal["delta", "iceberg"]
@@ -35,7 +35,9 @@ LAKES: dict[LakeFormat, Lake] = {
 
 
 def lake_at(source: str) -> LakeFormat | None:
-    """What kind of table a folder is; None: none."""
+    """What kind of table a folder is; None: none. Nothing is asked of the hub (hub.py)."""
+    if source.startswith(HUB):
+        return None
     filesystem, path = filesystem_of(source)
     with reached(source):
         # Asked whether it is a folder, fsspec reads a file of a web server to its end.

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import duckdb
 
 from trainer.sources.columns import Columns, Table, required
+from trainer.sources.hub import files_at
 from trainer.sources.lakes import lake_at
-from trainer.sources.sources import ITEM_NAMES, USER_NAMES, SideTable, Source, list_files
+from trainer.sources.sources import ITEM_NAMES, USER_NAMES, SideTable, Source
 from trainer.sources.text_files import suffix_of
 
 
@@ -43,7 +44,7 @@ def _side_file(
     format: str | None = lake_at(path)
     files = [path]
     if format is None:
-        files = list_files(path, f"--{which}s")
+        files = files_at(connection, path, f"--{which}s")
         suffix = suffix_of(files[0])
         format = {".parquet": "parquet", ".item": "recbole", ".user": "recbole"}.get(suffix, "csv")
     known = columns.known if own is None else {**columns.known, which: own.split(":")[0]}

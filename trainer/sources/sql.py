@@ -23,7 +23,7 @@ import duckdb
 from trainer.base.byte_sizes import bytes_of
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import MOST_THREADS
-from trainer.files.filesystems import filesystem_of, is_uri
+from trainer.files.filesystems import HUB, filesystem_of, is_uri
 
 MEMORY_FLAG = "--memory-limit"
 LEAST_MEMORY = 64_000_000
@@ -226,13 +226,19 @@ def literal_files(connection: duckdb.DuckDBPyConnection, files: Sequence[str | P
     """A list of files that DuckDB takes for these, and not for patterns of others."""
     assert files, "DuckDB reads at least one file"
     for each in files:
-        if is_uri(each):
+        if is_uri(each) and not _reads_itself(connection, str(each)):
             filesystem, _ = filesystem_of(each)
             protocol = filesystem.protocol
             protocols = {protocol} if isinstance(protocol, str) else set(protocol)
             if not protocols & set(connection.list_filesystems()):
                 connection.register_filesystem(filesystem)
     return texts(_literal_path(each) for each in files)
+
+
+def _reads_itself(connection: duckdb.DuckDBPyConnection, uri: str) -> bool:
+    """Whether DuckDB has its own reader of a URI: that of Hugging Face, where it is loaded."""
+    loaded = connection.list_filesystems()
+    return uri.startswith(HUB) and ("HuggingFaceFileSystem" in loaded or "hf" in loaded)
 
 
 def _literal_path(path: str | Path) -> str:

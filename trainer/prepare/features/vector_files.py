@@ -14,8 +14,8 @@ from trainer.prepare.features.vector_columns import VectorColumn
 from trainer.prepare.features.vocabulary import own_name
 from trainer.sources import sql
 from trainer.sources.columns import Columns
+from trainer.sources.hub import files_at
 from trainer.sources.side_tables import side_table
-from trainer.sources.sources import list_files
 from trainer.sources.text_files import suffix_of
 
 
@@ -67,7 +67,7 @@ def _columns_of(
         ids = f"""SELECT {side}s.row FROM side_{side} JOIN {side}s
             ON {side}s.raw = side_{side}.raw ORDER BY side_{side}.rowid"""
         return {Path(path).stem: VectorColumn(path, file=path, ids=ids)}
-    files = list_files(path, f"--{side}-vectors")
+    files = files_at(connection, path, f"--{side}-vectors")
     if suffix_of(files[0]) != ".parquet":
         raise Mistake(f"--{side}-vectors {path} is no Parquet and no .npy file: write it as one")
     table = side_table(connection, "parquet", files, path, side, columns)

@@ -19,9 +19,10 @@ from trainer.sources.formats.lightgcn import lightgcn
 from trainer.sources.formats.movielens import movielens
 from trainer.sources.formats.recbole import recbole
 from trainer.sources.formats.table_files import table_source
+from trainer.sources.hub import files_at
 from trainer.sources.lakes import LAKES, LakeFormat, check_no_lake, lake_at
 from trainer.sources.side_tables import SideFiles, with_side_files
-from trainer.sources.sources import Source, list_files, unread
+from trainer.sources.sources import Source, unread
 from trainer.sources.text_files import check_packing, suffix_of
 
 Format = Literal["lightgcn", "recbole", "parquet", "csv", "movielens", "delta", "iceberg"]
@@ -62,7 +63,7 @@ def read_source(
         raise Mistake(
             f"unknown format {format!r}. {sql.near(format, FORMATS)}; or leave --format out"
         )
-    lake, files = _files_of(path, format, side)
+    lake, files = _files_of(connection, path, format, side)
     match lake or format or recognise(path, files):
         case "delta" | "iceberg" as kind:
             if lake is None:
@@ -95,7 +96,7 @@ def read_source(
 
 
 def _files_of(
-    path: str, format: str | None, side: SideFiles
+    connection: duckdb.DuckDBPyConnection, path: str, format: str | None, side: SideFiles
 ) -> tuple[LakeFormat | None, list[str]]:
     """The kind of table that a folder is, if any, and the files of interactions."""
     lake = lake_at(path)
@@ -108,9 +109,9 @@ def _files_of(
         each
         for flag, given in named.items()
         if given and lake_at(given) is None
-        for each in list_files(given, flag)
+        for each in files_at(connection, given, flag)
     ]
-    files = [each for each in list_files(path) if each not in aside]
+    files = [each for each in files_at(connection, path) if each not in aside]
     if not files:
         raise Mistake(f"{path} holds no interactions besides --items and --users")
     check_no_lake(path, files)
