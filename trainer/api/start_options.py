@@ -39,6 +39,8 @@ class PrepareOptions(TypedDict, total=False):
     validation: Literal["random", "last"] | None
     in_order: bool
     duplicates: Literal["first", "last"] | None
+    min_count: int | None
+    min_user_count: int | None
     drop_null_ids: bool
     history_length: int | None
     seed: int | None

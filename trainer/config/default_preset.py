@@ -65,7 +65,7 @@ def _model(dataset: Dataset | None, order: bool) -> ModelConfig:
     dim = 64
     table_bytes = 0
     if dataset is not None:
-        table_bytes = 4 * dim * (dataset.num_users + dataset.num_items)
+        table_bytes = 4 * dim * sum(map(dataset.rows_of_table, ("user", "item")))
     spectral = table_bytes <= SPECTRAL_BYTES
     model = ModelConfig(
         dim=dim,

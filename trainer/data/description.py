@@ -169,6 +169,8 @@ def _counts(dataset: Dataset) -> str | None:
                 f"splits.{name} has {split.rows} rows, {split.positives} positive and "
                 f"{split.disliked} disliked, which do not add up"
             )
+    if not set(dataset.table_rows) <= {"user", "item"}:
+        return f"table_rows are of {', '.join(dataset.table_rows)!r:.80}, not of users and items"
     events = sum(window.events for window in dataset.windows)
     if sum(split.rows for split in dataset.splits.values()) != events:
         return f"splits hold other rows than the {events} events of its windows"
@@ -232,6 +234,8 @@ def check_tables(dataset: Dataset) -> None:
         columns |= {each.name: COLUMN[each.kind] for each in attributes if each.kind in COLUMN}
         if side == "item":
             columns |= {"title": "text"}
+        if side in dataset.table_rows:
+            columns |= {"table_row": "integer"}
         _check_table(dataset, f"{side}s.parquet", columns, rows)
     vocabulary = {"side": "text", "name": "text", "row": "integer", "value": "text"}
     _check_table(dataset, "attributes.parquet", vocabulary, None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -74,6 +75,39 @@ def _at_place(
     """(values, lengths 0 or 1) of the bags' values `place` before the last."""
     reached_n = lengths_n > place
     return values_V[stop_n[reached_n] - 1 - place], reached_n.astype(np.int64)
+
+
+def rows_of(key: str) -> str:
+    """What a feature's ids are rows of: "user", "item", or the key of an attribute."""
+    if "." in key:
+        return key
+    return "user" if key in ("user", "item_users") else "item"
+
+
+def in_tables(
+    features: KeyedJaggedTensor, row_of: Mapping[str, np.ndarray]
+) -> tuple[KeyedJaggedTensor, Tensor | None]:
+    """Rows of tables in place of ids, and the items of "history" as they were (None: no such key).
+
+    row_of: by "user" and "item", the row of each id, where it is not the id.
+    """
+    values_V = features.values().numpy()
+    bounds = dict(zip(features.keys(), pairwise(features.offset_per_key()), strict=True))
+    history = bounds.get("history")
+    rows_V = values_V.copy()
+    for key, (start, stop) in bounds.items():
+        if rows_of(key) in row_of:
+            rows_V[start:stop] = row_of[rows_of(key)].take(values_V[start:stop])
+    mapped = KeyedJaggedTensor(
+        keys=features.keys(),
+        values=torch.from_numpy(rows_V),
+        weights=features.weights_or_none(),
+        lengths=features.lengths(),
+        stride=features.stride(),
+        length_per_key=features.length_per_key(),
+        offset_per_key=features.offset_per_key(),
+    )
+    return mapped, None if history is None else torch.from_numpy(values_V[slice(*history)])
 
 
 def side_of(key: str) -> Literal["query", "candidate"]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from trainer.base.mistake import Mistake
-from trainer.data.feature_bags import Bags, Features, keyed_jagged, list_bags, list_of
+from trainer.data.feature_bags import Bags, Features, in_tables, keyed_jagged, list_bags, list_of
 from trainer.data.feature_types import Attribute
 from trainer.data.jagged import Column, Jagged, from_arrow, spread
 from trainer.data.neighbours import (
@@ -58,6 +58,8 @@ class FeatureStore:
         self._neighbours = None if neighbours is None else Neighbours(dataset, neighbours)
         self.num_users = dataset.num_users
         self.num_items = dataset.num_items
+        self.row_of = {side: read_table_rows(dataset, side) for side in dataset.table_rows}
+        """By side, the row that each id has in its tables, where that is not the id."""
         self._columns: dict[str, np.ndarray | Jagged] = {}
         self._vectors: dict[str, Vectors] = {}
         attributes = dataset.attributes
@@ -137,6 +139,8 @@ class FeatureStore:
     ) -> Features:
         """Candidate keys, and dense ones, for item rows; stride n."""
         bags = keyed_jagged(keys, [self.bags(key, item_n) for key in keys], len(item_n))
+        if self.row_of:
+            bags, _ = in_tables(bags, self.row_of)
         return Features(bags, {key: torch.from_numpy(self.dense(key, item_n)) for key in dense})
 
     def query_features(
@@ -168,7 +172,10 @@ class FeatureStore:
                 continue
             number_n = given.get(key, np.full(len(user_n), np.nan))
             numbers[key] = torch.from_numpy(number_n.astype(np.float32)[:, None])
-        return Features(keyed_jagged(keys, bags, len(user_n)), numbers)
+        together = keyed_jagged(keys, bags, len(user_n))
+        if self.row_of:
+            together, _ = in_tables(together, self.row_of)
+        return Features(together, numbers)
 
 
 def context_bags(value_n: np.ndarray | None, user_n: np.ndarray) -> Bags:
@@ -191,6 +198,15 @@ def read_counts(dataset: Dataset, side: Side, column: CountColumn) -> np.ndarray
     counts = _read_integers(path, column, None)
     _check_rows(path, len(counts), dataset.num_users if side == "user" else dataset.num_items)
     return counts
+
+
+def read_table_rows(dataset: Dataset, side: str) -> np.ndarray:
+    """The row of each user or item in its tables, where rare ones share some."""
+    assert side in ("user", "item")
+    path, rows = dataset.file(f"{side}s.parquet"), dataset.rows_of_table(side)
+    found = _read_integers(path, "table_row", rows)
+    _check_rows(path, len(found), dataset.num_users if side == "user" else dataset.num_items)
+    return found
 
 
 def read_attribute(dataset: Dataset, key: str, attribute: Attribute) -> np.ndarray | Jagged:

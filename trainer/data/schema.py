@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,16 @@ from trainer.files.filesystems import filesystem_of, reached, readable
 
 SCHEMA_VERSION = 2
 MAX_HISTORY_LENGTH = 10_000
-RESERVED = ("item", "user", "raw_id", "title", "count", "count_with_validation", "count_of_all")
+RESERVED = (
+    "item",
+    "user",
+    "raw_id",
+    "title",
+    "count",
+    "count_with_validation",
+    "count_of_all",
+    "table_row",
+)
 """Columns of items.parquet and users.parquet that are no attributes."""
 FOLLOWING_TIME = ("time", "leave-last-out")
 """Split rules that hold out what is latest."""
@@ -92,6 +101,21 @@ class EventWindow:
 
 
 @dataclass(frozen=True)
+class TableRows:
+    """Rows of a table of users or items of whom the rare ones share some: column `table_row`.
+
+    The shared rows come first, then those of the others in the order in which they got one.
+    """
+
+    min_count: Annotated[int, Range(least=1, most=2**31)]
+    """Positives in train from which on an id has a row of its own, which it keeps."""
+    shared: Annotated[int, Range(least=1, most=2**31)]
+    """Rows that all others share, by a hash of the id: as many for life."""
+    own: Annotated[int, Range(least=0, most=2**31)]
+    """Ids with a row of their own."""
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """Size and SHA-256 of one file of the dataset."""
 
@@ -138,6 +162,8 @@ class Dataset:
     """Of events, known when recommendations are asked for."""
     has_weights: bool = False
     """Events have weights of their own, beside those of their kinds."""
+    table_rows: dict[str, TableRows] = field(default_factory=dict)
+    """By "user" and "item", where rare ids share rows of tables; else rows are the ids."""
 
     def __repr__(self) -> str:
         rows = self.splits["train"].rows
@@ -195,6 +221,12 @@ class Dataset:
             for side in SIDES
             for each in getattr(self, f"{side}_attributes")
         }
+
+    def rows_of_table(self, side: str) -> int:
+        """Rows that a table of users or items has, the one for unknown ids aside."""
+        if side in self.table_rows:
+            return self.table_rows[side].shared + self.table_rows[side].own
+        return self.num_users if side == "user" else self.num_items
 
     @property
     def event_names(self) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.data.events.event_reader import each_event, each_group
-from trainer.data.features import count_column, read_attribute, read_counts
+from trainer.data.features import count_column, read_attribute, read_counts, read_table_rows
 from trainer.data.jagged import Jagged
 from trainer.data.schema import Dataset
 
@@ -24,7 +24,8 @@ def trained_items(dataset: Dataset, splits: Sequence[str]) -> np.ndarray:
 def trained_rows(
     dataset: Dataset, keys: Sequence[str], splits: Sequence[str], with_disliked: bool
 ) -> dict[str, np.ndarray]:
-    """By "user", "item" and the attributes among `keys`: rows that training looks up, bool.
+    """By "user", "item" and the attributes among `keys`: rows of tables that training looks up,
+    bool.
 
     Args:
         with_disliked: disliked rows are trained on too, or disliked items read as history.
@@ -47,6 +48,10 @@ def trained_rows(
             values = column.take(rows) if isinstance(column, np.ndarray) else _of_bags(column, rows)
             found[key] = np.zeros(attributes[key].num_values, dtype=bool)
             found[key][values] = True
+    for side in dataset.table_rows:
+        rows = read_table_rows(dataset, side)[found[side]]
+        found[side] = np.zeros(dataset.rows_of_table(side), dtype=bool)
+        found[side][rows] = True
     return found
 
 

@@ -20,6 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.data.feature_bags import (
     Bags,
+    in_tables,
     jagged_of,
     keyed_jagged,
     list_column,
@@ -118,6 +119,9 @@ class Assembler:
         if features is None:
             bags = self._bags(step, pieces, user_B, item_S)
             features = keyed_jagged(self._keys, bags, len(item_S))
+        history_V = None
+        if self._store.row_of:
+            features, history_V = in_tables(features, self._store.row_of)
         real_B = user_B >= 0
         weight_B = np.concatenate([w.weight_n[start:stop] for w, start, stop in pieces])
         return Batch(
@@ -136,6 +140,7 @@ class Assembler:
             plan=None,
             step=step.number,
             position=position,
+            history_V=history_V,
         )
 
     def _dense(

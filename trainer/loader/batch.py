@@ -53,6 +53,8 @@ class Batch(Pipelineable):
     """Where the loader goes on once this batch is trained: plain JSON, for the checkpoint."""
     dense: dict[str, Tensor] = field(default_factory=dict)
     """By key, numbers [B or S, 1] and vectors [B or S, W]: B of a query key, S of a candidate's."""
+    history_V: Tensor | None = None
+    """Items of the key "history", where its values are rows of tables; None: they are the items."""
 
     @property
     def local_batch_size(self) -> int:
@@ -76,6 +78,8 @@ class Batch(Pipelineable):
             tensor.record_stream(stream)
         if self.global_weight is not None:
             self.global_weight.record_stream(stream)
+        if self.history_V is not None:
+            self.history_V.record_stream(stream)
         if self.plan is not None:
             self.plan.moved(lambda tensor: _recorded(tensor, stream))
 
@@ -91,6 +95,7 @@ class Batch(Pipelineable):
             count_S=move(self.count_S),
             global_weight=None if self.global_weight is None else move(self.global_weight),
             plan=None if self.plan is None else self.plan.moved(move),
+            history_V=None if self.history_V is None else move(self.history_V),
         )
 
 

@@ -17,13 +17,14 @@ from trainer.config.loss_section import LossConfig
 from trainer.config.negatives_section import NegativesConfig
 from trainer.config.sections import Config
 from trainer.data.candidates import Distribution
+from trainer.data.feature_bags import rows_of
 from trainer.data.neighbours import store_neighbours
 from trainer.data.schema import Dataset
 from trainer.data.trained_rows import trained_items, trained_rows
 from trainer.distributed.agreement import together
 from trainer.distributed.ranks import Ranks
 from trainer.loader.loader import Loader
-from trainer.model.inputs import Inputs, build_inputs, rows_of
+from trainer.model.inputs import Inputs, build_inputs
 from trainer.model.log_q import FrequencyCorrection
 from trainer.model.spectral import rules, start_at_spectrum
 from trainer.model.task import RetrievalTask

@@ -131,13 +131,6 @@ def build_inputs(
     )
 
 
-def rows_of(key: str) -> str:
-    """What a feature's ids are rows of: "user", "item", or the key of an attribute."""
-    if "." in key:
-        return key
-    return "user" if key in ("user", "item_users") else "item"
-
-
 def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
     reads_history = model.use_history or model.tower in ("history", "sequence")
     if reads_history and dataset.history_length == 0:
@@ -181,12 +174,12 @@ def _tables(
     graph = model.tower == "graph"
     share = bool(histories) and model.shared_item_table
     item_features = ("item", *(histories if share else ()), *(("user_items",) if graph else ()))
-    tables = [table("item", dataset.num_items, *item_features)]
+    tables = [table("item", dataset.rows_of_table("item"), *item_features)]
     if model.use_user_id:
         user_features = ("user", *(("item_users",) if graph else ()))
-        tables.append(table("user", dataset.num_users, *user_features))
+        tables.append(table("user", dataset.rows_of_table("user"), *user_features))
     if histories and not share:
-        tables.append(table("history", dataset.num_items, *histories))
+        tables.append(table("history", dataset.rows_of_table("item"), *histories))
     for key, attribute in looked_up.items():
         tables.append(
             table(module_name(key), attribute.num_values, key, unknown_row=False)

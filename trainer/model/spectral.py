@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embeddings.sharding import sharded_weights
+from trainer.data.features import read_table_rows
 from trainer.data.neighbours import NeighbourRule, Neighbours, Side
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
@@ -58,7 +59,10 @@ def start_at_spectrum(
     user_uD, item_ID = singular_vectors(graph, dim, seed)
     user_UD = _gather_users(F.normalize(user_uD, dim=1), dataset.num_users, ranks)  # collective
     item_ID = F.normalize(item_ID, dim=1) if equal else item_ID * _lengthening(graph, item_ID)
-    starts = {"user": user_UD, "item": item_ID}
+    starts = {
+        "user": _of_table(user_UD, dataset, "user"),
+        "item": _of_table(item_ID, dataset, "item"),
+    }
     for name, weight in sharded_weights(model).items():
         table = name.split(".")[-2]
         if table not in starts:
@@ -68,6 +72,17 @@ def start_at_spectrum(
             rows_ND = starts[table][first : first + piece.tensor.shape[0]]
             # A table may end in rows of no user or item: they keep their noise.
             piece.tensor[: len(rows_ND)] += norm * rows_ND.to(piece.tensor)
+
+
+def _of_table(vector_ND: Tensor, dataset: Dataset, side: Side) -> Tensor:
+    """Vectors of users or items as those of their table's rows; a shared row has their mean."""
+    if side not in dataset.table_rows:
+        return vector_ND
+    row_N = torch.from_numpy(read_table_rows(dataset, side).astype(np.int64))
+    rows = dataset.rows_of_table(side)
+    total_RD = vector_ND.new_zeros(rows, vector_ND.shape[1]).index_add_(0, row_N, vector_ND)
+    count_R = torch.bincount(row_N, minlength=rows).clamp(min=1)
+    return total_RD / count_R.unsqueeze(1)
 
 
 @dataclass(frozen=True)

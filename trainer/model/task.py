@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from losses import (
     CandidateQueue,
@@ -224,6 +225,11 @@ class RetrievalTask(nn.Module):
             user_B=batch.user_B,
             feedback_B=batch.feedback_B,
             weight_B=batch.weight_B * (dist.get_world_size() / batch.global_weight),
-            history_values=None if history is None else history.values(),
+            history_values=None if history is None else _items_of(history, batch),
             history_offsets=None if history is None else history.offsets()[: num_rows + 1],
         )
+
+
+def _items_of(history: JaggedTensor, batch: Any) -> Tensor:
+    """Items of the histories: rows of tables may be shared."""
+    return history.values() if batch.history_V is None else batch.history_V

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from trainer.data.schema import (
 )
 from trainer.prepare.features.attributes import Encoded
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
+from trainer.prepare.shared_rows import DealtRows, told
 from trainer.prepare.staging import Catalog
 
 
@@ -38,6 +39,7 @@ def describe(
     notes: dict[str, int],
     parent: Dataset | None,
     window_rule: str | None,
+    dealt: Mapping[str, DealtRows],
 ) -> Dataset:
     """dataset.json's contents."""
     appended = None if plan.parent is None else parent
@@ -82,6 +84,7 @@ def describe(
             "validation_queries_without_history": int(counts.cold_S[1]),
             "test_queries_without_history": int(counts.cold_S[2]),
             **_of_kinds(plan, count_SK),
+            **told(dealt),
             **notes,
         },
         user_attributes=tuple(each.attribute for each in attributes["user"]),
@@ -93,6 +96,7 @@ def describe(
         files=files,
         digest=combined_digest(files),
         ancestors=() if parent is None else parent.lineage[:-1],
+        table_rows={side: each.table for side, each in dealt.items()},
     )
 
 

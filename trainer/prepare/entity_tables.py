@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
 
+from trainer.data.schema import TableRows
 from trainer.prepare.features.attributes import Encoded
 from trainer.prepare.partitions.partition import COUNTS
+from trainer.prepare.shared_rows import DealtRows, dealt_in_table
 from trainer.sources import sql
 
 MISSING = {"single": "0::BIGINT", "multi": "[]::BIGINT[]", "number": "'NaN'::FLOAT"}
@@ -26,13 +29,16 @@ def write_items_and_users(
     extends: bool,
     appends: bool,
     has_new: bool,
-) -> None:
-    """Write items.parquet and users.parquet, rows ascending without gaps.
+    deals: Mapping[str, TableRows | int],
+) -> dict[str, DealtRows]:
+    """Write items.parquet and users.parquet, rows ascending without gaps; rows of tables by side.
 
     title: the column of table side_item that holds titles, by its name there. extends: rows that
     the side tables lack take their title and attributes from tables old_item and old_user. appends:
     the parent's events are counted with the new ones, all as training data where `has_new`.
+    deals: as `rows_to_deal` has it.
     """
+    dealt: dict[str, DealtRows] = {}
     for side in ("item", "user"):
         columns = [f"{side}s.row AS {side}", f"{side}s.raw AS raw_id"]
         parts = sorted(Path(staging, f"counts-{side}").glob("*.parquet"))
@@ -50,11 +56,19 @@ def write_items_and_users(
             titles = ["old.title"] if extends else []
             titles += [] if title is None else [f"nullif(trim(CAST(side.{title} AS VARCHAR)), '')"]
             columns.append(f"coalesce({', '.join([*reversed(titles), 'NULL::VARCHAR'])}) AS title")
+        totals = {}
         for name in COUNTS:
             before = ""
             if appends:
                 before = f"coalesce(old.{'count_of_all' if has_new else name}, 0) + "
-            columns.append(f"{before}coalesce(counts.{name}, 0) AS {name}")
+            totals[name] = f"{before}coalesce(counts.{name}, 0)"
+            columns.append(f"{totals[name]} AS {name}")
+        if side in deals:
+            counted = f"(SELECT {side}s.row, {totals['count']} AS count FROM {side}s"
+            counted += f" {' '.join(joins)})"
+            dealt[side] = dealt_in_table(connection, side, counted, extends, deals[side])
+            columns.append("dealt.table_row")
+            joins.append(f"JOIN rows_{side} AS dealt ON dealt.row = {side}s.row")
         for each in attributes[side]:
             if each.attribute.kind == "vector":
                 continue  # in files of its own
@@ -69,6 +83,7 @@ def write_items_and_users(
             f"COPY (SELECT {', '.join(columns)} FROM {side}s {' '.join(joins)} "
             f"ORDER BY {side}s.row) TO {sql.target(f'{out}/{side}s.parquet')} ({TABLE})"
         )
+    return dealt
 
 
 def write_vocabularies(connection: duckdb.DuckDBPyConnection, out: str) -> None:

@@ -87,6 +87,8 @@ def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
         "dislike_threshold": thresholds["dislike"],
         "duplicates": parent.source["duplicates"],
         "window": parent.window_rule,
+        "min_count": _min_count(parent, "item"),
+        "min_user_count": _min_count(parent, "user"),
     }
     for name, value in settings.items():
         wanted = getattr(arguments, name)
@@ -97,6 +99,10 @@ def inherit(arguments: PrepareArguments, parent: Dataset) -> PrepareArguments:
             )
     del settings["test_share"], settings["validation_share"]  # they are in the parent's rule
     return replace(arguments, **settings)
+
+
+def _min_count(parent: Dataset, side: str) -> int | None:
+    return parent.table_rows[side].min_count if side in parent.table_rows else None
 
 
 def known_columns(parent: Dataset | None) -> dict[str, str]:
@@ -174,6 +180,7 @@ def load_parent(
             f"CREATE TABLE {side}s AS SELECT {side} AS row, raw_id AS raw FROM {table}"
         )
         kept = [f"{side} AS row", *COUNTS, *(["title"] if side == "item" else [])]
+        kept += ["table_row"] if side in parent.table_rows else []
         for name, each in (parent_attributes(parent, side) or {}).items():
             if each.kind == "vector":
                 continue

@@ -103,6 +103,12 @@ class PrepareArguments:
     their places serve as times, for histories and splits."""
     duplicates: Literal["first", "last"] | None = None
     """Which of a user's rows of the same item is kept; the last rating, else the first row."""
+    min_count: Annotated[int, tyro.conf.arg(metavar="K")] | None = None
+    """Items of fewer positive training rows have no row of their own in a model's tables: they
+    share some, one for about ten such items. They keep id, title and attributes, and are
+    recommended like others; one that passes K with what is appended gets a row."""
+    min_user_count: Annotated[int, tyro.conf.arg(metavar="K")] | None = None
+    """Likewise of users."""
     drop_null_ids: bool = False
     """Drop (and count) rows whose user or item id is missing, in place of an error."""
     history_length: int | None = None
@@ -152,6 +158,12 @@ class PrepareArguments:
                 f"--history-length {self.history_length} must be from 0 (none) to "
                 f"{MAX_HISTORY_LENGTH:,}"
             )
+        for flag, least in (
+            ("--min-count", self.min_count),
+            ("--min-user-count", self.min_user_count),
+        ):
+            if least is not None and not 1 <= least < 2**31:
+                raise Mistake(f"{flag} {least} must be a number of rows, at least 1")
         self._check_shares()
         self._check_windows()
         if self.event_weights:

@@ -30,6 +30,7 @@ from trainer.prepare.partitions.kept_rows import groups_of
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan, total
 from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.prepare_arguments import DEFAULT_HISTORY_LENGTH, PrepareArguments
+from trainer.prepare.shared_rows import rows_to_deal
 from trainer.prepare.split_choice import choose_rule, with_moments
 from trainer.prepare.staged_checks import check_counts, check_times, starts_of_windows
 from trainer.prepare.staging import (
@@ -101,7 +102,7 @@ class Build:
                 held = None
                 if encoded.title is not None and source.items is not None:
                     held = source.items.column(encoded.title)
-                write_items_and_users(
+                dealt = write_items_and_users(
                     connection,
                     plan.staging,
                     plan.out,
@@ -110,6 +111,9 @@ class Build:
                     extends,
                     appends,
                     bool(counts.count_WSK.sum()),
+                    rows_to_deal(
+                        self.parent, self.arguments.min_count, self.arguments.min_user_count
+                    ),
                 )
                 write_vocabularies(connection, plan.out)
                 sizes = {"item": catalog.num_items, "user": catalog.num_users}
@@ -143,6 +147,7 @@ class Build:
             self.notes,
             self.parent,
             self.arguments.window,
+            dealt,
         )
 
     @property

@@ -20,6 +20,12 @@ def print_summary(dataset: Dataset, seconds: float) -> None:
     splits.print()
     facts = Sheet("", "", framed=False)
     facts.add("users, items", f"{dataset.num_users:,}, {dataset.num_items:,}")
+    for side, rows in dataset.table_rows.items():
+        rare = (dataset.num_items if side == "item" else dataset.num_users) - rows.own
+        facts.add(
+            f"{side}s of fewer than {rows.min_count:,} rows",
+            f"{rare:,} share {rows.shared:,} rows of tables; {rows.own:,} have their own",
+        )
     facts.add("split", _rule(dataset.split_rule))
     for line in _columns(dataset.source):
         facts.add(*line)

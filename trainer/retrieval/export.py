@@ -30,6 +30,7 @@ import torch.distributed as dist
 
 from trainer.base.mistake import require
 from trainer.base.screen import say
+from trainer.data.features import read_table_rows
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import gather_objects, together
 from trainer.distributed.ranks import Ranks
@@ -216,7 +217,10 @@ def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) 
     inputs = trained.model.inputs
     if table_bytes(inputs) <= limit and inputs.neighbours is None:
         tables = gather_tables(trained.model, ranks)  # collective
-        programs |= export_encoders(trained.model, tables) if ranks.is_first else {}
+        if ranks.is_first:
+            data = trained.dataset
+            row_of = {side: read_table_rows(data, side) for side in data.table_rows}
+            programs |= export_encoders(trained.model, tables, row_of)
     for name, program in programs.items():
         save_program(program, folder / f"{name}.pt2")
     return sorted(programs)

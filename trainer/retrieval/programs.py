@@ -22,15 +22,17 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from trainer.data.feature_bags import rows_of
 from trainer.distributed.ranks import Ranks
 from trainer.files.writing import written
 from trainer.model.dense import DenseInputs
@@ -73,8 +75,14 @@ class EncoderProgram(nn.Module):
     """Tables and a tower: ids of each key, padded with -1, and dense features to embeddings."""
 
     def __init__(
-        self, encoding: Encoding, keys: Sequence[str], tables: dict[str, Tensor], inputs: Inputs
+        self,
+        encoding: Encoding,
+        keys: Sequence[str],
+        tables: dict[str, Tensor],
+        inputs: Inputs,
+        row_of: Mapping[str, np.ndarray],
     ) -> None:
+        """row_of: by "user" and "item", the row of each id in its tables, where that is another."""
         super().__init__()
         self.encoding = encoding
         self.keys = tuple(keys)
@@ -83,6 +91,9 @@ class EncoderProgram(nn.Module):
         self.table_of = {key: table.name for table in inputs.tables for key in table.features}
         for name in {self.table_of[key] for key in keys}:
             self.register_buffer(f"table_{name}", tables[name])
+        self.side_of = {key: rows_of(key) for key in keys if rows_of(key) in row_of}
+        for side in set(self.side_of.values()):
+            self.register_buffer(f"rows_{side}", torch.from_numpy(row_of[side].astype(np.int32)))
 
     def forward(self, ids: dict[str, Tensor], dense: dict[str, Tensor] | None = None) -> Tensor:
         features_nD = [self._pooled(key, ids[key]) for key in self.keys]
@@ -93,7 +104,12 @@ class EncoderProgram(nn.Module):
         table_RD = self.get_buffer(f"table_{self.table_of[key]}")
         real_nL1 = (id_nL >= 0).unsqueeze(2).float()
         known_rows, unknown_row = self.unknown[key]
-        row_nL = id_nL.clamp(min=0).masked_fill(id_nL >= known_rows, unknown_row)
+        row_nL = id_nL.clamp(min=0)
+        if key in self.side_of:
+            row_of = self.get_buffer(f"rows_{self.side_of[key]}")
+            known_nL = row_of[row_nL.clamp(max=len(row_of) - 1)].long()
+            row_nL = torch.where(row_nL < len(row_of), known_nL, unknown_row)
+        row_nL = row_nL.masked_fill(row_nL >= known_rows, unknown_row)
         pooled_nD = (table_RD[row_nL].float() * real_nL1).sum(1)
         return pooled_nD / real_nL1.sum(1).clamp(min=1) if key in self.mean_keys else pooled_nD
 
@@ -141,8 +157,12 @@ def export_towers(model: TwoTower) -> dict[str, ExportedProgram]:
     return programs
 
 
-def export_encoders(model: TwoTower, tables: dict[str, Tensor]) -> dict[str, ExportedProgram]:
+def export_encoders(
+    model: TwoTower, tables: dict[str, Tensor], row_of: Mapping[str, np.ndarray]
+) -> dict[str, ExportedProgram]:
     """`item_encoder` and `query_encoder`, with whole tables inside. No collective.
+
+    row_of: by "user" and "item", the row of each id in its tables, where it is not the id.
 
     None for the graph tower: its bags are weighted by degrees that the programs do not hold.
     """
@@ -158,7 +178,7 @@ def export_encoders(model: TwoTower, tables: dict[str, Tensor]) -> dict[str, Exp
             key: {0: rows, 1: Dim(f"length_{place}")} if key in several else {0: rows}
             for place, key in enumerate(side.keys)
         }
-        module = EncoderProgram(side.encoding, side.keys, tables, inputs)
+        module = EncoderProgram(side.encoding, side.keys, tables, inputs, row_of)
         programs[f"{side.name}_encoder"] = side.exported(module, example, shapes, rows, inputs)
     return programs
 
