@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.data.windows import DAY, START, make, make_log, write
 from trainer.base.mistake import Mistake
+from trainer.prepare.look_rows import LookedRows
 from trainer.prepare.pipeline import prepare
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.synth.synth import SynthArguments, synth
@@ -174,3 +178,89 @@ def test_columns_of_side_tables_that_are_left_out(
     assert words_of(shown, "none")[2:5] == ["left", "out:", "holds"]
     shown = look(source, capsys, items=str(tmp_path / "items.parquet"), item_attributes=("none",))
     assert words_of(shown, "odd")[2:4] == ["not", "read"]
+
+
+def test_roles_stay_in_one_line_on_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = 200
+    log = {
+        "user_id": range(rows),
+        "item_id": [n % 50 for n in range(rows)],
+        "timestamp": range(START, START + rows),
+        "hour": [n % 24 for n in range(rows)],
+        "dwell_seconds": [n / 7 for n in range(rows)],
+    }
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    text = pa.array([[0.5] * 64] * 50, pa.list_(pa.float32()))
+    titles = [f"The title of item {n}" for n in range(50)]
+    items = {"item_id": range(50), "title": titles, "text": text}
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    given: dict[str, Any] = {"context": ("hour",), "items": str(tmp_path / "items.parquet")}
+    shown = look(tmp_path / "log.parquet", capsys, **given)
+    for role in ("timestamp", "context: category", "not read", "item id", "vector of 64"):
+        assert f"│ {role} " in shown
+    assert f"{START} to" in shown and "~24" in shown and "missing" not in shown
+    assert max(len(line) for line in shown.splitlines() if line.startswith("│")) <= 80
+
+
+def test_counts_are_those_of_the_rows(tmp_path: Path) -> None:
+    """Against plain Python, over ties, repeats and missing ids."""
+    random = np.random.default_rng(0)
+    user = [None if n == 7 else f"u{random.integers(20)}" for n in range(300)]
+    item = [None if n == 9 else int(random.integers(15)) for n in range(300)]
+    time = random.integers(0, 40, 300).tolist()
+    with closing(duckdb.connect()) as connection:
+        given = pa.table({"raw_user": user, "raw_item": item, "t": time})  # noqa: F841  by DuckDB
+        connection.execute("CREATE TABLE looked AS SELECT * FROM given")
+        looked = LookedRows.read(connection, "t")
+    rows = [each for each in zip(user, item, time, strict=True) if None not in each]
+    assert looked.users == len({u for u, *_ in rows}) and looked.items == len(
+        {i for _, i, _ in rows}
+    )
+    assert looked.pairs == len({(u, i) for u, i, _ in rows}) and len(looked.user_E) == len(rows)
+    ordered = sorted(range(len(rows)), key=lambda place: (rows[place][2], place))
+    by_user: dict[Any, list[int]] = {}
+    for place in ordered:
+        by_user.setdefault(rows[place][0], []).append(place)
+    last = {places[-1] for places in by_user.values() if len(places) >= 3}
+    found = looked.held_out("leave-last-out", None, 0.1)
+    assert (found.rows, found.users) == (len(last), len(last))
+    tenth = {
+        p for ps in by_user.values() if len(ps) >= 3 for p in ps[len(ps) - round(len(ps) / 10) :]
+    }
+    found = looked.held_out("leave-last-out", 0.1, 0.1)
+    left = {rows[place][1] for place in range(len(rows)) if place not in tenth}
+    new = [place for place in tenth if rows[place][1] not in left]
+    assert found.rows == len(tenth) and found.new_share == len(new) / len(tenth)
+    moment = sorted(time for *_, time in rows)[int(len(rows) * 0.9)]
+    assert looked.held_out("time", None, 0.1).rows == sum(t >= moment for *_, t in rows)
+    assert 5 < looked.held_out("random", None, 0.1).rows < 80
+
+
+def test_how_many_numbers_are_categories_is_decided_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """64 different ones are, 65 are not: of items, of the context, and in what is shown."""
+    rows = 2000
+    log: dict[str, Any] = {
+        "user": [n % 40 for n in range(rows)],
+        "item": [n % 130 for n in range(rows)],
+    }
+    items: dict[str, Any] = {"item": range(130)}
+    for count in (64, 65):
+        log[f"c{count}"] = [n % count for n in range(rows)]
+        items[f"i{count}"] = [0.5 * (n % count) for n in range(130)]
+    pq.write_table(pa.table(log), tmp_path / "log.parquet")
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    given: dict[str, Any] = {"context": ("c64", "c65"), "items": str(tmp_path / "items.parquet")}
+    shown = look(tmp_path / "log.parquet", capsys, **given)
+    assert words_of(shown, "c64")[2:4] == ["context:", "category"]
+    assert words_of(shown, "c65")[2:4] == ["context:", "number"]
+    assert words_of(shown, "i64")[2] == "category" and words_of(shown, "i65")[2] == "number"
+    made = make(tmp_path / "log.parquet", tmp_path / "data", **given)
+    kinds = {name: each.kind for name, each in made.attributes.items()}
+    assert kinds == {
+        "context.c64": "single", "context.c65": "number", "item.i64": "single", "item.i65": "number",
+    }  # fmt: skip

@@ -17,7 +17,7 @@ from tests.data.windows import day_of, events_of, make, make_log, write
 from trainer.base.mistake import Mistake
 from trainer.data.features import read_table_rows
 from trainer.data.schema import Dataset, TableRows
-from trainer.prepare.shared_rows import OWN_A_ROW, RARE_A_ROW, deal_rows
+from trainer.prepare.features.shared_rows import OWN_A_ROW, RARE_A_ROW, deal_rows
 from trainer.prepare.summary import print_summary
 from trainer.prepare.trim import trim
 

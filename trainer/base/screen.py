@@ -27,6 +27,8 @@ DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2
 SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 GAP = 2
 """Blanks between columns that no lines part."""
+LONGEST_WHOLE = 20
+"""Columns of the screen of a cell that is kept in one line."""
 
 
 def shown(words: object, keep: str = "") -> str:
@@ -100,14 +102,21 @@ class Sheet:
         headings: of the columns; those in `numbers` stand at the right.
         title: a line above the table.
         framed: draw lines and headings; else columns alone.
+        whole: columns whose cells stay in one line, but for long ones.
     """
 
     def __init__(
-        self, *headings: str, numbers: Sequence[str] = (), title: str = "", framed: bool = True
+        self,
+        *headings: str,
+        numbers: Sequence[str] = (),
+        title: str = "",
+        framed: bool = True,
+        whole: Sequence[str] = (),
     ) -> None:
         self.title, self.framed = title, framed
         self.headings = [shown(heading) for heading in headings]
         self._at_right = [heading in numbers for heading in headings]
+        self._whole = [heading in whole for heading in headings]
         self._rows: list[tuple[list[str], Style, bool]] = []
 
     def add(self, *cells: object, style: Style = "", ends_section: bool = False) -> None:
@@ -131,7 +140,13 @@ class Sheet:
 
         window, widths = window_width(file), self._widths(cell_len)
         if window is not None:
-            widths = _fitted(self._widths(_longest_word), widths, window - self._around())
+            least = [
+                max(word, whole) if kept else word
+                for word, whole, kept in zip(
+                    self._widths(_longest_word), self._widths(_short_cell), self._whole, strict=True
+                )
+            ]
+            widths = _fitted(least, widths, window - self._around())
         table = Table(
             box=box.HEAVY_HEAD if self.framed else None,
             show_header=self.framed,
@@ -181,6 +196,14 @@ def _longest_word(cell: str) -> int:
     from rich.cells import cell_len
 
     return max((cell_len(word) for word in cell.split()), default=0)
+
+
+def _short_cell(cell: str) -> int:
+    """The width of a cell that is not to be broken."""
+    from rich.cells import cell_len
+
+    width = cell_len(cell)
+    return width if width <= LONGEST_WHOLE else 0
 
 
 def _fitted(least: list[int], most: list[int], room: int) -> list[int]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from trainer.base.mistake import Mistake
 from trainer.base.split_names import SPLITS
 from trainer.base.typed import Range, read_as
-from trainer.data.feature_types import VECTORS, Attribute, Count
+from trainer.data.feature_types import VECTORS, Attribute, Count, folded
 from trainer.data.parquet import open_parquet
 from trainer.data.schema import RESERVED, SCHEMA_VERSION, SIDES, Dataset, combined_digest
 from trainer.files.json_files import json_problem
@@ -188,7 +188,7 @@ def _attributes(dataset: Dataset) -> str | None:
     rows = {"user": dataset.num_users, "item": dataset.num_items}
     for side in SIDES:
         attributes = getattr(dataset, f"{side}_attributes")
-        names = [each.name.lower().replace(".", "_") for each in attributes]
+        names = [folded(each.name) for each in attributes]
         for name in names:
             if name in RESERVED or names.count(name) > 1:
                 return f"the {side} attribute {name!r:.60} has the name of another column"

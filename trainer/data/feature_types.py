@@ -15,6 +15,11 @@ VECTORS = "vectors"
 LARGEST_VECTOR = 65_536
 
 
+def folded(name: str) -> str:
+    """What of a column's name tells it from others: case does not, for DuckDB, nor do dots."""
+    return name.lower().replace(".", "_")
+
+
 @dataclass(frozen=True)
 class Scale:
     """How a number becomes what a tower reads: x, or log(1 + x), less its mean, by its spread."""

@@ -23,8 +23,8 @@ from trainer.data.schema import (
     record_of,
 )
 from trainer.prepare.features.attributes import Encoded
+from trainer.prepare.features.shared_rows import DealtRows, told
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
-from trainer.prepare.shared_rows import DealtRows, told
 from trainer.prepare.staging import Catalog
 
 

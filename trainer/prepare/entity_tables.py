@@ -9,8 +9,8 @@ import duckdb
 
 from trainer.data.schema import TableRows
 from trainer.prepare.features.attributes import Encoded
+from trainer.prepare.features.shared_rows import DealtRows, dealt_in_table
 from trainer.prepare.partitions.partition import COUNTS
-from trainer.prepare.shared_rows import DealtRows, dealt_in_table
 from trainer.sources import sql
 
 MISSING = {"single": "0::BIGINT", "multi": "[]::BIGINT[]", "number": "'NaN'::FLOAT"}

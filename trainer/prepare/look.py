@@ -17,7 +17,8 @@ import duckdb
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say
 from trainer.prepare.features.event_kinds import parse_event_weights
-from trainer.prepare.look_columns import ROWS_LOOKED_AT, Look
+from trainer.prepare.look_columns import ROWS_LOOKED_AT, Look, limit_of
+from trainer.prepare.look_rows import LookedRows
 from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.prepare.split_choice import DEFAULT_SHARE, choose_rule
@@ -26,7 +27,7 @@ from trainer.sources.checks import Thresholds, check_ratings
 from trainer.sources.columns import Table
 from trainer.sources.formats.every import read_source, recognise
 from trainer.sources.hub import files_at
-from trainer.sources.lakes import lake_at
+from trainer.sources.lakes import LAKES, lake_at
 from trainer.sources.side_tables import SideFiles
 from trainer.sources.sources import Source, title_column
 from trainer.sources.text_files import readable, suffix_of
@@ -54,11 +55,11 @@ def look(arguments: PrepareArguments) -> None:
         for note in source.all_notes:
             say(note)
         with readable(arguments.source, source.format):
-            connection.execute(
-                f"CREATE TABLE looked AS SELECT * FROM ({source.select}) LIMIT {ROWS_LOOKED_AT}"
-            )
-        thresholds = _show_facts(connection, arguments, source)
-        _show_splits(connection, source, choose_rule(arguments, source, thresholds))
+            is_typed = source.format in ("parquet", *LAKES)
+            limit = limit_of(connection, is_typed, f"({source.select})")
+            connection.execute(f"CREATE TABLE looked AS SELECT * FROM ({source.select}){limit}")
+        thresholds, looked = _show_facts(connection, arguments, source)
+        _show_splits(source, looked, choose_rule(arguments, source, thresholds))
     say("to go on:", _command(arguments))
 
 
@@ -118,23 +119,24 @@ def _interactions(
 
 def _show_facts(
     connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments, source: Source
-) -> Thresholds | None:
-    """Print what the rows are; the thresholds of ratings."""
-    rows, users, items, pairs, blank = sql.one(
-        connection,
-        """SELECT count(*), count(DISTINCT raw_user), count(DISTINCT raw_item),
-            count(DISTINCT hash(raw_user, raw_item)),
-            count(*) FILTER (raw_user IS NULL OR raw_item IS NULL) FROM looked""",
-    )
+) -> tuple[Thresholds | None, LookedRows]:
+    """Print what the rows are; the thresholds of ratings, and the rows."""
+    rows = sql.number(connection, "SELECT count(*) FROM looked")
     if not rows:
         raise Mistake(f"{arguments.source} is empty: it holds no interactions")
+    times, moment = "none: histories have no order (--in-order if the rows stand in it)", "rowid"
+    if source.has_timestamp and not source.in_order:
+        times, moment = _times(connection, source)
+    looked = LookedRows.read(connection, moment)
+    given = len(looked.user_E)
     facts = Sheet("", "", framed=False)
     which = "all" if rows < ROWS_LOOKED_AT else "the first"
     facts.add("looked at", f"{which} {rows:,} rows, read as {source.format}")
-    facts.add("users, items", f"{users:,}, {items:,}: {rows / max(users, 1):.1f} rows a user")
-    facts.add("repeated user and item", f"{1 - pairs / rows:.1%} of the rows")
-    if blank:
-        facts.add("without user or item", f"{blank:,} rows (--drop-null-ids drops them)")
+    a_user = f"{given / max(looked.users, 1):.1f} rows a user"
+    facts.add("users, items", f"{looked.users:,}, {looked.items:,}: {a_user}")
+    facts.add("repeated user and item", f"{1 - looked.pairs / max(given, 1):.1%} of the rows")
+    if given < rows:
+        facts.add("without user or item", f"{rows - given:,} rows (--drop-null-ids drops them)")
     if source.has_events:
         facts.add("kinds of events", _kinds(connection, arguments))
     if source.has_weight:
@@ -149,12 +151,9 @@ def _show_facts(
             arguments.dislike_threshold,
         )
         facts.add("ratings", _ratings(connection, thresholds))
-    if source.has_timestamp and not source.in_order:
-        facts.add("times", _times(connection, source))
-    else:
-        facts.add("times", "none: histories have no order (--in-order if the rows stand in it)")
+    facts.add("times", times)
     facts.print()
-    return thresholds
+    return thresholds, looked
 
 
 def _ratings(connection: duckdb.DuckDBPyConnection, found: Thresholds) -> str:
@@ -203,21 +202,23 @@ def _weights(connection: duckdb.DuckDBPyConnection) -> str:
     return f"{low:g} to {high:g}{wrong}"
 
 
-def _times(connection: duckdb.DuckDBPyConnection, source: Source) -> str:
+def _times(connection: duckdb.DuckDBPyConnection, source: Source) -> tuple[str, str]:
+    """What the times are, and SQL of a moment."""
     times = times_of(connection, "looked", f"column {source.columns['timestamp']!r}")
-    connection.execute("ALTER TABLE looked ADD COLUMN moment BIGINT")
-    connection.execute(f"UPDATE looked SET moment = {times.expression}")
+    moment = times.expression
     first, last, middle = sql.one(
-        connection, "SELECT min(moment), max(moment), median(moment)::BIGINT FROM looked"
+        connection,
+        f"SELECT min(m), max(m), median(m)::BIGINT FROM (SELECT {moment} AS m FROM looked)",
     )
     if first is None:
-        return "none that can be read"
+        return "none that can be read", moment
     unit = unit_of_moment(middle)
     if unit is None:
-        return f"{first:,} to {last:,}, in no unit of time that is known: their order counts"
+        words = f"{first:,} to {last:,}, in no unit of time that is known: their order counts"
+        return words, moment
     days = (last - first) / A_SECOND[unit] / 86_400
     begin, end = (_date(each // A_SECOND[unit]) for each in (first, last))
-    return f"{begin} to {end} UTC ({days:,.0f} days), in {unit}"
+    return f"{begin} to {end} UTC ({days:,.0f} days), in {unit}", moment
 
 
 def _date(seconds: int) -> str:
@@ -227,45 +228,18 @@ def _date(seconds: int) -> str:
         return str(seconds)
 
 
-def _show_splits(connection: duckdb.DuckDBPyConnection, source: Source, chosen: SplitRule) -> None:
+def _show_splits(source: Source, looked: LookedRows, chosen: SplitRule) -> None:
     """What each rule would hold out for the test, of the rows looked at."""
-    sheet = Sheet(
-        "split",
-        "rows held out for test",
-        "users asked",
-        "new items among them",
-        numbers=("rows held out for test", "users asked", "new items among them"),
-    )
-    for rule, held_out in _rules(source, chosen.test_share).items():
-        rows, users, new = sql.one(
-            connection,
-            f"""WITH marked AS (SELECT raw_user, raw_item, ({held_out}) AS held FROM looked)
-            SELECT count(*), count(DISTINCT raw_user), count(*) FILTER (raw_item NOT IN
-                (SELECT raw_item FROM marked WHERE NOT held AND raw_item IS NOT NULL))
-            FROM marked WHERE held""",
-        )
+    numbers = ("rows for test", "users asked", "new items in it")
+    sheet = Sheet("split", *numbers, numbers=numbers, whole=("split",))
+    rules = ("leave-last-out", "time", "random") if source.has_timestamp else ("random",)
+    for rule in rules:
+        found = looked.held_out(rule, chosen.test_share, DEFAULT_SHARE)
         name = f"{rule} (taken)" if rule == chosen.rule else rule
-        sheet.add(name, f"{rows:,}", f"{users:,}", f"{new / max(rows, 1):.1%}")
+        sheet.add(name, f"{found.rows:,}", f"{found.users:,}", f"{found.new_share:.1%}")
     sheet.print()
     if chosen.rule == "given":
         say(f"the files name their splits ({', '.join(source.given)}), which are taken")
-
-
-def _rules(source: Source, share: float | None) -> dict[str, str]:
-    """SQL condition of a row held out, by rule."""
-    part = DEFAULT_SHARE if share is None else share
-    rules = {"random": f"hash(raw_user, raw_item) % 1000 < {1000 * part}"}
-    if source.has_timestamp:
-        order = "rowid" if source.in_order else "moment"
-        rank = f"row_number() OVER (PARTITION BY raw_user ORDER BY {order} DESC, rowid DESC)"
-        rows = "count(*) OVER (PARTITION BY raw_user)"
-        last = f"{rank} <= {'1' if share is None else f'round({rows} * {share})'}"
-        rules = {
-            "leave-last-out": f"{last} AND {rows} >= 3",
-            "time": f"percent_rank() OVER (ORDER BY {order}) >= {1 - part}",
-            **rules,
-        }
-    return rules
 
 
 def _command(arguments: PrepareArguments) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -15,11 +15,12 @@ from trainer.prepare.features.column_types import ColumnType, as_asked
 from trainer.sources import sql
 from trainer.sources.columns import Table
 from trainer.sources.kinds import (
-    MAX_NUMBER_CATEGORIES,
+    NEARLY_UNIQUE,
     TOO_MANY,
     Kind,
     is_nearly_unique,
     settle,
+    with_few_as_text,
 )
 from trainer.sources.text_files import readable
 
@@ -27,7 +28,7 @@ ROWS_LOOKED_AT = 1_000_000
 VECTORS_LOOKED_AT = 1000
 """Rows whose lists of numbers are looked at: a million of them may be gigabytes."""
 FEW_ROWS = 1000
-LONGEST_VALUE = 24
+LONGEST_VALUE, LONGEST_TEXT = 24, 12
 NOT_READ = "not read"
 AS_TYPES = {
     "BIGINT": "TRY_CAST({0} AS BIGINT) = TRY_CAST({0} AS DOUBLE)",  # 0.5 would be rounded
@@ -56,44 +57,64 @@ class Look:
 
     def show(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
         """Print a line a column; the columns that nothing reads."""
-        sheet = Sheet(
-            "column",
-            "type",
-            "role",
-            "values",
-            "missing",
-            "from",
-            "to",
-            numbers=("values", "missing"),
-            title=self.title,
-        )
         kinds = {column: self.table.kind_of(column) for column in self.table.types}
-        unread = []
+        unread, lines = [], []
         with readable(self.table.label, self.table.format):
-            self._load(connection, kinds)
-            better = _better_types(connection, self.name)
+            is_table = self._load(connection, kinds)
+            texts = _different_texts(connection, self.name)
+            better = _better_types(connection, texts)
             facts = _facts(connection, self.name, better)
             for column, kind in kinds.items():
-                role = self._role(connection, column, kind)
+                role = self._role(connection, column, kind, texts.get(column), facts.get(column))
                 unread += [column] if role == NOT_READ else []
                 of_type = better.get(column, self.table.types[column]).lower()
-                sheet.add(column, of_type, role, *facts.get(column, ()))
-            connection.execute(f"DROP TABLE {self.name}")
-        sheet.print()
+                lines.append((column, of_type, role, facts.get(column)))
+            for table in texts.values():
+                connection.execute(f"DROP TABLE {table}")
+            connection.execute(f"DROP {'TABLE' if is_table else 'VIEW'} {self.name}")
+        self._print(lines)
         return unread
 
-    def _load(self, connection: duckdb.DuckDBPyConnection, kinds: Mapping[str, Kind]) -> None:
+    def _print(self, lines: Sequence[tuple[str, str, str, ColumnFacts | None]]) -> None:
+        """A line a column; what is missing only where something is."""
+        some = any(facts is not None and facts.missing for *_, facts in lines)
+        headings = ("column", "type", "role", "values", *(["missing"] if some else []), "range")
+        sheet = Sheet(
+            *headings, numbers=("values", "missing"), whole=("column", "role"), title=self.title
+        )
+        for *words, facts in lines:
+            if facts is None:
+                sheet.add(*words)
+                continue
+            missing = [f"{100 * facts.missing:.2g} %"] if some else []
+            sheet.add(*words, f"~{_rounded(facts.distinct)}", *missing, facts.range)
+        sheet.print()
+
+    def _load(self, connection: duckdb.DuckDBPyConnection, kinds: Mapping[str, Kind]) -> bool:
+        """What is looked at under its name; True: as a table, for text is to be parsed once."""
         columns = [
             sql.name(column)
             for column, kind in kinds.items()
             if kind.form != "vector" or not self.table.is_typed
         ]
+        limit = limit_of(connection, self.table.is_typed, self.table.relation(nulls=True))
+        is_table = limit != ""
         connection.execute(
-            f"CREATE TABLE {self.name} AS SELECT {', '.join(columns) or 'NULL AS nothing'} "
-            f"FROM {self.table.relation(nulls=True)} LIMIT {ROWS_LOOKED_AT}"
+            f"CREATE {'TABLE' if is_table else 'VIEW'} {self.name} AS "
+            f"SELECT {', '.join(columns) or 'NULL AS nothing'} "
+            f"FROM {self.table.relation(nulls=True)}{limit}"
         )
+        return is_table
 
-    def _role(self, connection: duckdb.DuckDBPyConnection, column: str, kind: Kind) -> str:
+    def _role(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        column: str,
+        kind: Kind,
+        texts: str | None,
+        facts: ColumnFacts | None,
+    ) -> str:
+        """texts: of a text column, the table of its different values."""
         plain = column.split(":")[0]
         if column in self.roles and self.roles[column] != "context":
             return self.roles[column]
@@ -106,7 +127,7 @@ class Look:
             kind = as_asked(kind, self.types.get(plain), column)
         except Mistake as mistake:
             return f"left out: {mistake}"
-        found = self._becomes(connection, column, kind, self.types.get(plain))
+        found = self._becomes(connection, column, kind, texts, facts)
         return f"context: {found}" if column in self.roles else found
 
     def _becomes(
@@ -114,27 +135,25 @@ class Look:
         connection: duckdb.DuckDBPyConnection,
         column: str,
         kind: Kind,
-        set_to: ColumnType | None,
+        texts: str | None,
+        facts: ColumnFacts | None,
     ) -> str:
         """What type it becomes, or why it is left out; as `attributes.py` has it."""
-        quoted = sql.name(column)
+        quoted, set_to = sql.name(column), self.types.get(column.split(":")[0])
         if kind.form == "vector" and self.table.is_typed:
             return self._vector(connection, column, kind)
-        values = f"(SELECT DISTINCT {quoted} FROM {self.name})"
-        kind = settle(connection, values, quoted, kind)
+        if texts is not None:
+            kind = settle(connection, texts, quoted, kind)
         if kind.form == "none":
             return f"left out: {kind.reason}"
         if kind.form == "vector":
             return self._vector(connection, column, kind)
-        if not sql.number(connection, f"SELECT count({quoted}) FROM {self.name}"):
+        if facts is None or facts.missing == 1:
             return f"left out: {NOTHING}"
-        if set_to is None and is_nearly_unique(connection, self.name, quoted, kind):
+        many = kind.form != "text" or facts.distinct > NEARLY_UNIQUE / 2
+        if set_to is None and many and is_nearly_unique(connection, self.name, quoted, kind):
             return f"left out: {TOO_MANY}"
-        if kind.form in ("number", "time") and not kind.insist:
-            distinct = sql.number(
-                connection, f"SELECT approx_count_distinct({quoted}) FROM {self.name}"
-            )
-            kind = replace(kind, form="text") if distinct <= MAX_NUMBER_CATEGORIES else kind
+        kind = with_few_as_text(connection, self.name, quoted, kind)
         if kind.form in ("number", "time"):
             return "buckets" if set_to == "buckets" else kind.form
         return "categories" if kind.form in ("multi", "list") else "category"
@@ -150,37 +169,65 @@ class Look:
         return f"vector of {widths[0][0]}"
 
 
-def _better_types(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+def limit_of(connection: duckdb.DuckDBPyConnection, is_typed: bool, relation: str) -> str:
+    """SQL that keeps to the rows that are looked at, if there are more: DuckDB reads several times
+    slower under a limit. is_typed: files say how many rows they have."""
+    if is_typed:
+        rows = sql.number(connection, f"SELECT count(*) FROM {relation}")
+        if rows <= ROWS_LOOKED_AT:
+            return ""
+    return f" LIMIT {ROWS_LOOKED_AT}"
+
+
+def _different_texts(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+    """By text column, a table of its different values."""
+    found: dict[str, str] = {}
+    for name, of_type in sql.columns_of(connection, table).items():
+        if of_type == "VARCHAR":
+            found[name] = f"texts_{len(found)}"
+            connection.execute(
+                f"CREATE TABLE {found[name]} AS SELECT DISTINCT {sql.name(name)} FROM {table}"
+            )
+    return found
+
+
+def _better_types(
+    connection: duckdb.DuckDBPyConnection, texts: Mapping[str, str]
+) -> dict[str, str]:
     """Types of text columns whose values are all numbers or times.
 
-    A text that is no number takes long to be refused: the first rows rule most types out.
+    A text that is no number takes long to be refused: some values rule most types out.
+
+    texts: as `_different_texts` has them.
     """
     found = {}
-    for name, of_type in sql.columns_of(connection, table).items():
-        if of_type != "VARCHAR":
-            continue
+    for name, table in texts.items():
         value = sql.name(name)
         few = f"(SELECT {value} FROM {table} LIMIT {FEW_ROWS})"
-        all_values = f"(SELECT DISTINCT {value} FROM {table})"
         for better, fit in AS_TYPES.items():
-            fits = f"count({value}) = count(*) FILTER ({fit.format(value)})"
-            if (
-                sql.one(connection, f"SELECT {fits} FROM {few}")[0]
-                and (
-                    sql.one(connection, f"SELECT count({value}) > 0 AND {fits} FROM {all_values}")[
-                        0
-                    ]
-                )
-            ):
+            fits = f"count({value}) > 0 AND count({value}) = count(*) FILTER ({fit.format(value)})"
+            if all(sql.one(connection, f"SELECT {fits} FROM {each}")[0] for each in (few, table)):
                 found[name] = better
                 break
     return found
 
 
+@dataclass(frozen=True)
+class ColumnFacts:
+    """What the values of a column are."""
+
+    distinct: int
+    """About so many."""
+    missing: float
+    """Share of the rows."""
+    range: str
+    """Least and largest; empty where they say nothing."""
+
+
 def _facts(
     connection: duckdb.DuckDBPyConnection, table: str, better: Mapping[str, str]
-) -> dict[str, tuple[str, str, str, str]]:
-    """How many values, what share is missing, and the least and the largest, by column."""
+) -> dict[str, ColumnFacts]:
+    """By column: one query."""
     types = sql.columns_of(connection, table)
     asked = []
     for name, of_type in types.items():
@@ -191,12 +238,17 @@ def _facts(
     rows, *found = sql.one(connection, f"SELECT count(*), {', '.join(asked)} FROM {table}")
     facts = {}
     for place, name in enumerate(types):
-        distinct, filled, low, high = found[4 * place : 4 * place + 4]
-        missing = 100 * (rows - filled) / max(rows, 1)
-        facts[name] = (f"~{distinct:,}", f"{missing:.2g} %", _short(low), _short(high))
+        distinct, filled, *ends = found[4 * place : 4 * place + 4]
+        words = "" if ends[0] is None else " to ".join(map(_short, ends))
+        facts[name] = ColumnFacts(distinct, (rows - filled) / max(rows, 1), words)
     return facts
 
 
+def _rounded(count: int) -> str:
+    return f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
+
+
 def _short(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    longest = LONGEST_TEXT if isinstance(value, str) else LONGEST_VALUE
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

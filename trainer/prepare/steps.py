@@ -26,11 +26,11 @@ from trainer.prepare.extend import (
     stage_parent,
 )
 from trainer.prepare.features.encode_source import EncodedSource, encode_source, with_vectors
+from trainer.prepare.features.shared_rows import rows_to_deal
 from trainer.prepare.partitions.kept_rows import groups_of
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan, total
 from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.prepare_arguments import DEFAULT_HISTORY_LENGTH, PrepareArguments
-from trainer.prepare.shared_rows import rows_to_deal
 from trainer.prepare.split_choice import choose_rule, with_moments
 from trainer.prepare.staged_checks import check_counts, check_times, starts_of_windows
 from trainer.prepare.staging import (

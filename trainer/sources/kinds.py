@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -111,6 +111,19 @@ def settle(connection: duckdb.DuckDBPyConnection, table: str, column: str, kind:
     if kind.form in ("guess", "text") and kind.of_type == "VARCHAR":
         return _kind_of_text(connection, table, column, kind)
     return kind
+
+
+def with_few_as_text(
+    connection: duckdb.DuckDBPyConnection, table: str, column: str, kind: Kind
+) -> Kind:
+    """The kind of a column of numbers or times: few different ones are categories."""
+    if kind.form not in ("number", "time") or kind.insist:
+        return kind
+    estimate = sql.number(connection, f"SELECT approx_count_distinct({column}) FROM {table}")
+    if estimate > 2 * MAX_NUMBER_CATEGORIES:  # it is right within some hundredths
+        return kind
+    counted = sql.number(connection, f"SELECT count(DISTINCT {column}) FROM {table}")
+    return replace(kind, form="text") if counted <= MAX_NUMBER_CATEGORIES else kind
 
 
 def is_nearly_unique(

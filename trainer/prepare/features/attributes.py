@@ -20,13 +20,13 @@ from trainer.prepare.features.vector_columns import VectorColumn
 from trainer.prepare.features.vocabulary import Vocabulary, own_name
 from trainer.sources import sql
 from trainer.sources.kinds import (
-    MAX_NUMBER_CATEGORIES,
     TOO_MANY,
     Kind,
     bucket_names,
     is_nearly_unique,
     settle,
     values_of,
+    with_few_as_text,
 )
 from trainer.sources.sources import SideTable
 
@@ -163,8 +163,8 @@ class _Encoder:
             kind = self._as_known(kind, known)
         elif not insist and is_nearly_unique(self.connection, self.rows, self.column, kind):
             return TOO_MANY
-        elif kind.form in ("number", "time") and not kind.insist and self._is_short(kind):
-            kind = replace(kind, form="text")
+        else:
+            kind = with_few_as_text(self.connection, self.rows, self.column, kind)
         if kind.form in ("number", "time"):
             if self.buckets or (known is not None and known.boundaries):
                 attribute = self._buckets(kind, known, target)
@@ -216,12 +216,6 @@ class _Encoder:
             self.connection.execute(f"DROP TABLE {target}")
             return ONE_NUMBER
         return Encoded(Attribute(self.name, "number", of=kind.of, scale=scale), target)
-
-    def _is_short(self, kind: Kind) -> bool:
-        distinct = sql.number(
-            self.connection, f"SELECT count(DISTINCT {self.column}) FROM {self.rows}"
-        )
-        return distinct <= MAX_NUMBER_CATEGORIES
 
     def _as_known(self, kind: Kind, known: Attribute) -> Kind:
         """The kind that gives what the extended dataset's attribute holds."""

@@ -12,8 +12,7 @@ from trainer.data.feature_types import Attribute
 from trainer.prepare.features.column_types import ColumnType, as_asked
 from trainer.prepare.features.scales import scale_of
 from trainer.prepare.features.vocabulary import Vocabulary, own_name
-from trainer.sources import sql
-from trainer.sources.kinds import MAX_NUMBER_CATEGORIES, Kind, settle, values_of
+from trainer.sources.kinds import Kind, settle, values_of, with_few_as_text
 from trainer.sources.sources import Source
 
 
@@ -78,10 +77,8 @@ def _is_number(
 ) -> bool:
     if known is not None:
         return known.kind == "number"
-    if kind.form not in ("number", "time") or set_to is not None:
-        return kind.form in ("number", "time") and set_to != "buckets"
-    distinct = sql.number(connection, f"SELECT approx_count_distinct({column}) FROM raw")
-    return distinct > MAX_NUMBER_CATEGORIES
+    kind = with_few_as_text(connection, "raw", column, kind)
+    return kind.form in ("number", "time") and set_to != "buckets"
 
 
 def _number(

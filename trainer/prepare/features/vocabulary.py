@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import duckdb
 
+from trainer.data.feature_types import folded
 from trainer.data.schema import RESERVED
 from trainer.sources import sql
 
@@ -73,11 +74,8 @@ class Vocabulary:
 
 
 def own_name(name: str, taken: Collection[str]) -> str:
-    """The attribute's name: the column's, unless a table of the dataset has it already.
-
-    DuckDB's names are the same whatever their case.
-    """
-    used = {*RESERVED, *(each.lower().replace(".", "_") for each in taken)}
-    while name.lower().replace(".", "_") in used:
+    """The attribute's name: the column's, unless a table of the dataset has it already."""
+    used = {*RESERVED, *map(folded, taken)}
+    while folded(name) in used:
         name += "_"
     return name
