@@ -262,5 +262,6 @@ def test_how_many_numbers_are_categories_is_decided_once(
     made = make(tmp_path / "log.parquet", tmp_path / "data", **given)
     kinds = {name: each.kind for name, each in made.attributes.items()}
     assert kinds == {
-        "context.c64": "single", "context.c65": "number", "item.i64": "single", "item.i65": "number",
+        "context.c64": "single", "context.c65": "number",
+        "item.i64": "single", "item.i65": "number",
     }  # fmt: skip
