@@ -34,6 +34,7 @@ from trainer.files.filesystems import is_uri, local_path
 from trainer.files.whole_folder import whole_folder
 from trainer.prepare.entity_tables import COUNTS
 from trainer.prepare.extend import check_alone, keep_files, replaced_files
+from trainer.prepare.features.forgotten_values import forget_values
 
 ROWS_AT_ONCE = 1 << 20
 
@@ -105,7 +106,10 @@ def _write(
             rewritten.add(name)
         else:
             keep_files(dataset, [name], folder)
-    keep_files(dataset, ["attributes.parquet"], folder)
+    if len(users) and forget_values(dataset, users, folder):
+        rewritten.add("attributes.parquet")
+    else:
+        keep_files(dataset, ["attributes.parquet"], folder)
     rewritten |= _without_vectors(dataset, users, folder)
     for side, chosen in (("item", np.empty(0, dtype=np.int64)), ("user", users)):
         _recounted(dataset, side, gone.counts[side], chosen, folder)
