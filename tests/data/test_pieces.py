@@ -199,6 +199,7 @@ def test_nobody_forgotten_is_in_any_file(late: bool, tmp_path: Path) -> None:
     after = trim(made.path, rows, None)
     if late:  # something comes after
         row = {**log[1], "user": user_name(kept), "time": START + 9 * DAY}
+        row |= {"what": "buy", "worth": 1.0}
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / "more.parquet")
         after = make(tmp_path / "more.parquet", Path(made.path), append=True)
     found = whole(Path(made.path))

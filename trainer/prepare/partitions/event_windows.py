@@ -17,9 +17,10 @@ import numpy as np
 
 from trainer.base.mistake import Mistake
 from trainer.data.events.event_files import Events, events_of, joined_events
-from trainer.data.events.event_reader import EventReader
+from trainer.data.events.event_reader import EventReader, feedback_of
 from trainer.data.events.event_rows import EventRows
 from trainer.data.schema import Dataset
+from trainer.prepare.partitions.sorting import begins_of, order_by
 from trainer.sources import sql
 from trainer.sources.times import A_SECOND, unit_of_moment
 
@@ -133,14 +134,16 @@ def known_before(
         return KnownBefore(is_known_P, users, positives, None)
     reader = EventReader(parent)
     num_items = max(parent.num_items, int(item_P.max()) + 1)
+    wanted_U = np.zeros(max(parent.num_users, int(users[-1]) + 1), dtype=bool)
+    wanted_U[users] = True
     parts = []
-    for first, stop in reader.user_ranges(int(users[0]), int(users[-1]) + 1):
-        begin, end = np.searchsorted(user_P, (first, stop))
+    for number in range(reader.num_groups):
+        begin, end = np.searchsorted(user_P, reader.range_of(number))
         if begin == end:
             continue
-        low, high = np.searchsorted(users, (first, stop))
-        rows = reader.of_users(first, stop)
-        rows = rows.of(np.isin(rows.user_R, users[low:high]))
+        rows = reader.read(number)
+        chosen_R = wanted_U[rows.user_R]
+        rows = rows.only(chosen_R[rows.row_E] & rows.own_E, chosen_R)
         new = user_P[begin:end] * num_items + item_P[begin:end]
         old = rows.user_R[rows.row_E] * num_items + rows.item_E
         for group in np.unique(group_P[begin:end]):
@@ -151,7 +154,17 @@ def known_before(
         liked = np.bincount(rows.row_E[rows.feedback_E == 1], minlength=len(rows.user_R))
         positives[np.searchsorted(users, rows.user_R)] += liked
         parts.append(_last_of_each_sign(rows, parent.history_length))
-    return KnownBefore(is_known_P, users, positives, joined_events(parts))
+    last = joined_events(parts) if parts else None
+    if last is not None and len(parent.windows) > 1:
+        last = _last_of_all(last, feedback_of(parent.kinds) < 0, parent.history_length)
+    return KnownBefore(is_known_P, users, positives, last)
+
+
+def _last_of_all(events: Events, disliked_K: np.ndarray, limit: int) -> Events:
+    """The last events of each user and sign, of those of several windows, one after the other."""
+    assert events.time_E is not None
+    events = events.take(order_by(events.user_E, events.time_E))
+    return events.take(last_of_each_sign(events.user_E, disliked_K[events.kind_E], limit))
 
 
 def _last_of_each_sign(rows: EventRows, limit: int) -> Events:
@@ -164,8 +177,9 @@ def last_of_each_sign(user_E: np.ndarray, disliked_E: np.ndarray, limit: int) ->
     chosen_E = np.zeros(len(user_E), dtype=bool)
     for sign in (False, True):
         place = np.flatnonzero(disliked_E == sign)
-        user = user_E[place]
-        end = np.searchsorted(user, user, side="right")
+        start_U = np.flatnonzero(begins_of(user_E[place]))
+        count_U = np.diff(start_U, append=len(place))
+        end = np.repeat(start_U + count_U, count_U)
         chosen_E[place[end - np.arange(len(place)) <= limit]] = True
     return chosen_E
 
@@ -180,7 +194,11 @@ def each_window(
         window_E: the window of each event; EARLIER for those that are on disk.
         disliked_K: which kinds are negative, bool.
     """
-    if windows == 1 and not (window_E == EARLIER).any():
+    if windows == 1:
+        earlier_E = window_E == EARLIER
+        if earlier_E.any():  # no more than what is carried
+            split_E = np.where(earlier_E, 0, events.split_E).astype(np.int8)
+            events = replace(events, split_E=split_E, carried_E=earlier_E.astype(np.int8))
         yield 0, events
         return
     user_E, disliked_E = events.user_E, disliked_K[events.kind_E]
