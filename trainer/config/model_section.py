@@ -10,6 +10,7 @@ from trainer.base.mistake import require
 from trainer.base.typed import Range, check
 
 HistoryPooling = Literal["mean", "attention", "places"]
+Block = Literal["sasrec", "ligr", "hstu"]
 Tower = Literal["mf", "mlp", "graph", "history", "sequence"]
 MOST_WIDTH = 1024
 """FBGEMM's tables are silently zero beyond it."""
@@ -23,7 +24,8 @@ class ModelConfig:
     tower: Tower = "mf"
     """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them. graph: mf
     plus each side's neighbours in train, weighted as LightGCN's first hop. history: a gate between
-    user and pooled history. sequence: a causal transformer over the ordered history."""
+    user and pooled history. sequence: a causal transformer over the ordered history, trained on
+    every position of it at once."""
     dim: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 64
     """Width of every embedding table."""
     hidden: Annotated[tuple[Layer, ...], Range(most=64)] = (128,)
@@ -51,9 +53,12 @@ class ModelConfig:
     """history: how the items of the history become one vector. places: the last items, each
     through a matrix of its own, for data where the order tells what comes next."""
     sequence_length: Annotated[int, Range(least=1, most=10_000)] = 20
-    """sequence, history with attention or places: most recent items of a list that are read one
-    by one."""
-    sequence_layers: Annotated[int, Range(least=1, most=64)] = 1
+    """sequence, history with attention or places: most recent items that are read one by one.
+    sequence: longer ones are trained in chunks whose halves overlap."""
+    block: Block = "ligr"
+    """sequence: layers of the transformer. sasrec: attention and a perceptron. ligr: both gated,
+    the perceptron a SwiGLU (eSASRec). hstu: pointwise attention with a bias by distance."""
+    sequence_layers: Annotated[int, Range(least=1, most=64)] = 2
     """sequence: layers of the transformer."""
     sequence_heads: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 2
     """sequence: attention heads; must divide dim."""
@@ -105,9 +110,8 @@ class ModelConfig:
 
     @property
     def reads_positions(self) -> bool:
-        """Whether the query tower reads lists item by item."""
-        one_by_one = self.tower == "history" and self.history_pooling != "mean"
-        return one_by_one or self.tower == "sequence"
+        """Whether each position of the history is a feature of the query tower."""
+        return self.tower == "history" and self.history_pooling != "mean"
 
     @property
     def reads_order(self) -> bool:

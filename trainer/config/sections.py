@@ -55,9 +55,9 @@ class Config:
         )
         self._check_loss()
         require(
-            not self.loss.mask_history or self.model.use_history,
+            not self.loss.mask_history or self.model.use_history or self.model.tower == "sequence",
             "loss.mask_history masks the items of the row's history, which the batch only holds "
-            "with model.use_history",
+            "with model.use_history or model.tower='sequence'",
         )
         require(
             self.evaluation.every_epochs == 0 or "validation" not in self.data.train_splits,

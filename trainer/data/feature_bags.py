@@ -18,6 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from trainer.base.mistake import Mistake
 from trainer.data.jagged import Jagged, Ranges, offsets_of
 from trainer.data.neighbours import WeightedBags
+from trainer.data.packing import Packed
 from trainer.data.range_copies import copy_ranges, size_of
 
 
@@ -29,11 +30,16 @@ class Features:
     """Bags of ids of the keys, stride n."""
     dense: dict[str, Tensor]
     """Numbers [n, 1] and vectors [n, W] by key."""
+    sequences: Packed | None = None
+    """A sequence a row, where "history" is read as such: its bags are the distinct items then, and
+    the stride may be above n."""
 
     def to(self, device: torch.device) -> Features:
         """The same on a device."""
         return Features(
-            self.bags.to(device), {key: each.to(device) for key, each in self.dense.items()}
+            self.bags.to(device),
+            {key: each.to(device) for key, each in self.dense.items()},
+            self.sequences and self.sequences.moved(lambda tensor: tensor.to(device)),
         )
 
 

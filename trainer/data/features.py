@@ -28,6 +28,7 @@ from trainer.data.neighbours import (
     Neighbours,
     WeightedBags,
 )
+from trainer.data.packing import Packed
 from trainer.data.parquet import open_parquet
 from trainer.data.range_copies import copy_bags
 from trainer.data.schema import Dataset
@@ -150,16 +151,20 @@ class FeatureStore:
         lists: Mapping[str, Bags],
         dense: Sequence[str] = (),
         context: Mapping[str, np.ndarray] | None = None,
+        sequences: Packed | None = None,
+        stride: int | None = None,
     ) -> Features:
-        """Query keys, and dense ones, for users; stride n.
+        """Query keys, and dense ones, for users.
 
         lists: bags of "history" and "disliked". context: by key, a value a row; keys that are left
-        out are missing.
+        out are missing. sequences: what the key "history" is then. stride: None is n.
         """
         given = context or {}
         bags: list[Bags | WeightedBags] = []
         for key in keys:
-            if list_of(key):
+            if key == "history" and sequences is not None:
+                bags.append((sequences.item_D.numpy(), np.ones(len(sequences.item_D))))
+            elif list_of(key):
                 bags.append(list_bags(key, lists))
             elif key.startswith("context."):
                 bags.append(context_bags(given.get(key), user_n))
@@ -172,10 +177,10 @@ class FeatureStore:
                 continue
             number_n = given.get(key, np.full(len(user_n), np.nan))
             numbers[key] = torch.from_numpy(number_n.astype(np.float32)[:, None])
-        together = keyed_jagged(keys, bags, len(user_n))
+        together = keyed_jagged(keys, bags, stride or len(user_n))
         if self.row_of:
             together, _ = in_tables(together, self.row_of)
-        return Features(together, numbers)
+        return Features(together, numbers, sequences)
 
 
 def context_bags(value_n: np.ndarray | None, user_n: np.ndarray) -> Bags:

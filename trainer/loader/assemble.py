@@ -11,7 +11,7 @@ Shapes: n = rows of a window, B = rows of a batch, E = extra candidates, S = B +
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ from trainer.data.neighbours import NEIGHBOUR_KEYS, Draw, WeightedBags
 from trainer.loader.batch import Batch
 from trainer.loader.batch_bags import Addresses, addresses_of, bags_of
 from trainer.loader.epoch_plan import Step
+from trainer.loader.sequence_batches import SequenceReading, with_items_of
 from trainer.loader.windows import WindowRows
 
 
@@ -53,6 +54,9 @@ class Window:
     """By dense key of the context; those of users and items are looked up batch by batch."""
     addresses: Addresses | None
     """Of all keys' columns; None where their bags are put together by numpy."""
+    histories: Ranges | None
+    """Of rows that are read as sequences: from the beginning of the row's chunk to what the row
+    sees."""
 
 
 class Piece(NamedTuple):
@@ -74,10 +78,17 @@ class Assembler:
         seed: int,
         dense_keys: Sequence[str] = (),
         weighted: bool = False,
+        sequences: SequenceReading | None = None,
     ) -> None:
-        """weighted: rows have weights, whose sum over all ranks none of them knows."""
+        """
+        Args:
+            weighted: rows have weights, whose sum over all ranks none of them knows.
+            sequences: rows are read as sequences, which are the key "history"; None: one by one.
+        """
         self._store, self._seed = store, seed
         self._dense_keys, self._weighted = tuple(dense_keys), weighted
+        self._sequences = sequences
+        query_keys = [key for key in query_keys if key != "history" or sequences is None]
         self._keys = (*query_keys, *candidate_keys)
         self._num_query_keys = len(query_keys)
 
@@ -104,6 +115,7 @@ class Assembler:
             columns,
             numbers,
             addresses,
+            None if self._sequences is None else rows.lists["history"],
         )
 
     def batch(
@@ -119,12 +131,12 @@ class Assembler:
         if features is None:
             bags = self._bags(step, pieces, user_B, item_S)
             features = keyed_jagged(self._keys, bags, len(item_S))
-        history_V = None
-        if self._store.row_of:
-            features, history_V = in_tables(features, self._store.row_of)
+        packed = None
+        if self._sequences is not None:
+            packed = self._sequences.packed(user_B, pieces)
         real_B = user_B >= 0
         weight_B = np.concatenate([w.weight_n[start:stop] for w, start, stop in pieces])
-        return Batch(
+        batch = Batch(
             features=features,
             user_B=torch.from_numpy(user_B),
             item_S=torch.from_numpy(item_S),
@@ -140,8 +152,14 @@ class Assembler:
             plan=None,
             step=step.number,
             position=position,
-            history_V=history_V,
+            sequences=packed,
         )
+        if packed is not None:
+            batch = with_items_of(batch, packed, self._num_query_keys)
+        if not self._store.row_of:
+            return batch
+        rows, history_V = in_tables(batch.features, self._store.row_of)
+        return replace(batch, features=rows, history_V=history_V)
 
     def _dense(
         self, key: str, pieces: list[Piece], user_B: np.ndarray, item_S: np.ndarray

@@ -5,6 +5,9 @@ Shapes: B = rows of this rank, E = extra candidates of this rank, S = B + E, K =
     features, stride S       rows 0..B-1                      rows B..S-1
       "user", "history", ..  the row's own bag                empty
       "item", "item.genre"   the row's positive               an extra candidate
+
+Where rows are read as sequences, those of a user's chunk stand together, and bag i of "history" is
+the i-th distinct item of all the rank's sequences, whatever row i is.
 """
 
 from collections.abc import Callable
@@ -12,10 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from trainer.data.packing import Packed
 from trainer.loader.column_plan import ColumnPlan
 
 
@@ -55,10 +60,32 @@ class Batch(Pipelineable):
     """By key, numbers [B or S, 1] and vectors [B or S, W]: B of a query key, S of a candidate's."""
     history_V: Tensor | None = None
     """Items of the key "history", where its values are rows of tables; None: they are the items."""
+    sequences: Packed | None = None
+    """The sequences whose positions the rows are; None: rows are read one by one."""
 
     @property
     def local_batch_size(self) -> int:
         return self.user_B.shape[0]
+
+    def with_bags(self, number: int) -> "Batch":
+        """The same with bags of nothing at its end, `number` in all."""
+        features, missing = self.features, number - self.item_S.shape[0]
+        if missing == 0:
+            return self
+        keys = features.keys()
+        return replace(
+            self,
+            features=KeyedJaggedTensor(
+                keys=keys,
+                values=features.values(),
+                lengths=F.pad(features.lengths().view(len(keys), -1), (0, missing)).view(-1),
+                stride=number,
+                length_per_key=features.length_per_key(),
+                offset_per_key=features.offset_per_key(),
+            ),
+            item_S=F.pad(self.item_S, (0, missing), value=-1),
+            count_S=F.pad(self.count_S, (0, missing)),
+        )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """A copy on `device`."""
@@ -80,8 +107,9 @@ class Batch(Pipelineable):
             self.global_weight.record_stream(stream)
         if self.history_V is not None:
             self.history_V.record_stream(stream)
-        if self.plan is not None:
-            self.plan.moved(lambda tensor: _recorded(tensor, stream))
+        for part in (self.plan, self.sequences):
+            if part is not None:
+                part.moved(lambda tensor: _recorded(tensor, stream))
 
     def _with(self, features: KeyedJaggedTensor, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
@@ -96,6 +124,7 @@ class Batch(Pipelineable):
             global_weight=None if self.global_weight is None else move(self.global_weight),
             plan=None if self.plan is None else self.plan.moved(move),
             history_V=None if self.history_V is None else move(self.history_V),
+            sequences=None if self.sequences is None else self.sequences.moved(move),
         )
 
 

@@ -34,6 +34,7 @@ from trainer.loader.batch import Batch
 from trainer.loader.epoch_plan import EpochPlan, Step
 from trainer.loader.order import EpochOrder, Position, default_streams
 from trainer.loader.prefetch import BatchStream, WindowCache
+from trainer.loader.sequence_batches import SequenceReading
 from trainer.loader.windows import RowGroups, WindowRows
 
 DEFAULT_WINDOW_ROWS = 1 << 18
@@ -56,10 +57,11 @@ class Loader:
         they do not divide by the ranks, the last are filled up with padding.
     feedback: "positive" leaves disliked rows out; "all" gives them with feedback -1.
     history_length: longest `history` and `disliked`; None: as the dataset says.
+    sequences: rows are positions of sequences, the last query key (sequence_batches.py).
     position: `Batch.position` of a checkpoint, made by any number of ranks.
     neighbours: the rule of the keys "user_items" and "item_users", where they are asked for.
-    skip_corrupt: count the rows of row groups that are damaged and go on; they come as
-        padding, while `global_weight` still counts them.
+    skip_corrupt: count the rows of damaged row groups and go on; they come as padding, while
+        `global_weight` still counts them.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Loader:
         batches_ahead: int = 4,
         pin_memory: bool = False,
         neighbours: NeighbourRule | None = None,
+        sequences: SequenceReading | None = None,
     ) -> None:
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)
         self.local_batch_size = local_batch_size
@@ -92,7 +95,7 @@ class Loader:
         self._window_rows = shuffle_window_rows
         self._sampled = extra_candidates
         self._extra = -(-extra_candidates // world_size)
-        self._history_length = history_length
+        self._history_length, self._sequences = history_length, sequences
         self._batches_ahead, self._pin_memory = batches_ahead, pin_memory
         self.query_keys, self.candidate_keys = tuple(query_keys), tuple(candidate_keys)
         self.dense_keys = tuple(dense_keys)
@@ -112,6 +115,7 @@ class Loader:
             "shuffle_window_rows": shuffle_window_rows,
             "rows": self.num_rows,
             "row_groups": len(self._groups.rows_G),
+            **({} if sequences is None else {"sequence_length": sequences.length}),
         }
         keys = (*query_keys, *candidate_keys, *dense_keys)
         self.store = FeatureStore(self.dataset, keys, neighbours, count_column(splits))
@@ -120,8 +124,8 @@ class Loader:
             if extra_candidates
             else None
         )
-        read = (self.store, self.query_keys, self.candidate_keys)
-        self._assembler = Assembler(*read, seed, self.dense_keys, self.dataset.is_weighted)
+        read = (self.store, self.query_keys, self.candidate_keys, seed, self.dense_keys)
+        self._assembler = Assembler(*read, self.dataset.is_weighted, sequences)
         self._padding = self._assembler.join(
             WindowRows.missing(local_batch_size, self._list_keys, self._context_keys)
         )
@@ -245,6 +249,7 @@ class Loader:
             positives_only=feedback == "positive",
             history_length=self._history_length,
             skip_corrupt=skip_corrupt,
+            sequence_length=None if self._sequences is None else self._sequences.length,
         )
 
     @property

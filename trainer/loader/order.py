@@ -2,7 +2,8 @@
 
 Row groups of all files are permuted by (seed, epoch); consecutive groups make windows of about
 `window_rows` rows; rows are permuted inside a window by (seed, epoch, window). That defines a
-total order 0..N-1. Each rank reads equal contiguous ranges ("streams") of it:
+total order 0..N-1. Where rows are read as sequences, those of a sequence stay together, in time
+order. Each rank reads equal contiguous ranges ("streams") of it:
 
     order     |-------- stream 0 --------|-------- stream 1 --------| ... stream L-1 --------|
     batch t    t-th slice of stream 0      t-th slice of stream 1      ...
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from trainer.data.jagged import take_ranges
 
 DEFAULT_STREAMS = 8
 """1, 2, 4 and 8 workers see the same global batches; other numbers take a common multiple."""
@@ -81,6 +84,14 @@ class EpochOrder:
     def permutation(self, window: int) -> np.ndarray:
         """Place in the order -> row of the window's concatenated groups (int64 [rows])."""
         return _permutation(self.window_rows(window), *self._key, window)
+
+    def permutation_of(self, window: int, is_first_n: np.ndarray) -> np.ndarray:
+        """The same where some rows stay together: each group begins where `is_first_n` is true."""
+        first_g = np.flatnonzero(is_first_n)
+        stop_g = np.append(first_g[1:], len(is_first_n))
+        order_g = _permutation(len(first_g), *self._key, window)
+        rows_n = np.arange(len(is_first_n))
+        return take_ranges(rows_n, first_g[order_g], stop_g[order_g]).values
 
     def segments(self, start: int, stop: int) -> list[Segment]:
         """The pieces of windows that make up positions `start`..`stop`."""

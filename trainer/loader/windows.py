@@ -16,7 +16,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import DamagedGroup, EventReader
 from trainer.data.events.event_rows import EventRows
-from trainer.data.events.histories import Draw, before_events
+from trainer.data.events.histories import Draw, before_events, cut_into_chunks
 from trainer.data.jagged import Ranges, offsets_of
 from trainer.data.schema import Dataset
 from trainer.loader.order import EpochOrder
@@ -60,6 +60,8 @@ class RowGroups:
     lists: "history" and "disliked", where asked for.
     context: keys of the context that are read with each event.
     history_length: longest list; None: as the dataset says.
+    sequence_length: rows of one user stay together, in time order, and `history` begins where the
+        row's chunk does (`cut_into_chunks`); None: rows are shuffled one by one.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class RowGroups:
         positives_only: bool,
         history_length: int | None,
         skip_corrupt: bool,
+        sequence_length: int | None = None,
     ) -> None:
+        self._sequence_length = sequence_length
         self._reader = EventReader(dataset)
         self._splits = [SPLITS.index(split) for split in splits]
         self._lists, self._context = tuple(lists), tuple(context)
@@ -90,7 +94,7 @@ class RowGroups:
         """Read a window and put its rows into the order of the epoch."""
         draw = Draw(seed, order.epoch)
         parts = [self._part(int(group), draw) for group in order.groups(window)]
-        permutation = order.permutation(window)
+        permutation = self._permutation(order, window, parts)
         return WindowRows(
             _permuted([part.user_n for part in parts], permutation),
             _permuted([part.item_n for part in parts], permutation),
@@ -105,6 +109,14 @@ class RowGroups:
                 for key in self._context
             },
         )
+
+    def _permutation(
+        self, order: EpochOrder, window: int, parts: Sequence[WindowRows]
+    ) -> np.ndarray:
+        if self._sequence_length is None:
+            return order.permutation(window)
+        is_first = [begins_sequence(part.user_n, part.lists["history"].start) for part in parts]
+        return order.permutation_of(window, np.concatenate(is_first))
 
     def _part(self, group: int, draw: Draw) -> WindowRows:
         """The rows of a group as they lie in its file."""
@@ -142,12 +154,24 @@ class RowGroups:
             rows.item_E[event_n],
             np.sign(rows.feedback_E[event_n]),
             weight_n,
-            {
-                name: before_events(rows, event_n, name, pool_E, self._limit, draw)
-                for name in self._lists
-            },
+            {name: self._list(rows, event_n, name, pool_E, draw) for name in self._lists},
             {key: rows.more[key][event_n] for key in self._context},
         )
+
+    def _list(
+        self, rows: EventRows, event_n: np.ndarray, name: str, pool_E: np.ndarray, draw: Draw
+    ) -> Ranges:
+        if self._sequence_length is None:
+            return before_events(rows, event_n, name, pool_E, self._limit, draw)
+        whole = before_events(rows, event_n, name, pool_E, len(rows.item_E), draw)
+        return cut_into_chunks(whole, self._sequence_length)
+
+
+def begins_sequence(user_n: np.ndarray, start_n: np.ndarray) -> np.ndarray:
+    """Rows of another user than the row before, or of another chunk of his; bool [n]."""
+    is_first_n = np.ones(len(user_n), dtype=bool)
+    is_first_n[1:] = (user_n[1:] != user_n[:-1]) | (start_n[1:] != start_n[:-1])
+    return is_first_n
 
 
 def _permuted(ids: Sequence[np.ndarray], permutation: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from trainer.data.trained_rows import trained_items, trained_rows
 from trainer.distributed.agreement import together
 from trainer.distributed.ranks import Ranks
 from trainer.loader.loader import Loader
+from trainer.loader.sequence_batches import SequenceReading
 from trainer.model.inputs import Inputs, build_inputs
 from trainer.model.log_q import FrequencyCorrection
 from trainer.model.spectral import rules, start_at_spectrum
@@ -142,7 +143,7 @@ def trained_of_tables(config: Config, dataset: Dataset, inputs: Inputs) -> dict[
         dataset,
         inputs.keys,
         config.data.train_splits,
-        config.loss.uses_dislikes or inputs.positions("disliked") > 0,
+        config.loss.uses_dislikes,
     )
     return {
         table.name: torch.from_numpy(found[rows_of(table.features[0])]) for table in inputs.tables
@@ -253,6 +254,9 @@ def build_loader(
         extra_distribution=sampled_by(negatives),
         feedback="all" if config.loss.uses_dislikes else "positive",
         history_length=config.data.history_length,
+        sequences=SequenceReading(inputs.sequence_length, config.loss.mask_history)
+        if inputs.sequence_length
+        else None,
         position=position,
         neighbours=inputs.neighbours,
         skip_corrupt=config.data.skip_corrupt,

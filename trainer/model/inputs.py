@@ -1,7 +1,7 @@
 """Which features each tower reads, and the tables behind them, from a config and a dataset.
 
 Feature keys: "user", "history", "item", "user_items" and "item_users" (neighbours in the training
-graph), "history@P" and "disliked@P" (one position of a list, 0 the most recent), and "user.NAME",
+graph), "history@P" (one position of the list, 0 the most recent), and "user.NAME",
 "item.NAME" and "context.NAME" for attributes.
 """
 
@@ -32,11 +32,30 @@ class Inputs:
     """By key, the numbers and vectors that the towers read beside the tables."""
     neighbours: NeighbourRule | None = None
     """The graph behind "user_items" and "item_users"; its bags are weighted sums."""
+    sequence_length: int = 0
+    """Most items of a sequence, where the query tower reads "history" as such; 0: it does not."""
 
     @property
     def query_dense(self) -> tuple[str, ...]:
         """Dense keys of the query tower, in its order: before the bags."""
         return tuple(key for key in self.dense if not key.startswith("item."))
+
+    @property
+    def several_keys(self) -> frozenset[str]:
+        """Keys with several values a row: means, and the sequence."""
+        return self.mean_keys | ({"history"} if self.sequence_length else set())
+
+    @property
+    def moment_reads(self) -> tuple[str, ...]:
+        """Keys of the query tower that a row says of its moment, not of its user."""
+        return tuple(key for key in self.query_reads if key.startswith("context."))
+
+    @property
+    def user_reads(self) -> tuple[str, ...]:
+        """Keys of the query tower but those, and but the history."""
+        return tuple(
+            key for key in self.query_reads if key != "history" and not key.startswith("context.")
+        )
 
     @property
     def query_reads(self) -> tuple[str, ...]:
@@ -104,9 +123,11 @@ def build_inputs(
         if getattr(model, f"{key.partition('.')[0]}_attributes")
     }
     looked_up = {key: each for key, each in read.items() if not each.is_dense}
+    sequence = model.tower == "sequence"
     pooled_last = model.tower == "history" and model.history_pooling == "mean"
-    history = ("history",) if model.use_history and model.tower != "history" else ()
-    lists = ("history",) if pooled_last else _positions(model, dataset)
+    pooled = model.use_history and not (sequence or model.tower == "history")
+    history = ("history",) if pooled else ()
+    lists = ("history",) if pooled_last or sequence else _positions(model, dataset)
     graph = model.tower == "graph"
     query_keys = (
         (("user",) if model.use_user_id else ())
@@ -124,10 +145,11 @@ def build_inputs(
     return Inputs(
         query_keys,
         candidate_keys,
-        frozenset([*({"history"} & {*query_keys}), *multi]),
+        frozenset([*(set() if sequence else {"history"} & {*query_keys}), *multi]),
         _tables(model, dataset, history + lists, looked_up),
         {key: each for key, each in read.items() if each.is_dense},
         NeighbourRule(train_splits, model.neighbours) if graph else None,
+        min(model.sequence_length, dataset.history_length) if sequence else 0,
     )
 
 
@@ -188,10 +210,8 @@ def _tables(
 
 
 def _positions(model: ModelConfig, dataset: Dataset) -> tuple[str, ...]:
-    """Keys of the positions read one by one: disliked, then liked, oldest first."""
+    """Keys of the positions read one by one, oldest first."""
     if not model.reads_positions:
         return ()
     length = min(model.sequence_length, dataset.history_length)
-    with_dislikes = model.tower == "sequence" and dataset.has_feedback
-    names = ("disliked", "history") if with_dislikes else ("history",)
-    return tuple(f"{name}@{place}" for name in names for place in reversed(range(length)))
+    return tuple(f"history@{place}" for place in reversed(range(length)))

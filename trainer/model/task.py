@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from losses import (
     CandidateQueue,
@@ -88,10 +87,15 @@ class RetrievalTask(nn.Module):
 
     def planned(self, batch: Any) -> Any:
         """The batch with the plan of its columns, and the weight of the global batch. Collective,
-        unless it has them: an all-gather of 40 bytes a candidate. Plan a batch while it is on the
+        unless it has them: an all-gather of 40 bytes a candidate (of sequences first an all-reduce
+        of their number of bags). Plan a batch while it is on the
         host: on a device the plan waits for it."""
         if batch.plan is not None:
             return batch
+        if batch.sequences is not None:  # ranks look up as many bags, and have other items
+            most = torch.tensor(batch.item_S.shape[0], device=batch.item_S.device)
+            dist.all_reduce(most, op=dist.ReduceOp.MAX)  # collective
+            batch = batch.with_bags(int(most))
         side_NK = gather_without_gradient(side_of(batch))  # collective
         plan = make_plan(
             side_NK,
@@ -213,7 +217,7 @@ class RetrievalTask(nn.Module):
     def _rows(self, query_BO: Tensor, candidate_UO: Tensor, batch: Any, draws: Tensor) -> Rows:
         num_rows = query_BO.shape[0]
         id_B, count_B = batch.item_S[:num_rows], batch.count_S[:num_rows]
-        history = batch.features["history"] if self.history_mask else None
+        values, offsets = self._histories(batch, num_rows) if self.history_mask else (None, None)
         log_q_B = self.correction(id_B, count_B, draws)
         if self.dislikes:
             log_q_B = torch.where(batch.feedback_B < 0, self.correction.certain(draws), log_q_B)
@@ -225,11 +229,15 @@ class RetrievalTask(nn.Module):
             user_B=batch.user_B,
             feedback_B=batch.feedback_B,
             weight_B=batch.weight_B * (dist.get_world_size() / batch.global_weight),
-            history_values=None if history is None else _items_of(history, batch),
-            history_offsets=None if history is None else history.offsets()[: num_rows + 1],
+            history_values=values,
+            history_offsets=offsets,
         )
 
-
-def _items_of(history: JaggedTensor, batch: Any) -> Tensor:
-    """Items of the histories: rows of tables may be shared."""
-    return history.values() if batch.history_V is None else batch.history_V
+    def _histories(self, batch: Any, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Items that each row's user has met: (values, offsets [B + 1])."""
+        if batch.sequences is not None:
+            return batch.sequences.history_values, batch.sequences.history_offsets
+        history = batch.features["history"]
+        # Rows of tables may be shared: items are told apart beside them.
+        item_V = history.values() if batch.history_V is None else batch.history_V
+        return item_V, history.offsets()[: num_rows + 1]

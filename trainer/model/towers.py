@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config.model_section import ModelConfig
+from trainer.model.history import HistoryTower
 from trainer.model.inputs import Inputs
-from trainer.model.sequence import HistoryTower, SequenceTower
+from trainer.model.sequences.tower import SequenceTower
 
 TowerKind = Literal["sum", "mlp"]
 
@@ -91,11 +92,13 @@ def build_query_tower(model: ModelConfig, inputs: Inputs) -> nn.Module:
             )
         case "sequence":
             return SequenceTower(
-                (inputs.positions("disliked"), inputs.positions("history")),
+                model.block,
+                inputs.sequence_length,
                 model.dim,
                 model.sequence_layers,
                 model.sequence_heads,
                 model.dropout,
+                model.init_std,
                 normalise,
             )
         case "mf" | "graph" | "mlp":

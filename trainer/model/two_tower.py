@@ -19,8 +19,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from embeddings.tables import build_embedding_bags
 from trainer.config.model_section import ModelConfig
 from trainer.data.feature_bags import Features
+from trainer.data.packing import Packed
 from trainer.model.dense import DenseInputs
 from trainer.model.inputs import Inputs
+from trainer.model.sequences.tower import has_known_item
 from trainer.model.task import Outputs, RetrievalTask
 from trainer.model.towers import (
     build_candidate_tower,
@@ -54,9 +56,15 @@ class Towers(nn.Module):
             parts[key] = parts[key] / count_S.unsqueeze(1)
         return parts | self.dense.embed(dense)
 
-    def encode_queries(self, parts: dict[str, Tensor], num_rows: int) -> Tensor:
-        """The first `num_rows` bags of the query side -> [num_rows, O]."""
-        return self.query([parts[key][:num_rows] for key in self.inputs.query_reads])
+    def encode_queries(
+        self, parts: dict[str, Tensor], num_rows: int, sequences: Packed | None = None
+    ) -> Tensor:
+        """The first `num_rows` bags of the query side, of "history" all -> [num_rows, O]."""
+        if sequences is None:
+            return self.query([parts[key][:num_rows] for key in self.inputs.query_reads])
+        user = [parts[key][:num_rows] for key in self.inputs.user_reads]
+        moment = [parts[key][:num_rows] for key in self.inputs.moment_reads]
+        return self.query(user, moment, parts["history"], sequences)
 
     def encode_candidates(
         self,
@@ -116,15 +124,16 @@ class Head(nn.Module):
             key: each.index_select(0, bags_U) if key in self.towers.inputs.candidate_dense else each
             for key, each in batch.dense.items()
         }
-        parts = self.towers.split(pooled, batch.features, dense)
-        query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0])
+        parts, inputs = self.towers.split(pooled, batch.features, dense), self.towers.inputs
+        query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0], batch.sequences)
         kept_U = None
         if self.training and self.id_dropout:
             kept_U = kept_ids(batch, self.id_dropout).index_select(0, bags_U)
         candidate_UO = self.towers.encode_candidates(parts, bags_U, kept_U)
         value, outputs = self.task(query_BO, candidate_UO, batch)
         if self.penalty:
-            looked_up = {key: parts[key] for key in self.towers.inputs.keys}
+            of_rows = [key for key in inputs.keys if key != "history" or not inputs.sequence_length]
+            looked_up = {key: parts[key] for key in of_rows}
             value = value + self.penalty * mean_square(looked_up, batch)
         return value, outputs
 
@@ -141,7 +150,8 @@ def kept_ids(batch: Any, dropout: float) -> Tensor:
 def mean_square(parts: dict[str, Tensor], batch: Any) -> Tensor:
     """Half the squared length of all looked-up embeddings, a row of the global batch; 0-d.
 
-    Those of a row count by its weight, those of a drawn candidate once.
+    Those of a row count by its weight, those of a drawn candidate once; items of sequences as the
+    candidates that they are.
     This rank's share times the number of ranks, as the loss is. No collective.
     """
     square_S = torch.stack([part.square().sum(dim=1) for part in parts.values()]).sum(0)
@@ -197,9 +207,16 @@ class TwoTower(nn.Module):
     @torch.no_grad()
     def encode_queries(self, features: Features) -> Tensor:
         """n bags with the query keys filled -> [n, O]; zeros: nothing is known. Collective."""
-        parts = self._parts(features)
-        query_nO = self.head.encoding.encode_queries(parts, features.bags.stride())
-        return self._blank(query_nO, self.inputs.query_keys, parts, features)
+        parts, packed = self._parts(features), features.sequences
+        if packed is None:
+            query_nO = self.head.encoding.encode_queries(parts, features.bags.stride())
+            return self._blank(query_nO, self.inputs.query_keys, parts, features)
+        rows = len(packed.query_B)
+        query_nO = self.head.encoding.encode_queries(parts, rows, packed)
+        keys = [key for key in self.inputs.query_keys if key != "history"]
+        of_rows = {key: parts[key][:rows] for key in keys}
+        seen = has_known_item(parts["history"], packed)
+        return self._blank(query_nO, keys, of_rows, features, [seen])
 
     @torch.no_grad()
     def encode_candidates(self, features: Features) -> Tensor:
@@ -219,8 +236,9 @@ class TwoTower(nn.Module):
         keys: Sequence[str],
         parts: Mapping[str, Tensor],
         features: Features,
+        seen: Sequence[Tensor] = (),
     ) -> Tensor:
-        evidence = self.head.encoding.dense.evidence(features.dense)
+        evidence = [*self.head.encoding.dense.evidence(features.dense), *seen]
         return zeros_where_nothing_is_known(output_nO, [parts[key] for key in keys], evidence)
 
     def _complete(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:

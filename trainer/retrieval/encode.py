@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from trainer.data.feature_bags import list_of
 from trainer.data.features import FeatureStore, count_column
+from trainer.data.packing import pack_lists
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import gather_objects
 from trainer.distributed.ranks import Ranks
@@ -85,10 +88,20 @@ class Encoder:
             "disliked": disliked.bags(self.history_length),
         }
         inputs = self.model.inputs
+        packed, stride = None, len(user_q)
+        if inputs.sequence_length:
+            packed = pack_lists(*lists["history"], inputs.sequence_length)
+            stride = self._most(max(stride, len(packed.item_D)))  # collective
         features = self.store.query_features(
-            inputs.query_keys, user_q.numpy(), lists, inputs.query_dense, context
+            inputs.query_keys, user_q.numpy(), lists, inputs.query_dense, context, packed, stride
         )
         return self.model.encode_queries(features.to(self.ranks.device))  # collective
+
+    def _most(self, number: int) -> int:
+        """The largest number of any rank: they look up as many bags. Collective."""
+        most = torch.tensor(number, device=self.ranks.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)  # collective
+        return int(most)  # device-to-host sync
 
     def candidates(self, item_n: np.ndarray) -> Tensor:
         """Item rows (-1: none) -> [n, D]. Collective."""

@@ -8,6 +8,9 @@ Two kinds, both for any number of rows n at least 1:
                                written where the tables together fit a limit, since it holds them,
                                and no tower reads the graph, whose bags are weighted.
 
+The sequence tower's list is the key "history": ids oldest first in the encoder, embeddings of
+places in the tower.
+
 A tower that reads numbers or vectors takes a second argument: {key: numbers [n, 1], NaN where
 missing, or vectors [n, W], zeros where missing}.
 
@@ -37,6 +40,8 @@ from trainer.distributed.ranks import Ranks
 from trainer.files.writing import written
 from trainer.model.dense import DenseInputs
 from trainer.model.inputs import Inputs
+from trainer.model.sequences.served import SequenceEncoding, SequenceTowerProgram
+from trainer.model.sequences.tower import SequenceTower
 from trainer.model.towers import zeros_where_nothing_is_known
 from trainer.model.two_tower import TwoTower
 
@@ -76,7 +81,7 @@ class EncoderProgram(nn.Module):
 
     def __init__(
         self,
-        encoding: Encoding,
+        encoding: Encoding | SequenceEncoding,
         keys: Sequence[str],
         tables: dict[str, Tensor],
         inputs: Inputs,
@@ -96,13 +101,17 @@ class EncoderProgram(nn.Module):
             self.register_buffer(f"rows_{side}", torch.from_numpy(row_of[side].astype(np.int32)))
 
     def forward(self, ids: dict[str, Tensor], dense: dict[str, Tensor] | None = None) -> Tensor:
+        if isinstance(self.encoding, SequenceEncoding):
+            parts = {key: self._pooled(key, ids[key]) for key in self.encoding.looked_up}
+            id_nL = ids["history"]
+            rows_nLD = self._rows("history", id_nL)
+            return self.encoding(parts, rows_nLD, id_nL >= 0, dense or {})  # type: ignore[no-any-return]
         features_nD = [self._pooled(key, ids[key]) for key in self.keys]
         return self.encoding(features_nD, dense or {})  # type: ignore[no-any-return]
 
-    def _pooled(self, key: str, id_nL: Tensor) -> Tensor:
-        """Sum of the ids' rows, or their mean where the model takes it; none give zeros."""
+    def _rows(self, key: str, id_nL: Tensor) -> Tensor:
+        """[n, L, D] of each id; any where there is none."""
         table_RD = self.get_buffer(f"table_{self.table_of[key]}")
-        real_nL1 = (id_nL >= 0).unsqueeze(2).float()
         known_rows, unknown_row = self.unknown[key]
         row_nL = id_nL.clamp(min=0)
         if key in self.side_of:
@@ -110,7 +119,12 @@ class EncoderProgram(nn.Module):
             known_nL = row_of[row_nL.clamp(max=len(row_of) - 1)].long()
             row_nL = torch.where(row_nL < len(row_of), known_nL, unknown_row)
         row_nL = row_nL.masked_fill(row_nL >= known_rows, unknown_row)
-        pooled_nD = (table_RD[row_nL].float() * real_nL1).sum(1)
+        return table_RD[row_nL].float()
+
+    def _pooled(self, key: str, id_nL: Tensor) -> Tensor:
+        """Sum of the ids' rows, or their mean where the model takes it; none give zeros."""
+        real_nL1 = (id_nL >= 0).unsqueeze(2).float()
+        pooled_nD = (self._rows(key, id_nL) * real_nL1).sum(1)
         return pooled_nD / real_nL1.sum(1).clamp(min=1) if key in self.mean_keys else pooled_nD
 
 
@@ -119,7 +133,7 @@ class _Side:
     """What a tower reads."""
 
     name: str
-    encoding: Encoding
+    encoding: Encoding | SequenceEncoding
     keys: tuple[str, ...]
 
     def exported(
@@ -139,7 +153,11 @@ class _Side:
 def _sides(model: TwoTower) -> tuple[_Side, _Side]:
     towers, inputs = model.head.towers, model.inputs
     candidate = Encoding(towers.candidate, towers.dense, inputs.candidate_dense)
-    query = Encoding(towers.query, towers.dense, inputs.query_dense)
+    query: Encoding | SequenceEncoding
+    if isinstance(towers.query, SequenceTower):
+        query = SequenceEncoding(towers.query, towers.dense, inputs)
+    else:
+        query = Encoding(towers.query, towers.dense, inputs.query_dense)
     return (
         _Side("item", candidate, inputs.candidate_keys),
         _Side("query", query, inputs.query_keys),
@@ -150,10 +168,13 @@ def export_towers(model: TwoTower) -> dict[str, ExportedProgram]:
     """`item_tower` and `query_tower`. No collective."""
     inputs, programs, rows = model.inputs, {}, Dim("rows")
     for side in _sides(model):
-        example = torch.zeros((2, len(side.keys), inputs.tables[0].dim))
-        programs[f"{side.name}_tower"] = side.exported(
-            TowerProgram(side.encoding), example, {0: rows}, rows, inputs
-        )
+        example = torch.zeros((2, len(_places(side.keys, inputs)), inputs.tables[0].dim))
+        program: nn.Module
+        if isinstance(side.encoding, SequenceEncoding):
+            program = SequenceTowerProgram(side.encoding)
+        else:
+            program = TowerProgram(side.encoding)
+        programs[f"{side.name}_tower"] = side.exported(program, example, {0: rows}, rows, inputs)
     return programs
 
 
@@ -172,7 +193,7 @@ def export_encoders(
         return programs
     rows = Dim("rows")
     for side in _sides(model):
-        several = {key for key in side.keys if key in inputs.mean_keys}
+        several = {key for key in side.keys if key in inputs.several_keys}
         example = {key: torch.zeros((2, 3 if key in several else 1)).long() for key in side.keys}
         shapes: dict[str, Any] = {
             key: {0: rows, 1: Dim(f"length_{place}")} if key in several else {0: rows}
@@ -181,6 +202,14 @@ def export_encoders(
         module = EncoderProgram(side.encoding, side.keys, tables, inputs, row_of)
         programs[f"{side.name}_encoder"] = side.exported(module, example, shapes, rows, inputs)
     return programs
+
+
+def _places(keys: Sequence[str], inputs: Inputs) -> list[str]:
+    """What a tower program reads in order: keys, of a sequence each place, the most recent last."""
+    if not inputs.sequence_length or "history" not in keys:
+        return list(keys)
+    places = [f"history@{place}" for place in reversed(range(inputs.sequence_length))]
+    return [*(key for key in keys if key != "history"), *places]
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
@@ -202,9 +231,10 @@ def program_facts(name: str, inputs: Inputs, width: int) -> dict[str, Any]:
             key: f"float32 [n, {max(inputs.dense[key].width, 1)}]" for key in dense_keys
         }
     if kind == "tower":
-        pooled = f"float32 [n, {len(keys)}, {inputs.tables[0].dim}]"
-        return {"input": pooled, "features": list(keys), **facts}
-    lists = {key: f"int64 [n, {'L' if key in inputs.mean_keys else 1}]" for key in keys}
+        places = _places(keys, inputs)
+        pooled = f"float32 [n, {len(places)}, {inputs.tables[0].dim}]"
+        return {"input": pooled, "features": places, **facts}
+    lists = {key: f"int64 [n, {'L' if key in inputs.several_keys else 1}]" for key in keys}
     return {"input": lists, "padding": -1, **facts}
 
 

@@ -22,6 +22,7 @@ from trainer.base.screen import Sheet, say
 from trainer.command_line import PlanArguments
 from trainer.config.sections import Config
 from trainer.data.neighbours import NEIGHBOUR_KEYS
+from trainer.data.packing import full_sequences
 from trainer.data.schema import Dataset
 from trainer.model.build import build_task
 from trainer.model.inputs import Inputs, build_inputs
@@ -154,6 +155,8 @@ def estimate_bytes(
 
 def _ids_of_row(key: str, config: Config, dataset: Dataset) -> int:
     """Ids of a feature in one row, at most."""
+    if key == "history" and config.model.tower == "sequence":
+        return 1  # at most an item of each token, and those are about as many as rows
     if key in ("history", "disliked"):
         return config.data.history_length or dataset.history_length
     if key in NEIGHBOUR_KEYS:
@@ -171,10 +174,11 @@ def saved_bytes_of_row(model: TwoTower, dim: int) -> tuple[int, int]:
     inputs, towers = model.inputs, model.head.towers
     keys = (*inputs.keys, *inputs.dense)
     parts = {key: torch.ones(ROWS_TRIED, dim, requires_grad=True) for key in keys}
+    packed = full_sequences(ROWS_TRIED, inputs.sequence_length) if inputs.sequence_length else None
     known = {each.untyped_storage().data_ptr() for each in (*parts.values(), *towers.parameters())}
     counted = []
     for encode in (
-        lambda: towers.encode_queries(parts, ROWS_TRIED),
+        lambda: towers.encode_queries(parts, ROWS_TRIED, packed),
         lambda: towers.encode_candidates(parts),
     ):
         saved: dict[int, int] = {}

@@ -112,6 +112,11 @@ class Vitals:
         real_B = batch.user_B.numpy() >= 0
         shares = {}
         for key in self._inputs.keys:
+            if key == "history" and batch.sequences is not None:
+                seen_B = ~torch.isin(batch.sequences.query_B, batch.sequences.start_M).numpy()
+                known = int((seen_B & real_B).sum())
+                shares[f"unknown_value_share/{key}"] = 1.0 - known / max(batch.local_rows, 1)
+                continue
             values, lengths_S = bags[key]
             lengths_B = lengths_S[: len(real_B)]
             known_B = (lengths_B > 0) & real_B

@@ -68,6 +68,19 @@ def before_events(
     return Ranges(twice, start_n, start_n + taken_n)
 
 
+def cut_into_chunks(lists: Ranges, length: int) -> Ranges:
+    """Whole lists of what lies before each event, cut to where the event's chunk begins.
+
+    A list of up to `length` events is one chunk. Of a longer one each further half of `length`
+    events are targets of a chunk of their own, which begins so that none of them sees more than
+    `length` and each sees at least half of that: every event is a target once, and about half of
+    the tokens are read twice.
+    """
+    stride = max(length // 2, 1)
+    beyond_n = np.maximum(lists.stop - lists.start - length, 0)
+    return Ranges(lists.values, lists.start + -(-beyond_n // stride) * stride, lists.stop)
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """What a split holds out of some users, and what is known of them before it."""

@@ -1,7 +1,7 @@
-"""Query towers that read a user's lists item by item, not as one sum.
+"""The query tower that weighs a user's history item by item.
 
-Each position of a list is a feature of its own ("history@0" is the most recent liked item), looked
-up in the sharded item table like any other. An empty position is a row of zeros.
+Each position of the list is a feature of its own ("history@0" is the most recent liked item),
+looked up in the sharded item table like any other. An empty position is a row of zeros.
 
 Shapes: n rows, D columns of a table, L positions, F other features.
 """
@@ -59,64 +59,6 @@ class HistoryTower(nn.Module):
         score_nL = (torch.tanh(self.keys(token_nLD)) * user_nD.unsqueeze(1)).sum(2)
         share_nL = torch.softmax(score_nL.masked_fill(is_empty(token_nLD), -1e9), dim=1)
         return (share_nL.unsqueeze(2) * token_nLD).sum(1)
-
-
-class SequenceTower(nn.Module):
-    """A small causal transformer over a start, disliked items, liked ones, and the user.
-
-    Items stand oldest first, each with an embedding of its position and of its feedback. The start
-    is always there, so that no token has nothing to read. The last token, the sum of the user's
-    other features, reads all before it: its output, added to them, is the query.
-
-    Args:
-        lengths: positions of the disliked and of the liked list; 0 leaves a list out.
-    """
-
-    def __init__(
-        self,
-        lengths: tuple[int, int],
-        dim: int,
-        layers: int,
-        heads: int,
-        dropout: float,
-        normalise: bool,
-    ) -> None:
-        super().__init__()
-        self.lengths, self.normalise = lengths, normalise
-        positions = sum(lengths) + 2
-        self.position_LD = nn.Parameter(torch.randn(positions, dim) * 0.02)
-        self.feedback_2D = nn.Parameter(torch.randn(2, dim) * 0.02)
-        self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                dim, heads, 2 * dim, dropout, F.gelu, batch_first=True, norm_first=True
-            )
-            for _ in range(layers)
-        )
-        self.output = nn.Linear(dim, dim)
-        causal_LL = torch.ones(positions, positions, dtype=torch.bool).triu(1)
-        self.register_buffer("causal_LL", causal_LL, persistent=False)
-        self.causal_LL: Tensor
-
-    def forward(self, features_nD: Sequence[Tensor]) -> Tensor:
-        """[n, D] a feature, the positions last: disliked, then liked, oldest first -> [n, D]."""
-        split = len(features_nD) - sum(self.lengths)
-        user_nD = sum_of(features_nD[:split], features_nD[-1])
-        start_nD = torch.zeros_like(user_nD)
-        token_nLD = torch.stack([start_nD, *features_nD[split:], user_nD], dim=1)
-        empty_nL = F.pad(is_empty(token_nLD[:, 1:-1]), (1, 1), value=False)
-        disliked, liked = self.lengths
-        feedback_LD = torch.cat(
-            [
-                self.feedback_2D[:1].expand(disliked + 1, -1),
-                self.feedback_2D[1:].expand(liked + 1, -1),
-            ]
-        )
-        x_nLD = self.dropout(token_nLD + self.position_LD + feedback_LD)
-        for layer in self.layers:
-            x_nLD = layer(x_nLD, src_mask=self.causal_LL, src_key_padding_mask=empty_nL)
-        query_nD = user_nD + self.output(x_nLD[:, -1])
-        return F.normalize(query_nD, dim=1) if self.normalise else query_nD
 
 
 def sum_of(features_nD: Sequence[Tensor], like: Tensor) -> Tensor:

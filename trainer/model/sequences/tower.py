@@ -1,0 +1,83 @@
+"""The query tower over sequences: a causal transformer, all of whose positions are queries.
+
+Shapes: B rows, M sequences, N tokens, D columns of a table, I looked-up items, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config.model_section import Block
+from trainer.data.packing import Packed
+from trainer.model.sequences.blocks import build_layer
+
+
+class SequenceTower(nn.Module):
+    """A start that holds what is known of the user, then his items, oldest first.
+
+    Each token's output is the query of who has met the items up to it; what a row says of its
+    moment (the context) is added to it. Items are the candidates' own embeddings, with one of
+    their place in the sequence.
+
+    Args:
+        length: most items of a sequence.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        length: int,
+        dim: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+        init_std: float,
+        normalise: bool,
+    ) -> None:
+        super().__init__()
+        self.length, self.normalise = length, normalise
+        self.start_D = nn.Parameter(torch.randn(dim) * init_std)
+        self.position_LD = nn.Parameter(torch.randn(length + 1, dim) * init_std)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            build_layer(block, dim, heads, length + 1, dropout) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        user_BD: Sequence[Tensor],
+        context_BD: Sequence[Tensor],
+        item_ID: Tensor,
+        packed: Packed,
+    ) -> Tensor:
+        """Features of each row's user and moment, and looked-up items -> [B, D]."""
+        is_item_N1 = (packed.place_N >= 0).unsqueeze(1)
+        x_ND = item_ID.index_select(0, packed.place_N.clamp(min=0)) * is_item_N1
+        x_ND = x_ND + self.position_LD.index_select(0, packed.position_N)
+        start_MD = self.start_D.expand(packed.start_M.shape[0], -1)
+        if user_BD:
+            start_MD = start_MD + torch.stack(list(user_BD)).sum(0).index_select(0, packed.row_M)
+        x_ND = self.dropout(x_ND.index_add(0, packed.start_M, start_MD))
+        for layer in self.layers:
+            x_ND = layer(x_ND, packed.blocks)
+        query_BD = self.norm(x_ND.index_select(0, packed.query_B))
+        if context_BD:
+            query_BD = query_BD + torch.stack(list(context_BD)).sum(0)
+        return F.normalize(query_BD, dim=1) if self.normalise else query_BD
+
+
+def has_known_item(item_ID: Tensor, packed: Packed) -> Tensor:
+    """Rows whose sequence has an item that the model knows, bool [B, 1]; a sequence a row.
+
+    No row of a table is all zeros but those of what training never met.
+    """
+    known_N = (item_ID != 0).any(1).index_select(0, packed.place_N.clamp(min=0))
+    known_N = known_N & (packed.place_N >= 0)
+    before_N = F.pad(known_N.long().cumsum(0), (1, 0))
+    seen_B = before_N[packed.query_B + 1] - before_N[packed.start_M]
+    return (seen_B > 0).unsqueeze(1)
