@@ -12,6 +12,7 @@ PARTS = {
     "step": "StepBenchArguments",
     "data": "DataBenchArguments",
     "eval": "EvalBenchArguments",
+    "sequence": "SequenceBenchArguments",
 }
 """Modules of trainer.bench, and the dataclass of each one's flags."""
 

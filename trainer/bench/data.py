@@ -6,6 +6,7 @@ All read the same data on all cores, in turn, several times; medians are reporte
     events    pyarrow's scan of the dataset's own files
     loader    decodes the events, checks ids, shuffles, makes histories, looks attributes up, builds
               batches
+    sequences the same rows as positions of packed sequences, where the data have an order
 
 A scan decodes every row group and drops it; of pyarrow's two ways the faster counts.
 """
@@ -33,6 +34,7 @@ from trainer.data.parquet import filesystem_of, open_parquet
 from trainer.data.schema import MAX_HISTORY_LENGTH, Dataset
 from trainer.loader.batch import Batch
 from trainer.loader.loader import Loader
+from trainer.loader.sequence_batches import SequenceReading
 from trainer.observe.progress import SilentProgress
 from trainer.synth.planted_parquet import options
 from trainer.synth.synth import SynthArguments, synth
@@ -109,6 +111,9 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
             "events iter_batches": lambda _: iterate(events, columns),
             "loader": lambda epoch: read_epoch(loader, epoch),
         }
+        sequences = sequence_loader(dataset, arguments)
+        if sequences is not None:
+            work["sequences"] = lambda epoch: read_epoch(sequences, epoch)
         wall, processor = _in_turns(work, arguments.repeats)
         row_bytes = Path(rows_file).stat().st_size
     seconds = {name: median(values) for name, values in wall.items()}
@@ -131,6 +136,9 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
         "ratio_over": {name: seconds[name] / seconds["loader"] for name in work},
         "ratios": [b / l for b, l in zip(wall[bare], wall["loader"], strict=True)],
         "target_ratio": TARGET_RATIO,
+        "sequence_values_per_second": None
+        if sequences is None
+        else values_of(sequences) / seconds["sequences"],
     }
 
 
@@ -197,6 +205,27 @@ def make_loader(dataset: Dataset, arguments: DataBenchArguments) -> Loader:
     )
 
 
+def sequence_loader(dataset: Dataset, arguments: DataBenchArguments) -> Loader | None:
+    """A loader of packed sequences; None for data without an order."""
+    if not dataset.has_timestamps or dataset.history_length == 0:
+        return None
+    return Loader(
+        dataset,
+        local_batch_size=arguments.local_batch_size,
+        extra_candidates=arguments.extra_candidates,
+        sequences=SequenceReading(dataset.history_length),
+    )
+
+
+def values_of(loader: Loader) -> int:
+    """Items in the sequences of an epoch."""
+    return sum(
+        int((batch.sequences.place_N >= 0).sum())
+        for batch in loader.epoch(0)
+        if batch.sequences is not None
+    )
+
+
 def scan(files: list[str], columns: list[str]) -> None:
     """Decode columns of files through pyarrow.dataset, and drop them."""
     filesystem, _ = filesystem_of(files[0])
@@ -234,4 +263,6 @@ def main(arguments: DataBenchArguments) -> None:
         f"{result['bytes_an_event']:.2f} bytes an event, "
         f"{result['bytes_a_row_written_out']:.1f} a row with its histories written out"
     )
+    if result["sequence_values_per_second"] is not None:
+        say(f"sequences: {result['sequence_values_per_second']:,.0f} values/s")
     say(f"ratio loader over {result['bare']}: {result['ratio']:.2f}  (target {TARGET_RATIO})")

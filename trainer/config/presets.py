@@ -155,6 +155,30 @@ def _ml_100k_mf() -> Config:
     )
 
 
+def _beauty() -> Config:
+    """The causal transformer on data of short sequences, such as Amazon's reviews.
+
+    FIGURES
+    """
+    return Config(
+        model=ModelConfig(
+            tower="sequence",
+            dim=64,
+            sequence_length=50,
+            use_user_id=False,
+            dropout=0.2,
+            spectral_start=1.0,
+            init_std=0.02,
+        ),
+        loss=LossConfig(name="bsl", temperature=0.07, negative_weight=1.2, precision="bf16"),
+        negatives=NegativesConfig(in_batch=True, uniform=1024, log_q="counts"),
+        optimizer=OptimizerConfig(table_learning_rate=0.05, schedule="linear"),
+        training=TrainingConfig(epochs=12, global_batch_size=1024),
+        checkpoint=CheckpointConfig(keep=1),
+        evaluation=EvaluationConfig(every_epochs=2, k=(10, 20), metric="ndcg@10"),
+    )
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     "default": lambda: default_preset(None),
     "demo": _demo,
@@ -162,6 +186,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "gowalla-mf": _gowalla_mf,
     "gowalla-ccl": _gowalla_ccl,
     "gowalla-graph": _gowalla_graph,
+    "beauty": _beauty,
     "ml-100k": _ml_100k,
     "ml-100k-mf": _ml_100k_mf,
 }

@@ -229,6 +229,14 @@ def local_batch_size(config: Config, ranks: Ranks) -> int:
     return batch // ranks.world_size
 
 
+def sequence_reading(config: Config, inputs: Inputs) -> SequenceReading | None:
+    """How rows are read as sequences; None: one by one."""
+    if not inputs.sequence_length:
+        return None
+    length = min(inputs.sequence_length, config.data.history_length or inputs.sequence_length)
+    return SequenceReading(length, config.loss.mask_history)
+
+
 def build_loader(
     config: Config,
     dataset: Dataset,
@@ -254,9 +262,7 @@ def build_loader(
         extra_distribution=sampled_by(negatives),
         feedback="all" if config.loss.uses_dislikes else "positive",
         history_length=config.data.history_length,
-        sequences=SequenceReading(inputs.sequence_length, config.loss.mask_history)
-        if inputs.sequence_length
-        else None,
+        sequences=sequence_reading(config, inputs),
         position=position,
         neighbours=inputs.neighbours,
         skip_corrupt=config.data.skip_corrupt,
