@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
@@ -48,17 +48,33 @@ class TrainArguments:
     """A run on these data, or on what they were appended to: a new run begins with the values of
     its best checkpoint, else its newest, wherever names and shapes agree."""
 
+    windows: bool = False
+    """Train window by window of data that were prepared in windows of time, or appended to: each
+    once, evaluated on before it is trained on, and a checkpoint after each."""
+    follow: bool = False
+    """With --windows: wait for windows that are appended, until Ctrl-C or SIGTERM."""
+    export_to: str | None = None
+    """With --windows: folder for a Parquet file a window, of the items whose vectors changed."""
+
     def __post_init__(self) -> None:
-        check_given(self, ("data", "out", "start_from"))
+        check_given(self, ("data", "out", "start_from", "export_to"))
+        for flag, given in (("--follow", self.follow), ("--export-to", self.export_to)):
+            if given and not (self.windows or self.config.data.windows):
+                raise Mistake(f"{flag} goes with --windows: add it, or leave {flag} out")
 
     def run_spec(self, preset: str) -> RunSpec:
+        config = self.config
+        if self.windows:
+            config = replace(config, data=replace(config.data, windows=True))
         return RunSpec(
             preset,
-            self.config,
+            config,
             absolute(self.data),
             absolute(self.out),
             RESUMES[self.resume],
             start_from=None if self.start_from is None else absolute(self.start_from),
+            follow=self.follow,
+            export_to=None if self.export_to is None else absolute(self.export_to),
         )
 
 

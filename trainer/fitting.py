@@ -28,7 +28,7 @@ def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
     """
     config, notes = spec.config, []
     default = _defaults(spec, dataset)
-    for fit in (_patience, _batch, _split, _cutoffs, _metric):
+    for fit in (_windows, _patience, _batch, _split, _cutoffs, _metric):
         config, note = fit(config, default, dataset)
         notes += [note] if note else []
     return replace(spec, config=config), notes
@@ -69,6 +69,40 @@ def check_tables(optimizer: OptimizerConfig) -> None:
 
 
 Fit = tuple[Config, str | None]
+
+
+def _windows(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+    """A stream has no end that a schedule could fall to, nor a split to be patient with; and what
+    a model begins with is not made of the windows to come."""
+    if not config.data.windows:
+        return config, None
+    require(
+        dataset.has_timestamps,
+        f"--windows: {dataset.path} has no times, so nothing of it comes first; prepare it with "
+        "--timestamp-column, or leave --windows out",
+    )
+    require(
+        config.model.tower != "graph",
+        "--windows with model.tower='graph': its neighbours are those of all windows at once; take "
+        "another tower",
+    )
+    for section, name, value, why in (
+        ("evaluation", "every_epochs", 0, "every window is evaluated on before it is trained on"),
+        ("evaluation", "patience", None, "nothing is held out"),
+        ("training", "epochs", 1, "each window once"),
+        ("optimizer", "schedule", "constant", "further windows may come"),
+        ("model", "spectral_start", 0.0, "it would be made of all windows at once"),
+    ):
+        now = getattr(getattr(config, section), name)
+        given = default is None or getattr(getattr(default, section), name) != now
+        if now == value or (given and name == "epochs"):
+            continue
+        flag = f"--{section}.{name.replace('_', '-')} {value}"
+        require(not given, f"{section}.{name}={now} with --windows: {why}; set {flag}")
+        config = _with(config, section, **{name: value})
+    passes = config.training.epochs
+    each = "each once" if passes == 1 else f"each {passes} times"
+    return config, f"window by window, {each}, all of its events, at constant learning rates"
 
 
 def _batch(config: Config, default: Config | None, dataset: Dataset) -> Fit:

@@ -26,6 +26,7 @@ from trainer.distributed.agreement import check_agreement, first_decides, togeth
 from trainer.distributed.hooks import Hooks
 from trainer.distributed.ranks import Ranks, process_group
 from trainer.fitting import fitted
+from trainer.follow import train_and_follow
 from trainer.launch.here import Here
 from trainer.launch.launcher import Resumable, Worker
 from trainer.model.build import local_batch_size
@@ -37,7 +38,7 @@ from trainer.observe.trackers.mirror import check_trackers
 from trainer.run.folder import PACKAGES, RunFolder, RunSpec
 from trainer.run.outside import Outside
 from trainer.run.state import read_state
-from trainer.worker_run import Run
+from trainer.watch.changed_items import check_folder
 
 
 def run_worker(
@@ -86,11 +87,7 @@ def run_worker(
         stack.callback(shown.close)
         for note in notes:
             shown.message(note)
-        run = Run(spec, dataset, folder, ranks, shown, hooks)
-        try:
-            return run.train(resuming)
-        finally:
-            run.close()
+        return train_and_follow(spec, dataset, folder, ranks, shown, hooks, resuming)  # collective
 
 
 def train_on_rank(spec: RunSpec, worker: Worker) -> dict[str, Any]:
@@ -136,6 +133,8 @@ def _fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, lis
         "loss.backend='triton' is the CUDA kernel, and there is no GPU here: use auto",
     )
     check_memory(config, dataset, ranks)
+    if spec.export_to is not None:
+        check_folder(spec.export_to)
     if ranks.is_first:
         check_trackers(config.metrics.track, spec.out)
     return spec, notes

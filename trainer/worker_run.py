@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from embeddings.sharding import describe, sharded_weights
 from trainer.config.sections import Config
+from trainer.data.events.event_stream import window_numbers
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import first_decides, together
 from trainer.distributed.hooks import Hooks
@@ -19,21 +20,21 @@ from trainer.model.build import build_loader, build_model, start_new_rows, train
 from trainer.model.optimizer import Schedule, build_optimizer
 from trainer.model.trained import restore, state_of
 from trainer.model.warm_start import start_from
+from trainer.model.windows.admission import stream_of
 from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import Progress
 from trainer.observe.trackers.mirror import Mirrors
-from trainer.observe.trackers.tracker import Tracked
-from trainer.run.checkpoint_facts import Facts, ValidationState
+from trainer.run.checkpoint_facts import Facts, ValidationState, WindowsTrained
 from trainer.run.checkpoint_read import newest_sound
-from trainer.run.checkpoint_write import CheckpointWriteError, CheckpointWriter
 from trainer.run.folder import RunFolder, RunSpec
 from trainer.run.origin import Origin
 from trainer.run.place import Place
-from trainer.watch.finite import FiniteWatch, NonFiniteError, check_tables
-from trainer.watch.recorder import Recorder
-from trainer.watch.run_phases import RunPhases, describe_run
+from trainer.watch.finite import NonFiniteError, check_tables
+from trainer.watch.recorder import Recorder, recorder_of
+from trainer.watch.run_phases import RunPhases, describe_run, mirrored, serve_metrics
+from trainer.watch.saving import Saving
 from trainer.watch.validation import Validation
-from trainer.watch.vitals import Vitals
+from trainer.watch.window_watch import WindowWatch, windows_of
 
 
 class Run:
@@ -47,8 +48,10 @@ class Run:
         ranks: Ranks,
         progress: Progress,
         hooks: Hooks,
+        goes_on: bool = False,
     ) -> None:
-        self.hooks = hooks
+        """goes_on: a start that follows its data goes on after they have grown."""
+        self.hooks, self.goes_on = hooks, goes_on
         self.metrics = RankMetrics()
         self.metrics.add("tandem_restarts_total", folder.restarts)  # before anyone can read a 0
         told = folder if ranks.is_first else None
@@ -59,17 +62,16 @@ class Run:
         self.model = build_model(spec.config, dataset, ranks)  # collective
         self.inputs = self.model.module.inputs
         self.optimizer = build_optimizer(self.model, spec.config.optimizer)
-        self.checkpoints = CheckpointWriter(  # collective
-            folder.checkpoints,
-            ranks,
-            spec.config.checkpoint.keep,
-            self._checkpoint_written,
-            self._before_commit,
-            lambda done, total: self.phases.at("checkpointing", done, total),
+        self.checkpoints = Saving(  # collective
+            folder, ranks, spec.config.checkpoint.keep, self.metrics, progress, self.phases
         )
         self.mirrors: Mirrors | None = None
         self._evaluated_step: int | None = None
         """Of the checkpoint that the run goes on from, where that was evaluated."""
+        self._first_step = 0
+        self._trained = WindowsTrained()
+        self.windows: WindowWatch | None = None
+        """With `data.windows`."""
         self.validation = Validation(
             spec.config.evaluation,
             dataset,
@@ -85,23 +87,43 @@ class Run:
     def train(self, resuming: bool) -> dict[str, Any]:
         """Collective."""
         started = time.monotonic()
-        together(self._serve)  # collective
+        serving = (self.metrics, self.config.metrics, self.ranks, self.hooks.on_serving)
+        together(lambda: serve_metrics(*serving))  # collective
         origin = first_decides(lambda: self.folder.origin(self.spec))  # collective
         place = self._restore() if resuming else None
         place, fresh = place or Place(), place is None and origin is not None
         if fresh and origin is not None:
             origin = self._take_from(origin.run)
         self.phases.at("starting")
+        self._first_step = place.step
+        if self.config.data.windows:
+            self.windows = together(self._windows)  # collective
+            place = self.windows.placed(place)
         loader = together(lambda: self._loader(place))  # collective
         first = (self.spec, self.dataset, self.ranks.world_size, place.step, origin)
-        together(lambda: self.folder.begin(*first) if self.ranks.is_first else None)  # collective
+        again = self.windows is not None and place.step != self._evaluated_step
+        begun = partial(self.folder.begin, *first, evaluates=again, is_start=not self.goes_on)
+        together(lambda: begun() if self.ranks.is_first else None)  # collective
         if self.ranks.is_first:
-            self._mirror(place.step)
+            told = (self.folder, self.config, place.step, self.progress.message)
+            self.mirrors = mirrored(*told)
         total_steps = self._total_steps(loader, place)
         describe_run(
             self.metrics, self.config, self.dataset, self.ranks.world_size, loader.steps_per_epoch
         )
-        recorder = self._recorder(total_steps, loader, place)
+        recorder = recorder_of(
+            self.model,
+            self.optimizer,
+            self.config.training,
+            self.ranks,
+            self.folder,
+            self.metrics,
+            self.progress,
+            loader,
+            total_steps,
+            place,
+            self.hooks,
+        )
         loop = TrainingLoop(
             model=self.model,
             optimizer=self.optimizer,
@@ -116,21 +138,22 @@ class Run:
         )
         if fresh:
             self._save(place)  # from here on the run stands alone
+        evaluate_every = self.config.evaluation.every_epochs
+        if self.windows is not None:
+            self.windows.begin(place)  # collective
+            evaluate_every = self.windows.schedule.passes
+            recorder.beside = self.windows.beside
         batches = iter(loader)
         try:
-            loop.train(
-                batches,
-                total_steps,
-                self.config.checkpoint.every_steps,
-                self.config.evaluation.every_epochs,
-            )
+            every = self.config.checkpoint.every_steps
+            loop.train(batches, total_steps, every, evaluate_every)
         except NonFiniteError:
             self.phases.at("failed")
             self.metrics.linger()
             raise
         finally:
             batches.close()
-        self.checkpoints.ensure()
+        self.checkpoints.writer.ensure()
         return self._finish(place, recorder, loader, time.monotonic() - started)
 
     def close(self) -> None:
@@ -138,52 +161,17 @@ class Run:
         if self.mirrors is not None:
             self.mirrors.close()
         self.metrics.close()
-        self.checkpoints.close()
+        self.checkpoints.writer.close()
         del self.model, self.optimizer
-
-    def _serve(self) -> None:
-        wanted = self.config.metrics
-        if wanted.enabled:
-            port = wanted.port + self.ranks.local_rank if wanted.port else 0
-            towards = self.ranks.rendezvous
-            address = self.metrics.serve(wanted.host, port, wanted.advertise, towards)
-            self.hooks.on_serving(self.ranks.rank, address)
-
-    def _mirror(self, step: int) -> None:
-        """Rank 0: have trackers be told what is written from here on."""
-        name = str(self.folder.path).rstrip("/").rpartition("/")[2]
-        tracked = Tracked(name, self.folder.path / "trackers", step, self.config.to_json())
-        self.mirrors = Mirrors(self.config.metrics.track, tracked, self.progress.message)
-        self.folder.mirror_to(self.mirrors.log)
 
     def _total_steps(self, loader: Loader, place: Place) -> int:
         """Steps of the run: those done, and those left of its epochs or up to max_steps."""
-        total = place.step + loader.steps_left(self.config.training.epochs)
+        epochs = self.config.training.epochs
+        if self.windows is not None:
+            epochs = self.windows.schedule.epochs
+        total = place.step + loader.steps_left(epochs)
         most = self.config.training.max_steps
         return total if most is None else min(total, most)
-
-    def _recorder(self, total_steps: int, loader: Loader, place: Place) -> Recorder:
-        every = self.config.training.log_every_steps
-        vitals = Vitals(
-            self.model, self.inputs, self.optimizer, self.ranks.device, place.step, every
-        )
-        return Recorder(
-            self.ranks,
-            self.folder,
-            self.metrics,
-            self.progress,
-            vitals,
-            FiniteWatch(self.model.module.head, self.inputs, self.ranks.device),
-            loader,
-            total_steps,
-            self.config.training.global_batch_size,
-            every,
-            self.hooks,
-        )
-
-    def _checkpoint_written(self, seconds: float) -> None:
-        self.metrics.observe("tandem_checkpoint_write_seconds", seconds)
-        self.metrics.set("tandem_checkpoint_timestamp_seconds", time.time())
 
     def _save(self, place: Place) -> None:
         """Begin a checkpoint of `place`. Collective."""
@@ -192,44 +180,57 @@ class Run:
             step=place.step,
             position=place.data_position,
             dataset_digest=self.dataset.digest,
+            windows=self._windows_trained(place),
             validation=self.validation.state,
             plan=describe(self.model.plan),
             streaming_buckets=self.model.module.head.task.correction.num_buckets,
             known_rows={table.name: table.known_rows for table in self.inputs.tables},
             config=self.config.to_json(),
         )
-        started = time.perf_counter()
-        self._tolerant(self.checkpoints.wait)
-        self.checkpoints.save(state_of(self.model, self.optimizer), facts)
-        self.metrics.observe("tandem_checkpoint_seconds", time.perf_counter() - started)
+        self.checkpoints.save(state_of(self.model, self.optimizer), facts)  # collective
         self.hooks.on_checkpoint({"step": place.step})
-
-    def _before_commit(self) -> None:
-        """Rank 0, in the writing thread: lines first, and nothing once another start took over."""
-        self.folder.lock.confirm()
-        self.folder.flush()
-
-    def _tolerant(self, write: Callable[[], None]) -> None:
-        """A checkpoint that cannot be written is told, and training goes on."""
-        try:
-            write()
-        except CheckpointWriteError as error:  # the next one may succeed
-            self.metrics.add("tandem_checkpoint_failures_total")
-            self.progress.message(f"{error}; training goes on")
 
     def _evaluate(self, place: Place) -> bool:
         """Evaluate `place`, whose checkpoint is begun, and note it there. Collective.
 
         True: it is time to stop.
         """
-        if place.step != self._evaluated_step:
+        due = place.step != self._evaluated_step
+        if self.windows is not None:
+            done = self.goes_on and place.step == self._first_step
+            if due and not done and self.spec.export_to is not None:
+                self.windows.export(self.spec.export_to, place)  # collective
+            due = self.windows.turn(place, evaluates=due) and due  # collective
+        elif due:
             self.validation.evaluate(self.model.module, place.step, place.epoch)  # collective
+        if due:
             state = replace(self.validation.state, evaluated=True)
-            self._tolerant(lambda: self.checkpoints.amend(state))  # collective
-        return self.validation.is_over
+            self.checkpoints.amend(state)  # collective
+        return self.windows is None and self.validation.is_over
+
+    def _windows(self) -> WindowWatch:
+        return WindowWatch(
+            self.config,
+            self.model,
+            stream_of(self.config, self.dataset, self.inputs),
+            self._trained,
+            self.folder,
+            self.ranks,
+            self.progress,
+            self.metrics,
+            self.hooks.on_evaluation,
+            self.phases,
+        )
+
+    def _windows_trained(self, place: Place) -> WindowsTrained:
+        if self.windows is not None:
+            return self.windows.trained(place)
+        return WindowsTrained(after=window_numbers(self.dataset)[-1])
 
     def _loader(self, place: Place) -> Loader:
-        return build_loader(self.config, self.dataset, self.inputs, self.ranks, place.position)
+        schedule = None if self.windows is None else self.windows.schedule
+        data = (self.config, self.dataset, self.inputs, self.ranks)
+        return build_loader(*data, place.position, schedule)
 
     def _reading(self, done: int, total: int) -> None:
         self.phases.at("starting", done, total)
@@ -241,6 +242,8 @@ class Run:
             run, self.model, self.optimizer, self.config, trained, self.ranks, self._reading
         )
         self.progress.message(taken.told)
+        if self.config.data.windows:
+            self._trained = windows_of(run, taken.windows)
         return taken.origin
 
     def _restore(self) -> Place | None:
@@ -252,15 +255,17 @@ class Run:
             return None
         facts = found.facts
         restore(found, self.model, self.optimizer, self._reading)  # collective
-        self.checkpoints.damaged |= found.damaged
+        self.checkpoints.writer.damaged |= found.damaged
         extended = facts.dataset_digest != self.dataset.digest
         # Other rows are held out: what was best on those of then need not be on these.
         self.validation.restore(ValidationState() if extended else facts.validation)
         self._evaluated_step = None
-        if facts.validation.evaluated and not extended:
+        by_window = self.config.data.windows
+        self._trained = facts.windows or WindowsTrained()
+        if facts.validation.evaluated and (by_window or not extended):
             self._evaluated_step = facts.step
         position = None if facts.position is None else asdict(facts.position)
-        if extended:
+        if extended and not by_window:
             position = None  # other rows, new epochs
             self.progress.message("the data grew: its epochs, and what is best, are counted anew")
         splits = Config.from_json(facts.config).data.train_splits
@@ -272,7 +277,8 @@ class Run:
     def _finish(
         self, place: Place, recorder: Recorder, loader: Loader, seconds: float
     ) -> dict[str, Any]:
-        stopped = recorder.stop_agreed and place.step < recorder.total_steps
+        stopped = recorder.stop_agreed and (self.spec.follow or place.step < recorder.total_steps)
+        waits = self.spec.follow and not stopped
         summary: dict[str, Any] = {
             "steps": place.step,
             "epochs": place.epoch + 1,
@@ -281,12 +287,12 @@ class Run:
             "workers": self.ranks.world_size,
             "rows_per_epoch": loader.num_rows,
             "rows_skipped_as_corrupt": loader.skipped_rows,
-            "phase": "stopped" if stopped else "finished",
+            "phase": "stopped" if stopped else "waiting" if waits else "finished",
         }
         self.phases.at(summary["phase"])
-        if self.ranks.is_first:
+        if self.ranks.is_first and not waits:
             self.folder.write_summary(summary)
-        if not stopped:
+        if summary["phase"] == "finished":
             self.metrics.set("tandem_finished", 1)
             self.metrics.linger()
         return summary

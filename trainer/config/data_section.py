@@ -17,6 +17,9 @@ class DataConfig:
     train_splits: tuple[str, ...] = ("train",)
     """Splits trained on: train; train validation; or all, of a final model whose settings are
     chosen, which nothing is left to evaluate on."""
+    windows: bool = False
+    """Train window by window of the data, each once and all of its events whatever their split; on
+    the next one the model is evaluated before it trains on it. See `train --windows`."""
     shuffle_window_rows: Annotated[int, Range(least=1, most=2**31)] = 262_144
     """Rows shuffled together in memory; row groups are permuted as a whole before that."""
     streams: Annotated[int, Range(least=0, most=65_536)] = 0
@@ -30,7 +33,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self, "data")
-        if self.train_splits == ("all",):
+        if self.train_splits == ("all",) or self.windows:
             object.__setattr__(self, "train_splits", SPLITS)
         unknown = set(self.train_splits) - {"train", "validation"}
         require(

@@ -60,7 +60,9 @@ class Config:
             "with model.use_history or model.tower='sequence'",
         )
         require(
-            self.evaluation.every_epochs == 0 or "validation" not in self.data.train_splits,
+            self.evaluation.every_epochs == 0
+            or self.data.windows
+            or "validation" not in self.data.train_splits,
             "data.train_splits has 'validation', so evaluating on it while training says nothing: "
             "set evaluation.every_epochs to 0",
         )

@@ -37,12 +37,20 @@ def trained_rows(
             "user": read_counts(dataset, "user", count_column(splits)) > 0,
             "item": trained_items(dataset, splits),
         }
-    attributes = dataset.attributes
     context = [key for key in keys if key.startswith("context.")]
     if context:
         found |= _in_context(dataset, context, splits)
+    return with_values(dataset, keys, found)
+
+
+def with_values(
+    dataset: Dataset, keys: Sequence[str], found: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Rows of "user", "item" and of the context, and the values that those users and items have of
+    the attributes among `keys`; bool."""
+    attributes = dataset.attributes
     for key in keys:
-        if key in attributes and key not in context:
+        if key in attributes and not key.startswith("context."):
             column = read_attribute(dataset, key, attributes[key])
             rows = np.flatnonzero(found[key.partition(".")[0]])
             values = column.take(rows) if isinstance(column, np.ndarray) else _of_bags(column, rows)

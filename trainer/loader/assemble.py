@@ -10,7 +10,7 @@ other:
 Shapes: n = rows of a window, B = rows of a batch, E = extra candidates, S = B + E, V = values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -79,20 +79,22 @@ class Assembler:
         dense_keys: Sequence[str] = (),
         weighted: bool = False,
         sequences: SequenceReading | None = None,
+        counts: Callable[[int], np.ndarray | None] = lambda epoch: None,
     ) -> None:
         """
         Args:
             weighted: rows have weights, whose sum over all ranks none of them knows.
             sequences: rows are read as sequences, which are the key "history"; None: one by one.
+            counts: items' train counts in an epoch, int64 [num_items]; None: the store's.
         """
-        self._store, self._seed = store, seed
+        self._store, self._seed, self._counts = store, seed, counts
         self._dense_keys, self._weighted = tuple(dense_keys), weighted
         self._sequences = sequences
         query_keys = [key for key in query_keys if key != "history" or sequences is None]
         self._keys = (*query_keys, *candidate_keys)
         self._num_query_keys = len(query_keys)
 
-    def join(self, rows: WindowRows) -> Window:
+    def join(self, rows: WindowRows, epoch: int = 0) -> Window:
         """Look up what the keys say of the rows' users and items."""
         columns: dict[str, Column | Ranges] = {}
         for key in self._keys:
@@ -103,7 +105,7 @@ class Assembler:
             elif key not in NEIGHBOUR_KEYS:
                 ids = rows.user_n if side_of(key) == "query" else rows.item_n
                 columns[key] = self._store.column(key, ids)
-        count_n = self._store.count(rows.item_n)
+        count_n = self._store.count(rows.item_n, self._counts(epoch))
         numbers = {key: rows.context[key] for key in self._dense_keys if key in rows.context}
         addresses = addresses_of(columns, self._keys)
         return Window(
@@ -126,6 +128,7 @@ class Assembler:
         item_B = np.concatenate([w.item_n[start:stop] for w, start, stop in pieces])
         feedback_B = np.concatenate([w.feedback_n[start:stop] for w, start, stop in pieces])
         counts = [w.count_n[start:stop] for w, start, stop in pieces]
+        count_E = self._store.count(extra_item_E, self._counts(step.order.epoch))
         item_S = np.concatenate([item_B, extra_item_E])
         features = self._at_once(pieces, item_S, extra_item_E)
         if features is None:
@@ -146,7 +149,7 @@ class Assembler:
                 for key in self._dense_keys
             },
             weight_B=torch.from_numpy(weight_B),
-            count_S=torch.from_numpy(np.concatenate([*counts, self._store.count(extra_item_E)])),
+            count_S=torch.from_numpy(np.concatenate([*counts, count_E])),
             global_weight=None if self._weighted else torch.tensor(float(step.global_rows)),
             local_rows=int(np.count_nonzero(real_B)),
             plan=None,

@@ -44,6 +44,7 @@ class EpochPlan:
     """What is left of an epoch, for one rank.
 
     first_index: number in the run of its first step. local_streams: those the rank serves.
+    next_rows: rows of the epoch after it.
     """
 
     order: EpochOrder
@@ -51,6 +52,7 @@ class EpochPlan:
     first_index: int
     local_streams: range
     rows_per_stream: int
+    next_rows: int
 
     @property
     def num_steps(self) -> int:
@@ -83,7 +85,7 @@ class EpochPlan:
             global_rows = sum(stop - start for ranges in taken for start, stop in ranges)
             if position.rows_left == 0:
                 streams = len(position.streams)
-                position = Position.start(position.epoch + 1, self.order.num_rows, streams)
+                position = Position.start(position.epoch + 1, self.next_rows, streams)
             pieces = self._pieces(taken)
             index = self.first_index + step
             yield Step(self.order, number, index, pieces, global_rows, position)

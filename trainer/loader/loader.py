@@ -15,7 +15,7 @@ L = streams, b = rows that a step takes from each stream (global batch / L).
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, count, tee
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,15 +24,17 @@ import numpy as np
 from trainer.base.freed_memory import keep_freed_memory
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
-from trainer.data.candidates import CandidateSampler, Distribution
-from trainer.data.feature_bags import LIST_KEYS, list_of, side_of
+from trainer.data.candidates import Distribution
+from trainer.data.feature_bags import LIST_KEYS, list_of
 from trainer.data.features import FeatureStore, count_column
 from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
+from trainer.loader.arguments_checked import check_reading
 from trainer.loader.assemble import Assembler, Piece, Window
 from trainer.loader.batch import Batch
 from trainer.loader.epoch_plan import EpochPlan, Step
-from trainer.loader.order import EpochOrder, Position, default_streams
+from trainer.loader.epoch_rows import EpochRows, WindowSchedule
+from trainer.loader.order import EpochOrder, Position, chosen_streams
 from trainer.loader.prefetch import BatchStream, WindowCache
 from trainer.loader.sequence_batches import SequenceReading
 from trainer.loader.windows import RowGroups, WindowRows
@@ -62,6 +64,8 @@ class Loader:
     neighbours: the rule of the keys "user_items" and "item_users", where they are asked for.
     skip_corrupt: count the rows of damaged row groups and go on; they come as padding, while
         `global_weight` still counts them.
+    schedule: windows that are epochs, each of its own rows: `splits` is all of them then, and
+        counts of items are those of the window.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Loader:
         pin_memory: bool = False,
         neighbours: NeighbourRule | None = None,
         sequences: SequenceReading | None = None,
+        schedule: WindowSchedule | None = None,
     ) -> None:
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)
         self.local_batch_size = local_batch_size
@@ -96,36 +101,44 @@ class Loader:
         self._sampled = extra_candidates
         self._extra = -(-extra_candidates // world_size)
         self._history_length, self._sequences = history_length, sequences
-        self._batches_ahead, self._pin_memory = batches_ahead, pin_memory
+        self._batches_ahead, self._pin_memory, self._schedule = batches_ahead, pin_memory, schedule
         self.query_keys, self.candidate_keys = tuple(query_keys), tuple(candidate_keys)
         self.dense_keys = tuple(dense_keys)
-        self._check_arguments()
+        check_reading(
+            self.dataset,
+            {"query": self.query_keys, "candidate": self.candidate_keys},
+            {
+                "local_batch_size": (local_batch_size, 1),
+                "shuffle_window_rows": (shuffle_window_rows, 1),
+                "extra_candidates": (extra_candidates, 0),
+            },
+            history_length,
+            (rank, world_size),
+        )
         keep_freed_memory()
-        self._streams = self._choose_streams(streams)
+        self._streams = chosen_streams(streams, local_batch_size, world_size)
         self._rows_per_stream = world_size * local_batch_size // self._streams
         self._groups = self._open(tuple(splits), feedback, skip_corrupt)
         self.num_rows = int(self._groups.rows_G.sum())
-        """Rows of the data in an epoch, over all ranks."""
-        if self.num_rows == 0:
+        """Rows of the data, over all ranks: of an epoch, or of all windows."""
+        if self.num_rows == 0 and schedule is None:
             raise Mistake(f"{', '.join(splits)} of {self.dataset.path} have no {feedback} rows")
         self._fingerprint = {
             "seed": seed,
             "splits": list(splits),
             "feedback": feedback,
             "shuffle_window_rows": shuffle_window_rows,
-            "rows": self.num_rows,
-            "row_groups": len(self._groups.rows_G),
             **({} if sequences is None else {"sequence_length": sequences.length}),
         }
         keys = (*query_keys, *candidate_keys, *dense_keys)
         self.store = FeatureStore(self.dataset, keys, neighbours, count_column(splits))
-        self._sampler = (
-            CandidateSampler(self.store.item_count_I, extra_distribution, seed)
-            if extra_candidates
-            else None
-        )
+        self._law = extra_distribution
+        self._epochs = EpochRows(self._groups.rows_G, self.store.item_count_I, schedule)
+        if extra_candidates and schedule is None:
+            self._epochs.sampler(0, extra_distribution, seed)
         read = (self.store, self.query_keys, self.candidate_keys, seed, self.dense_keys)
-        self._assembler = Assembler(*read, self.dataset.is_weighted, sequences)
+        counts = self._epochs.counts
+        self._assembler = Assembler(*read, self.dataset.is_weighted, sequences, counts)
         self._padding = self._assembler.join(
             WindowRows.missing(local_batch_size, self._list_keys, self._context_keys)
         )
@@ -135,14 +148,20 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         """Steps of a whole epoch, equal on all ranks; the last may hold padding."""
-        return self._start(0).steps_left(self._rows_per_stream)
+        return self.steps_of(0)
+
+    def steps_of(self, epoch: int) -> int:
+        """Steps of the whole of an epoch."""
+        return self._start(epoch).steps_left(self._rows_per_stream)
 
     def steps_left(self, epochs: int) -> int:
         """Steps from `position` to the end of a run of `epochs` epochs, equal on all ranks."""
         if self.position.epoch >= epochs:
             return 0
         here = self.position.steps_left(self._rows_per_stream)
-        return here + (epochs - 1 - self.position.epoch) * self.steps_per_epoch
+        if self._schedule is None:
+            return here + (epochs - 1 - self.position.epoch) * self.steps_per_epoch
+        return here + sum(map(self.steps_of, range(self.position.epoch + 1, epochs)))
 
     @property
     def skipped_rows(self) -> int:
@@ -151,7 +170,7 @@ class Loader:
 
     def __iter__(self) -> BatchStream:
         """Batches from `position` on, epoch after epoch without end."""
-        later = (self._start(epoch) for epoch in count(self.position.epoch + 1))
+        later = map(self._start, self._epochs.epochs_from(self.position.epoch + 1))
         return self._stream(chain([self.position], later))
 
     def epoch(self, epoch: int) -> BatchStream:
@@ -182,19 +201,22 @@ class Loader:
         streams = range(self._rank * local, (self._rank + 1) * local)
         first_index = 0
         for start in starts:
+            first_group, rows_G = self._epochs.groups(start.epoch)
             order = EpochOrder(
-                self._groups.rows_G,
+                rows_G,
                 seed=self._seed,
                 epoch=start.epoch,
                 window_rows=self._window_rows,
+                first_group=first_group,
             )
-            plan = EpochPlan(order, start, first_index, streams, self._rows_per_stream)
+            next_rows = self._epochs.rows(start.epoch + 1)
+            plan = EpochPlan(order, start, first_index, streams, self._rows_per_stream, next_rows)
             yield plan
             first_index += plan.num_steps
 
     def _read(self, order: EpochOrder, number: int) -> Window:
         """Runs on the readers' threads."""
-        return self._assembler.join(self._groups.window(order, number, self._seed))
+        return self._assembler.join(self._groups.window(order, number, self._seed), order.epoch)
 
     def _build(self, step: Step, windows: WindowCache) -> Batch:
         epoch, extra = step.order.epoch, self._extra
@@ -208,31 +230,36 @@ class Loader:
         if filled < self.local_batch_size:
             pieces.append(Piece(self._padding, 0, self.local_batch_size - filled))
         extra_item_E = np.empty(0, dtype=np.int64)
-        if self._sampler is not None:
-            start = self._rank * extra
-            extra_item_E = self._sampler.draw(epoch, step.number, start, start + extra)
+        if self._sampled:
+            sampler, start = self._epochs.sampler(epoch, self._law, self._seed), self._rank * extra
+            extra_item_E = sampler.draw(epoch, step.number, start, start + extra)
             extra_item_E[max(0, self._sampled - start) :] = -1
-        position = {**step.position.to_json(), "order": self._fingerprint}
+        position = {**step.position.to_json(), "order": self._order_of(epoch)}
         return self._assembler.batch(step, pieces, extra_item_E, position)
 
     def _start(self, epoch: int) -> Position:
-        return Position.start(epoch, self.num_rows, self._streams)
+        return Position.start(epoch, self._epochs.rows(epoch), self._streams)
+
+    def _order_of(self, epoch: int) -> dict[str, Any]:
+        return {**self._fingerprint, **self._epochs.order_of(epoch)}
 
     def _restore(self, position: dict[str, Any]) -> Position:
-        made = position["order"]
-        for name, value in self._fingerprint.items():
+        made, epoch = position["order"], int(position["epoch"])
+        if self._schedule is not None and position["step"] == 0:
+            return self._start(epoch)  # of a window that nobody may have known by then
+        for name, value in self._order_of(epoch).items():
             if made.get(name) != value:
                 raise Mistake(
                     f"the checkpoint's place in the data was taken with {name} = {made.get(name)}, "
                     f"now it is {value}: the rows have another order. Resume with the same "
                     "data and settings, or start a new epoch without the position."
                 )
-        here = Position.from_json(position)
+        here, rows = Position.from_json(position), self._epochs.rows(epoch)
         ranges = [piece for stream in here.streams for piece in stream]
-        if not all(0 <= start <= stop <= self.num_rows for start, stop in ranges):
+        if not all(0 <= start <= stop <= rows for start, stop in ranges):
             raise Mistake(
-                f"the checkpoint's place in the data has rows outside 0..{self.num_rows}: it was "
-                "not made by this run"
+                f"the checkpoint's place in the data has rows outside 0..{rows}: it was not made "
+                "by this run"
             )
         return here.dealt_to(self._streams)
 
@@ -261,40 +288,3 @@ class Loader:
     def _context_keys(self) -> tuple[str, ...]:
         keys = (*self.query_keys, *self.dense_keys)
         return tuple(key for key in keys if key.startswith("context."))
-
-    def _choose_streams(self, streams: int | None) -> int:
-        world_size, rows = self._world_size, self.local_batch_size
-        if streams is None:
-            return default_streams(rows, world_size)
-        if streams < 1 or streams % world_size or rows * world_size % streams:
-            raise Mistake(
-                f"streams = {streams} must be a multiple of the {world_size} ranks and divide "
-                f"the global batch of {rows * world_size} rows: take "
-                f"{default_streams(rows, world_size)}"
-            )
-        return streams
-
-    def _check_arguments(self) -> None:
-        for name, value, least in (
-            ("local_batch_size", self.local_batch_size, 1),
-            ("shuffle_window_rows", self._window_rows, 1),
-            ("extra_candidates", self._sampled, 0),
-        ):
-            if value < least:
-                raise Mistake(f"{name} is {value}: take {least} or more")
-        if not 0 <= self._rank < self._world_size:
-            raise Mistake(f"rank {self._rank} is outside 0..{self._world_size - 1}")
-        if self._history_length is not None and self._history_length < 1:
-            raise Mistake(
-                f"history_length is {self._history_length}: take 1 or more, "
-                "or leave history out of the query keys"
-            )
-        for keys, side in ((self.query_keys, "query"), (self.candidate_keys, "candidate")):
-            for key in keys:
-                if side_of(key) != side:
-                    raise Mistake(f"feature key {key!r} is no {side} key")
-        if "disliked" in self._list_keys and not self.dataset.has_feedback:
-            raise Mistake(
-                f"{self.dataset.path} was prepared without ratings, so it has no disliked items: "
-                "leave the key disliked out"
-            )

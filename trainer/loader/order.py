@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.base.mistake import Mistake
 from trainer.data.jagged import take_ranges
 
 DEFAULT_STREAMS = 8
@@ -57,18 +58,28 @@ class EpochOrder:
     """The total order of one epoch.
 
     group_rows: rows of each row group that take part (int64 [G]); a group may have none.
+    first_group: number of the first of them among all groups of the data.
     """
 
-    def __init__(self, group_rows: np.ndarray, *, seed: int, epoch: int, window_rows: int) -> None:
+    def __init__(
+        self,
+        group_rows: np.ndarray,
+        *,
+        seed: int,
+        epoch: int,
+        window_rows: int,
+        first_group: int = 0,
+    ) -> None:
         self.epoch = epoch
+        self._first_group = first_group
         self._key = (seed, epoch)
         self._groups = _permutation(len(group_rows), seed, epoch)
         rows = np.asarray(group_rows, dtype=np.int64)[self._groups]
         group_start = np.cumsum(rows) - rows
-        first_group = np.unique(group_start // window_rows, return_index=True)[1]
-        self._first_group_W = np.append(first_group, len(rows))
+        first_W = np.unique(group_start // window_rows, return_index=True)[1]
+        self._first_group_W = np.append(first_W, len(rows))
         self.num_rows = int(rows.sum())
-        self.window_start_W = np.append(group_start[first_group], self.num_rows)
+        self.window_start_W = np.append(group_start[first_W], self.num_rows)
 
     @property
     def num_windows(self) -> int:
@@ -76,7 +87,9 @@ class EpochOrder:
 
     def groups(self, window: int) -> np.ndarray:
         """The row groups of a window, in the order they are put one after the other."""
-        return self._groups[self._first_group_W[window] : self._first_group_W[window + 1]]
+        first, stop = self._first_group_W[window : window + 2].tolist()
+        groups: np.ndarray = self._groups[first:stop] + self._first_group
+        return groups
 
     def window_rows(self, window: int) -> int:
         return int(self.window_start_W[window + 1] - self.window_start_W[window])
@@ -163,6 +176,20 @@ def default_streams(local_batch_size: int, world_size: int) -> int:
     """
     share = DEFAULT_STREAMS // math.gcd(DEFAULT_STREAMS, world_size)
     return world_size * math.gcd(local_batch_size, share)
+
+
+def chosen_streams(streams: int | None, local_batch_size: int, world_size: int) -> int:
+    """`streams`, checked; None: the usual number."""
+    usual = default_streams(local_batch_size, world_size)
+    if streams is None:
+        return usual
+    rows = local_batch_size * world_size
+    if streams < 1 or streams % world_size or rows % streams:
+        raise Mistake(
+            f"streams = {streams} must be a multiple of the {world_size} ranks and divide "
+            f"the global batch of {rows} rows: take {usual}"
+        )
+    return streams
 
 
 def _rows(ranges: Sequence[Range]) -> int:

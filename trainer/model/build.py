@@ -23,6 +23,7 @@ from trainer.data.schema import Dataset
 from trainer.data.trained_rows import trained_items, trained_rows
 from trainer.distributed.agreement import together
 from trainer.distributed.ranks import Ranks
+from trainer.loader.epoch_rows import WindowSchedule
 from trainer.loader.loader import Loader
 from trainer.loader.sequence_batches import SequenceReading
 from trainer.model.inputs import Inputs, build_inputs
@@ -47,7 +48,8 @@ def build_model(
         inputs = inputs.sized(known_rows)
     else:
         trained = trained_of_tables(config, dataset, inputs)
-        num_trained_items = int(trained_items(dataset, config.data.train_splits).sum())
+        if not config.data.windows:  # whose items come one after the other
+            num_trained_items = int(trained_items(dataset, config.data.train_splits).sum())
     graphs = [inputs.neighbours] if inputs.neighbours is not None else []
     if config.model.spectral_start and known_rows is None:
         graphs = rules(dataset, config.data.train_splits)
@@ -138,7 +140,11 @@ def _start_at_vectors(
 
 
 def trained_of_tables(config: Config, dataset: Dataset, inputs: Inputs) -> dict[str, torch.Tensor]:
-    """By table: rows that training on this dataset looks up, bool [known rows]. No collective."""
+    """By table: rows that training on this dataset looks up, bool [known rows]; none where windows
+    admit theirs one after the other. No collective."""
+    if config.data.windows:
+        sizes = {table.name: table.known_rows for table in inputs.tables}
+        return {name: torch.zeros(rows, dtype=torch.bool) for name, rows in sizes.items()}
     found = trained_rows(
         dataset,
         inputs.keys,
@@ -243,6 +249,7 @@ def build_loader(
     inputs: Inputs,
     ranks: Ranks,
     position: dict[str, Any] | None,
+    schedule: WindowSchedule | None = None,
 ) -> Loader:
     """The training loader of this rank, from `position` on. No collective."""
     negatives = config.negatives
@@ -267,4 +274,5 @@ def build_loader(
         neighbours=inputs.neighbours,
         skip_corrupt=config.data.skip_corrupt,
         pin_memory=ranks.device.type == "cuda",
+        schedule=schedule,
     )

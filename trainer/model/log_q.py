@@ -61,6 +61,10 @@ class FrequencyCorrection(nn.Module):
             StreamingFrequency(buckets_for(num_items)) if mode == "streaming" and popular else None
         )
 
+    def enter(self, total_count: int, num_items: int) -> None:
+        """Draw from other rows from now on: so many, and so many items that uniform draws take."""
+        self.total_count, self.log_q_uniform = total_count, log_q_uniform(num_items)
+
     @property
     def num_buckets(self) -> int | None:
         """Buckets of the streaming estimator: fixed at a run's first start, its buffers' shape."""

@@ -67,7 +67,8 @@ METRICS = (
     Metric(
         "tandem_evaluation",
         "gauge",
-        "Last value of an evaluation metric on the validation split, as ndcg@20.",
+        "Last value of an evaluation metric on the validation split, as ndcg@20; with --windows, "
+        "on the window in training before it was trained on.",
         label="metric",
     ),
     Metric("tandem_evaluation_seconds", "histogram", "Time of an evaluation while training."),
@@ -75,6 +76,13 @@ METRICS = (
     Metric("tandem_step", "gauge", "Global step the run has reached."),
     Metric("tandem_total_steps", "gauge", "Global step at which the run will end."),
     Metric("tandem_epoch", "gauge", "Epochs of the data that are trained, with the fraction."),
+    Metric("tandem_window", "gauge", "With --windows, number of the window in training."),
+    Metric(
+        "tandem_rows_admitted_total",
+        "counter",
+        "With --windows, items and users met for the first time since the start.",
+        label="side",
+    ),
     Metric(
         "tandem_last_step_timestamp_seconds",
         "gauge",

@@ -26,7 +26,7 @@ from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
 from trainer.retrieval.measures.popularity import PopularityRanking, popularity_groups
 from trainer.retrieval.measures.ranking import disliked_metrics, is_member, ranking_metrics
 from trainer.retrieval.measures.totals import Exposure, Means
-from trainer.retrieval.queries import QueryBlock, read_queries, sample_rows
+from trainer.retrieval.queries import Asked, QueryBlock, of_split, sample_rows
 from trainer.retrieval.search.filter import Filter
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.keys import decode_keys
@@ -91,7 +91,28 @@ def evaluate_split(
     how: Filter | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Evaluate a split on all ranks. Collective; every rank returns the same.
+    """`evaluate_asked` of a split: `Mistake` where it has no queries. Collective."""
+    check_queries(dataset, split, users)
+    ks = cut_offs(ks, dataset)
+    asked = of_split(dataset, split, encoder.store.item_count_I)
+    return evaluate_asked(  # collective
+        encoder, dataset, asked, ks, users, seed, num_groups, baseline, how, on_progress
+    )
+
+
+def evaluate_asked(
+    encoder: Encoder,
+    dataset: Dataset,
+    asked: Asked,
+    ks: Sequence[int],
+    users: int | None = None,
+    seed: int = 0,
+    num_groups: int = 0,
+    baseline: bool = False,
+    how: Filter | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Evaluate queries on all ranks. Collective; every rank returns the same.
 
     Args:
         users: evaluate a random sample of this many users; None: all.
@@ -99,15 +120,13 @@ def evaluate_split(
         baseline: evaluate the popularity ranking too.
         on_progress: told how many queries of how many are through, block by block.
     """
-    check_queries(dataset, split, users)
-    ks = cut_offs(ks, dataset)
     started = time.perf_counter()
-    population = dataset.splits[split].queries
+    population = asked.num_queries
     rows = sample_rows(population, users, seed)
     items = encoder.items(on_block=lambda: on_progress(0, len(rows)))  # collective
     device = encoder.ranks.device
     how = how or Filter.best_for(device)
-    count_I = torch.from_numpy(encoder.store.item_count_I).to(device)
+    count_I = torch.from_numpy(asked.count_I).to(device)
     group_I = popularity_groups(count_I, num_groups).to(torch.uint8) if num_groups else None
     is_new_I = count_I == 0 if num_groups else None
     ours = Tally(dataset, ks, device, group_I, num_groups, is_new_I)
@@ -116,7 +135,7 @@ def evaluate_split(
     assert items.unranked_X is not None
     unknown = torch.tensor([len(items.unranked_X), 0], device=device)
     done = 0
-    for block in read_queries(dataset, split, rows, QUERIES_AT_ONCE[device.type]):
+    for block in asked.read(rows, QUERIES_AT_ONCE[device.type]):
         own = own_share(block, encoder.ranks)
         query_qD = encoder.queries(  # collective
             own.user_Q, own.history, own.disliked, own.context

@@ -5,8 +5,9 @@ Every rank reads the same blocks; who encodes which of their rows is the caller'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from trainer.base.mistake import Mistake
 from trainer.base.split_names import SPLITS
 from trainer.data.description import AGAIN
-from trainer.data.events.event_reader import EventReader
+from trainer.data.events.event_reader import TEST, EventReader
+from trainer.data.events.event_rows import EventRows
+from trainer.data.events.event_stream import EventStream
 from trainer.data.events.histories import HeldOut, all_of, held_out, users_asked
 from trainer.data.jagged import offsets_of
 from trainer.data.schema import Dataset
@@ -68,6 +71,31 @@ def sample_rows(num_rows: int, sample: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(num_rows, sample, replace=False))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation asks, and what was known of items by then."""
+
+    num_queries: int
+    """Users with an event that is looked for."""
+    read: Callable[[np.ndarray, int], Iterator[QueryBlock]]
+    """Blocks of so many of the queries at some rows (sorted), the last one smaller; queries are the
+    users asked, ascending."""
+    count_I: np.ndarray
+    """Train interactions of each item by then: 0 of those that are new."""
+
+
+def of_split(dataset: Dataset, split: str, count_I: np.ndarray) -> Asked:
+    """What a split holds out."""
+    return Asked(dataset.splits[split].queries, partial(read_queries, dataset, split), count_I)
+
+
+def of_window(stream: EventStream, number: int) -> Asked:
+    """All that is liked in a window, asked as of its beginning."""
+    asked_G = stream.facts(number).asked_G
+    read = partial(_read_window, stream, number, asked_G)
+    return Asked(int(asked_G.sum()), read, stream.before(number).count_I)
+
+
 def read_queries(
     dataset: Dataset, split: str, rows: np.ndarray, block_size: int
 ) -> Iterator[QueryBlock]:
@@ -77,22 +105,65 @@ def read_queries(
     """
     reader = EventReader(dataset)
     number, one_window = SPLITS.index(split), len(dataset.windows) == 1
-    start_G = offsets_of(reader.asked_GS[:, number])
+
+    def known_of(group: int) -> EventRows:
+        return reader.read(group) if one_window else reader.of_users(*reader.range_of(group))
+
+    by_time, limit = dataset.held_out_by_time, dataset.history_length
+    found = _found(reader, range(reader.num_groups), number, known_of, by_time, limit)
+    return _blocks(found, reader.asked_GS[:, number], rows, block_size)
+
+
+def _read_window(
+    stream: EventStream, number: int, asked_G: np.ndarray, rows: np.ndarray, block_size: int
+) -> Iterator[QueryBlock]:
+    dataset = stream.dataset
+    reader, place = EventReader(dataset), stream.numbers.index(number)
+
+    def known_of(group: int) -> EventRows:
+        return reader.of_users(*reader.range_of(group), asked_window=place)
+
+    limit = dataset.history_length
+    found = _found(reader, stream.groups(number), TEST, known_of, True, limit)
+    return _blocks(found, asked_G, rows, block_size)
+
+
+Found = Callable[[int, int], HeldOut]
+"""The queries of a group by its place, of which there have to be so many."""
+
+
+def _found(
+    reader: EventReader,
+    groups: range,
+    split: int,
+    known_of: Callable[[int], EventRows],
+    by_time: bool,
+    limit: int,
+) -> Found:
+    def found(place: int, expected: int) -> HeldOut:
+        known = known_of(groups[place])
+        asked = int(np.count_nonzero(users_asked(known, split)))
+        if asked != expected:
+            raise Mistake(
+                f"{reader.where(groups[place])} holds {asked} users with a liked item "
+                f"in {SPLITS[split]}, its footer says {expected}: {AGAIN}"
+            )
+        return held_out(known, split, by_time, limit)
+
+    return found
+
+
+def _blocks(
+    found: Found, asked_G: np.ndarray, rows: np.ndarray, block_size: int
+) -> Iterator[QueryBlock]:
+    start_G = offsets_of(asked_G)
     waiting: list[HeldOut] = []
     held = 0
-    for group in range(reader.num_groups):
-        first, last = np.searchsorted(rows, start_G[group : group + 2])
+    for place, asked in enumerate(asked_G.tolist()):
+        first, last = np.searchsorted(rows, start_G[place : place + 2])
         if first == last:
             continue
-        known = reader.read(group) if one_window else reader.of_users(*reader.range_of(group))
-        asked_R = users_asked(known, number)
-        if np.count_nonzero(asked_R) != reader.asked_GS[group, number]:
-            raise Mistake(
-                f"{reader.where(group)} holds {np.count_nonzero(asked_R)} users with a liked item "
-                f"in {split}, its footer says {reader.asked_GS[group, number]}: {AGAIN}"
-            )
-        found = held_out(known, number, dataset.held_out_by_time, dataset.history_length)
-        waiting.append(found.take(rows[first:last] - start_G[group]))
+        waiting.append(found(place, asked).take(rows[first:last] - start_G[place]))
         held += last - first
         if held >= block_size:
             ready = all_of(waiting)

@@ -113,6 +113,21 @@ class ValidationState:
 
 
 @dataclass(frozen=True)
+class WindowsTrained:
+    """Which windows of the data a run has met, by number."""
+
+    after: Count | None = None
+    """The newest of those that it began with, whole or from an earlier run; None: none."""
+    begun: tuple[Count, ...] = ()
+    """Those trained one after the other since then; the last may not be through."""
+
+    @property
+    def newest(self) -> int:
+        """-1: none."""
+        return self.begun[-1] if self.begun else -1 if self.after is None else self.after
+
+
+@dataclass(frozen=True)
 class DataPosition:
     """Where the data stands: Loader's `Batch.position`."""
 
@@ -136,6 +151,8 @@ class Facts:
     """How tables were dealt to ranks."""
     position: DataPosition | None
     """None: before the first step."""
+    windows: WindowsTrained | None = None
+    """None: written before windows were counted."""
     validation: ValidationState = ValidationState()
     streaming_buckets: Buckets | None = None
     """Of the streaming estimate of log Q, where there is one."""

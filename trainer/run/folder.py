@@ -71,6 +71,10 @@ class RunSpec:
     """The same for all attempts of one start: a restarted worker group goes on by itself."""
     start_from: str | None = None
     """Folder of the run that a new run's first values come from."""
+    follow: bool = False
+    """Wait for further windows of the data, and train on them, until told to stop."""
+    export_to: str | None = None
+    """Folder for what each window changed of the items' vectors."""
 
 
 def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
@@ -193,10 +197,16 @@ class RunFolder:
         world_size: int,
         step: int,
         origin: Origin | None,
+        evaluates: bool = False,
+        is_start: bool = True,
     ) -> None:
         """Rank 0, which has taken the folder: write config.json and a line of starts.jsonl.
 
         Lines of metrics of steps after `step`, which will be trained again, go.
+
+        Args:
+            evaluates: `step` will be evaluated again: its line goes, too.
+            is_start: False: the same start goes on, with data that have grown.
         """
         facts = RunFacts(
             run_id=spec.run_id,
@@ -210,12 +220,13 @@ class RunFolder:
         )
         start = {"time": time.time(), "step": step, "world_size": world_size}
         with named_when_lasting(self.path), self._begun_or_not():
-            for lines in (self._metrics, self._validation):
-                lines.keep(lambda record: _step_of(record) <= step)
+            self._metrics.keep(lambda record: _step_of(record) <= step)
+            self._validation.keep(lambda record: _step_of(record) <= step - evaluates)
             write_json(self.config_file, asdict(facts))
             (self.path / SUMMARY_FILE).unlink(missing_ok=True)  # of a run that has ended
-            self._starts.append(json.dumps(start))
-            self._starts.flush()
+            if is_start:
+                self._starts.append(json.dumps(start))
+                self._starts.flush()
 
     @contextmanager
     def _begun_or_not(self) -> Iterator[None]:

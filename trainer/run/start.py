@@ -31,6 +31,7 @@ FOLDERS = ("checkpoints", "trackers")
 FIXED_FIELDS = (
     ("optimizer", "tables"),
     ("training", "seed"),
+    ("data", "windows"),
     ("data", "train_splits"),
     ("data", "shuffle_window_rows"),
 )

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
 
+from trainer.config.training_section import TrainingConfig
 from trainer.distributed.hooks import Hooks
 from trainer.distributed.ranks import Ranks
 from trainer.loader.batch import Batch
@@ -62,13 +65,14 @@ class Recorder:
         self.vitals = vitals
         self.finite = finite
         self.total_steps = total_steps
-        self.steps_per_epoch = loader.steps_per_epoch
         self.loader = loader
         self._skipped_rows = 0
         self.global_batch_size = global_batch_size
         self.log_every_steps = log_every_steps
         self.hooks = hooks
         self.stop_agreed = False
+        self.beside: dict[str, float] = {}
+        """What lines of metrics repeat besides."""
         self.examples_per_second = 0.0
         self._values = StepValues()
         self._statistics: dict[str, float] = {}
@@ -150,6 +154,7 @@ class Recorder:
             "step_seconds": window.seconds / window.steps,
             "data_wait_share": window.wait_seconds / max(window.seconds, 1e-9),
             **{key: latest[name] for key, name in SELDOM.items() if name in latest},
+            **self.beside,
             "time": time.time(),
         }
 
@@ -161,7 +166,8 @@ class Recorder:
         """Epochs with their fraction: where the data stands."""
         if place.position is None:
             return 0.0
-        return place.position["epoch"] + place.position["step"] / self.steps_per_epoch
+        epoch, step = place.position["epoch"], place.position["step"]
+        return float(epoch + (step / self.loader.steps_of(epoch) if step else 0))
 
     def _publish(self, record: dict[str, Any], parts: dict[str, float]) -> None:
         """What is the same on every rank."""
@@ -208,6 +214,36 @@ class Recorder:
         if finding is not None:
             self.metrics.add("tandem_nonfinite_steps_total")
         raise_together(finding)  # collective
+
+
+def recorder_of(
+    model: DistributedModelParallel,
+    optimizer: CombinedOptimizer,
+    config: TrainingConfig,
+    ranks: Ranks,
+    folder: RunFolder,
+    metrics: RankMetrics,
+    progress: Progress,
+    loader: Loader,
+    total_steps: int,
+    place: Place,
+    hooks: Hooks,
+) -> Recorder:
+    """The recorder of a model in training, from `place` on."""
+    inputs, every = model.module.inputs, config.log_every_steps
+    return Recorder(
+        ranks,
+        folder,
+        metrics,
+        progress,
+        Vitals(model, inputs, optimizer, ranks.device, place.step, every),
+        FiniteWatch(model.module.head, inputs, ranks.device),
+        loader,
+        total_steps,
+        config.global_batch_size,
+        every,
+        hooks,
+    )
 
 
 def _phase_means(steps: list[dict[Phase, float]]) -> dict[str, float]:

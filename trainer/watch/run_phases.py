@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
+from trainer.config.metrics_section import MetricsConfig
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.hooks import Hooks, RunPhase
+from trainer.distributed.ranks import Ranks
 from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import Progress
+from trainer.observe.trackers.mirror import Mirrors
+from trainer.observe.trackers.tracker import Tracked
 from trainer.run.folder import RunFolder
 
 
@@ -45,6 +50,28 @@ class RunPhases:
         """So many queries of an evaluation are through."""
         self.at("evaluating", done, total)
         self._progress.update("evaluating", done, total)
+
+
+def serve_metrics(
+    metrics: RankMetrics,
+    wanted: MetricsConfig,
+    ranks: Ranks,
+    on_serving: Callable[[int, str], None],
+) -> None:
+    """Serve a rank's metrics, where they are wanted, and tell where. No collective."""
+    if wanted.enabled:
+        port = wanted.port + ranks.local_rank if wanted.port else 0
+        address = metrics.serve(wanted.host, port, wanted.advertise, ranks.rendezvous)
+        on_serving(ranks.rank, address)
+
+
+def mirrored(folder: RunFolder, config: Config, step: int, tell: Callable[[str], None]) -> Mirrors:
+    """Rank 0: have trackers be told what is written from here on."""
+    name = str(folder.path).rstrip("/").rpartition("/")[2]
+    tracked = Tracked(name, folder.path / "trackers", step, config.to_json())
+    mirrors = Mirrors(config.metrics.track, tracked, tell)
+    folder.mirror_to(mirrors.log)
+    return mirrors
 
 
 def describe_run(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -151,17 +152,27 @@ class EventReader:
         """Whether the group's file marks events of earlier windows."""
         return "carried" in self._metadata[self._groups[group][0]].schema.names
 
-    def of_users(self, first: int, stop: int) -> EventRows:
+    def of_users(self, first: int, stop: int, asked_window: int | None = None) -> EventRows:
         """The events of users first..stop-1 of all windows, of those who have some.
 
         Called for one range after the other it reads no group twice.
+
+        Args:
+            asked_window: its events are the test part, what came before is train, and what came
+                later is left out.
         """
         overlaps_G = (self.users_G2[:, 0] < stop) & (self.users_G2[:, 1] >= first)
+        if asked_window is not None:
+            overlaps_G &= self.windows_G <= asked_window
         groups = np.flatnonzero(overlaps_G).tolist()
         self._kept = {group: self._kept.get(group) or self.read(group) for group in groups}
-        parts = [
-            rows.of((rows.user_R >= first) & (rows.user_R < stop)) for rows in self._kept.values()
-        ]
+        parts = []
+        for group, rows in self._kept.items():
+            part = rows.of((rows.user_R >= first) & (rows.user_R < stop))
+            if asked_window is not None:
+                split = TEST if self.windows_G[group] == asked_window else TRAIN
+                part = replace(part, split_E=np.full_like(part.split_E, split))
+            parts.append(part)
         return joined(parts)
 
     def range_of(self, group: int) -> tuple[int, int]:

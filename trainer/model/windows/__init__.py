@@ -1,0 +1,1 @@
+"""What `train --windows` does to a model between two windows."""
