@@ -162,36 +162,32 @@ def resume(arguments: Arguments, verbose: bool) -> int:
     return resume(arguments, verbose)
 
 
-def submit(arguments: Arguments, verbose: bool) -> int:
-    from cluster.jobs.submit import submit
-    from trainer.observe.progress import quiet_libraries
+def of_jobs(name: str) -> Callable[[Arguments, bool], int]:
+    """A command that talks to a cluster's dashboard."""
 
-    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
-    return submit(arguments)
+    def run(arguments: Arguments, verbose: bool) -> int:
+        from cluster.jobs import submit
+        from trainer.observe.progress import quiet_libraries
 
+        quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
+        status: int = getattr(submit, name)(arguments)
+        return status
 
-def status(arguments: Arguments, verbose: bool) -> int:
-    from cluster.jobs.submit import status
-    from trainer.observe.progress import quiet_libraries
-
-    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
-    return status(arguments)
+    return run
 
 
-def logs(arguments: Arguments, verbose: bool) -> int:
-    from cluster.jobs.submit import logs
-    from trainer.observe.progress import quiet_libraries
+def mine(arguments: Arguments, verbose: bool) -> int:
+    from trainer.tools.ready import ready_for_torch
 
-    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
-    return logs(arguments)
+    ready_for_torch(verbose)
+    from trainer.base.usage import parse
+    from trainer.retrieval.mining.mine import MineArguments, mine
 
+    parsed = parse(MineArguments, "tandem mine", arguments)
+    from cluster.workers.options import launcher_for
 
-def stop(arguments: Arguments, verbose: bool) -> int:
-    from cluster.jobs.submit import stop
-    from trainer.observe.progress import quiet_libraries
-
-    quiet_libraries(verbose)  # after the import of Ray, which sets its own levels
-    return stop(arguments)
+    mine(parsed, launcher_for(parsed.workers, parsed.address, verbose))
+    return 0
 
 
 def bench(arguments: Arguments, verbose: bool) -> int:
@@ -243,12 +239,13 @@ COMMANDS = {
     "recommend": Command("Items for a user", recommend),
     "similar": Command("Items like an item", similar),
     "export": Command("Embeddings and an index for serving", export),
+    "mine": Command("Hard negatives for training, out of a run", mine),
     "dashboard": Command("Watch a run: a live page, Prometheus, alerts", dashboard),
     "report": Command("One page of plots of runs, side by side", report),
-    "submit": Command("Run a command as a job on a Ray cluster", submit),
-    "status": Command("A cluster's jobs, or how far a run has come", status),
-    "logs": Command("A job's output", logs),
-    "stop": Command("End a job", stop),
+    "submit": Command("Run a command as a job on a Ray cluster", of_jobs("submit")),
+    "status": Command("A cluster's jobs, or how far a run has come", of_jobs("status")),
+    "logs": Command("A job's output", of_jobs("logs")),
+    "stop": Command("End a job", of_jobs("stop")),
     "bench": Command("Measure a part beside a floor or a peer: loss, step, data, eval", bench),
 }
 

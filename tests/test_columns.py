@@ -252,6 +252,7 @@ def test_an_item_travels_once_and_ranks_send_as_much() -> None:
             rows,
             in_batch=True,
             disliked_negatives=False,
+            mined=False,
             distinct=True,
             told=False,
         )
@@ -277,7 +278,15 @@ def test_a_rank_without_rows_encodes_something() -> None:
     nothing = torch.tensor([[-1, 0, -1, 1, 0]]).repeat(6, 1)
     for distinct in (False, True):
         plan = make_plan(
-            nothing, 2, 1, 3, in_batch=True, disliked_negatives=True, distinct=distinct, told=True
+            nothing,
+            2,
+            1,
+            3,
+            in_batch=True,
+            disliked_negatives=True,
+            mined=True,
+            distinct=distinct,
+            told=True,
         )
         assert plan.encoded_U.tolist() == [0] and plan.sent_X.tolist() == [0]
         assert plan.id_C.tolist() == [-1, -1] and plan.drawn.tolist() == [0.0, 0.0]

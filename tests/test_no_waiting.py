@@ -108,6 +108,7 @@ def one_batch(config: Config, data: Dataset, inputs: Inputs) -> Batch:
         len(batch.user_B),
         in_batch=config.negatives.in_batch,
         disliked_negatives=config.loss.disliked_negatives,
+        mined=False,
         distinct=True,
         told=True,
     )

@@ -27,6 +27,7 @@ ARGUMENTS = {
     "compare": "trainer.compare.flags.CompareArguments",
     "recommend": "trainer.retrieval.arguments.RecommendArguments",
     "similar": "trainer.retrieval.arguments.SimilarArguments",
+    "mine": "trainer.retrieval.mining.mine.MineArguments",
     "export": "trainer.retrieval.arguments.ExportArguments",
     "report": "trainer.report.report.ReportArguments",
 }
@@ -35,7 +36,7 @@ WITH_PRESET = ("tune", "plan", "train")
 WITHOUT_PATHS = ("doctor", "bench")
 STARTS_WORKERS = ("train", "resume", "evaluate", "export", "compare", "tune")
 """Their workers have CPUs of their own; what is left of the command itself is light."""
-LASTING = ("data", "extend", "out", "run", "runs", "start_from")
+LASTING = ("data", "extend", "out", "run", "runs", "start_from", "export_to")
 """Fields that name what is there before the job, or after it."""
 
 

@@ -44,7 +44,7 @@ def using(draw: st.DrawFn, command: str) -> Case:
         puts.append(draw(changed_dataset("D", "D")))
         arguments, named = ["--data=D"], ["D", "R"]
     out, usual = None, list[str]()
-    if command == "export":
+    if command in ("export", "mine"):
         out = draw(st.just("X") | OUTS)
         usual = [f"./{out}" if out.startswith("-") else out]
         named += words_of(out)
@@ -231,7 +231,16 @@ STRATEGIES: dict[str, st.SearchStrategy[Case]] = {
     **{name: configured(name) for name in ("train", "tune", "plan")},
     **{
         name: using(name)
-        for name in ("resume", "evaluate", "recommend", "similar", "export", "report", "dashboard")
+        for name in (
+            "resume",
+            "evaluate",
+            "recommend",
+            "similar",
+            "export",
+            "mine",
+            "report",
+            "dashboard",
+        )
     },
     **{name: asking(name) for name in ("submit", "logs", "stop")},
     "status": st.one_of(asking("status"), using("status")),

@@ -22,6 +22,11 @@ class NegativesConfig:
     """Items drawn uniformly from the catalog a step, shared by all ranks."""
     popularity: Columns = 0
     """Items drawn by their count in train a step, shared by all ranks."""
+    mined: str | None = None
+    """File of hard negatives that `tandem mine` made of an earlier run: columns of their own row's
+    user alone, there by construction and not by a draw, so without a log Q of their own."""
+    mined_each: Annotated[int, Range(least=1, most=1000)] = 1
+    """Mined negatives that a row takes in a step, others in each epoch."""
     queue: Columns = 0
     """Candidates of past steps kept as further negatives (cross-batch queue): for batches of some
     dozens of rows, where they help a little; with hundreds they change nothing."""

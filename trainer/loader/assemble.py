@@ -29,6 +29,7 @@ from trainer.data.feature_bags import (
 )
 from trainer.data.features import FeatureStore
 from trainer.data.jagged import Column, Jagged, Ranges, spread
+from trainer.data.mined import MinedItems
 from trainer.data.neighbours import NEIGHBOUR_KEYS, Draw, WeightedBags
 from trainer.loader.batch import Batch
 from trainer.loader.batch_bags import Addresses, addresses_of, bags_of
@@ -80,13 +81,16 @@ class Assembler:
         weighted: bool = False,
         sequences: SequenceReading | None = None,
         counts: Callable[[int], np.ndarray | None] = lambda epoch: None,
+        mined: MinedItems | None = None,
     ) -> None:
         """
         Args:
             weighted: rows have weights, whose sum over all ranks none of them knows.
             sequences: rows are read as sequences, which are the key "history"; None: one by one.
             counts: items' train counts in an epoch, int64 [num_items]; None: the store's.
+            mined: of them rows take further candidates.
         """
+        self._mined = mined
         self._store, self._seed, self._counts = store, seed, counts
         self._dense_keys, self._weighted = tuple(dense_keys), weighted
         self._sequences = sequences
@@ -123,11 +127,16 @@ class Assembler:
     def batch(
         self, step: Step, pieces: list[Piece], extra_item_E: np.ndarray, position: dict[str, Any]
     ) -> Batch:
-        """The batch of a step whose B rows are `pieces`; its extra candidates come after them."""
+        """The batch of a step whose B rows are `pieces`; its extra candidates come after them, what
+        is mined for the rows last."""
         user_B = np.concatenate([w.user_n[start:stop] for w, start, stop in pieces])
         item_B = np.concatenate([w.item_n[start:stop] for w, start, stop in pieces])
         feedback_B = np.concatenate([w.feedback_n[start:stop] for w, start, stop in pieces])
         counts = [w.count_n[start:stop] for w, start, stop in pieces]
+        mined = 0 if self._mined is None else self._mined.each
+        if self._mined is not None:
+            mined_X = self._mined.take(user_B, item_B, step.order.epoch)
+            extra_item_E = np.concatenate([extra_item_E, mined_X])
         count_E = self._store.count(extra_item_E, self._counts(step.order.epoch))
         item_S = np.concatenate([item_B, extra_item_E])
         features = self._at_once(pieces, item_S, extra_item_E)
@@ -151,6 +160,7 @@ class Assembler:
             weight_B=torch.from_numpy(weight_B),
             count_S=torch.from_numpy(np.concatenate([*counts, count_E])),
             global_weight=None if self._weighted else torch.tensor(float(step.global_rows)),
+            mined=mined,
             local_rows=int(np.count_nonzero(real_B)),
             plan=None,
             step=step.number,

@@ -56,6 +56,9 @@ class Batch(Pipelineable):
     """Number of this batch in its epoch, from 0."""
     position: dict[str, Any]
     """Where the loader goes on once this batch is trained: plain JSON, for the checkpoint."""
+    mined: int = 0
+    """The last B * so many of the extra candidates are the rows' own, row after row: columns of
+    their users alone."""
     dense: dict[str, Tensor] = field(default_factory=dict)
     """By key, numbers [B or S, 1] and vectors [B or S, W]: B of a query key, S of a candidate's."""
     history_V: Tensor | None = None

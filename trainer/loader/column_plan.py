@@ -6,7 +6,7 @@ encoded and sent by one rank alone, one that has it among its own, chosen by a h
 rank makes the same plan from what all ranks' candidates are; where that lies on the host, nothing
 here waits for a device, and the shapes of the step are known before it begins.
 
-A user's disliked item is a column of its own, which that user alone sees.
+A user's disliked item is a column of its own, which that user alone sees; so is a mined one.
 
 Shapes: W ranks, B rows of a rank, E further candidates, S = B + E, N = W * S, L of them columns, G
 distinct; U candidates that this rank encodes, X that each rank sends (padded to the most of any
@@ -90,15 +90,19 @@ def _moved(holder: Any, move: Callable[[Tensor], Tensor]) -> Any:
 def side_of(batch: Any) -> Tensor:
     """[S, 5] of a batch's candidates: item, count, user, feedback, bits of the weight; int64.
 
-    Further candidates are nobody's: user -1, weight 0.
+    Further candidates are nobody's: user -1, weight 0; but for mined ones, which are their row's
+    user's as what it dislikes is.
     """
     extra = batch.item_S.shape[0] - batch.user_B.shape[0]
+    user_M = batch.user_B.repeat_interleave(batch.mined)
+    drawn = extra - len(user_M)
+    feedback_S = F.pad(batch.feedback_B.long(), (0, drawn), value=1)
     return torch.stack(
         [
             batch.item_S,
             batch.count_S,
-            F.pad(batch.user_B, (0, extra), value=-1),
-            F.pad(batch.feedback_B.long(), (0, extra), value=1),
+            torch.cat([F.pad(batch.user_B, (0, drawn), value=-1), user_M]),
+            F.pad(feedback_S, (0, len(user_M)), value=-1),
             F.pad(batch.weight_B.view(torch.int32).long(), (0, extra)),
         ],
         dim=1,
@@ -118,6 +122,7 @@ def make_plan(
     *,
     in_batch: bool,
     disliked_negatives: bool,
+    mined: bool,
     distinct: bool,
     told: bool,
 ) -> ColumnPlan:
@@ -128,6 +133,7 @@ def make_plan(
         num_rows: B, rows of a rank.
         in_batch: rows' candidates are columns.
         disliked_negatives: those of disliked rows are columns of their user.
+        mined: further candidates of feedback -1 are such, too.
         distinct: equal columns are made one; else each is its own.
         told: rows and further candidates are told one by one.
     """
@@ -135,11 +141,12 @@ def make_plan(
     size = len(id_N) // world_size
     is_row_N = (torch.arange(size, device=id_N.device) < num_rows).repeat(world_size)
     disliked_N = feedback_N < 0
-    wanted_N = torch.where(disliked_N, disliked_negatives, in_batch | ~is_row_N)
+    of_user_N = (is_row_N & disliked_negatives) | (~is_row_N & mined)
+    wanted_N = torch.where(disliked_N, of_user_N, in_batch | ~is_row_N)
     live_N = wanted_N & (id_N >= 0)
     visible_N = torch.where(disliked_N, user_N, -1)
     items = _items(id_N, distinct)
-    entry_L, start_G = _groups(items, live_N, visible_N if disliked_negatives else None)
+    entry_L, start_G = _groups(items, live_N, visible_N if disliked_negatives or mined else None)
     copies_G = torch.diff(start_G, append=start_G.new_tensor([len(entry_L)]))
     source_G = _sources(entry_L, start_G, copies_G, id_N)
     order_G, sent_W = _by_rank(source_G, size, world_size)
@@ -167,7 +174,7 @@ def make_plan(
         count_C=of_columns(count_N, 0),
         visible_to_C=of_columns(visible_N, -1),
         copies_C=copies_C,
-        drawn=torch.stack([of_rows, (live_N & ~is_row_N).sum()]).double(),
+        drawn=torch.stack([of_rows, (live_N & ~is_row_N & ~disliked_N).sum()]).double(),
         positives=_entries(side_NK, column_N, is_row_N) if told else None,
         extras=_entries(side_NK, column_N, ~is_row_N) if told else None,
     )

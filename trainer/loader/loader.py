@@ -27,6 +27,7 @@ from trainer.base.mistake import Mistake
 from trainer.data.candidates import Distribution
 from trainer.data.feature_bags import LIST_KEYS, list_of
 from trainer.data.features import FeatureStore, count_column
+from trainer.data.mined import MinedItems
 from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
 from trainer.loader.arguments_checked import check_reading
@@ -66,6 +67,7 @@ class Loader:
         `global_weight` still counts them.
     schedule: windows that are epochs, each of its own rows: `splits` is all of them then, and
         counts of items are those of the window.
+    mined: negatives of users, of which each row takes some.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Loader:
         neighbours: NeighbourRule | None = None,
         sequences: SequenceReading | None = None,
         schedule: WindowSchedule | None = None,
+        mined: MinedItems | None = None,
     ) -> None:
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset.load(dataset)
         self.local_batch_size = local_batch_size
@@ -134,11 +137,9 @@ class Loader:
         self.store = FeatureStore(self.dataset, keys, neighbours, count_column(splits))
         self._law = extra_distribution
         self._epochs = EpochRows(self._groups.rows_G, self.store.item_count_I, schedule)
-        if extra_candidates and schedule is None:
-            self._epochs.sampler(0, extra_distribution, seed)
         read = (self.store, self.query_keys, self.candidate_keys, seed, self.dense_keys)
-        counts = self._epochs.counts
-        self._assembler = Assembler(*read, self.dataset.is_weighted, sequences, counts)
+        read_as = (self.dataset.is_weighted, sequences, self._epochs.counts, mined)
+        self._assembler = Assembler(*read, *read_as)
         self._padding = self._assembler.join(
             WindowRows.missing(local_batch_size, self._list_keys, self._context_keys)
         )

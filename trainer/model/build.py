@@ -18,6 +18,7 @@ from trainer.config.negatives_section import NegativesConfig
 from trainer.config.sections import Config
 from trainer.data.candidates import Distribution
 from trainer.data.feature_bags import rows_of
+from trainer.data.mined import MinedItems
 from trainer.data.neighbours import store_neighbours
 from trainer.data.schema import Dataset
 from trainer.data.trained_rows import trained_items, trained_rows
@@ -194,6 +195,7 @@ def build_task(config: Config, dataset: Dataset, num_trained_items: int) -> Retr
         history_mask=config.loss.mask_history,
         dislikes=config.loss.uses_dislikes,
         disliked_negatives=config.loss.disliked_negatives,
+        mined=negatives.mined is not None,
         ring=config.loss.ring,
         # A row's neighbours leave its own pair out: the same item is another candidate in each row.
         distinct=negatives.distinct and config.model.tower != "graph",
@@ -252,7 +254,10 @@ def build_loader(
     schedule: WindowSchedule | None = None,
 ) -> Loader:
     """The training loader of this rank, from `position` on. No collective."""
-    negatives = config.negatives
+    negatives, mined = config.negatives, None
+    if negatives.mined is not None:
+        each, seed = negatives.mined_each, config.training.seed
+        mined = MinedItems(negatives.mined, dataset, each, seed)
     return Loader(
         dataset,
         splits=config.data.train_splits,
@@ -275,4 +280,5 @@ def build_loader(
         skip_corrupt=config.data.skip_corrupt,
         pin_memory=ranks.device.type == "cuda",
         schedule=schedule,
+        mined=mined,
     )

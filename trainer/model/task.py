@@ -56,6 +56,7 @@ class RetrievalTask(nn.Module):
         queue: candidates of earlier steps as further columns.
         ring: candidates are not gathered; the loss walks one rank's at a time.
         distinct: equal columns are one, encoded and sent once (trainer/loader/column_plan.py).
+        mined: rows have mined candidates, which are columns as disliked ones are.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class RetrievalTask(nn.Module):
         queue: CandidateQueue | None = None,
         ring: bool = False,
         distinct: bool = True,
+        mined: bool = False,
     ) -> None:
         super().__init__()
         self.loss = loss
@@ -81,7 +83,9 @@ class RetrievalTask(nn.Module):
         self.disliked_negatives = disliked_negatives
         self.queue = queue
         self.ring = ring
-        self.distinct = distinct
+        self.distinct, self.mined = distinct, mined
+        self.of_users = disliked_negatives or mined
+        """Whether there are columns that one user alone sees."""
         self.clock = PhaseClock(torch.device("cpu"))
         """The training loop sets its own: gathering counts as communication."""
 
@@ -104,6 +108,7 @@ class RetrievalTask(nn.Module):
             batch.user_B.shape[0],
             in_batch=self.in_batch,
             disliked_negatives=self.disliked_negatives,
+            mined=self.mined,
             distinct=self.distinct,
             told=bool(
                 self.loss.mask_same_user or self.queue or self.correction.estimator is not None
@@ -177,7 +182,7 @@ class RetrievalTask(nn.Module):
         own = plan.own(dist.get_rank()) if self.ring else slice(None)
         id_C, visible_to_C = plan.id_C[own], plan.visible_to_C[own]
         log_q_C = self.correction(id_C, plan.count_C[own], draws)
-        if self.disliked_negatives:
+        if self.of_users:
             log_q_C = torch.where(visible_to_C >= 0, self.correction.certain(draws), log_q_C)
         positives = None
         if self.loss.mask_same_user:
@@ -189,7 +194,7 @@ class RetrievalTask(nn.Module):
             id_C=id_C,
             logq_C=log_q_C,
             user_C=torch.full_like(id_C, -1),
-            visible_to_C=visible_to_C if self.disliked_negatives else None,
+            visible_to_C=visible_to_C if self.of_users else None,
             positives=positives,
             copies_C=plan.copies_C[own] if self.distinct else None,
         )

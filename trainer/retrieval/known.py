@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import EventReader
 from trainer.data.events.event_rows import EventRows, joined
 from trainer.data.events.histories import known_by_now
@@ -49,12 +50,24 @@ def known_at(dataset: Dataset, rows: Sequence[int]) -> KnownUsers:
     return _spread(joined(parts), dataset.history_length, wanted, -1)
 
 
-def known_users(dataset: Dataset, first: int, stop: int, block_size: int) -> Iterator[KnownUsers]:
-    """Users first..stop-1 in blocks of `block_size`, in one pass over the row groups of theirs."""
-    reader = EventReader(dataset)
+def known_users(
+    dataset: Dataset,
+    first: int,
+    stop: int,
+    block_size: int,
+    splits: Sequence[str] = SPLITS,
+) -> Iterator[KnownUsers]:
+    """Users first..stop-1 in blocks of `block_size`, in one pass over the row groups of theirs.
+
+    Args:
+        splits: whose events are known.
+    """
+    reader, numbers = EventReader(dataset), [SPLITS.index(split) for split in splits]
     for start in range(first, stop, block_size):
         end = min(start + block_size, stop)
         rows = reader.of_users(start, end)
+        if len(numbers) < len(SPLITS):
+            rows = rows.only(np.isin(rows.split_E, numbers))
         yield _spread(rows, dataset.history_length, np.arange(start, end), start)
 
 

@@ -118,6 +118,7 @@ def estimate_bytes(
     negatives, inputs = config.negatives, model.inputs
     local_rows = config.training.global_batch_size // gpus
     bags = local_rows + -(-(negatives.uniform + negatives.popularity) // gpus)
+    bags += 0 if negatives.mined is None else local_rows * negatives.mined_each
     columns = gpus * (bags if negatives.in_batch else bags - local_rows)
     width = config.model.width
     pooled = bags * len(inputs.keys) * config.model.dim * 4

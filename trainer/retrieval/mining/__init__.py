@@ -1,0 +1,1 @@
+"""Hard negatives out of a trained run."""
