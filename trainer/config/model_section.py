@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from trainer.base.typed import Range, check
 
 HistoryPooling = Literal["mean", "attention", "places"]
 Block = Literal["sasrec", "ligr", "hstu"]
-Tower = Literal["mf", "mlp", "graph", "history", "sequence"]
+Tower = Literal["mf", "mlp", "dcn", "graph", "history", "sequence"]
 MOST_WIDTH = 1024
 """FBGEMM's tables are silently zero beyond it."""
 Layer = Annotated[int, Range(least=1, most=65_536)]
@@ -22,16 +23,24 @@ class ModelConfig:
     """The two towers and what they read."""
 
     tower: Tower = "mf"
-    """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them. graph: mf
-    plus each side's neighbours in train, weighted as LightGCN's first hop. history: a gate between
-    user and pooled history. sequence: a causal transformer over the ordered history, trained on
-    every position of it at once."""
+    """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them. dcn: the
+    same after layers that cross features with one another (DCN-v2). graph: mf plus each side's
+    neighbours in train, weighted as LightGCN's first hop. history: a gate between user and pooled
+    history. sequence: a causal transformer over the ordered history, trained on every position of
+    it at once."""
     dim: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 64
-    """Width of every embedding table."""
+    """Width of every embedding table, but for what attribute_widths says."""
+    attribute_widths: tuple[str, ...] = ()
+    """mlp and dcn: tables of attributes narrower than dim. cardinality: 1.6 n ** .56 columns for n
+    values, rounded up to a multiple of 4, dim at most; item.genre=8: so many."""
     hidden: Annotated[tuple[Layer, ...], Range(most=64)] = (128,)
-    """Hidden layers of the mlp towers."""
+    """Hidden layers of the mlp and dcn towers."""
+    residual: bool = False
+    """mlp and dcn: each hidden layer adds to what goes into it, through a LayerNorm."""
+    cross_layers: Annotated[int, Range(least=1, most=64)] = 2
+    """dcn: layers of crosses before the hidden ones; n of them cross up to n + 1 features."""
     output_dim: Annotated[int, Range(least=1, most=8192)] = 64
-    """Width of the towers' output (mlp only; mf's is `dim`)."""
+    """Width of the towers' output (mlp and dcn only; mf's is `dim`)."""
     similarity: Literal["cosine", "dot"] = "cosine"
     """cosine: outputs are L2-normalised. dot: inner product."""
     use_user_id: bool = True
@@ -100,6 +109,12 @@ class ModelConfig:
             "out (--model.spectral-start 0)",
         )
         require(
+            self.concatenates or not (self.attribute_widths or self.residual),
+            f"model.attribute_widths and model.residual are of the mlp and dcn towers, not of "
+            f"{self.tower}",
+        )
+        self.width_of("", 1)
+        require(
             self.tower != "sequence" or self.dim % self.sequence_heads == 0,
             f"model.sequence_heads={self.sequence_heads} does not divide model.dim={self.dim}",
         )
@@ -120,6 +135,34 @@ class ModelConfig:
         return by_place or self.tower == "sequence"
 
     @property
+    def concatenates(self) -> bool:
+        """Whether the towers read features side by side, in layers of their own."""
+        return self.tower in ("mlp", "dcn")
+
+    def width_of(self, key: str, num_values: int) -> int:
+        """Columns of the table of an attribute ("item.genre") of so many values.
+
+        Raises:
+            Mistake: where attribute_widths cannot be read.
+        """
+        width = self.dim
+        for word in self.attribute_widths:
+            name, given, number = word.partition("=")
+            if not given and word == "cardinality":
+                by_values = 4 * math.ceil(round(1.6 * num_values**0.56) / 4)
+                width = min(self.dim, max(4, by_values))
+        for word in self.attribute_widths:
+            name, given, number = word.partition("=")
+            require(
+                word == "cardinality"
+                or (number.isdecimal() and 4 <= int(number) <= self.dim and int(number) % 4 == 0),
+                f"model.attribute_widths={word!r}: take cardinality, or NAME=COLUMNS as in "
+                f"item.genre=8, a multiple of 4 up to model.dim={self.dim}",
+            )
+            width = int(number) if given and name == key else width
+        return width
+
+    @property
     def width(self) -> int:
         """Columns of a query and of a candidate."""
-        return self.output_dim if self.tower == "mlp" else self.dim
+        return self.output_dim if self.concatenates else self.dim

@@ -76,6 +76,10 @@ class Inputs:
             for key, each in self.dense.items()
         )
 
+    def pooled_columns(self) -> int:
+        """Columns of a row's looked-up embeddings, all keys together."""
+        return sum(table.dim * len(table.features) for table in self.tables)
+
     def positions(self, name: str) -> int:
         """How many positions of the list `name` the query tower reads one by one."""
         return sum(key.startswith(f"{name}@") for key in self.query_keys)
@@ -167,6 +171,13 @@ def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
             "has no times: prepare it with --timestamp-column, or with --in-order if a user's rows "
             "stand in time order in the source"
         )
+    named = {word.partition("=")[0] for word in model.attribute_widths if "=" in word}
+    known = [key for key, each in dataset.attributes.items() if not each.is_dense]
+    for name in sorted(named - set(known)):
+        raise Mistake(
+            f"model.attribute_widths names {name!r:.60}, which is no category of the dataset: it "
+            f"has {', '.join(known) or 'none'}"
+        )
     for side, flag in (
         ("user", "--users FILE"),
         ("item", "--items FILE"),
@@ -187,10 +198,16 @@ def _tables(
 ) -> tuple[Table, ...]:
     """The tables behind the keys; `histories` are the keys of items that a user has met."""
 
-    def table(name: str, known_rows: int, *features: str, unknown_row: bool = True) -> Table:
+    def table(
+        name: str,
+        known_rows: int,
+        *features: str,
+        unknown_row: bool = True,
+        width: int = model.dim,
+    ) -> Table:
         rows = known_rows + unknown_row
         return Table(
-            name, rows, model.dim, features, model.init_std, model.table_precision, unknown_row
+            name, rows, width, features, model.init_std, model.table_precision, unknown_row
         )
 
     graph = model.tower == "graph"
@@ -203,9 +220,9 @@ def _tables(
     if histories and not share:
         tables.append(table("history", dataset.rows_of_table("item"), *histories))
     for key, attribute in looked_up.items():
-        tables.append(
-            table(module_name(key), attribute.num_values, key, unknown_row=False)
-        )  # row 0
+        values = attribute.num_values
+        width = model.width_of(key, values)
+        tables.append(table(module_name(key), values, key, unknown_row=False, width=width))  # row 0
     return tuple(tables)
 
 

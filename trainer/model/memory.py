@@ -50,17 +50,20 @@ def least_bytes(config: Config, dataset: Dataset, world_size: int) -> dict[str, 
     """Bytes that a worker holds at the same time, at least, by what holds them."""
     model, negatives = config.model, config.negatives
     inputs = build_inputs(model, dataset, config.data.train_splits)
-    rows = sum(table.num_rows for table in inputs.tables)
     weight_bytes = FLOAT_BYTES if model.table_precision == "fp32" else 2
     column_bytes = weight_bytes + STATE_BYTES_A_COLUMN[config.optimizer.tables]
     sampled = negatives.uniform + negatives.popularity
     columns = sampled + (config.training.global_batch_size if negatives.in_batch else 0)
     bags = -(-(config.training.global_batch_size + sampled) // world_size)
-    pooled = bags * len(inputs.keys) * model.dim * FLOAT_BYTES
-    hidden = sum(model.hidden) if model.tower == "mlp" else 0
+    if negatives.mined is not None:
+        bags += config.training.global_batch_size // world_size * negatives.mined_each
+    pooled = bags * inputs.pooled_columns() * FLOAT_BYTES
+    hidden = sum(model.hidden) if model.concatenates else 0
     kept = bags * (hidden + model.width) * FLOAT_BYTES  # by a tower, for its backward
     return {
-        "tables": -(-rows // world_size) * model.dim * column_bytes,
+        "tables": sum(
+            -(-table.num_rows // world_size) * table.dim * column_bytes for table in inputs.tables
+        ),
         "candidates": 2 * columns * model.width * FLOAT_BYTES,  # and their gradient
         "queue": negatives.queue * model.width * FLOAT_BYTES,
         "rows": 2 * pooled + kept + inputs.dense_bytes(bags, bags),

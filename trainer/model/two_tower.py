@@ -39,7 +39,7 @@ class Towers(nn.Module):
 
     def __init__(self, model: ModelConfig, inputs: Inputs) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.inputs, self.dim = inputs, model.dim
         self.query = build_query_tower(model, inputs)
         self.candidate = build_candidate_tower(model, inputs)
         self.dense = DenseInputs(inputs.dense, model.dim, model.init_std)
@@ -47,13 +47,16 @@ class Towers(nn.Module):
     def split(
         self, pooled: KeyedTensor, features: KeyedJaggedTensor, dense: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """[S, sum of D] -> {key: [S, D]}, sums of several values turned into their mean; dense
-        features embedded."""
+        """[S, sum of widths] -> {key: [S, D]}, sums of several values turned into their mean, rows
+        of narrower tables filled up with zeros; dense features embedded."""
         keys = pooled.keys()
         parts = dict(zip(keys, pooled.values().split(pooled.length_per_key(), dim=1), strict=True))
         for key in self.inputs.mean_keys:
             count_S = features[key].lengths().clamp(min=1).to(parts[key].dtype)
             parts[key] = parts[key] / count_S.unsqueeze(1)
+        for key, part in parts.items():
+            if part.shape[1] < self.dim:
+                parts[key] = F.pad(part, (0, self.dim - part.shape[1]))
         return parts | self.dense.embed(dense)
 
     def encode_queries(

@@ -3,7 +3,8 @@
 Two kinds, both for any number of rows n at least 1:
 
     {item,query}_tower.pt2     pooled embeddings [n, F, D] -> [n, O]; always written. The server
-                               looks the embeddings up itself, so size does not matter.
+                               looks the embeddings up itself, so size does not matter; rows of
+                               narrower tables end in zeros.
     {item,query}_encoder.pt2   {key: ids [n, L of the key], -1 where there is none} -> [n, O];
                                written where the tables together fit a limit, since it holds them,
                                and no tower reads the graph, whose bags are weighted.
@@ -32,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -91,7 +93,7 @@ class EncoderProgram(nn.Module):
         super().__init__()
         self.encoding = encoding
         self.keys = tuple(keys)
-        self.mean_keys = inputs.mean_keys
+        self.mean_keys, self.dim = inputs.mean_keys, inputs.tables[0].dim
         self.unknown = {key: (inputs.known_rows(key), inputs.unknown_row(key)) for key in keys}
         self.table_of = {key: table.name for table in inputs.tables for key in table.features}
         for name in {self.table_of[key] for key in keys}:
@@ -125,6 +127,8 @@ class EncoderProgram(nn.Module):
         """Sum of the ids' rows, or their mean where the model takes it; none give zeros."""
         real_nL1 = (id_nL >= 0).unsqueeze(2).float()
         pooled_nD = (self._rows(key, id_nL) * real_nL1).sum(1)
+        if pooled_nD.shape[1] < self.dim:
+            pooled_nD = F.pad(pooled_nD, (0, self.dim - pooled_nD.shape[1]))
         return pooled_nD / real_nL1.sum(1).clamp(min=1) if key in self.mean_keys else pooled_nD
 
 

@@ -121,7 +121,7 @@ def estimate_bytes(
     bags += 0 if negatives.mined is None else local_rows * negatives.mined_each
     columns = gpus * (bags if negatives.in_batch else bags - local_rows)
     width = config.model.width
-    pooled = bags * len(inputs.keys) * config.model.dim * 4
+    pooled = bags * inputs.pooled_columns() * 4
     ids = sum(
         (local_rows if key in inputs.query_keys else bags) * _ids_of_row(key, config, dataset)
         for key in inputs.keys
