@@ -15,6 +15,7 @@ from losses import LossName
 from tests.data.planted import Row, make, write_csv
 from tests.datasets import make_dataset
 from trainer.base.mistake import Mistake
+from trainer.base.usage import expect_preset
 from trainer.command_line import PlanArguments, TrainArguments, parse_preset
 from trainer.config.default_preset import default_preset, explain
 from trainer.config.presets import find_preset
@@ -108,6 +109,13 @@ def test_data_that_cannot_be_read_here(
     _, parsed = parse_preset(flags, "train", TrainArguments)
     assert parsed.config == find_preset("default")
     assert (str(error) in capsys.readouterr().err) != isinstance(error, Mistake)
+
+
+def test_no_preset_is_the_default(timed: Dataset) -> None:
+    flags = ["--data", timed.path, "--out", "run"]
+    named = parse_preset(["default", *flags], "tandem train", TrainArguments)
+    assert parse_preset(flags, "tandem train", TrainArguments) == named
+    expect_preset("tandem train", flags, ["default"])
 
 
 def test_resuming_takes_the_run_as_it_was_started(timed: Dataset, tmp_path: Path) -> None:

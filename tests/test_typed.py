@@ -18,7 +18,10 @@ from trainer.config.sections import Config
 from trainer.config.training_section import TrainingConfig
 
 WRONG: list[tuple[Any, str]] = [
-    ({"model": {"tower": "nope"}}, "model.tower='nope': must be one of mf, mlp, graph, history"),
+    (
+        {"model": {"tower": "nope"}},
+        "model.tower='nope': must be one of mf, mlp, dcn, graph",
+    ),
     ({"model": {"similarity": "cosin"}}, "did you mean 'cosine'?"),
     (
         {"model": {"dim": "64"}},

@@ -105,16 +105,15 @@ Parsed = TypeVar("Parsed")
 
 def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> tuple[str, Parsed]:
     """Parse `PRESET --flags` into `kind`: the preset's config is the default of its `config`.
+    Without PRESET it is "default".
 
     Unknown flags end the process with status 2 and the nearest known ones; --help, --help-all and
     --print-config with status 0.
 
     Raises:
-        Mistake: where the preset is missing or unknown.
+        Mistake: where the preset is unknown.
     """
     if not arguments or arguments[0].startswith("-"):
-        if not HELP & set(arguments):
-            raise Mistake(f"which preset? {program} PRESET ..., one of {', '.join(PRESETS)}")
         arguments = ["default", *arguments]
     preset, *given = arguments
     flags = _resume_spelt_out(given)
@@ -124,13 +123,13 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
     if {"--help", "-h"} & set(flags):
         words = f"{kind.__doc__}\n\n{MORE}\n\nPresets: {', '.join(PRESETS)}."
         shown = short_kind(kind, config)
-        tyro.cli(shown, args=["--help"], prog=f"{program} PRESET", description=words)
+        tyro.cli(shown, args=["--help"], prog=f"{program} [PRESET]", description=words)
     with words_escaped(flags):
         parsed = tyro.cli(
             kind,
             args=["--help" if flag == ALL else flag for flag in flags],
             default=kind(**{**_missing(kind), "config": config}),
-            prog=f"{program} PRESET",
+            prog=f"{program} [PRESET]",
             description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
         )
     return recorded_name(preset), parsed

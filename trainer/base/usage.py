@@ -64,7 +64,8 @@ def expect_no_arguments(command: str, arguments: Sequence[str]) -> None:
 
 
 def expect_preset(program: str, arguments: Sequence[str], presets: Sequence[str]) -> None:
-    """Refuse an unknown preset, or none, as wrong usage; what a path names is looked at later."""
+    """Refuse an unknown preset as wrong usage; what a path names is looked at later. None named:
+    it is `default`."""
     named = [argument for argument in arguments[:1] if not argument.startswith("-")]
     if named and named[0] not in presets and not named[0].endswith(".toml"):
         if named[0].endswith(".json"):
@@ -74,5 +75,3 @@ def expect_preset(program: str, arguments: Sequence[str], presets: Sequence[str]
             )
         if "://" not in named[0] and not Path(named[0], CONFIG_FILE).is_file():
             raise UsageError(suggest("preset", named[0], presets))
-    if not named and not {"--help", "-h", "--help-all"} & set(arguments):
-        raise UsageError(f"which preset? {program} PRESET ..., one of {', '.join(presets)}")
