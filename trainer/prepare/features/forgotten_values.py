@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainer.data.feature_types import Attribute
-from trainer.data.features import read_attribute
-from trainer.data.jagged import Jagged
 from trainer.data.parquet import open_parquet
 from trainer.data.schema import Dataset
 
@@ -47,11 +46,13 @@ def forget_values(dataset: Dataset, users: np.ndarray, folder: Path) -> bool:
 def _rows_of_nobody(dataset: Dataset, users: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
     """By side and attribute, the rows that these users had and nobody else has."""
     for each in filter(_has_words, dataset.user_attributes):
-        column = read_attribute(dataset, f"user.{each.name}", each)
-        values, user = column, np.arange(dataset.num_users)
-        if isinstance(column, Jagged):
-            values, user = column.values, np.repeat(user, np.diff(column.offsets))
-        theirs = np.isin(user, users)
+        with open_parquet(dataset.file("users.parquet")) as file:
+            column = file.read(columns=[each.name]).column(0).combine_chunks()
+        user = np.arange(len(column))
+        if each.kind == "multi":
+            user = pc.list_parent_indices(column).to_numpy()
+            column = pc.list_flatten(column)
+        values, theirs = column.to_numpy(), np.isin(user, users)
         yield "user", each.name, _only(values[theirs], [values[~theirs]])
     for each in filter(_has_words, dataset.context_attributes):
         had: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
