@@ -57,7 +57,12 @@ def look(arguments: PrepareArguments) -> None:
         with readable(arguments.source, source.format):
             is_typed = source.format in ("parquet", *LAKES)
             limit = limit_of(connection, is_typed, f"({source.select})")
-            connection.execute(f"CREATE TABLE looked AS SELECT * FROM ({source.select}){limit}")
+            columns = ["raw_user", "raw_item", "rating", "timestamp"]
+            columns += ["event"] if source.has_events else []
+            columns += ["weight"] if source.has_weight else []
+            connection.execute(
+                f"CREATE TABLE looked AS SELECT {', '.join(columns)} FROM ({source.select}){limit}"
+            )
         thresholds, looked = _show_facts(connection, arguments, source)
         _show_splits(source, looked, choose_rule(arguments, source, thresholds))
     say("to go on:", _command(arguments))
@@ -174,7 +179,8 @@ def _ratings(connection: duckdb.DuckDBPyConnection, found: Thresholds) -> str:
 def _kinds(connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments) -> str:
     """How many rows are of each kind, and what becomes of them."""
     counted = connection.execute(
-        f"""SELECT nullif(trim(CAST(event AS VARCHAR)), '') AS name, count(*) AS rows FROM looked
+        f"""SELECT nullif(trim(CAST(event AS VARCHAR)), '') AS name, sum(rows)::BIGINT AS rows
+        FROM (SELECT event, count(*) AS rows FROM looked GROUP BY event)
         GROUP BY name ORDER BY rows DESC, name LIMIT {KINDS_SHOWN + 1}"""
     ).fetchall()
     rows = sql.number(connection, "SELECT count(*) FROM looked")
