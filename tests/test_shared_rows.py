@@ -251,15 +251,22 @@ def test_on_data_that_grew_rows_keep_their_values(
 
 
 def test_a_run_goes_on_and_is_evaluated_on_data_that_grew(
-    finished: Path, grown: Dataset, tmp_path: Path
+    root: Path, finished: Path, grown: Dataset, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
+    then, now = row_of(Dataset.load(root / "shared"), "item"), row_of(grown, "item")
+    admitted = np.flatnonzero(then != now[: len(then)])
+    assert len(admitted) == grown.notes["items_with_a_row_of_their_own_now"]
     with process_group() as ranks:
-        model = load_run(out, ranks, grown.path).model
+        trained = load_run(out, ranks, grown.path)
+        model = trained.model
         assert 0 < evaluate_model(model, grown, "test", ranks, (20,))["recall@20"] < 1
-        assert int(model.unknown_ids["item"]) > 0  # they have rows that the run does not know
-        del model
+        assert not int(model.unknown_ids["item"])
+        before = load_run(out, ranks)
+        one, two = (Encoder.of_run(each, ranks).candidates(admitted) for each in (before, trained))
+        torch.testing.assert_close(one, two)  # until the run goes on they are what they were in it
+        del model, trained, before
     last = max(losses(out))
     config = config_of(training={"max_steps": last + 2, "epochs": 2})
     run_worker(RunSpec("ml-100k", config, grown.path, str(out), resume=True), Notes())

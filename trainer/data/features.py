@@ -31,6 +31,7 @@ from trainer.data.neighbours import (
 from trainer.data.packing import Packed
 from trainer.data.parquet import open_parquet
 from trainer.data.range_copies import copy_bags
+from trainer.data.rare_ids import shared_row_of
 from trainer.data.schema import Dataset
 from trainer.data.vectors import Vectors
 
@@ -47,6 +48,8 @@ class FeatureStore:
     keys: feature keys, query and candidate side mixed; unknown attributes are an error.
     neighbours: the rule of "user_items" and "item_users", where they are among the keys.
     count_column: items' counts over the splits that are trained on.
+    known_rows: by "user" and "item", rows of the model's tables, where rare ids share some: who got
+        a row after the model was trained has the shared one, as before.
     """
 
     def __init__(
@@ -55,11 +58,16 @@ class FeatureStore:
         keys: Sequence[str],
         neighbours: NeighbourRule | None = None,
         count_column: CountColumn = "count",
+        known_rows: Mapping[str, int] | None = None,
     ) -> None:
         self._neighbours = None if neighbours is None else Neighbours(dataset, neighbours)
         self.num_users = dataset.num_users
         self.num_items = dataset.num_items
-        self.row_of = {side: read_table_rows(dataset, side) for side in dataset.table_rows}
+        model_rows = known_rows or {}
+        self.row_of = {
+            side: read_table_rows(dataset, side, model_rows.get(side))
+            for side in dataset.table_rows
+        }
         """By side, the row that each id has in its tables, where that is not the id."""
         self._columns: dict[str, np.ndarray | Jagged] = {}
         self._vectors: dict[str, Vectors] = {}
@@ -206,12 +214,18 @@ def read_counts(dataset: Dataset, side: Side, column: CountColumn) -> np.ndarray
     return counts
 
 
-def read_table_rows(dataset: Dataset, side: str) -> np.ndarray:
-    """The row of each user or item in its tables, where rare ones share some."""
+def read_table_rows(dataset: Dataset, side: str, known_rows: int | None = None) -> np.ndarray:
+    """The row of each user or item in its tables, where rare ones share some.
+
+    known_rows: of tables that have fewer; whose row is beyond them has the one it would share.
+    """
     assert side in ("user", "item")
     path, rows = dataset.file(f"{side}s.parquet"), dataset.rows_of_table(side)
     found = _read_integers(path, "table_row", rows)
     _check_rows(path, len(found), dataset.num_users if side == "user" else dataset.num_items)
+    if known_rows is not None:
+        later = np.flatnonzero(found >= known_rows)
+        found[later] = shared_row_of(later, dataset.table_rows[side].shared)
     return found
 
 

@@ -50,7 +50,8 @@ class Encoder:
         self.counts = count_column(train_splits)
         """Column of items.parquet and users.parquet with their training interactions."""
         keys = (*model.inputs.keys, *model.inputs.dense)
-        self.store = FeatureStore(dataset, keys, model.inputs.neighbours, self.counts)
+        known = {table.name: table.known_rows for table in model.inputs.tables}
+        self.store = FeatureStore(dataset, keys, model.inputs.neighbours, self.counts, known)
 
     @staticmethod
     def of_run(trained: TrainedRun, ranks: Ranks) -> Encoder:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ import torch.distributed as dist
 
 from trainer.base.mistake import require
 from trainer.base.screen import say
-from trainer.data.features import read_table_rows
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import gather_objects, together
 from trainer.distributed.ranks import Ranks
@@ -139,7 +138,9 @@ def export_on_rank(given: tuple[ExportArguments, Path | None], worker: Worker) -
         unknown_users = write_users(encoder, dataset, folder / "users", sign)  # collective
     unknown = torch.tensor([unknown_items, unknown_users], device=ranks.device)
     dist.all_reduce(unknown)  # collective
-    programs = write_programs(trained, ranks, folder, arguments.encoder_limit)  # collective
+    programs = write_programs(  # collective
+        trained, ranks, folder, arguments.encoder_limit, encoder.store.row_of
+    )
     dist.barrier()  # collective: all parts are written
     inputs = trained.model.inputs
     facts: dict[str, Any] = {
@@ -211,16 +212,22 @@ def write_users(
     return part.unknown
 
 
-def write_programs(trained: TrainedRun, ranks: Ranks, folder: Path, limit: int) -> list[str]:
-    """Rank 0 writes the tower programs, with tables too where they fit. Collective."""
+def write_programs(
+    trained: TrainedRun,
+    ranks: Ranks,
+    folder: Path,
+    limit: int,
+    row_of: Mapping[str, np.ndarray],
+) -> list[str]:
+    """Rank 0 writes the tower programs, with tables too where they fit. Collective.
+
+    row_of: as `FeatureStore` has it.
+    """
     programs = export_towers(trained.model) if ranks.is_first else {}
     inputs = trained.model.inputs
     if table_bytes(inputs) <= limit and inputs.neighbours is None:
         tables = gather_tables(trained.model, ranks)  # collective
-        if ranks.is_first:
-            data = trained.dataset
-            row_of = {side: read_table_rows(data, side) for side in data.table_rows}
-            programs |= export_encoders(trained.model, tables, row_of)
+        programs |= export_encoders(trained.model, tables, row_of) if ranks.is_first else {}
     for name, program in programs.items():
         save_program(program, folder / f"{name}.pt2")
     return sorted(programs)

@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.candidates import hash_counter
+from trainer.data.rare_ids import shared_row_of
 from trainer.data.schema import Dataset, TableRows
 
 RARE_A_ROW = 10
@@ -65,8 +65,8 @@ def deal_rows(
         table = TableRows(min_count=table, shared=shared, own=0)
     had_own_N = before_N >= table.shared
     new_N = (count_N >= table.min_count) & ~had_own_N
-    hash_N = hash_counter(0, np.arange(len(count_N))) % np.uint64(table.shared)
-    row_N = np.where(had_own_N, before_N, hash_N.astype(np.int64))
+    shared_N = shared_row_of(np.arange(len(count_N)), table.shared)
+    row_N = np.where(had_own_N, before_N, shared_N)
     new = int(np.count_nonzero(new_N))
     row_N[new_N] = table.shared + table.own + np.arange(new)
     own = TableRows(table.min_count, table.shared, table.own + new)
