@@ -8,6 +8,7 @@ Shapes: N tokens, D columns, H heads, K = D / H, m sequences of a block, l token
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -33,7 +34,7 @@ def build_layer(kind: Block, dim: int, heads: int, length: int, dropout: float) 
 
 class SasRecLayer(nn.Module):
     """Causal attention, then a perceptron with ReLU, each from normalised input and added to it
-    (Kang and McAuley 2018, the norms before)."""
+    (Kang and McAuley 2018, with the norms before)."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -41,16 +42,16 @@ class SasRecLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
         self.projection = nn.Linear(dim, 3 * dim)
         self.attended = nn.Linear(dim, dim)
-        self.perceptron = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim)
-        )
+        self.up, self.down = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
+        start_as_mean(self.projection, self.attended, self.down)
 
     def forward(self, x_ND: Tensor, blocks: Blocks) -> Tensor:
         qkv_ND3 = self.projection(self.norms[0](x_ND))
-        attended_ND = by_block(qkv_ND3, blocks, 3, self.heads, causal_attention)
+        attended_ND = by_block(qkv_ND3, blocks, 3, self.heads, recent_attention)
         x_ND = x_ND + self.dropout(self.attended(attended_ND))
-        return x_ND + self.dropout(self.perceptron(self.norms[1](x_ND)))
+        hidden_NP = self.dropout(F.relu(self.up(self.norms[1](x_ND))))
+        return x_ND + self.dropout(self.down(hidden_NP))
 
 
 class LigrLayer(nn.Module):
@@ -67,10 +68,11 @@ class LigrLayer(nn.Module):
         self.up = nn.Linear(dim, 8 * dim)
         self.down = nn.Linear(4 * dim, dim)
         self.dropout = nn.Dropout(dropout)
+        start_as_mean(self.projection, self.attended, self.down)
 
     def forward(self, x_ND: Tensor, blocks: Blocks) -> Tensor:
         qkv_ND3 = self.projection(self.norms[0](x_ND))
-        attended_ND = by_block(qkv_ND3, blocks, 3, self.heads, causal_attention)
+        attended_ND = by_block(qkv_ND3, blocks, 3, self.heads, recent_attention)
         attended_ND = self.dropout(self.attended(attended_ND))
         x_ND = x_ND + attended_ND * torch.sigmoid(self.gates[0](x_ND))
         gate_NP, up_NP = self.up(self.norms[1](x_ND)).chunk(2, dim=1)
@@ -108,9 +110,32 @@ class HstuLayer(nn.Module):
         return (score_mHll * (back_ll >= 0)) @ value
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[m, H, l, K] each -> [m, H, l, K]: a token sees those before it and itself."""
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+def start_as_mean(projection: nn.Linear, attended: nn.Linear, perceptron: nn.Linear) -> None:
+    """First values by which a layer adds half of what its attention reads, as it stands, and its
+    perceptron nothing: so the tower begins at a mean of recent items, not at noise."""
+    dim = attended.in_features
+    with torch.no_grad():
+        projection.weight[2 * dim :] = torch.eye(dim)
+        attended.weight.copy_(0.5 * torch.eye(dim))
+        for bias in (projection.bias, attended.bias):
+            bias.zero_()
+        perceptron.weight.zero_()
+        perceptron.bias.zero_()
+
+
+def recent_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[m, H, l, K] each -> [m, H, l, K]: a token sees itself and those before it.
+
+    What is one token further back counts for half in the first head, for a fourth root of that in
+    the next, and so on, before anything is learnt (a bias linear in the distance, Press et al.
+    2022).
+    """
+    heads, tokens = query.shape[1:3]
+    place = torch.arange(tokens, device=query.device, dtype=query.dtype)
+    back_ll = place[:, None] - place[None, :]
+    slope_H11 = math.log(2) / 4.0 ** torch.arange(heads, device=query.device).view(-1, 1, 1)
+    bias_Hll = (-slope_H11 * back_ll).masked_fill(back_ll < 0, -math.inf).to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias_Hll)
 
 
 def by_block(

@@ -62,7 +62,8 @@ class SequenceTower(nn.Module):
         start_MD = self.start_D.expand(packed.start_M.shape[0], -1)
         if user_BD:
             start_MD = start_MD + torch.stack(list(user_BD)).sum(0).index_select(0, packed.row_M)
-        x_ND = self.dropout(x_ND.index_add(0, packed.start_M, start_MD))
+        x_ND = x_ND.index_add(0, packed.start_M, start_MD)
+        x_ND = self.dropout(x_ND * x_ND.shape[1] ** 0.5)  # columns of about 1, as layers make them
         for layer in self.layers:
             x_ND = layer(x_ND, packed.blocks)
         query_BD = self.norm(x_ND.index_select(0, packed.query_B))
