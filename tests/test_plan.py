@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from trainer.config.presets import find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
-from trainer.model.build import build_model
+from trainer.model.build import build_loader, build_model
 from trainer.model.inputs import build_inputs
 from trainer.run.folder import RunSpec
+from trainer.tools.distinct_columns import distinct_share
 from trainer.tools.plan import GIB, as_bytes, device_bytes, make_plan
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -29,7 +31,7 @@ def test_bytes_of_a_rank(tmp_path: Path) -> None:
     config = replace(
         config,
         model=replace(config.model, tower="mf", dim=64, use_history=False),
-        negatives=replace(config.negatives, in_batch=True, uniform=0),
+        negatives=replace(config.negatives, in_batch=True, uniform=0, distinct=False),
         training=replace(config.training, global_batch_size=1024),
     )
     plan = make_plan(config, dataset, gpus=8, gpu_bytes=80 * GIB)
@@ -136,3 +138,24 @@ def test_half_precision_tables_train_on_cpus(tmp_path: Path) -> None:
     full, half = curves
     assert half == pytest.approx(full, rel=0.02)
     assert half[-1] < half[0]
+
+
+@pytest.mark.parametrize("negatives", [{}, {"uniform": 40}, {"in_batch": False, "popularity": 64}])
+def test_the_columns_that_are_different_are_expected_as_they_come(
+    negatives: dict[str, Any], tmp_path: Path
+) -> None:
+    """Against the steps of the loader itself."""
+    dataset = make_dataset(tmp_path / "data", users=80, items=60, rows=3000)
+    config = small_config(negatives={"uniform": 0, **negatives})
+    expected = distinct_share(config, dataset)
+    ranks = Ranks(0, 1, 0, 1, torch.device("cpu"))
+    loader = build_loader(config, dataset, build_inputs(config.model, dataset), ranks, None)
+    shares = []
+    for epoch in range(4):
+        for batch in loader.epoch(epoch):
+            item_S = batch.item_S[0 if config.negatives.in_batch else 128 :]
+            if batch.local_rows == 128:
+                shares.append(len(item_S.unique()) / len(item_S))
+    assert expected == pytest.approx(sum(shares) / len(shares), rel=0.05) and expected < 0.7
+    off = small_config(negatives={"uniform": 0, **negatives, "distinct": False})
+    assert distinct_share(off, dataset) == 1

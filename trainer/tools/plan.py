@@ -7,6 +7,7 @@ process group, no GPU and no memory of the tables' size is needed.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -27,6 +28,7 @@ from trainer.data.schema import Dataset
 from trainer.model.build import build_task
 from trainer.model.inputs import Inputs, build_inputs
 from trainer.model.two_tower import TwoTower
+from trainer.tools.distinct_columns import distinct_share
 
 GIB = 1024**3
 LOSS_WORKSPACE_BYTES = 160 * 1024**2
@@ -52,6 +54,8 @@ class Estimate:
     sent_embeddings: int
     sent_candidates: int
     sent_tower_gradients: int
+    distinct_columns: float
+    """Share of a step's columns, mined ones aside, that are different items."""
 
     @property
     def total(self) -> int:
@@ -112,14 +116,16 @@ def estimate_bytes(
 ) -> Estimate:
     """Count bytes from shapes, for row-wise shards (the fullest rank rounds its rows up).
 
-    Ids: at most, as if all lists were full; a multi-valued attribute counts as one id. Candidates:
-    at most, as if no item came twice.
+    Ids: at most, as if all lists were full; a multi-valued attribute counts as one id. Columns: as
+    many as are expected to be different; mined ones as if no item came twice.
     """
     negatives, inputs = config.negatives, model.inputs
     local_rows = config.training.global_batch_size // gpus
     bags = local_rows + -(-(negatives.uniform + negatives.popularity) // gpus)
-    bags += 0 if negatives.mined is None else local_rows * negatives.mined_each
-    columns = gpus * (bags if negatives.in_batch else bags - local_rows)
+    mined = 0 if negatives.mined is None else local_rows * negatives.mined_each
+    distinct = distinct_share(config, dataset)
+    drawn = bags if negatives.in_batch else bags - local_rows
+    columns, bags = gpus * (math.ceil(drawn * distinct) + mined), bags + mined
     width = config.model.width
     pooled = bags * inputs.pooled_columns() * 4
     ids = sum(
@@ -151,6 +157,7 @@ def estimate_bytes(
         sent_embeddings=int(2 * pooled * (gpus - 1)),
         sent_candidates=int(2 * columns * width * 4 * away),
         sent_tower_gradients=int(2 * tower_parameters * 4 * away),
+        distinct_columns=distinct,
     )
 
 
@@ -263,6 +270,7 @@ def show(plan: Plan) -> None:
         label = f"sent in a step: {name[5:].replace('_', ' ')}"
         budget.add(label, as_bytes(getattr(estimate, name)))
     budget.print()
+    say(f"{estimate.distinct_columns:.0%} of a step's columns are different items")
     say("it fits" if estimate.fits else "it does not fit; what helps:")
     for line in plan.advice:
         say(f"  {line}")
