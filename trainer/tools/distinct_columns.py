@@ -13,8 +13,8 @@ from trainer.data.schema import Dataset
 def distinct_share(config: Config, dataset: Dataset) -> float:
     """Share of the columns of a step's rows and draws that are left where each item is one.
 
-    An item is among n draws of a law with a chance of 1 - (1 - q)^n. 1 where items are not made one,
-    or nothing is drawn.
+    An item is among n draws of a law with a chance of 1 - (1 - q)^n. 1 where items are not made
+    one, or nothing is drawn.
     """
     negatives, batch = config.negatives, config.training.global_batch_size
     popular = (batch if negatives.in_batch else 0) + negatives.popularity

@@ -81,6 +81,30 @@ OVERVIEW = Dashboard(
         ),
         ("Learning", (LOSS, EVALUATION)),
         (
+            "Windows",
+            (
+                Panel(
+                    "Window in training",
+                    "Number of the window that is trained on, with train --windows.",
+                    "",
+                    (gauge("tandem_window", "{{run}}"),),
+                    ("window",),
+                ),
+                Panel(
+                    "New items and users",
+                    "Met for the first time: since the start, and in each window.",
+                    "rows",
+                    (
+                        Query(
+                            f"max by (run, side) (tandem_rows_admitted_total{{{RUN}}})",
+                            "{{run}} {{side}}",
+                        ),
+                    ),
+                    ("window/new_items", "window/new_users"),
+                ),
+            ),
+        ),
+        (
             "Speed",
             (
                 THROUGHPUT,

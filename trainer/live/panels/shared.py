@@ -18,7 +18,8 @@ THROUGHPUT = Panel(
 )
 EVALUATION = Panel(
     "Evaluation",
-    "On the validation split, over the whole catalog, while training.",
+    "On the validation split while training, over the whole catalog; with --windows on each window "
+    "before it is trained on.",
     "share",
     (
         Query(
