@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from trainer.api.run import Run
     from trainer.api.start_options import PrepareOptions
     from trainer.base.mistake import Mistake
+    from trainer.bundle.asked import Recommendation
     from trainer.config.sections import Config
     from trainer.data.schema import Dataset
-    from trainer.retrieval.recommend import Recommendation
 
 __version__ = "0.1.0"
 __all__ = [
@@ -59,7 +59,7 @@ HOMES = {
     "Config": "trainer.config.sections",
     "Dataset": "trainer.data.schema",
     "Mistake": "trainer.base.mistake",
-    "Recommendation": "trainer.retrieval.recommend",
+    "Recommendation": "trainer.bundle.asked",
     "Run": "trainer.api.run",
 }
 """Where the classes are defined."""

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pkgutil import resolve_name
 
 import tandem
 from trainer.base.ending import guarded
@@ -12,6 +13,7 @@ from trainer.base.screen import say
 from trainer.base.usage import VERBOSE, suggest
 
 Arguments = list[str]
+ARGUMENTS, ANSWERS = "trainer.retrieval.arguments", "trainer.retrieval.recommend"
 
 
 @dataclass(frozen=True)
@@ -95,32 +97,19 @@ def evaluate(arguments: Arguments, verbose: bool) -> int:
     return 0
 
 
-def recommend(arguments: Arguments, verbose: bool) -> int:
-    from trainer.tools.ready import ready_for_torch
+def without_torch(name: str, flags: str, work: str) -> Callable[[Arguments, bool], int]:
+    """A command whose flags and work are named as MODULE:NAME, and that waits for no torch."""
 
-    ready_for_torch(verbose)
-    from trainer.base.usage import parse
-    from trainer.retrieval.arguments import RecommendArguments
+    def run(arguments: Arguments, verbose: bool) -> int:
+        from trainer.base.usage import parse
+        from trainer.observe.progress import quiet_libraries
 
-    parsed = parse(RecommendArguments, "tandem recommend", arguments)
-    from trainer.retrieval.recommend import recommend
+        parsed = parse(resolve_name(flags), f"tandem {name}", arguments)
+        quiet_libraries(verbose)
+        resolve_name(work)(parsed)
+        return 0
 
-    recommend(parsed)
-    return 0
-
-
-def similar(arguments: Arguments, verbose: bool) -> int:
-    from trainer.tools.ready import ready_for_torch
-
-    ready_for_torch(verbose)
-    from trainer.base.usage import parse
-    from trainer.retrieval.arguments import SimilarArguments
-
-    parsed = parse(SimilarArguments, "tandem similar", arguments)
-    from trainer.retrieval.recommend import similar
-
-    similar(parsed)
-    return 0
+    return run
 
 
 def export(arguments: Arguments, verbose: bool) -> int:
@@ -236,10 +225,22 @@ COMMANDS = {
     "resume": Command("Go on with a run that stopped, as it was configured", resume),
     "evaluate": Command("Measure a run over the whole catalog, beside popularity", evaluate),
     "compare": Command("Losses against each other at equal tuning budgets", compare),
-    "recommend": Command("Items for a user", recommend),
-    "similar": Command("Items like an item", similar),
+    "recommend": Command(
+        "Items for a user",
+        without_torch("recommend", f"{ARGUMENTS}:RecommendArguments", f"{ANSWERS}:answer"),
+    ),
+    "similar": Command(
+        "Items like an item",
+        without_torch("similar", f"{ARGUMENTS}:SimilarArguments", f"{ANSWERS}:similar"),
+    ),
     "export": Command("Embeddings and an index for serving", export),
     "mine": Command("Hard negatives for training, out of a run", mine),
+    "serve": Command(
+        "Answer over HTTP from an export",
+        without_torch(
+            "serve", "trainer.serve.serve_arguments:ServeArguments", "trainer.serve.serving:serve"
+        ),
+    ),
     "dashboard": Command("Watch a run: a live page, Prometheus, alerts", dashboard),
     "report": Command("One page of plots of runs, side by side", report),
     "submit": Command("Run a command as a job on a Ray cluster", of_jobs("submit")),

@@ -41,8 +41,11 @@ USERS, ITEMS, COLD, WIDTH = 60, 50, 6, 3
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return data_of_every_type(tmp_path_factory.mktemp("features"))
+
+
+def data_of_every_type(folder: Path) -> Dataset:
     """Users and items in a plane of tastes; the hour turns it."""
-    folder = tmp_path_factory.mktemp("features")
     random = np.random.default_rng(0)
     taste, place = random.normal(size=(USERS, WIDTH)), random.normal(size=(ITEMS, WIDTH))
     rows = 2500

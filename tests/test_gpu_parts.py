@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from losses import build_loss
 from tests.datasets import make_dataset
@@ -15,7 +16,7 @@ from trainer.bench.loss import LossBenchArguments, make_problem
 from trainer.bench.naive import naive_loss
 from trainer.distributed.ranks import process_group
 from trainer.model.trained import load_run
-from trainer.retrieval.programs import gather_tables
+from trainer.retrieval.written.bundle_programs import write_programs
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -40,10 +41,13 @@ def test_tables_are_gathered_on_the_host(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", users=60, items=40, rows=1400)
     begun(str(tmp_path / "data"), tmp_path / "run", training={"max_steps": 1})
     with process_group() as ranks:
-        model = load_run(tmp_path / "run", ranks).model
-        tables = gather_tables(model, replace(ranks, device=torch.device("meta")))
-        del model
-    assert tables["item"].shape == (41, 16) and tables["item"].abs().max() > 0
+        trained = load_run(tmp_path / "run", ranks)
+        (tmp_path / "tables").mkdir()
+        elsewhere = replace(ranks, device=torch.device("meta"))
+        _, files = write_programs(trained, elsewhere, tmp_path, 0)
+        del trained
+    table = load_file(tmp_path / files["history"].file)["item"]
+    assert table.shape == (41, 16) and table.abs().max() > 0
 
 
 def test_small_devices_have_tiles_that_fit() -> None:

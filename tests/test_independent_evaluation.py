@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,8 +18,8 @@ from trainer.train import run_worker
 
 
 def embeddings(folder: Path) -> np.ndarray:
-    parts = [pq.read_table(part) for part in sorted(folder.glob("part-*.parquet"))]
-    return np.concatenate([np.stack(part["embedding"].to_numpy()) for part in parts])
+    vectors: np.ndarray = np.load(folder / "vectors.npy")
+    return vectors
 
 
 def by_hand(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -226,14 +225,14 @@ def test_export_says_what_is_unknown(dataset: Dataset, run_of: Callable[[str], s
     run = run_of("mlp")
     out = Path(f"{run}-export")
     export(ExportArguments(run, str(out), index="flat", index_k=5))
-    facts = json.loads((out / "export.json").read_text())
+    facts = json.loads((out / "bundle.json").read_text())
     embeddings, unknown = {}, {}
     for side in ("item", "user"):
-        exported = pq.read_table(out / f"{side}s")
+        exported = out / f"{side}s"
         counts = [row["count"] for row in table(dataset, f"{side}s")]
-        assert exported.column("count").to_pylist() == counts
-        embeddings[side] = np.array(exported.column("embedding").to_pylist(), dtype=np.float32)
-        known = np.array(exported.column("known").to_pylist())
+        assert np.load(exported / "counts.npy").tolist() == counts
+        embeddings[side] = np.load(exported / "vectors.npy")
+        known = np.load(exported / "known.npy")
         unknown[side] = np.flatnonzero(~known)
         assert facts[f"unknown_{side}s"] == len(unknown[side])
         mean_D = embeddings[side][known].mean(axis=0)
@@ -245,10 +244,10 @@ def test_export_says_what_is_unknown(dataset: Dataset, run_of: Callable[[str], s
     assert not np.isin(best, unknown["item"]).any()
     num_known = facts["items"] - len(unknown["item"])
     for kind in ("flat", "ivf", "hnsw"):
-        index = build_index(kind, out / "items", num_known, facts["width"])
+        index = build_index(kind, out, num_known, facts["width"])
         _, found = index.search(embeddings["user"], 5)
         assert index.ntotal == num_known and np.isin(found, best).mean() > 0.95
-        assert index_recall(index, out / "items", torch.from_numpy(embeddings["user"]), 5) > 0.95
+        assert index_recall(index, out, torch.from_numpy(embeddings["user"]), 5) > 0.95
     assert facts["index"]["recall"] == 1
     program = torch.export.load(out / "item_encoder.pt2").module()
     with torch.no_grad():

@@ -17,7 +17,8 @@ from trainer.distributed.ranks import process_group
 from trainer.model.build import build_model
 from trainer.model.inputs import build_inputs
 from trainer.model.towers import Tower
-from trainer.retrieval.programs import export_encoders, export_towers, gather_tables
+from trainer.retrieval.programs import export_encoders, export_towers
+from trainer.retrieval.written.bundle_programs import gathered
 from trainer.tools.plan import make_plan
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -109,7 +110,10 @@ def test_programs_answer_as_the_model(data: str) -> None:
     with process_group() as ranks:
         sharded = build_model(small_config(model=WIDE), Dataset.load(data), ranks)
         model = sharded.module.eval()
-        tables = gather_tables(model, ranks)
+        tables = {
+            name.removeprefix("embedding_bags.").removesuffix(".weight"): gathered(sharded, ranks)
+            for name, sharded in model.embeddings.state_dict().items()
+        }
         programs = export_encoders(model, tables) | export_towers(model)
         inputs = model.inputs
         ids = {"item": [[3], [4]], "item.genre": [[1], [2]], "item.tags": [[1, 2, -1], [3, -1, -1]]}

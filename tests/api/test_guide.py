@@ -39,6 +39,6 @@ def test_the_guide_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     names: dict[str, object] = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"{GUIDE.name}, block {number}", "exec"), names)
-    assert (folder / "VECTORS/export.json").is_file()
+    assert (folder / "VECTORS/bundle.json").is_file()
     assert (folder / "RUN/evaluation.json").is_file()
     assert "40 60" in capsys.readouterr().out

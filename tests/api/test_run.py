@@ -60,10 +60,12 @@ def test_the_model_is_read_once(run: tandem.Run, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(opened, "load_run", counted)
     assert again.recommend(user=1007, k=3) == again.recommend(user="1007", k=3)
     again.similar("i3")
+    assert not loads, "answers come from the bundle"
     again.evaluate(k=[5])
+    again.encode_queries(["1007"])
     assert len(loads) == 1
     again.close()
-    again.recommend(user=1007)
+    again.evaluate(k=[5])
     assert len(loads) == 2
 
 
@@ -164,9 +166,8 @@ def test_mistakes_are_the_command_lines(run: tandem.Run, ask: Any, words: str) -
 
 
 def test_what_nothing_is_known_of_warns(run: tandem.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.retrieval import recommend as module
-
-    monkeypatch.setattr(module, "is_known", lambda query: torch.zeros(len(query)).bool())
+    bundle = run._answering()
+    monkeypatch.setattr(bundle, "user_known_U", np.zeros(50, dtype=bool))
     with pytest.warns(UserWarning, match="these are the most popular items"):
         assert len(run.recommend(user=1007, k=3)) == 3
 

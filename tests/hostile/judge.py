@@ -171,7 +171,7 @@ def _of_result(case: Case, folder: Path, ended: Ended) -> list[str]:
             case "synth" if "--raw" not in case.arguments:
                 Dataset.load(_place(case, folder), verify="digest")
             case "export":
-                json.loads((made / "export.json").read_text())
+                json.loads((made / "bundle.json").read_text())
             case "report":
                 if not made.read_text().rstrip().endswith("</html>"):
                     return ["RESULT: the page is cut"]

@@ -22,7 +22,14 @@ KINDS_OF_NOTHING = (
     Put(".tandem-deep/owner.json", content=DEEP.encode()),
 )
 SEEDS = st.integers(0, 2**32)
-RUN_WRITES = ("R/evaluation.json", "R/report.html", "R/.lock", "*/.derived/*", "R/.prometheus/*")
+RUN_WRITES = (
+    "R/evaluation.json",
+    "R/report.html",
+    "R/.lock",
+    "*/.derived/*",
+    "R/.prometheus/*",
+    "R/bundles/*",
+)
 OUTS = mostly(PLACES, NO_PLACES)
 """OUT: a name as nobody has it, or what is in the way."""
 

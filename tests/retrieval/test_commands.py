@@ -9,7 +9,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 import torch
 
@@ -37,7 +37,7 @@ from trainer.retrieval.arguments import (
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate_run import evaluate
 from trainer.retrieval.export import export
-from trainer.retrieval.index import build_index, index_recall, read_embeddings
+from trainer.retrieval.index import build_index, index_recall
 from trainer.retrieval.known import known_users
 from trainer.retrieval.names import find_rows
 from trainer.retrieval.recommend import recommend, similar
@@ -158,7 +158,7 @@ def test_recommend_to_somebody_new_by_items(folder: Path) -> None:
 
 def test_similar_is_the_cosine_of_item_embeddings(folder: Path, exported: Path) -> None:
     found = similar(SimilarArguments(str(folder / "run"), item="i5", k=4))
-    embedding = np.concatenate(list(read_embeddings(exported / "items")))
+    embedding = np.load(exported / "items/vectors.npy")
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     cosine = unit @ unit[5]
     cosine[5] = -np.inf
@@ -168,7 +168,7 @@ def test_similar_is_the_cosine_of_item_embeddings(folder: Path, exported: Path) 
 
 def test_export_holds_what_the_model_computes(folder: Path, exported: Path) -> None:
     """Parquet, tower programs and encoder programs all agree with the trained model."""
-    facts = json.loads((exported / "export.json").read_text())
+    facts = json.loads((exported / "bundle.json").read_text())
     with process_group() as ranks:
         trained = load_run(folder / "run", ranks)
         encoder = Encoder(trained.model, trained.dataset, ranks)
@@ -178,10 +178,10 @@ def test_export_holds_what_the_model_computes(folder: Path, exported: Path) -> N
         ids = padded_ids(encoder, facts, known.history)
         del trained, encoder
     for name, expected in (("items", item), ("users", query)):
-        table = pq.read_table(exported / name)
-        found = np.array(table.column("embedding").to_pylist(), dtype=np.float32)
+        found = np.load(exported / name / "vectors.npy")
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
-    assert pq.read_table(exported / "items").column("title")[3].as_py() == "Item 3"
+    titles = pa.ipc.open_file(pa.memory_map(str(exported / "items/ids.arrow"))).read_all()
+    assert titles.column("title")[3].as_py() == "Item 3"
     for side, expected in (("item", item), ("query", query)):
         program = torch.export.load(exported / f"{side}_encoder.pt2").module()
         torch.testing.assert_close(program(ids[side]), expected, rtol=1e-5, atol=1e-6)
@@ -230,21 +230,28 @@ def test_the_examples_of_the_page_on_serving_run(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/serving.md").read_text()
-    search, encode = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    opening, search, rows, by_sql, encode = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(exported.parent)
     (exported.parent / "VECTORS").symlink_to(exported)
-    names = {"USER": 1003, "SEEN": {0, 1, 2}, "LIKED": [3, 5, -1]}
+    names: dict = {"USER": 1003, "LIKED": [3, 5, -1]}
+    exec(opening, names)
+    assert names["first"][:2] == ("i0", "Item 0")
     exec(search, names)
-    assert len(names["answer"]) == 10 and not {"i0", "i1", "i2"} & set(names["answer"])  # type: ignore[arg-type,call-overload]
+    told = recommend(RecommendArguments("VECTORS", user="1003"))
+    assert names["answer"] == [item.raw_id for item in told.items]
+    exec(rows, names)
+    exec(by_sql, names)
+    best = [ids[0] for ids in names["by_duckdb"]]
+    assert best == [f"i{row}" for row in names["position"][0][:10]]
     exec(encode, names)
-    assert (names["position"] >= 0).all()  # type: ignore[operator]
-    facts = json.loads((exported / "export.json").read_text())
+    assert (names["position"] >= 0).all()
+    facts = json.loads((exported / "bundle.json").read_text())
     asked = facts["programs"]["query_encoder"]["input"]
     assert asked["user"] == "int64 [n, 1]" and asked["history"] == "int64 [n, L]"
 
 
 def test_export_says_how_its_files_are_called(exported: Path) -> None:
-    facts = json.loads((exported / "export.json").read_text())
+    facts = json.loads((exported / "bundle.json").read_text())
     index, programs = facts["index"], facts["programs"]
     assert index["metric"] == "inner product" and index["none_found"] == -1
     assert "item row" in index["position"] and index["seen_items_removed"] is False
@@ -293,22 +300,23 @@ def test_an_export_to_an_object_store_is_the_same(folder: Path, exported: Path) 
     there = storage_path("memory://exported/out")
     arguments = ExportArguments(str(folder / "run"), str(there))
     export(arguments)
-    facts = json.loads((there / "export.json").read_text())
-    assert facts == {k: v for k, v in json.loads((exported / "export.json").read_text()).items()
-                     if k != "index"}  # fmt: skip
-    parts = [str(file.relative_to(exported)) for file in exported.rglob("part-*.parquet")]
-    assert len(parts) == 2
-    for name in parts:
-        assert (there / name).read_bytes() == (exported / name).read_bytes()
+    facts, local = (json.loads((each / "bundle.json").read_text()) for each in (there, exported))
+    changed = {"index", "files", "digest"}
+    assert {k: v for k, v in facts.items() if k not in changed} == {
+        k: v for k, v in local.items() if k not in changed
+    }
+    for name in facts["files"]:
+        if not name.endswith(".pt2"):  # which hold the time
+            assert (there / name).read_bytes() == (exported / name).read_bytes(), name
     with pytest.raises(Mistake, match="memory://exported/out exists already"):
         export(arguments)
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 def test_index_finds_what_exact_search_finds(kind: str, tmp_path: Path, exported: Path) -> None:
-    index = build_index(kind, exported / "items", 40, 12)  # type: ignore[arg-type]
-    users = torch.from_numpy(next(read_embeddings(exported / "users")).copy())
-    recall = index_recall(index, exported / "items", users, 5)
+    index = build_index(kind, exported, 40, 12)  # type: ignore[arg-type]
+    users = torch.from_numpy(np.load(exported / "users/vectors.npy"))
+    recall = index_recall(index, exported, users, 5)
     assert recall == 1.0  # so few items that ivf searches every list
     assert faiss.read_index(str(exported / "items.faiss")).ntotal == 40
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
-from trainer.distributed.ranks import Ranks
-from trainer.retrieval.embedding_file import EmbeddingFile
+from trainer.bundle.flat_arrays import GrowingArray
+from trainer.bundle.names_file import write_names
+from trainer.bundle.stored_vectors import VectorWriter
 from trainer.retrieval.index import write_index
 from trainer.retrieval.programs import save_program
+from trainer.retrieval.written.bundle_programs import save_table
 from trainer.sources import sql
 
 
@@ -31,15 +32,31 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def write_part(folder: Path) -> Path:
-    ids = pa.table({"item": np.arange(500), "raw_id": np.arange(500)})
-    pq.write_table(ids, folder / "items.parquet")
-    ranks = Ranks(0, 1, 0, 1, torch.device("cpu"))
-    part = EmbeddingFile(folder, ranks, str(folder / "items.parquet"), "item", "count")
-    part.mean_D = torch.zeros(8)  # no other ranks to ask for it
-    with files_of_at_most(9_000), part:
-        part.write(np.arange(500), torch.rand(500, 8))
-    return part.path
+def write_vectors(folder: Path) -> Path:
+    writer = VectorWriter(folder, "float32")
+    writer.create(100, 8)
+    with files_of_at_most(2_000):
+        writer.write(0, np.ones((100, 8), np.float32))
+    return folder / "vectors.npy"
+
+
+def write_lists(folder: Path) -> Path:
+    with files_of_at_most(2_000), GrowingArray(folder / "values.npy", np.int32) as array:
+        array.append(np.arange(5000))
+    return folder / "values.npy"
+
+
+def write_names_of(folder: Path) -> Path:
+    batch = pa.record_batch([pa.array([f"item {n}" for n in range(5000)])], names=["raw_id"])
+    with files_of_at_most(2_000):
+        write_names(folder, [batch], batch.schema)
+    return folder / "ids.arrow"
+
+
+def write_table(folder: Path) -> Path:
+    with files_of_at_most(2_000):
+        save_table(folder / "item.safetensors", "item", torch.zeros(500, 8))
+    return folder / "item.safetensors"
 
 
 def write_faiss(folder: Path) -> Path:
@@ -57,7 +74,12 @@ def write_program(folder: Path) -> Path:
     return folder / "item_tower.pt2"
 
 
-@pytest.mark.parametrize("write", [write_part, write_faiss, write_program])
+WRITERS = [
+    *(write_vectors, write_lists, write_names_of, write_table, write_faiss, write_program),
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_a_full_disk_is_an_error_that_names_the_file(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(OSError, match=r"File too large|Errno 27") as caught:
         write(tmp_path)

@@ -1,7 +1,5 @@
 """Raw ids as people write them: never another id than the one that was meant."""
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +13,7 @@ from trainer.retrieval.arguments import (
     RecommendArguments,
     SimilarArguments,
 )
-from trainer.retrieval.names import HOW_TO_QUOTE, find_rows, name_items, split_ids
+from trainer.retrieval.names import HOW_TO_QUOTE, find_rows, split_ids
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,6 @@ def test_ids_of_any_letters_are_found(strings: Dataset) -> None:
     written = '-Kx1_a,"Doe, Jane",--verbose, lead,"say ""hi""",[b], 1_0 ,10'
     groups = split_ids(written)
     assert find_rows(strings, "item", groups) == list(range(8))
-    assert [item.raw_id for item in name_items(strings, [3, 1])] == [" lead", "Doe, Jane"]
 
 
 @pytest.mark.parametrize(("written", "words"), [("Doe, Jane,x", "comma"), ("x,nobody", "nobody")])
@@ -109,8 +106,3 @@ def test_lists_of_ids_are_read_as_csv() -> None:
 def test_numbers_out_of_range_are_refused_at_once(kind: type, arguments: dict, words: str) -> None:
     with pytest.raises(Mistake, match=words):
         kind(**{"run": "r", **arguments})
-
-
-def test_a_path_that_looks_like_a_hive_folder_names_the_right_items(tmp_path: Path) -> None:
-    data = make_dataset(tmp_path / "item=5" / "raw_id=9" / "D", users=20, items=10, rows=300)
-    assert [item.raw_id for item in name_items(data, [2, 7])] == ["i2", "i7"]

@@ -4,10 +4,10 @@ import io
 
 import pytest
 
+from trainer.bundle.asked import Item, Recommendations
 from trainer.retrieval.evaluate import Evaluation
 from trainer.retrieval.evaluate_run import as_sheet
-from trainer.retrieval.names import Item
-from trainer.retrieval.recommend import Recommendations, sheets
+from trainer.retrieval.recommend import sheets
 
 UUID = "0b1e4a57-7b1a-4e0c-9a51-0d5a3f1d9b1{}"
 

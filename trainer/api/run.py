@@ -12,19 +12,19 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trainer.api.data_frames import Form, TableForm, quoted, records_as, table_as
+from trainer.api.filters import FilterOptions, filters_from
+from trainer.api.own_group import end_group, own_ranks
+from trainer.api.side_tables_given import side_table
 from trainer.base.mistake import Mistake
 from trainer.base.run_files import SUMMARY_FILE
 from trainer.base.typed import read_as
+from trainer.bundle.choices import Precision
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import absolute
@@ -40,17 +40,15 @@ from trainer.run.folder import RunFolder
 from trainer.tools.ready import ready_for_torch
 
 if TYPE_CHECKING:  # torch and torchrec take seconds: they come with the first question
-    from trainer.distributed.ranks import Ranks
+    from trainer.bundle.asked import Recommendations
+    from trainer.bundle.opened_bundle import Bundle
     from trainer.launch.launcher import Launcher
     from trainer.retrieval.opened import OpenedRun
-    from trainer.retrieval.recommend import Recommendations
 
     LauncherFor = Callable[[int | None, str | None], Launcher]
     """Of `workers` and `address`."""
 
 _OPEN: weakref.WeakSet[Run] = weakref.WeakSet()
-_GROUP = ExitStack()
-"""Holds the process group of the models in memory."""
 
 
 class Run:
@@ -67,6 +65,8 @@ class Run:
         self._data = None if data is None else path_of(data)
         self._facts = RunFolder(self.path).read_config()
         self._opened: OpenedRun | None = None
+        self._bundle: Bundle | None = None
+        self._held = ExitStack()
 
     def __repr__(self) -> str:
         return f"tandem.load({self.path!r})"
@@ -148,8 +148,11 @@ class Run:
         k: int = 10,
         context: Mapping[str, str | float] | None = None,
         to: Form = "list",
+        **filters: Unpack[FilterOptions],
     ) -> Any:
         """Items for a user of the dataset, or for somebody new who liked some items.
+
+        Answers come from the run's bundle, which is made with the first of them.
 
         Args:
             user: raw id, as in the source.
@@ -157,6 +160,7 @@ class Run:
             k: items recommended.
             context: of the moment, by name ({"hour": 20}), for models that read it.
             to: "list", "pandas" or "pyarrow".
+            filters: `where`, `exclude`, `only`, `max_per`: see FilterOptions.
 
         Returns:
             list of Recommendation, best first; or a table of `item`, `title`, `score`.
@@ -165,38 +169,32 @@ class Run:
 
         name, liked = user if user is None else str(user), items if items is None else quoted(items)
         said = tuple(f"{key}={value}" for key, value in (context or {}).items())
-        arguments = RecommendArguments(self.path, name, liked, k, said)
-        return self._listed(recommend_from(self._open(), arguments), to)
+        passing = filters_from(filters)
+        arguments = RecommendArguments(self.path, name, liked, k, said, filters=passing)
+        return self._listed(recommend_from(self._answering(), arguments), to)
 
-    def similar(self, item: str | int, *, k: int = 10, to: Form = "list") -> Any:
-        """The items whose embeddings have the largest cosine with an item's, as `recommend` does.
-
-        Args:
-            item: raw id, as in the source.
-        """
+    def similar(
+        self,
+        item: str | int,
+        *,
+        k: int = 10,
+        to: Form = "list",
+        **filters: Unpack[FilterOptions],
+    ) -> Any:
+        """The items whose embeddings have the largest cosine with that of raw id `item`."""
         from trainer.retrieval.recommend import similar_from
 
-        arguments = SimilarArguments(self.path, item=str(item), k=k)
-        return self._listed(similar_from(self._open(), arguments), to)
+        arguments = SimilarArguments(self.path, item=str(item), k=k, filters=filters_from(filters))
+        return self._listed(similar_from(self._answering(), arguments), to)
 
     def items(self, *, to: TableForm = "pyarrow") -> Any:
         """The catalog: `item` (its row), `raw_id`, `title`, `count`, `known` (false where the model
         knows nothing of an item, which then has the mean embedding), `embedding`."""
-        from trainer.retrieval.export import write_items
-
-        opened = self._open()
-        with TemporaryDirectory(prefix="tandem-") as folder:
-            write_items(opened.encoder, opened.trained.dataset, Path(folder))
-            return table_as(_read(folder), to)
+        return table_as(side_table(self._answering(), "item"), to)
 
     def users(self, *, to: TableForm = "pyarrow") -> Any:
         """All users as they are today: `user`, `raw_id`, `count`, `known`, `embedding`."""
-        from trainer.retrieval.export import write_users
-
-        opened = self._open()
-        with TemporaryDirectory(prefix="tandem-") as folder:
-            write_users(opened.encoder, opened.trained.dataset, Path(folder))
-            return table_as(_read(folder), to)
+        return table_as(side_table(self._answering(), "user"), to)
 
     def encode_queries(
         self,
@@ -227,18 +225,19 @@ class Run:
         out: str | Path,
         *,
         index: IndexKind | None = None,
+        precision: Precision = "float32",
         users: bool = True,
         workers: int | None = None,
         address: str | None = None,
     ) -> dict[str, Any]:
-        """Write embeddings, the towers as programs, and an index, as `tandem export` does.
+        """Write a bundle, as `tandem export` does: vectors, programs, an index.
 
         Args:
             workers: processes that share the work; with `address`, workers of Ray.
             address: a Ray cluster ("auto": the one of this machine).
 
         Returns:
-            The contents of OUT/export.json.
+            The contents of OUT/bundle.json.
         """
         from trainer.retrieval.export import export
 
@@ -246,6 +245,7 @@ class Run:
         given = ExportArguments(
             *(self.path, str(out)),
             index=index,
+            precision=precision,
             users=users,
             workers=workers,
             address=address,
@@ -254,20 +254,32 @@ class Run:
         return export(given, self._launcher_for(workers, address))
 
     def close(self) -> None:
-        """Let go of the model; the next question reads it again."""
+        """Let go of the model and the bundle; the next question opens them again."""
         self._opened = None
+        self._bundle = None
+        self._held.close()
 
     def _open(self) -> OpenedRun:
         if self._opened is None:
             ready_for_torch()
             from trainer.retrieval.opened import OpenedRun
 
-            self._opened = OpenedRun(self.path, _ranks(), self._data)
+            self._opened = OpenedRun(self.path, own_ranks(), self._data)
             _OPEN.add(self)
         return self._opened
 
+    def _answering(self) -> Bundle:
+        """The bundle of the run; that of a run which has trained on is another one."""
+        if self._bundle is None:
+            ready_for_torch()
+            from trainer.retrieval.run_bundle import opened_bundle
+
+            self._bundle = self._held.enter_context(opened_bundle(self.path, self._data))
+            _OPEN.add(self)
+        return self._bundle
+
     def _listed(self, found: Recommendations, to: Form) -> Any:
-        from trainer.retrieval.recommend import Recommendation
+        from trainer.bundle.asked import Recommendation
 
         if found.note is not None:
             warnings.warn(found.note, stacklevel=3)
@@ -279,22 +291,9 @@ def path_of(data: str | Path | Dataset) -> str:
     return data.path if isinstance(data, Dataset) else str(data)
 
 
-@cache
-def _ranks() -> Ranks:
-    """This process' place, in a group that lasts as long as the process."""
-    from trainer.distributed.ranks import process_group
-
-    return _GROUP.enter_context(process_group())
-
-
 @atexit.register
 def close_all() -> None:
     """Let go of every model, and of the process group that they need."""
     for run in list(_OPEN):
         run.close()
-    _GROUP.close()
-    _ranks.cache_clear()
-
-
-def _read(folder: str) -> pa.Table:
-    return pq.read_table(folder, partitioning=None, memory_map=False)
+    end_group()

@@ -18,7 +18,7 @@ from trainer.model.build import build_model
 from trainer.model.two_tower import TwoTower
 from trainer.run.checkpoint_read import Found, OnBytes, load, newest_sound
 from trainer.run.folder import RunFolder
-from trainer.run.run_facts import RunFacts
+from trainer.run.open_data import open_data
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,6 @@ def for_reading(config: Config) -> Config:
 def _is_read(name: str) -> bool:
     """Tables and towers: neither the optimizer's state, nor the queue, nor what is estimated."""
     return name.startswith("model.") and not name.startswith("model.head.task.")
-
-
-def open_data(folder: RunFolder, data: str | None) -> tuple[RunFacts, Dataset]:
-    """config.json and the dataset of a run, or the one at `data`.
-
-    Raises:
-        Mistake: where there is no run, or the data are not those it was trained on.
-    """
-    run = folder.read_config()
-    dataset = Dataset.load(data or run.named_data)
-    if run.dataset_digest not in dataset.lineage:
-        raise Mistake(
-            f"the data in {dataset.path} is not what {folder.path} was trained on (digest "
-            f"{dataset.digest[:12]}, then {run.dataset_digest[:12]}); pass that dataset "
-            "by --data, or one made from it by `tandem prepare NEW DATA --append`"
-        )
-    return run, dataset
 
 
 def state_of(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> dict[str, Any]:

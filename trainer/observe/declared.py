@@ -132,3 +132,20 @@ METRICS = (
     ),
     Metric("tandem_gpu_utilization", "gauge", "Share of time this GPU ran kernels; 0 on a CPU."),
 )
+
+SERVER_METRICS = (
+    Metric(
+        "tandem_serve_requests_total",
+        "counter",
+        "Requests for recommendations and similar items, by status of HTTP.",
+        label="status",
+    ),
+    Metric("tandem_serve_request_seconds", "histogram", "From a whole request to its answer."),
+    Metric("tandem_serve_batch_seconds", "histogram", "Time of answering a batch of requests."),
+    Metric("tandem_serve_batched_total", "counter", "Requests that batches held."),
+    Metric("tandem_serve_waiting", "gauge", "Requests that wait for their turn."),
+    Metric("tandem_serve_bundle_step", "gauge", "Training step of the bundle that answers."),
+    Metric("tandem_serve_bundle_changes", "gauge", "Changes to another bundle so far."),
+    Metric("tandem_serve_bundle_failures", "gauge", "Bundles that could not be changed to."),
+)
+"""Of `tandem serve`."""

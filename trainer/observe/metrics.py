@@ -11,6 +11,7 @@ so no series here carries them; the labels below are few and bounded.
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,11 +23,11 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import CONTENT_TYPE_LATEST as TEXT_FORMAT
 
 from trainer.base.address import EVERY_ADDRESS, reachable_address, with_port
 from trainer.base.mistake import Mistake
-from trainer.observe.declared import METRICS
+from trainer.observe.declared import METRICS, Metric
 from trainer.observe.http import Page, PortTakenError, SmallServer
 
 # From 1 ms to 100 s: a step of any model on any device falls inside.
@@ -49,14 +50,14 @@ class _Step(NamedTuple):
     examples: int
 
 
-class RankMetrics:
-    """This rank's values of every metric in `METRICS`, in a registry of its own.
+class MetricSet:
+    """Values of a table of metrics, in a registry of its own.
 
     An undeclared name, or a label where none is declared, is our own bug and raises KeyError or
-    AssertionError. A context manager: `serve` begins the endpoint, `close` ends it.
+    AssertionError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, declared: Sequence[Metric]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.latest: dict[str, float] = {}
@@ -64,7 +65,7 @@ class RankMetrics:
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
-        for metric in METRICS:
+        for metric in declared:
             labels = (metric.label,) if metric.label else ()
             match metric.kind:
                 case "counter":
@@ -86,11 +87,6 @@ class RankMetrics:
                     )
         # Of metrics with a label, by (name, value): looking one up costs as much as setting it.
         self._children: dict[tuple[str, str], Any] = {}
-        self._steps: deque[_Step] = deque()
-        self._publishing = threading.Lock()
-        self._server: SmallServer | None = None
-        for since_start in ("last_step", "progress", "checkpoint"):
-            self.set(f"tandem_{since_start}_timestamp_seconds", time.time())
 
     def add(self, name: str, amount: float = 1.0, label: str | None = None) -> None:
         """Raise a counter."""
@@ -117,6 +113,23 @@ class RankMetrics:
             child = self._children[name, label] = metric.labels(label)
         return child
 
+    def render(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class RankMetrics(MetricSet):
+    """This rank's values of every metric in `METRICS`. A context manager: `serve` begins the
+    endpoint, `close` ends it."""
+
+    def __init__(self) -> None:
+        super().__init__(METRICS)
+        self._steps: deque[_Step] = deque()
+        self._publishing = threading.Lock()
+        self._server: SmallServer | None = None
+        for since_start in ("last_step", "progress", "checkpoint"):
+            self.set(f"tandem_{since_start}_timestamp_seconds", time.time())
+
     def observe_step(
         self, step: int, seconds: float, data_wait_seconds: float, examples: int
     ) -> None:
@@ -142,7 +155,7 @@ class RankMetrics:
     def render(self) -> bytes:
         """Prometheus' text format."""
         self.publish_steps()
-        return generate_latest(self.registry)
+        return super().render()
 
     def serve(
         self,
@@ -169,7 +182,7 @@ class RankMetrics:
         return with_port(advertise or public, self._server.port)
 
     def _listen(self, host: str, port: int) -> SmallServer:
-        page = Page(CONTENT_TYPE_LATEST, self.render)
+        page = Page(TEXT_FORMAT, self.render)
         pages = {"/": page, "/metrics": page}
         deadline = time.monotonic() + PORT_PATIENCE_SECONDS
         while True:

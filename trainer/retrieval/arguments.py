@@ -9,6 +9,7 @@ import tyro
 
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import MOST, check_given, check_range, check_ranges
+from trainer.bundle.choices import Precision
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
 
@@ -50,11 +51,30 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True)
+class FilterArguments:
+    """Which items an answer may hold."""
+
+    where: str | None = None
+    """A condition on the items' attributes, in SQL: "genre = 'Jazz' AND price < 20". Columns are
+    item (raw id), title, count (training interactions) and the attributes."""
+    exclude: str | None = None
+    """Raw ids of items that are left out, separated by commas, or a file with an id a line."""
+    only: str | None = None
+    """Raw ids of the items to choose from, or a file of them, likewise."""
+    max_per: tuple[str, ...] = ()
+    """COLUMN=N: at most N items of each value of an attribute (brand=2)."""
+
+    def __post_init__(self) -> None:
+        check_given(self, ("where", "exclude", "only"))
+
+
+@dataclass(frozen=True)
 class RecommendArguments:
-    """Recommend items to a user of the dataset, or to somebody new who liked some items."""
+    """Recommend items to a user of the dataset, to somebody new who liked some items, or to all
+    users."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of a trained run."""
+    """Folder of a trained run, or of a bundle that `tandem export` wrote."""
     user: str | None = None
     """Raw id of a user, as in the source."""
     items: str | None = None
@@ -68,12 +88,25 @@ class RecommendArguments:
     counts as missing."""
     data: str | None = None
     """The dataset's folder, where it is no longer where it was in training."""
+    filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
+    all: bool = False
+    """Every user, into --out. A command that was ended goes on where it stood."""
+    users: str | None = None
+    """With --all: of these users only, a file with a raw id a line."""
+    out: str | None = None
+    """With --all: folder for the Parquet files."""
+    workers: int | None = None
+    """With --all: processes that share the work. Left out: one."""
 
     def __post_init__(self) -> None:
-        if (self.user is None) == (self.items is None):
-            raise Mistake("give either --user ID or --items ID,ID,...")
-        check_given(self, ("user", "items", "data"), ("run",))
+        if (self.user is not None) + (self.items is not None) + self.all != 1:
+            raise Mistake("give either --user ID, or --items ID,ID,..., or --all --out OUT")
+        check_given(self, ("user", "items", "data", "users", "out"), ("run",))
         check_range("-k", self.k, 1)
+        if self.all and (self.out is None or self.context):
+            raise Mistake("--all: give --out OUT" if self.out is None else "--all: no --context")
+        if not self.all and (self.users or self.out or self.workers):
+            raise Mistake("--users, --out and --workers belong to --all")
 
 
 @dataclass(frozen=True)
@@ -81,13 +114,14 @@ class SimilarArguments:
     """The items whose embeddings have the largest cosine with an item's."""
 
     run: Annotated[str, tyro.conf.Positional]
-    """Folder of a trained run."""
+    """Folder of a trained run, or of a bundle that `tandem export` wrote."""
     item: str
     """Raw id of an item, as in the source."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items listed."""
     data: str | None = None
     """The dataset's folder, where it is no longer where it was in training."""
+    filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
 
     def __post_init__(self) -> None:
         check_given(self, ("item", "data"), ("run",))
@@ -96,21 +130,24 @@ class SimilarArguments:
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Write a run's item and user embeddings, its towers as programs, and an index."""
+    """Write a bundle: what answers are given from, without the run."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a trained run."""
     out: Annotated[str, tyro.conf.Positional]
     """Folder or URI to write; it must not exist yet."""
+    precision: Precision = "float32"
+    """Of the item and user vectors: float16 halves them, int8 quarters them. What lists lose by it
+    is printed."""
     index: IndexKind | None = None
     """Also a FAISS index of the items: flat (exact), ivf or hnsw (approximate; their recall
     against exact search is printed)."""
     index_k: int = 10
-    """Length of the lists by which the index is compared with exact search."""
+    """Length of the lists by which an index or a precision is compared with exact search."""
     encoder_limit: int = 1 << 30
     """Bytes of tables up to which programs with the tables inside are written too."""
     users: bool = True
-    """Write user embeddings."""
+    """Write user vectors; without them a user's is computed when it is asked for."""
     workers: int | None = None
     """Workers that share the work. Left out: one a GPU, or one; on a cluster without GPUs one
     for every second CPU."""

@@ -1,4 +1,4 @@
-"""FAISS indexes over exported item embeddings, and how much of the exact result they find.
+"""FAISS indexes over a bundle's items, and how much of the exact result they find.
 
 Scores are inner products (cosines, where the towers normalise). What a search returns are item
 rows: the index maps its positions to them, since items of which nothing is known are not in it.
@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from trainer.base.mistake import Mistake
+from trainer.bundle.flat_arrays import mapped
+from trainer.bundle.stored_vectors import StoredVectors
 from trainer.files.writing import written
-from trainer.retrieval.arguments import IndexKind
+from trainer.retrieval.arguments import ExportArguments, IndexKind
 from trainer.retrieval.search.item_rows import ItemRows
 from trainer.retrieval.search.keys import decode_keys, merge_keys
 from trainer.retrieval.search.topk import exact_topk
 
+QUERIES_OF_RECALL = 1000
 ROWS_AT_ONCE = 1 << 16
 KMEANS_ROUNDS = 10
 """FAISS takes 25; of ten million items each costs half a minute, and ten do."""
@@ -32,25 +34,14 @@ TRAINED_PER_LIST = 64
 """Rows that IVF's k-means sees per list."""
 
 
-def read_embeddings(folder: Path) -> Iterator[np.ndarray]:
-    """Blocks [n, D] of an exported folder's parts, in the order of rows."""
-    for part in sorted(folder.glob("part-*.parquet")):
-        with pq.ParquetFile(part, memory_map=True) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=["embedding"]):
-                column = batch.column(0)
-                yield column.flatten().to_numpy().reshape(len(column), -1)
-
-
 def read_known(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(item rows [n], embeddings [n, D]) of an exported folder, without what is unknown."""
-    names = ["item", "known"]
-    sides = pq.read_table(folder, columns=names)
-    row_I, known_I = (sides.column(name).to_numpy() for name in names)
-    first = 0
-    for block_nD in read_embeddings(folder):
-        here = slice(first, first + len(block_nD))
-        yield row_I[here][known_I[here]], block_nD[known_I[here]]
-        first += len(block_nD)
+    """(item rows [n], vectors [n, D]) of a bundle, without what is unknown."""
+    vectors = StoredVectors.opened(folder / "items")
+    known_I = mapped(folder / "items/known.npy")
+    for first in range(0, len(vectors), ROWS_AT_ONCE):
+        stop = min(first + ROWS_AT_ONCE, len(vectors))
+        known_n = known_I[first:stop]
+        yield np.arange(first, stop)[known_n], vectors.slice(first, stop)[known_n]
 
 
 def build_index(
@@ -60,7 +51,7 @@ def build_index(
     width: int,
     on_block: Callable[[], None] = lambda: None,
 ) -> Any:
-    """A FAISS index of the `num_items` known embeddings of a folder.
+    """A FAISS index of the `num_items` known vectors of a bundle.
 
     flat is exact. ivf: 4 * sqrt(items) lists, a sixteenth of them searched. hnsw: 32 links an
     item, 128 candidates a search.
@@ -103,6 +94,34 @@ def index_recall(index: Any, folder: Path, query_QD: Tensor, k: int) -> float:
     wanted = np.where(place_QK >= 0, np.concatenate(rows)[place_QK], -1)
     hits = sum(len(np.intersect1d(a, b)) for a, b in zip(wanted, found, strict=True))
     return hits / max(int((wanted >= 0).sum()), 1)
+
+
+def write_index_of(
+    folder: Path,
+    facts: dict[str, Any],
+    arguments: ExportArguments,
+    known: int,
+    on_block: Callable[[], None],
+) -> dict[str, Any]:
+    """Build an index over a bundle's items, compare it with exact search, write it."""
+    assert arguments.index is not None
+    index = build_index(arguments.index, folder, known, facts["width"], on_block)
+    users = StoredVectors.opened(folder / "users")
+    rows = np.random.default_rng(0).permutation(len(users))[:QUERIES_OF_RECALL]
+    k = min(arguments.index_k, known)
+    recall = index_recall(index, folder, torch.from_numpy(users.take(rows)), k)
+    write_index(index, folder / "items.faiss")
+    return {
+        "kind": arguments.index,
+        "file": "items.faiss",
+        "metric": "inner product",
+        "position": "item row, a place in items/ids.arrow",
+        "none_found": -1,
+        "seen_items_removed": False,
+        "k": k,
+        "recall": recall,
+        "queries": len(rows),
+    }
 
 
 def write_index(index: Any, path: Path) -> None:

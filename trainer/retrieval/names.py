@@ -1,4 +1,4 @@
-"""From raw ids to rows, and from item rows to raw ids and titles."""
+"""From raw ids, as they are written, to rows of a dataset."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import csv
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
-from trainer.data.parquet import filesystem_of, open_parquet
+from trainer.data.parquet import open_parquet
 from trainer.data.schema import Dataset
 
 ROWS_READ_AT_ONCE = 1 << 18
@@ -26,32 +24,18 @@ HOW_TO_QUOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Item:
-    """An item as a person knows it."""
-
-    row: int
-    raw_id: int | str
-    title: str | None
-
-    @property
-    def label(self) -> str:
-        """The title with the raw id, or the raw id alone."""
-        return f"{self.title} ({self.raw_id})" if self.title else str(self.raw_id)
-
-
-def split_ids(written: str) -> list[tuple[str, ...]]:
-    """The ids of `--items`, each as it stands and without the blanks around it.
+def split_ids(written: str, flag: str = "--items") -> list[tuple[str, ...]]:
+    """The ids of a flag, each as it stands and without the blanks around it.
 
     They are parted and quoted as in CSV: `i3,i8`, `"Doe, Jane",i5`.
     """
     try:
         (fields,) = csv.reader([written], strict=True)
     except (csv.Error, ValueError) as error:
-        raise Mistake(f"--items {written!r} cannot be read ({error}): {HOW_TO_QUOTE}") from error
+        raise Mistake(f"{flag} {written!r} cannot be read ({error}): {HOW_TO_QUOTE}") from error
     ids = [tuple(dict.fromkeys((each, each.strip()))) for each in fields if each.strip()]
     if not ids:
-        raise Mistake("--items is empty: give at least one item id")
+        raise Mistake(f"{flag} is empty: give at least one item id")
     return ids
 
 
@@ -90,25 +74,6 @@ def find_rows(
             message = f"no {side} {each[-1]!r} in {dataset.path}: {_near(each[-1], some)}"
             raise Mistake(f"{message}; {hint}" if hint else message)
     return [next(found[raw_id] for raw_id in each if raw_id in found) for each in wanted]
-
-
-def name_items(dataset: Dataset, rows: Sequence[int]) -> list[Item]:
-    """Raw ids and titles of item rows, in their order. Reads only the row groups they are in."""
-    if not rows:
-        return []
-    filesystem, path = filesystem_of(dataset.file("items.parquet"))
-    table = pq.read_table(
-        path,
-        filesystem=filesystem,
-        columns=["item", "raw_id", "title"],
-        partitioning=None,  # a folder `item=5` above is no column
-        filters=pc.field("item").isin(sorted(set(rows))),
-    )
-    items = {
-        each["item"]: Item(each["item"], each["raw_id"], each["title"])
-        for each in table.to_pylist()
-    }
-    return [items[row] for row in rows]
 
 
 def _as_ids(forms: Sequence[str], kind: pa.DataType, side: str) -> list[Any]:

@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from trainer.data.feature_bags import rows_of
-from trainer.distributed.ranks import Ranks
 from trainer.files.writing import written
 from trainer.model.dense import DenseInputs
 from trainer.model.inputs import Inputs
@@ -172,7 +171,7 @@ def export_towers(model: TwoTower) -> dict[str, ExportedProgram]:
     """`item_tower` and `query_tower`. No collective."""
     inputs, programs, rows = model.inputs, {}, Dim("rows")
     for side in _sides(model):
-        example = torch.zeros((2, len(_places(side.keys, inputs)), inputs.tables[0].dim))
+        example = torch.zeros((2, len(program_features(side.keys, inputs)), inputs.tables[0].dim))
         program: nn.Module
         if isinstance(side.encoding, SequenceEncoding):
             program = SequenceTowerProgram(side.encoding)
@@ -208,7 +207,7 @@ def export_encoders(
     return programs
 
 
-def _places(keys: Sequence[str], inputs: Inputs) -> list[str]:
+def program_features(keys: Sequence[str], inputs: Inputs) -> list[str]:
     """What a tower program reads in order: keys, of a sequence each place, the most recent last."""
     if not inputs.sequence_length or "history" not in keys:
         return list(keys)
@@ -225,7 +224,7 @@ def save_program(program: ExportedProgram, path: Path) -> None:
 
 
 def program_facts(name: str, inputs: Inputs, width: int) -> dict[str, Any]:
-    """How a program is called, for export.json."""
+    """How a program is called, for bundle.json."""
     side, _, kind = name.partition("_")
     keys = inputs.candidate_keys if side == "item" else inputs.query_keys
     dense_keys = inputs.candidate_dense if side == "item" else inputs.query_dense
@@ -235,30 +234,8 @@ def program_facts(name: str, inputs: Inputs, width: int) -> dict[str, Any]:
             key: f"float32 [n, {max(inputs.dense[key].width, 1)}]" for key in dense_keys
         }
     if kind == "tower":
-        places = _places(keys, inputs)
+        places = program_features(keys, inputs)
         pooled = f"float32 [n, {len(places)}, {inputs.tables[0].dim}]"
         return {"input": pooled, "features": places, **facts}
     lists = {key: f"int64 [n, {'L' if key in inputs.several_keys else 1}]" for key in keys}
     return {"input": lists, "padding": -1, **facts}
-
-
-def table_bytes(inputs: Inputs) -> int:
-    """Bytes of all tables in float32."""
-    return sum(4 * table.num_rows * table.dim for table in inputs.tables)
-
-
-def gather_tables(model: TwoTower, ranks: Ranks) -> dict[str, Tensor]:
-    """Whole tables by name on rank 0, nothing elsewhere. Collective: a gather a table.
-
-    By way of the hosts: a whole table need not fit a GPU, and a group of gloo and NCCL takes what
-    a sharded tensor gathers to be on the host.
-    """
-    tables = {}
-    for name, sharded in model.embeddings.state_dict().items():
-        whole = None
-        if ranks.is_first:
-            whole = torch.empty(sharded.size(), dtype=sharded.dtype)
-        sharded.gather(dst=0, out=whole)  # collective
-        if whole is not None:
-            tables[name.removeprefix("embedding_bags.").removesuffix(".weight")] = whole
-    return tables

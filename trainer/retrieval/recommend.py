@@ -1,84 +1,160 @@
-"""`tandem recommend RUN --user ID` or `--items ID,ID`, and `tandem similar RUN --item ID`."""
+"""`tandem recommend RUN --user ID` or `--items ID,ID`, and `tandem similar RUN --item ID`.
+
+RUN is a run or a bundle. Without torch, but where a query has to be computed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
-
-import torch
-from torch import Tensor
-from torch.nn import functional
+from pathlib import Path
 
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say, window_width
-from trainer.data.schema import Dataset
-from trainer.launch.here import Here, is_first_process
-from trainer.launch.launcher import Worker
-from trainer.retrieval.arguments import RecommendArguments, SimilarArguments
-from trainer.retrieval.encode import Encoder, is_known
-from trainer.retrieval.known import KnownUsers, known_users
-from trainer.retrieval.measures.popularity import PopularityRanking
-from trainer.retrieval.names import HOW_TO_QUOTE, Item, find_rows, name_items, split_ids
-from trainer.retrieval.opened import OpenedRun
-from trainer.retrieval.request_context import context_of, parsed_context
-from trainer.retrieval.search.item_lists import ItemLists
-from trainer.retrieval.search.item_rows import ItemRows
-from trainer.retrieval.search.keys import decode_keys
-from trainer.retrieval.search.merge import merge_rankings, share_queries
-from trainer.retrieval.search.topk import exact_topk
+from trainer.bundle import answers
+from trainer.bundle.asked import Ask, AskSimilar, Filters, Recommendations
+from trainer.bundle.opened_bundle import Bundle
+from trainer.retrieval.arguments import FilterArguments, RecommendArguments, SimilarArguments
+from trainer.retrieval.names import HOW_TO_QUOTE, split_ids
+from trainer.retrieval.run_bundle import opened_bundle
+
+MOST_FILE_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """An item for a user, or like another, as a program takes it."""
+def answer(arguments: RecommendArguments) -> None:
+    """What `tandem recommend` does."""
+    if not arguments.all:
+        recommend(arguments)
+        return
+    assert arguments.out is not None
+    users = None if arguments.users is None else read_ids("--users", Path(arguments.users))
+    with _opened(arguments) as bundle:
+        from trainer.retrieval.everybody import recommend_everybody  # brings torch
 
-    item: int | str
-    """Raw id, as in the source."""
-    title: str | None
-    score: float
-
-
-@dataclass(frozen=True)
-class Recommendations:
-    """Items by falling score, and the history they follow from."""
-
-    items: list[Item]
-    scores: list[float]
-    history: list[Item]
-    """Most recent first."""
-    note: str | None = None
-    """What to know of the list, where the model knows nothing of the user or the item."""
-
-    def listed(self) -> list[Recommendation]:
-        """Best first."""
-        return [
-            Recommendation(item.raw_id, item.title, score)
-            for item, score in zip(self.items, self.scores, strict=True)
-        ]
+        recommend_everybody(
+            *(bundle, arguments.out, users, arguments.k, filters_of(arguments.filters)),
+            arguments.workers,
+        )
 
 
 def recommend(arguments: RecommendArguments) -> Recommendations:
     """Print recommendations with the recent history beside them, and return them."""
-    found: Recommendations = Here().run(recommend_on_rank, arguments)
+    with _opened(arguments) as bundle:
+        found = recommend_from(bundle, arguments)
     title = "somebody new" if arguments.user is None else f"user {arguments.user}"
-    if is_first_process():
-        for sheet in sheets(found, title, window_width()):
-            sheet.print()
-        _say_note(found)
+    for sheet in sheets(found, title, window_width()):
+        sheet.print()
+    _say_note(found)
     return found
 
 
 def similar(arguments: SimilarArguments) -> Recommendations:
     """Print the items most like one item, and return them."""
-    found: Recommendations = Here().run(similar_on_rank, arguments)
+    with _opened(arguments) as bundle:
+        found = similar_from(bundle, arguments)
     title = f"like {found.history[0].label}"
     sheet = Sheet("", "item", "cosine", numbers=("", "cosine"), title=title)
     for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1):
         sheet.add(rank, item.label, f"{score:.4f}")
-    if is_first_process():
-        sheet.print()
-        _say_note(found)
+    sheet.print()
+    _say_note(found)
     return found
+
+
+def recommend_from(bundle: Bundle, arguments: RecommendArguments) -> Recommendations:
+    """Of a bundle that is open."""
+    ask = Ask(
+        user=arguments.user,
+        items=() if arguments.items is None else tuple(split_ids(arguments.items)),
+        context=parsed_context(arguments.context),
+        k=arguments.k,
+        filters=filters_of(arguments.filters),
+    )
+    try:
+        return answers.recommend(bundle, ask)
+    except Mistake as mistake:
+        if arguments.items is not None and str(mistake).startswith("no item"):
+            raise Mistake(f"{mistake}; {HOW_TO_QUOTE}") from mistake
+        raise
+
+
+def similar_from(bundle: Bundle, arguments: SimilarArguments) -> Recommendations:
+    """Of a bundle that is open."""
+    ask = AskSimilar(arguments.item, arguments.k, filters_of(arguments.filters))
+    return answers.similar(bundle, ask)
+
+
+def filters_of(given: FilterArguments) -> Filters:
+    """What the flags say. Raises Mistake."""
+    return Filters(
+        where=given.where,
+        only=None if given.only is None else listed_ids("--only", given.only),
+        exclude=() if given.exclude is None else listed_ids("--exclude", given.exclude),
+        max_per=parsed_limits(given.max_per),
+    )
+
+
+def listed_ids(flag: str, given: str) -> tuple[str, ...]:
+    """The ids of a file, one a line, or those that stand there, separated by commas."""
+    try:
+        is_file = Path(given).is_file()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        is_file = False
+    if not is_file:
+        return tuple(forms[-1] for forms in split_ids(given, flag))
+    return read_ids(flag, Path(given))
+
+
+def read_ids(flag: str, file: Path) -> tuple[str, ...]:
+    """The ids of a file, one a line. Raises Mistake."""
+    if not file.is_file():
+        raise Mistake(f"{flag} {file} is no file: write an id a line")
+    size = file.stat().st_size
+    if size > MOST_FILE_BYTES:
+        raise Mistake(f"{flag} {file} has {size:,} bytes; at most {MOST_FILE_BYTES:,} are read")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise Mistake(f"{flag} {file} is no text: write an id a line, in UTF-8") from error
+    ids = tuple(line.strip() for line in lines if line.strip())
+    if not ids:
+        raise Mistake(f"{flag} {file} holds no id: write one a line")
+    return ids
+
+
+def parsed_limits(texts: Sequence[str]) -> dict[str, int]:
+    """COLUMN=N of `--max-per`."""
+    found: dict[str, int] = {}
+    for text in texts:
+        column, sign, count = text.rpartition("=")
+        if not sign or not column or not count.isdecimal() or int(count) < 1 or column in found:
+            raise Mistake(f"--max-per {text!r:.60}: give COLUMN=N, N at least 1, each column once")
+        found[column] = int(count)
+    return found
+
+
+def parsed_context(texts: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE of the command line."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name or name in found:
+            raise Mistake(f"--context {text!r:.60}: give --context NAME=VALUE, each name once")
+        found[name] = value
+    return found
+
+
+@contextmanager
+def _opened(arguments: RecommendArguments | SimilarArguments) -> Iterator[Bundle]:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise Mistake(
+            "answers are given by one process: leave torchrun out. Where one process cannot hold "
+            "the model, `tandem export --workers N` writes a bundle, which is asked in its stead"
+        )
+    with opened_bundle(arguments.run, arguments.data) as bundle:
+        yield bundle
 
 
 def _say_note(found: Recommendations) -> None:
@@ -106,96 +182,3 @@ def sheets(found: Recommendations, title: str, window: int | None) -> list[Sheet
     for rank, label in enumerate(past, 1):
         second.add(rank, label)
     return [first, second] if past else [first]
-
-
-def recommend_on_rank(arguments: RecommendArguments, worker: Worker) -> Recommendations:
-    """Collective; the same on every rank."""
-    return recommend_from(OpenedRun(arguments.run, worker.ranks, arguments.data), arguments)
-
-
-def recommend_from(opened: OpenedRun, arguments: RecommendArguments) -> Recommendations:
-    """Of a run that is open. Collective; the same on every rank."""
-    trained, encoder = opened.trained, opened.encoder
-    if arguments.user is not None:
-        (row,) = find_rows(trained.dataset, "user", [arguments.user])
-        (known,) = known_users(trained.dataset, row, row + 1, 1)
-    else:
-        row = -1
-        known = _somebody_new(trained.dataset, encoder, arguments.items or "")
-    k = min(arguments.k, trained.dataset.num_items)
-    given = parsed_context(arguments.context)
-    context = context_of(trained.dataset, given, encoder.model.inputs.query_reads)
-    query_1D = encoder.queries(  # collective
-        torch.tensor([row]), known.history, known.disliked, context
-    )
-    item, score = _best(opened.items, query_1D, known.seen, k)  # collective
-    recent = known.history.values.flip(0)[:k].tolist()
-    dataset, note = trained.dataset, None
-    if not is_known(query_1D).item():
-        item, score = _most_popular(encoder, known.seen, k)
-        note = (
-            "no training interaction of this user, and nothing else that the model reads: these "
-            "are the most popular items, with their training interactions as the score"
-        )
-    return Recommendations(name_items(dataset, item), score, name_items(dataset, recent), note)
-
-
-def similar_on_rank(arguments: SimilarArguments, worker: Worker) -> Recommendations:
-    """Collective; the same on every rank."""
-    return similar_from(OpenedRun(arguments.run, worker.ranks, arguments.data), arguments)
-
-
-def similar_from(opened: OpenedRun, arguments: SimilarArguments) -> Recommendations:
-    """Of a run that is open. Collective; the same on every rank."""
-    trained, encoder = opened.trained, opened.encoder
-    (row,) = find_rows(trained.dataset, "item", [arguments.item])
-    rows = opened.items  # collective
-    unit = ItemRows(functional.normalize(rows.embedding_ID, dim=1), rows.first_row, rows.unranked_X)
-    query_1D = functional.normalize(encoder.candidates(torch.tensor([row]).numpy()), dim=1)
-    k = min(arguments.k, trained.dataset.num_items)
-    item, score = _best(unit, query_1D, ItemLists.from_lists([[row]]), k)  # collective
-    note = None
-    if not is_known(query_1D).item():
-        item, score = [], []
-        note = (
-            "no training interaction with this item, and nothing else that the model reads: "
-            "what it is like is unknown"
-        )
-    dataset = trained.dataset
-    return Recommendations(name_items(dataset, item), score, name_items(dataset, [row]), note)
-
-
-def _best(
-    items: ItemRows, query_1D: Tensor, seen: ItemLists, k: int
-) -> tuple[list[int], list[float]]:
-    """Rows and scores of the k best items for one query that every rank holds. Collective."""
-    query_WD = share_queries(query_1D)  # collective
-    everywhere = ItemLists(
-        seen.values.repeat(len(query_WD)),
-        torch.arange(len(query_WD) + 1) * seen.values.numel(),
-    ).to(query_1D.device)
-    key_1K = merge_rankings(exact_topk(items, query_WD, everywhere, k))  # collective
-    score_K, item_K = (part[0] for part in decode_keys(key_1K))
-    real_K = item_K >= 0
-    return item_K[real_K].tolist(), score_K[real_K].tolist()
-
-
-def _most_popular(encoder: Encoder, seen: ItemLists, k: int) -> tuple[list[int], list[float]]:
-    """The k items with the most training interactions that one user has not seen; with those."""
-    count_I = torch.from_numpy(encoder.store.item_count_I)
-    found_K = PopularityRanking(count_I).topk(seen, min(k, len(count_I)))[0]
-    found_K = found_K[found_K >= 0]
-    return found_K.tolist(), count_I[found_K].double().tolist()
-
-
-def _somebody_new(dataset: Dataset, encoder: Encoder, raw_ids: str) -> KnownUsers:
-    """A user without a row, known by the items alone."""
-    if not encoder.uses_history:
-        raise Mistake(
-            "--items: this model does not read histories, so it knows nothing of somebody new; "
-            "train with --model.use-history, or give --user ID"
-        )
-    rows = find_rows(dataset, "item", split_ids(raw_ids), HOW_TO_QUOTE)
-    nothing = ItemLists.from_lists([[]])
-    seen = ItemLists.from_lists([sorted(set(rows))])
-    return KnownUsers(-1, ItemLists.from_lists([rows]), nothing, seen)

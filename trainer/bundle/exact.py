@@ -1,0 +1,145 @@
+"""The k best items of one query or a few, exact over the stored vectors, under filters.
+
+Chunks of items that pass are scored by a product of matrices in float32, which only *filters*: an
+item goes on when its score could reach the query's k-th so far, given a bound on the rounding. The
+few that go on are scored anew, float32 products summed in float64, so that the answer depends
+neither on chunks nor on how many queries are asked at once. Equal scores rank the lower row first.
+
+Shapes: Q queries, D width, I items, n items of a chunk, h items that went on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.bundle.passing import Chunk, Passing
+from trainer.bundle.stored_vectors import StoredVectors
+
+CHUNK_ITEMS = 1 << 16
+SCORES_AT_ONCE = 1 << 21
+"""Scores of a chunk: they stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Items of one query, best first."""
+
+    row_k: np.ndarray
+    """int64."""
+    score_k: np.ndarray
+    """float32."""
+
+
+def exact_best(
+    vectors: StoredVectors,
+    query_QD: np.ndarray,
+    passing: Passing,
+    left_out: Sequence[np.ndarray],
+    count_Q: Sequence[int],
+    largest_norm: float,
+    by_cosine: bool = False,
+) -> list[Ranking]:
+    """The `count_Q` best items of each query among those that pass.
+
+    Args:
+        query_QD: float32.
+        left_out: rows that a query is not answered with, ascending.
+        largest_norm: of any stored vector.
+        by_cosine: items are divided by their norms; the query has to be of length 1.
+    """
+    query_QD = np.ascontiguousarray(query_QD, dtype=np.float32)
+    # |score in float32 - exact score| <= rounding * |query| * |item|, twice over: of the item that
+    # is looked at and of the k-th so far; and the exact score is rounded to float32 itself.
+    rounding = (2 * (query_QD.shape[1] + 8) + 6) * 2.0**-24
+    reach = 1.0 if by_cosine else largest_norm
+    margin_Q = np.linalg.norm(query_QD, axis=1) * reach * rounding
+    searches = [
+        _Search(query_D, rows, k, margin)
+        for query_D, rows, k, margin in zip(query_QD, left_out, count_Q, margin_Q, strict=True)
+    ]
+    size = max(1 << 12, min(CHUNK_ITEMS, SCORES_AT_ONCE // max(len(query_QD), 1)))
+    for chunk in passing.chunks(size):
+        if chunk.rows is None:
+            item_nD = vectors.slice(chunk.first, chunk.stop)
+            norm_n = vectors.norm_N[chunk.first : chunk.stop]
+        else:
+            item_nD, norm_n = vectors.take(chunk.rows), vectors.norm_N.take(chunk.rows)
+        score_nQ = item_nD @ query_QD.T
+        divisor_n = _divisors(norm_n) if by_cosine else None
+        if divisor_n is not None:
+            score_nQ /= divisor_n[:, None]
+        for search, score_n in zip(searches, score_nQ.T, strict=True):
+            search.look(chunk, np.ascontiguousarray(score_n), item_nD, divisor_n)
+    return [search.ranking() for search in searches]
+
+
+def _divisors(norm_n: np.ndarray) -> np.ndarray:
+    return np.where(norm_n > 0, norm_n, np.float32(1))
+
+
+class _Search:
+    """One query's best so far."""
+
+    def __init__(self, query_D: np.ndarray, left_out: np.ndarray, k: int, margin: float) -> None:
+        self.query_D, self.left_out, self.k, self.margin = query_D, left_out, k, margin
+        self.row_h = np.empty(0, dtype=np.int64)
+        self.score_h = np.empty(0, dtype=np.float32)
+        self.bound = np.float32(-np.inf)
+        """What the filter's score of an item has to reach."""
+
+    def look(
+        self,
+        chunk: Chunk,
+        score_n: np.ndarray,
+        item_nD: np.ndarray,
+        divisor_n: np.ndarray | None,
+    ) -> None:
+        """Score anew what of a chunk may be among the best."""
+        if not self.k:
+            return
+        if chunk.passes_n is not None:
+            score_n[~chunk.passes_n] = -np.inf
+        place = self._left_out_of(chunk)
+        if len(place):
+            score_n[place] = -np.inf
+        if len(score_n) > 4 * self.k:
+            kth = (
+                np.partition(score_n, len(score_n) - self.k)[len(score_n) - self.k]
+                if self.bound == -np.inf
+                else self.bound
+            )
+            self.bound = max(self.bound, np.float32(kth - 2 * self.margin))
+        hit_h = np.flatnonzero((score_n >= self.bound) & (score_n > -np.inf))
+        if not len(hit_h):
+            return
+        found_hD = item_nD[hit_h]
+        if divisor_n is not None:
+            found_hD = found_hD / divisor_n[hit_h, None]
+        exact_h = (found_hD * self.query_D).sum(axis=1, dtype=np.float64).astype(np.float32)
+        row_h = hit_h + chunk.first if chunk.rows is None else chunk.rows[hit_h]
+        self.row_h = np.concatenate([self.row_h, row_h])
+        self.score_h = np.concatenate([self.score_h, exact_h])
+        self._keep()
+
+    def _left_out_of(self, chunk: Chunk) -> np.ndarray:
+        """Places in a chunk of what is left out."""
+        begin, end = np.searchsorted(self.left_out, (chunk.first, chunk.stop))
+        rows = self.left_out[begin:end]
+        if chunk.rows is None or not len(rows):
+            return rows - chunk.first
+        place = np.searchsorted(chunk.rows, rows)
+        place = place[place < len(chunk.rows)]
+        return place[np.isin(chunk.rows[place], rows)]
+
+    def _keep(self) -> None:
+        """Keep the k best, and raise the bound to what the last of them asks for."""
+        order = np.lexsort((self.row_h, -self.score_h))[: self.k]
+        self.row_h, self.score_h = self.row_h[order], self.score_h[order]
+        if len(order) == self.k:
+            self.bound = max(self.bound, np.float32(self.score_h[-1] - self.margin))
+
+    def ranking(self) -> Ranking:
+        return Ranking(self.row_h, self.score_h)

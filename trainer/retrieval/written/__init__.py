@@ -1,0 +1,1 @@
+"""What a bundle is written of: vectors that the model computes, tables of what the dataset says."""

@@ -1,0 +1,111 @@
+"""The files of a bundle that queries are encoded with: programs, and the tables of the query tower.
+
+Tensor shapes: R rows of a table, D its columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.bundle.flat_arrays import GrowingArray
+from trainer.bundle.manifest import TableFile
+from trainer.data.feature_bags import rows_of
+from trainer.distributed.ranks import Ranks
+from trainer.files.writing import written
+from trainer.model.inputs import Inputs
+from trainer.model.trained import TrainedRun
+from trainer.retrieval.programs import export_encoders, export_towers, save_program
+
+
+def table_bytes(inputs: Inputs) -> int:
+    """Bytes of all tables in float32."""
+    return sum(4 * table.num_rows * table.dim for table in inputs.tables)
+
+
+def write_programs(
+    trained: TrainedRun,
+    ranks: Ranks,
+    folder: Path,
+    limit: int,
+    row_of: Mapping[str, np.ndarray],
+) -> tuple[list[str], dict[str, TableFile]]:
+    """Rank 0 writes the tower programs, those with tables inside where these fit, and the tables
+    that the query tower reads, in files of their own. Collective.
+
+    row_of: as `FeatureStore` has it.
+
+    Returns:
+        Names of the programs, and the tables' files by query key.
+    """
+    inputs = trained.model.inputs
+    with_encoders = inputs.neighbours is None and table_bytes(inputs) <= limit
+    of_query = (
+        {}
+        if inputs.neighbours is not None
+        else {
+            key: table.name
+            for key in inputs.query_keys
+            for table in inputs.tables
+            if key in table.features
+        }
+    )
+    kept: dict[str, Tensor] = {}
+    for name, sharded in trained.model.embeddings.state_dict().items():
+        table = name.removeprefix("embedding_bags.").removesuffix(".weight")
+        if with_encoders or table in of_query.values():
+            whole = gathered(sharded, ranks)  # collective
+            if whole is not None and table in of_query.values():
+                save_table(folder / _table_file(table), table, whole)
+            if whole is not None and with_encoders:
+                kept[table] = whole
+    programs = export_towers(trained.model) if ranks.is_first else {}
+    if with_encoders and ranks.is_first:
+        programs |= export_encoders(trained.model, kept, row_of)
+    for name, program in programs.items():
+        save_program(program, folder / f"{name}.pt2")
+    files = {}
+    for key, name in of_query.items():
+        rows, known, unknown = None, inputs.known_rows(key), inputs.unknown_row(key)
+        if rows_of(key) in row_of:
+            rows = f"tables/rows_of_{rows_of(key)}s.npy"
+            if ranks.is_first and not (folder / rows).exists():
+                with GrowingArray(folder / rows, np.int32) as array:
+                    array.append(row_of[rows_of(key)])
+        files[key] = TableFile(_table_file(name), name, known, unknown, rows)
+    return sorted(programs), files
+
+
+def _table_file(table: str) -> str:
+    return f"tables/{table}.safetensors"
+
+
+def save_table(path: Path, name: str, table_RD: Tensor) -> None:
+    """One tensor in the form of safetensors, which is mapped where it is read."""
+    kind = {torch.float32: "F32", torch.float16: "F16"}[table_RD.dtype]
+    values = table_RD.contiguous().numpy()
+    facts = {"dtype": kind, "shape": [*values.shape], "data_offsets": [0, values.nbytes]}
+    header = json.dumps({name: facts}).encode()
+    header += b" " * (-len(header) % 8)
+    with written(path) as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.write(values.data.cast("B"))
+
+
+def gathered(sharded: Any, ranks: Ranks) -> Tensor | None:
+    """A whole table on rank 0, None elsewhere. Collective.
+
+    By way of the hosts: a whole table need not fit a GPU, and a group of gloo and NCCL takes what
+    a sharded tensor gathers to be on the host.
+    """
+    whole = None
+    if ranks.is_first:
+        whole = torch.empty(sharded.size(), dtype=sharded.dtype)
+    sharded.gather(dst=0, out=whole)  # collective
+    return whole
