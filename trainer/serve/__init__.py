@@ -1,0 +1,1 @@
+"""`tandem serve`: a bundle behind HTTP, in one process."""
