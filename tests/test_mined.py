@@ -14,12 +14,12 @@ from tests.one_rank import begun, checkpoints, resumed, small_data, spec_of
 from tests.test_training import _worker, losses
 from trainer.base.mistake import Mistake
 from trainer.data.events.event_reader import each_event
-from trainer.data.mined import MinedItems, mined_schema
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import process_group
 from trainer.launch.processes import on_this_machine
 from trainer.loader.column_plan import make_plan, side_of
 from trainer.loader.loader import Loader
+from trainer.loader.mined import MinedItems, mined_schema
 from trainer.retrieval.known import known_users
 from trainer.retrieval.mining.mine import MineArguments, mine
 from trainer.retrieval.opened import OpenedRun

@@ -81,6 +81,8 @@ def make_bundle(
         "largest_norm": float(norms.max()),
         "user_vectors": True,
         "query_keys": ("user",),
+        "query_features": ("user",),
+        "dim": width,
         "candidate_keys": ("item",),
         "mean_keys": (),
         "query_dense": (),

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.data.windows import make, make_log, write
 from tests.retrieval.ranks import run_on_ranks
 from tests.test_features import data_of_every_type
 from tests.test_training import small_config
@@ -51,6 +52,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "mean": {"tower": "history", "history_pooling": "mean", **FEATURES},
     "sequence": {"tower": "sequence", "sequence_length": 4, **FEATURES},
     "graph": {"tower": "graph", "use_history": False},
+    "dcn": {"tower": "dcn", "use_history": True, "attribute_widths": ("cardinality",), **FEATURES},
 }
 K = 12
 
@@ -107,6 +109,27 @@ def new_person(rows: list[int]) -> KnownUsers:
     return KnownUsers(
         -1, ItemLists.from_lists([rows]), nothing, ItemLists.from_lists([sorted(rows)])
     )
+
+
+@pytest.mark.parametrize("tower", ["mean", "sequence"])
+def test_answers_where_ids_share_rows(tower: str, tmp_path: Path) -> None:
+    write(make_log(3, rows=900), tmp_path / "log.parquet")
+    make(tmp_path / "log.parquet", tmp_path / "data", min_count=4, min_user_count=6)
+    data = Dataset.load(tmp_path / "data")
+    assert {side: data.rows_of_table(side) for side in ("user", "item")} != {
+        "user": data.num_users,
+        "item": data.num_items,
+    }
+    plain = dict.fromkeys(FEATURES, False)
+    config = small_config(model={**TOWERS[tower], **plain}, training={"max_steps": 4})
+    run_worker(RunSpec("ml-100k", config, data.path, str(tmp_path / "R")), SilentProgress())
+    with opened_bundle(str(tmp_path / "R")) as bundle, trained_code(tmp_path / "R") as best:
+        for user in range(0, data.num_users, 5):
+            raw_id = str(bundle.user_names.id_of(user))
+            check_same(asked(bundle, Ask(raw_id, k=K)), best(user, known_at(data, [user]), {}))
+        for rows in ([3], [3, 8, 20], list(range(data.num_items))):
+            liked = tuple((str(bundle.item_names.id_of(row)),) for row in rows)
+            check_same(asked(bundle, Ask(items=liked, k=K)), best(-1, new_person(rows), {}))
 
 
 @pytest.mark.parametrize("tower", TOWERS)

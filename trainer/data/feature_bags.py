@@ -83,6 +83,13 @@ def _at_place(
     return values_V[stop_n[reached_n] - 1 - place], reached_n.astype(np.int64)
 
 
+def context_bags(value_n: np.ndarray | None, user_n: np.ndarray) -> Bags:
+    """Bags of a category of the context; row 0, "missing", where it is not given."""
+    if value_n is None:
+        value_n = np.zeros(len(user_n), dtype=np.int64)
+    return value_n.astype(np.int64), np.ones(len(user_n), dtype=np.int64)
+
+
 def rows_of(key: str) -> str:
     """What a feature's ids are rows of: "user", "item", or the key of an attribute."""
     if "." in key:

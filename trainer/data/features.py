@@ -18,7 +18,16 @@ import pyarrow as pa
 import torch
 
 from trainer.base.mistake import Mistake
-from trainer.data.feature_bags import Bags, Features, in_tables, keyed_jagged, list_bags, list_of
+from trainer.base.split_names import CountColumn
+from trainer.data.feature_bags import (
+    Bags,
+    Features,
+    context_bags,
+    in_tables,
+    keyed_jagged,
+    list_bags,
+    list_of,
+)
 from trainer.data.feature_types import Attribute
 from trainer.data.jagged import Column, Jagged, from_arrow, spread
 from trainer.data.neighbours import (
@@ -36,7 +45,6 @@ from trainer.data.schema import Dataset
 from trainer.data.vectors import Vectors
 
 Side = Literal["user", "item"]
-CountColumn = Literal["count", "count_with_validation", "count_of_all"]
 ROWS_READ_AT_ONCE = 1 << 20
 SMALL_TYPES = (np.uint8, np.int16, np.int32, np.int64)
 """No larger unsigned ones: with int64 they would meet in float64."""
@@ -190,20 +198,6 @@ class FeatureStore:
         if self.row_of:
             together, _ = in_tables(together, self.row_of)
         return Features(together, numbers, sequences)
-
-
-def context_bags(value_n: np.ndarray | None, user_n: np.ndarray) -> Bags:
-    """Bags of a category of the context; row 0, "missing", where it is not given."""
-    if value_n is None:
-        value_n = np.zeros(len(user_n), dtype=np.int64)
-    return value_n.astype(np.int64), np.ones(len(user_n), dtype=np.int64)
-
-
-def count_column(splits: Sequence[str]) -> CountColumn:
-    """Which column of users.parquet and items.parquet counts the positives of these splits."""
-    if "test" in splits:
-        return "count_of_all"
-    return "count_with_validation" if "validation" in splits else "count"
 
 
 def read_counts(dataset: Dataset, side: Side, column: CountColumn) -> np.ndarray:

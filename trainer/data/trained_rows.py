@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from trainer.base.split_names import count_column
 from trainer.data.events.event_reader import each_event, each_group
-from trainer.data.features import count_column, read_attribute, read_counts, read_table_rows
+from trainer.data.features import read_attribute, read_counts, read_table_rows
 from trainer.data.jagged import Jagged
 from trainer.data.schema import Dataset
 

@@ -29,11 +29,11 @@ from trainer.data.feature_bags import (
 )
 from trainer.data.features import FeatureStore
 from trainer.data.jagged import Column, Jagged, Ranges, spread
-from trainer.data.mined import MinedItems
 from trainer.data.neighbours import NEIGHBOUR_KEYS, Draw, WeightedBags
 from trainer.loader.batch import Batch
 from trainer.loader.batch_bags import Addresses, addresses_of, bags_of
 from trainer.loader.epoch_plan import Step
+from trainer.loader.mined import MinedItems
 from trainer.loader.sequence_batches import SequenceReading, with_items_of
 from trainer.loader.windows import WindowRows
 

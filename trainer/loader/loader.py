@@ -24,10 +24,10 @@ import numpy as np
 from trainer.base.freed_memory import keep_freed_memory
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
+from trainer.base.split_names import count_column
 from trainer.data.candidates import Distribution
 from trainer.data.feature_bags import LIST_KEYS, list_of
-from trainer.data.features import FeatureStore, count_column
-from trainer.data.mined import MinedItems
+from trainer.data.features import FeatureStore
 from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
 from trainer.loader.arguments_checked import check_reading
@@ -35,6 +35,7 @@ from trainer.loader.assemble import Assembler, Piece, Window
 from trainer.loader.batch import Batch
 from trainer.loader.epoch_plan import EpochPlan, Step
 from trainer.loader.epoch_rows import EpochRows, WindowSchedule
+from trainer.loader.mined import MinedItems
 from trainer.loader.order import EpochOrder, Position, chosen_streams
 from trainer.loader.prefetch import BatchStream, WindowCache
 from trainer.loader.sequence_batches import SequenceReading

@@ -18,7 +18,6 @@ from trainer.config.negatives_section import NegativesConfig
 from trainer.config.sections import Config
 from trainer.data.candidates import Distribution
 from trainer.data.feature_bags import rows_of
-from trainer.data.mined import MinedItems
 from trainer.data.neighbours import store_neighbours
 from trainer.data.schema import Dataset
 from trainer.data.trained_rows import trained_items, trained_rows
@@ -26,6 +25,7 @@ from trainer.distributed.agreement import together
 from trainer.distributed.ranks import Ranks
 from trainer.loader.epoch_rows import WindowSchedule
 from trainer.loader.loader import Loader
+from trainer.loader.mined import MinedItems
 from trainer.loader.sequence_batches import SequenceReading
 from trainer.model.inputs import Inputs, build_inputs
 from trainer.model.log_q import FrequencyCorrection

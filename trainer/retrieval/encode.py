@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.base.split_names import count_column
 from trainer.data.feature_bags import list_of
-from trainer.data.features import FeatureStore, count_column
+from trainer.data.features import FeatureStore
 from trainer.data.packing import pack_lists
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import gather_objects

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from trainer.base.split_names import count_column
 from trainer.config.sections import Config
-from trainer.data.features import count_column
 from trainer.data.parquet import open_parquet
 from trainer.data.schema import Dataset
 

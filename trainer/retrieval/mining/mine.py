@@ -22,13 +22,13 @@ import tyro
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
 from trainer.base.screen import say
-from trainer.data.mined import mined_schema
 from trainer.distributed.agreement import gather_objects, together
 from trainer.files.filesystems import is_uri
 from trainer.files.writing import written
 from trainer.launch.here import is_first_process
 from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
+from trainer.loader.mined import mined_schema
 from trainer.retrieval.encode import is_known
 from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.opened import OpenedRun

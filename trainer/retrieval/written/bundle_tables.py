@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from trainer.base.split_names import CountColumn
 from trainer.bundle.flat_arrays import GrowingArray, GrowingLists
 from trainer.bundle.names_file import write_names
 from trainer.bundle.query_program import FEATURES
 from trainer.bundle.where import ATTRIBUTES
 from trainer.data.feature_types import Attribute
-from trainer.data.features import CountColumn, FeatureStore
+from trainer.data.features import FeatureStore
 from trainer.data.jagged import Jagged
 from trainer.data.parquet import filesystem_of, open_parquet
 from trainer.data.schema import Dataset
