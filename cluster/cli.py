@@ -247,7 +247,7 @@ COMMANDS = {
     "status": Command("A cluster's jobs, or how far a run has come", of_jobs("status")),
     "logs": Command("A job's output", of_jobs("logs")),
     "stop": Command("End a job", of_jobs("stop")),
-    "bench": Command("Measure a part beside a floor or a peer: loss, step, data, eval", bench),
+    "bench": Command("Measure a part beside a floor or a peer", bench),
 }
 
 

@@ -13,6 +13,7 @@ PARTS = {
     "data": "DataBenchArguments",
     "eval": "EvalBenchArguments",
     "sequence": "SequenceBenchArguments",
+    "serve": "ServeBenchArguments",
 }
 """Modules of trainer.bench, and the dataclass of each one's flags."""
 

@@ -106,7 +106,7 @@ def _flags(kind: type, before: str) -> dict[str, list[str]]:
     for name, annotation in fields_of(kind).items():
         plain: Any = _plain(annotation)
         if isinstance(plain, type) and dataclasses.is_dataclass(plain):
-            found |= _flags(plain, before if name == "config" else f"{before}{name}.")
+            found |= _flags(plain, before if name in ("config", "filters") else f"{before}{name}.")
         elif "Positional" not in str(annotation):
             flag = f"--{before}{name}".replace("_", "-")
             found[flag] = _choices(plain)

@@ -312,6 +312,21 @@ def test_a_run_that_cannot_be_written_is_answered(
     assert not bundle.path.exists() and not bundles(copied)
 
 
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_else_has_the_bundles_name_stays(copied: Path, tmp_path: Path, kind: str) -> None:
+    """A link would have what lies behind it taken for bundles of before."""
+    other = tmp_path / "other/0123456789abcdef"
+    other.mkdir(parents=True)
+    (other / "bundle.json").write_text("{}")
+    if kind == "link":
+        (copied / "bundles").symlink_to(other.parent)
+    else:
+        (copied / "bundles").touch()
+    with opened_bundle(str(copied)) as bundle:
+        assert not bundle.path.is_relative_to(copied)
+    assert [each.name for each in other.parent.iterdir()] == [other.name]
+
+
 def test_a_bundle_says_what_is_wrong_with_it(copied: Path, data: Dataset) -> None:
     with opened_bundle(str(copied)) as bundle:
         path = str(bundle.path)

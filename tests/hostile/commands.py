@@ -49,6 +49,7 @@ def using(draw: st.DrawFn, command: str) -> Case:
         usual = [f"./{out}" if out.startswith("-") else out]
         named += words_of(out)
     elif command == "recommend":
+        flags = [each for each in flags if each[0] not in ("--all", "--users", "--workers")]
         usual = [f"--user={draw(st.just('1007') | WORDS)}"]
         if draw(st.booleans()):
             usual = [f"--items={draw(LISTS | WORDS)}"]
@@ -197,6 +198,7 @@ SMALL = {
         "--local-batch-size=64",
         "--repeats=1",
     ),
+    "serve": ("--items=60", "--dim=4", "--k=3", "--requests=2"),
     "eval": (
         "--users=8",
         "--sampled-users=4",
@@ -207,6 +209,16 @@ SMALL = {
         "--threads=1",
     ),
 }
+
+
+@st.composite
+def serving(draw: st.DrawFn) -> Case:
+    """What is refused: anything else answers until it is told to end."""
+    place = draw(st.just(f"{FIXTURES}/R") | NO_PLACES)
+    flags = draw(hostile_flags("serve"))
+    named = (*words_of(place), "bundle", "BUNDLE", *said(flags))
+    words = f"./{place}" if place.startswith("-") else place
+    return Case("serve", ("serve", words, *typed(flags)), tuple(KINDS_OF_NOTHING), named=named)
 
 
 @st.composite
@@ -227,6 +239,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Case]] = {
     "prepare": st.one_of(preparing(), preparing(), preparing(), extending()),
     "synth": synthesising(),
     "bench": measuring(),
+    "serve": serving(),
     "compare": comparing(),
     **{name: configured(name) for name in ("train", "tune", "plan")},
     **{

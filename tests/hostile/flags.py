@@ -20,10 +20,12 @@ ELSEWHERE = {
     "logs": "cluster.jobs.submit.LogsArguments",
     "stop": "cluster.jobs.submit.StopArguments",
     "dashboard": "trainer.live.dashboard.DashboardArguments",
+    "serve": "trainer.serve.serve_arguments.ServeArguments",
     "bench loss": "trainer.bench.loss.LossBenchArguments",
     "bench step": "trainer.bench.step.StepBenchArguments",
     "bench data": "trainer.bench.data.DataBenchArguments",
     "bench eval": "trainer.bench.eval.EvalBenchArguments",
+    "bench serve": "trainer.bench.serve.ServeBenchArguments",
 }
 """Commands that are no jobs."""
 NOT_DRAWN = {"engine", "prometheus", "python", "config", "address", "detach", "follow"}
@@ -57,7 +59,7 @@ def _flags(kind: type[Any], before: str) -> Iterator[tuple[str, Any]]:
         inside = getattr(annotated, "__origin__", None)
         annotation = inside if dataclasses.is_dataclass(inside) else annotated
         if dataclasses.is_dataclass(annotation):
-            inner = "" if name == "config" else f"{before}{name}."
+            inner = "" if name in ("config", "filters") else f"{before}{name}."
             yield from _flags(annotation, inner)  # type: ignore[arg-type]
         elif name in NOT_DRAWN or "Positional" in repr(annotation):
             continue

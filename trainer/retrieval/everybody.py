@@ -227,7 +227,7 @@ class EverybodyBatch:
     def _block(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(item rows, scores) of each user."""
         query_QD = self._queries(rows)
-        known_Q: np.ndarray = query_QD.any(axis=1)
+        known_Q = np.asarray(query_QD.any(axis=1))
         k = self.plan.k * (DEEPER if self.plan.filters.max_per else 1)
         ranked: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int64),) * 2] * len(rows)
         if self.items is not None and known_Q.any():

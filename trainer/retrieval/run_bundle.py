@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import shutil
 import sys
 import tempfile
@@ -29,7 +30,11 @@ from trainer.run.newest import asked_checkpoint
 from trainer.run.open_data import open_data
 
 BUNDLES = "bundles"
-CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+KEY = re.compile(r"[0-9a-f]{16}")
+CANNOT_WRITE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EEXIST, errno.ENOTDIR),  # something else has the name
+)
 
 
 @contextmanager
@@ -72,6 +77,8 @@ def _kept(place: Path, run: str, dataset: Dataset) -> Path | None:
     say(f"making {place}: answers come from it until the run has another checkpoint",
         file=sys.stderr)  # fmt: skip
     try:
+        if place.parent.is_symlink():  # what lies there is somebody else's
+            raise NotADirectoryError(errno.ENOTDIR, "a link", str(place.parent))
         place.parent.mkdir(exist_ok=True)
         _make(run, dataset, place)
     except OSError as error:
@@ -86,7 +93,7 @@ def _kept(place: Path, run: str, dataset: Dataset) -> Path | None:
                 return None
             raise
     for other in place.parent.iterdir():
-        if other != place and (other / MANIFEST).is_file():
+        if other != place and KEY.fullmatch(other.name) and (other / MANIFEST).is_file():
             shutil.rmtree(other, ignore_errors=True)  # of a checkpoint that is no longer asked
     return place
 

@@ -1,0 +1,33 @@
+"""The benchmark's ways find what they are said to find."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainer.base.mistake import Mistake
+from trainer.bench.serve import ServeBenchArguments, measure
+
+
+def test_ways_are_timed_and_compared() -> None:
+    found = measure(ServeBenchArguments(items=3000, dim=16, k=10, requests=4, passing=0.1))
+    ways = found["ways"]
+    assert set(ways) == {"float32", "float16", "int8", "float32, filtered", "FAISS flat"}
+    assert ways["float32"]["recall"] == ways["float32, filtered"]["recall"] == 1
+    assert ways["FAISS flat"]["recall"] == 1 and ways["FAISS flat"]["ratio"] == 1
+    assert 0.8 < ways["int8"]["recall"] <= ways["float16"]["recall"] + 0.1
+    assert all(0 < way["p50_ms"] <= way["p99_ms"] for way in ways.values())
+    assert np.isfinite(found["load"])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"passing": 0.0}, "--passing"),
+        ({"k": 11, "items": 10}, "--k 11"),
+        ({"items": 0}, "--items"),
+    ],
+)
+def test_settings_are_checked(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(Mistake, match=words):
+        ServeBenchArguments(**given)
