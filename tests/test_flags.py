@@ -96,6 +96,7 @@ def test_memory_of_a_gpu_is_named_by_its_flag(memory: str) -> None:
         ("eval", ["--seen=-1"], "--seen -1: must be from 0"),
         ("eval", ["--k=61", "--items=60"], "--k 61: must be from 1 to 60, of --items 60"),
         ("eval", ["--threads=-1"], "--threads -1: must be from 1"),
+        ("sequence", ["--heads=3"], "--heads 3 does not divide --dim 64"),
     ],
 )
 def test_benchmarks_refuse_what_they_cannot_measure(

@@ -40,4 +40,4 @@ def test_a_position_of_the_plain_model_is_blind_to_what_follows_and_to_padding()
     torch.nn.init.zeros_(model.item.weight)
     next_mL, drawn = torch.tensor([[0, 4, 5]]), torch.full((1, 3, 7), 6)
     loss = model.loss(torch.tensor([[0, 1, 4]]), next_mL, drawn)
-    assert abs(float(loss) - math.log(8)) < 1e-6  # all scores are 0
+    assert abs(loss.item() - math.log(8)) < 1e-6  # all scores are 0

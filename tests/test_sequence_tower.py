@@ -128,7 +128,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     out = tmp_path_factory.mktemp("finished") / "run"
     config = small_config(
-        model={**MODEL, "item_attributes": True, "user_attributes": True},
+        model={**MODEL, "item_attributes": False, "user_attributes": True},
         training={"epochs": 3},
         loss={"mask_history": True, "mask_same_user": True},
         negatives={"uniform": 30},
@@ -139,6 +139,8 @@ def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunSpec
     return spec
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_run_of_four_two_and_one_ranks_has_the_curve_of_one(
     finished: RunSpec, data: Dataset, tmp_path: Path
 ) -> None:

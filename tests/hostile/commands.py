@@ -208,6 +208,17 @@ SMALL = {
         "--seen=2",
         "--threads=1",
     ),
+    "sequence": (
+        "--users=20",
+        "--items=60",
+        "--length=4",
+        "--dim=4",
+        "--global-batch-size=8",
+        "--uniform=4",
+        "--plain-negatives=4",
+        "--rounds=1",
+        "--steps=1",
+    ),
 }
 
 

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "bench data": "trainer.bench.data.DataBenchArguments",
     "bench eval": "trainer.bench.eval.EvalBenchArguments",
     "bench serve": "trainer.bench.serve.ServeBenchArguments",
+    "bench sequence": "trainer.bench.sequence.SequenceBenchArguments",
 }
 """Commands that are no jobs."""
 NOT_DRAWN = {"engine", "prometheus", "python", "config", "address", "detach", "follow"}

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from trainer.base.machine import usable_cpus
+from trainer.base.mistake import require
 from trainer.base.ranges import MOST_ROWS, MOST_TURNS, check_ranges
 from trainer.base.screen import say
 from trainer.bench.plain_sasrec import PlainSasRec, padded
@@ -86,6 +87,9 @@ class SequenceBenchArguments:
             plain_negatives=(1, MOST_ROWS),
             rounds=(1, MOST_TURNS),
             steps=(1, MOST_TURNS),
+        )
+        require(
+            self.dim % self.heads == 0, f"--heads {self.heads} does not divide --dim {self.dim}"
         )
 
 
