@@ -130,7 +130,7 @@ def test_an_evaluation_that_fails_costs_nothing(
     begun(data, other, **sections)
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate, "read_queries", lambda *_: 1 / 0)
+        patched.setattr(evaluate, "of_split", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             begun(data, out, **sections)
     assert checkpoints(out)[-1].name == f"step-{STEPS:08d}"

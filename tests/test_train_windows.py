@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from tests.distributed import run_ranks
 from tests.one_rank import Notes, checkpoints
 from tests.test_training import _worker, losses, small_config
 from trainer.base.mistake import Mistake
+from trainer.command_line import TrainArguments
 from trainer.data.events.event_stream import EventStream
 from trainer.data.schema import Dataset
 from trainer.distributed.hooks import Hooks
@@ -28,7 +32,7 @@ from trainer.loader.loader import Loader
 from trainer.report.report import report_html
 from trainer.run.checkpoint_facts import rank_file
 from trainer.run.folder import RunSpec
-from trainer.train import run_worker
+from trainer.train import parse, run_worker
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -356,3 +360,33 @@ def test_what_windows_cannot_have_is_told(days: list[Path], tmp_path: Path) -> N
         with pytest.raises(Mistake, match=wanted):
             trained(spec)
     assert not (tmp_path / "run").exists()
+
+
+def test_flags_that_go_with_windows_alone(days: list[Path], tmp_path: Path) -> None:
+    plain = TrainArguments(str(days[0]), str(tmp_path / "run"), small_config())
+    for name, value in (("follow", True), ("export_to", str(tmp_path / "items"))):
+        with pytest.raises(Mistake, match=f"--{name.replace('_', '-')} goes with --windows"):
+            replace(plain, **{name: value})
+    given = ["demo", "--data", str(days[0]), "--out", str(tmp_path / "run")]
+    _, parsed = parse([*given, "--windows", "--follow"])
+    spec = parsed.run_spec("demo")
+    assert spec.follow and spec.config.data.windows and "test" in spec.config.data.train_splits
+
+
+@pytest.mark.parametrize(("told", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop_while_it_waits_it_ends_with_a_checkpoint(
+    told: signal.Signals, status: int, days: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "trainer.train", "demo", "--data", str(days[0])]
+    command += ["--out", str(out), "--windows", "--follow", "--metrics.no-enabled"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "waiting for a window" in line:
+                process.send_signal(told)
+    assert process.returncode == status, "".join(said)
+    assert "with a checkpoint" in said[-1] and checkpoints(out)
+    assert json.loads((out / "summary.json").read_text())["phase"] == "stopped"

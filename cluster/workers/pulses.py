@@ -20,6 +20,7 @@ PATIENCE: dict[RunPhase, float] = {
     "evaluating": 1.0,
     "starting": 3.0,
     "checkpointing": 3.0,
+    "waiting": 3.0,
     "stopped": 3.0,
     "failed": 3.0,
     "finished": 3.0,

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import Mock
 
 import pytest
@@ -229,3 +229,8 @@ def test_every_call_of_a_hook_is_a_sign(monkeypatch: pytest.MonkeyPatch, quick_b
     assert (first.rank, first.step, first.signs) == (3, 7, 4)
     assert first.at == "step 7, evaluating 1,024 of 94,654"
     assert heartbeat.stop_requested()
+
+
+def test_every_phase_that_a_rank_can_tell_has_its_patience() -> None:
+    """A rank that waits for data tells a phase that nobody had counted on: a KeyError."""
+    assert set(PATIENCE) == set(get_args(RunPhase))

@@ -82,5 +82,7 @@ def describe_run(
     metrics.set(
         "tandem_checkpoint_interval_steps", config.checkpoint.every_steps or steps_per_epoch
     )
+    for side in ("item", "user"):
+        metrics.add("tandem_rows_admitted_total", 0, side)
     for reason, rows in (dataset.dropped or {"none": 0}).items():
         metrics.set("tandem_dataset_rows_dropped", rows, reason)
