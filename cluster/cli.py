@@ -170,10 +170,11 @@ def mine(arguments: Arguments, verbose: bool) -> int:
 
     ready_for_torch(verbose)
     from trainer.base.usage import parse
-    from trainer.retrieval.mining.mine import MineArguments, mine
+    from trainer.retrieval.arguments import MineArguments
 
     parsed = parse(MineArguments, "tandem mine", arguments)
     from cluster.workers.options import launcher_for
+    from trainer.retrieval.mining.mine import mine
 
     mine(parsed, launcher_for(parsed.workers, parsed.address, verbose))
     return 0

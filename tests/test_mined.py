@@ -20,8 +20,9 @@ from trainer.launch.processes import on_this_machine
 from trainer.loader.column_plan import make_plan, side_of
 from trainer.loader.loader import Loader
 from trainer.loader.mined import MinedItems, mined_schema
+from trainer.retrieval.arguments import MineArguments
 from trainer.retrieval.known import known_users
-from trainer.retrieval.mining.mine import MineArguments, mine
+from trainer.retrieval.mining.mine import mine
 from trainer.retrieval.opened import OpenedRun
 
 pytestmark = pytest.mark.xdist_group("ranks")

@@ -27,7 +27,7 @@ ARGUMENTS = {
     "compare": "trainer.compare.flags.CompareArguments",
     "recommend": "trainer.retrieval.arguments.RecommendArguments",
     "similar": "trainer.retrieval.arguments.SimilarArguments",
-    "mine": "trainer.retrieval.mining.mine.MineArguments",
+    "mine": "trainer.retrieval.arguments.MineArguments",
     "export": "trainer.retrieval.arguments.ExportArguments",
     "report": "trainer.report.report.ReportArguments",
 }

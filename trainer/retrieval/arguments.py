@@ -12,6 +12,7 @@ from trainer.base.ranges import MOST, check_given, check_range, check_ranges
 from trainer.bundle.choices import Precision
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
+MOST_MINED = 10_000
 
 
 @dataclass(frozen=True)
@@ -162,3 +163,29 @@ class ExportArguments:
         check_ranges(self, index_k=(1, MOST), encoder_limit=(0, MOST))
         if self.index is not None and not self.users:
             raise Mistake("--index compares with exact search by users: leave out --no-users")
+
+
+@dataclass(frozen=True)
+class MineArguments:
+    """Write hard negatives for each user: what a run ranks high that the user has not met."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder of a trained run."""
+    out: Annotated[str, tyro.conf.Positional]
+    """Parquet file to write, for --negatives.mined; it must not exist yet."""
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
+    """Items mined for each user."""
+    skip: int = 0
+    """Leave so many of the highest out: those a user may well like."""
+    workers: int | None = None
+    """Workers that share the work. Left out: one a GPU, or one; on a cluster without GPUs one
+    for every second CPU."""
+    address: str | None = None
+    """Ray cluster whose workers do it ("auto": the one of this machine). Left out: RAY_ADDRESS,
+    else this machine. OUT must lie in a folder that all machines share."""
+    data: str | None = None
+    """The dataset's folder, where it is no longer where it was in training."""
+
+    def __post_init__(self) -> None:
+        check_given(self, ("data", "address"), ("run", "out"))
+        check_ranges(self, k=(1, MOST_MINED), skip=(0, MOST_MINED))

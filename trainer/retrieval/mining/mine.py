@@ -8,19 +8,15 @@ Shapes: Q users of a block, q of them the rank's own, K items mined.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import tyro
 
 from trainer.base.mistake import Mistake
-from trainer.base.ranges import check_given, check_ranges
 from trainer.base.screen import say
 from trainer.distributed.agreement import gather_objects, together
 from trainer.files.filesystems import is_uri
@@ -29,6 +25,7 @@ from trainer.launch.here import is_first_process
 from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
 from trainer.loader.mined import mined_schema
+from trainer.retrieval.arguments import MineArguments
 from trainer.retrieval.encode import is_known
 from trainer.retrieval.known import KnownUsers, known_users
 from trainer.retrieval.opened import OpenedRun
@@ -38,33 +35,6 @@ from trainer.retrieval.search.merge import merge_rankings, share_queries
 from trainer.retrieval.search.topk import exact_topk
 
 USERS_AT_ONCE = 4096
-MOST_MINED = 10_000
-
-
-@dataclass(frozen=True)
-class MineArguments:
-    """Write hard negatives for each user: what a run ranks high that the user has not met."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """Folder of a trained run."""
-    out: Annotated[str, tyro.conf.Positional]
-    """Parquet file to write, for --negatives.mined; it must not exist yet."""
-    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
-    """Items mined for each user."""
-    skip: int = 0
-    """Leave so many of the highest out: those a user may well like."""
-    workers: int | None = None
-    """Workers that share the work. Left out: one a GPU, or one; on a cluster without GPUs one
-    for every second CPU."""
-    address: str | None = None
-    """Ray cluster whose workers do it ("auto": the one of this machine). Left out: RAY_ADDRESS,
-    else this machine. OUT must lie in a folder that all machines share."""
-    data: str | None = None
-    """The dataset's folder, where it is no longer where it was in training."""
-
-    def __post_init__(self) -> None:
-        check_given(self, ("data", "address"), ("run", "out"))
-        check_ranges(self, k=(1, MOST_MINED), skip=(0, MOST_MINED))
 
 
 def mine(arguments: MineArguments, launcher: Launcher | None = None) -> int:
