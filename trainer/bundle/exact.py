@@ -18,7 +18,9 @@ import numpy as np
 from trainer.bundle.passing import Chunk, Passing
 from trainer.bundle.stored_vectors import StoredVectors
 
-CHUNK_ITEMS = 1 << 16
+LOWEST = np.finfo(np.float32).min
+"""Below every score but that of what is left out, which is minus infinity."""
+CHUNK_ITEMS = 1 << 15
 SCORES_AT_ONCE = 1 << 21
 """Scores of a chunk: they stay in the cache."""
 
@@ -87,7 +89,7 @@ class _Search:
         self.query_D, self.left_out, self.k, self.margin = query_D, left_out, k, margin
         self.row_h = np.empty(0, dtype=np.int64)
         self.score_h = np.empty(0, dtype=np.float32)
-        self.bound = np.float32(-np.inf)
+        self.bound = LOWEST
         """What the filter's score of an item has to reach."""
 
     def look(
@@ -105,14 +107,10 @@ class _Search:
         place = self._left_out_of(chunk)
         if len(place):
             score_n[place] = -np.inf
-        if len(score_n) > 4 * self.k:
-            kth = (
-                np.partition(score_n, len(score_n) - self.k)[len(score_n) - self.k]
-                if self.bound == -np.inf
-                else self.bound
-            )
+        if self.bound == LOWEST and len(score_n) > 4 * self.k:
+            kth = np.partition(score_n, len(score_n) - self.k)[len(score_n) - self.k]
             self.bound = max(self.bound, np.float32(kth - 2 * self.margin))
-        hit_h = np.flatnonzero((score_n >= self.bound) & (score_n > -np.inf))
+        hit_h = np.flatnonzero(score_n >= self.bound)
         if not len(hit_h):
             return
         found_hD = item_nD[hit_h]
