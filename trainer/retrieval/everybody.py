@@ -28,7 +28,7 @@ import torch
 
 from trainer.base.mistake import Mistake
 from trainer.base.screen import say
-from trainer.bundle.answers import Prepared, prepare, recommend
+from trainer.bundle.answers import prepare, recommend
 from trainer.bundle.asked import Ask, Filters
 from trainer.bundle.opened_bundle import Bundle
 from trainer.bundle.query_program import Query
@@ -184,8 +184,7 @@ class EverybodyBatch:
 
     def __init__(self, bundle: Bundle, plan: Plan) -> None:
         self.bundle, self.plan = bundle, plan
-        asked = self._asked(0)
-        passing = asked.passing.with_mask(bundle.ranked.mask_I)
+        passing = prepare(bundle, self._ask(0)).passing.with_mask(bundle.ranked.mask_I)
         out = bundle.item_names.rows_of(plan.filters.exclude)
         mask_I = np.zeros(bundle.manifest.items, dtype=bool)
         mask_I[passing.row_P if passing.row_P is not None else slice(None)] = True
@@ -277,7 +276,7 @@ class EverybodyBatch:
         self, row: int, row_K: np.ndarray, score_K: np.ndarray, searched: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Down the ranking; a search of its own where it ends too early."""
-        quota = self._asked(row).quota
+        quota = prepare(self.bundle, self._ask(row)).quota
         assert quota is not None
         taken = [place for place, item in enumerate(row_K.tolist()) if quota.takes(item)]
         if len(taken) >= self.plan.k or len(row_K) < searched:
@@ -286,15 +285,13 @@ class EverybodyBatch:
 
     def _alone(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """As `tandem recommend` answers one user."""
-        user = str(self.bundle.user_names.id_of(row))
-        ask = Ask(user=user, k=self.plan.k, filters=self.plan.filters)
-        found = recommend(self.bundle, ask)
+        found = recommend(self.bundle, self._ask(row))
         rows = np.array([item.row for item in found.items], dtype=np.int64)
         return rows, np.array(found.scores, dtype=np.float32)
 
-    def _asked(self, row: int) -> Prepared:
+    def _ask(self, row: int) -> Ask:
         user = str(self.bundle.user_names.id_of(row))
-        return prepare(self.bundle, Ask(user=user, k=self.plan.k, filters=self.plan.filters))
+        return Ask(user=user, k=self.plan.k, filters=self.plan.filters)
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
