@@ -331,7 +331,7 @@ def test_mistakes_name_the_value_and_the_remedy(folder: Path, exported: Path) ->
         find_rows(data, "item", ["i33x"])
     with pytest.raises(ValueError, match=r"does not read histories.*--model.use-history, or"):
         recommend(RecommendArguments(str(folder / "no-history"), items="i1"))
-    with pytest.raises(ValueError, match="either --user ID, or --items"):
+    with pytest.raises(ValueError, match="either --user ID or --items"):
         RecommendArguments(run)
     with pytest.raises(ValueError, match="-k 0: must be at least 1"):
         SimilarArguments(run, item="i1", k=0)

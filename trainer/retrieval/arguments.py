@@ -101,7 +101,7 @@ class RecommendArguments:
 
     def __post_init__(self) -> None:
         if (self.user is not None) + (self.items is not None) + self.all != 1:
-            raise Mistake("give either --user ID, or --items ID,ID,..., or --all --out OUT")
+            raise Mistake("give either --user ID or --items ID,ID,..., or --all --out OUT")
         check_given(self, ("user", "items", "data", "users", "out"), ("run",))
         check_range("-k", self.k, 1)
         if self.all and (self.out is None or self.context):
