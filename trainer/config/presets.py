@@ -174,7 +174,9 @@ def _beauty() -> Config:
             spectral_start=1.0,
             init_std=0.02,
         ),
-        loss=LossConfig(name="bsl", temperature=0.1, negative_weight=1.2, precision="bf16"),
+        loss=LossConfig(
+            name="bsl", temperature=0.1, negative_weight=1.2, precision="bf16", mask_same_user=True
+        ),
         negatives=NegativesConfig(in_batch=True, uniform=1024, log_q="counts"),
         optimizer=OptimizerConfig(table_learning_rate=0.05, schedule="linear"),
         training=TrainingConfig(epochs=6, global_batch_size=1024),
