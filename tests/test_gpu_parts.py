@@ -44,7 +44,7 @@ def test_tables_are_gathered_on_the_host(tmp_path: Path) -> None:
         trained = load_run(tmp_path / "run", ranks)
         (tmp_path / "tables").mkdir()
         elsewhere = replace(ranks, device=torch.device("meta"))
-        _, files = write_programs(trained, elsewhere, tmp_path, 0)
+        _, files = write_programs(trained, elsewhere, tmp_path, 0, {})
         del trained
     table = load_file(tmp_path / files["history"].file)["item"]
     assert table.shape == (41, 16) and table.abs().max() > 0

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
@@ -137,10 +138,9 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
 
 def _resume_spelt_out(flags: Sequence[str]) -> list[str]:
     """`--resume` alone as `--resume always`; a value that follows it stays its own."""
-    followers = [*flags[1:], "--"]
     return [
         "--resume=always" if flag == "--resume" and follower.startswith("-") else flag
-        for flag, follower in zip(flags, followers, strict=True)
+        for flag, follower in pairwise([*flags, "--"])
     ]
 
 

@@ -134,7 +134,7 @@ def test_a_command_that_works_by_itself_leaves_the_head_alone() -> None:
 
 
 def test_every_command_is_known_by_its_arguments() -> None:
-    at_home = {"demo", "dashboard", "submit", "status", "logs", "stop"}
+    at_home = {"demo", "dashboard", "serve", "submit", "status", "logs", "stop"}
     assert {*ARGUMENTS, *WITHOUT_PATHS} == set(COMMANDS) - at_home
     for name in ARGUMENTS:
         fields = set(arguments_of(name).__dataclass_fields__)

@@ -2,4 +2,5 @@
 
 from typing import Literal
 
+ATTRIBUTES = "items/attributes.parquet"
 Precision = Literal["float32", "float16", "int8"]

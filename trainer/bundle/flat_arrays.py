@@ -109,7 +109,7 @@ def mapped(path: Path) -> np.ndarray:
         Mistake: where the file is none.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        return np.load(path, mmap_mode="r").view(np.ndarray)
     except (ValueError, EOFError) as error:
         raise Mistake(f"{path} is no array ({error}): export or copy the bundle again") from error
 

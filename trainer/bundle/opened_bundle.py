@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,9 +28,11 @@ from trainer.bundle.query_program import QueryProgram
 from trainer.bundle.quota import group_codes
 from trainer.bundle.stored_vectors import StoredVectors
 from trainer.bundle.vocabularies import Vocabularies
-from trainer.bundle.where import Where
 from trainer.data.jagged import Jagged
 from trainer.files.filesystems import is_uri, local_path
+
+if TYPE_CHECKING:
+    from trainer.bundle.where import Where
 
 LISTS = ("history", "disliked", "seen")
 
@@ -58,7 +60,6 @@ class Bundle:
         self._lists = {name: mapped_lists(users, name) for name in LISTS}
         if any(len(lists.offsets) != said.users + 1 for lists in self._lists.values()):
             raise Mistake(f"{users}: its lists are not of {said.users:,} users: export again")
-        self.where = Where(self.path, said.items)
         self.vocabularies = Vocabularies(self.path / "vocabularies.parquet")
         self.program = QueryProgram(self.path, said)
         self._codes: dict[str, np.ndarray] = {}
@@ -75,6 +76,13 @@ class Bundle:
         lists: Jagged = self._lists[name]
         begin, end = lists.offsets[user : user + 2]
         return lists.values[begin:end].astype(np.int64)
+
+    @cached_property
+    def where(self) -> Where:
+        """Conditions on the items' attributes."""
+        from trainer.bundle.where import Where  # DuckDB, which most answers do not need
+
+        return Where(self.path, self.manifest.items)
 
     @cached_property
     def ranked(self) -> Passing:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from trainer.base.mistake import Mistake
 from trainer.base.typed import nearest
-from trainer.bundle.where import ATTRIBUTES
+from trainer.bundle.choices import ATTRIBUTES
 
 
 def group_codes(folder: Path, column: str) -> np.ndarray:

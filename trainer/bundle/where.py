@@ -22,9 +22,9 @@ import duckdb
 import numpy as np
 
 from trainer.base.mistake import Mistake
+from trainer.bundle.choices import ATTRIBUTES
 from trainer.sources import sql
 
-ATTRIBUTES = "items/attributes.parquet"
 LONGEST = 4096
 """Characters of an expression."""
 SECONDS = 10.0

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainer.base.split_names import CountColumn
+from trainer.bundle.choices import ATTRIBUTES
 from trainer.bundle.flat_arrays import GrowingArray, GrowingLists
 from trainer.bundle.names_file import write_names
 from trainer.bundle.query_program import FEATURES
-from trainer.bundle.where import ATTRIBUTES
 from trainer.data.feature_types import Attribute
 from trainer.data.features import FeatureStore
 from trainer.data.jagged import Jagged
