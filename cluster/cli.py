@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 import tandem
 from trainer.base.ending import guarded
 from trainer.base.mistake import UsageError
-from trainer.base.screen import say
+from trainer.base.screen import never_silent, say
 from trainer.base.usage import VERBOSE, suggest
 
 Arguments = list[str]
@@ -291,7 +291,8 @@ def main(arguments: Arguments | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     verbose = VERBOSE in given
     rest = [argument for argument in given if argument != VERBOSE]
-    return guarded(lambda: run(rest, verbose), shlex.join(["tandem", *rest]), verbose)
+    with never_silent(f"{shlex.join(['tandem', *rest[:1]])}: loading"):
+        return guarded(lambda: run(rest, verbose), shlex.join(["tandem", *rest]), verbose)
 
 
 if __name__ == "__main__":

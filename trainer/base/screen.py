@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -25,6 +26,8 @@ Style = Literal["", "dim", "bold", "bold red"]
 DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """They show `gpj.exe` as `exe.jpg`."""
 SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+SILENT_SECONDS = 0.4
+"""So long a command may print nothing before it says that it is loading."""
 GAP = 2
 """Blanks between columns that no lines part."""
 LONGEST_WHOLE = 20
@@ -55,8 +58,32 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+_spoken = threading.Event()
+"""Set once anything was printed."""
+
+
+@contextmanager
+def never_silent(words: str, seconds: float = SILENT_SECONDS) -> Iterator[None]:
+    """Say `words` on a terminal where the body prints nothing within `seconds`: it loads
+    libraries. Elsewhere standard error is for errors, a line each."""
+
+    def speak() -> None:
+        if not _spoken.is_set() and sys.stderr.isatty():
+            say(words, file=sys.stderr)
+
+    timer = threading.Timer(seconds, speak)
+    timer.daemon = True
+    _spoken.clear()
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def say(*words: object, file: TextIO | None = None) -> None:
     """Print a line of words, blanks between them, on standard output or `file`."""
+    _spoken.set()
     print(*(shown(each) for each in words), file=file or sys.stdout, flush=True)
 
 
@@ -85,6 +112,7 @@ def plain_console(file: TextIO | None = None, width: int | None = None) -> Conso
     """
     from rich.console import Console
 
+    _spoken.set()
     return Console(
         file=file or sys.stdout,
         markup=False,

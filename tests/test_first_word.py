@@ -1,0 +1,53 @@
+"""No command is silent on a terminal for long: it says that it loads."""
+
+import os
+import pty
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from trainer.base import screen
+from trainer.base.screen import never_silent, say
+
+
+def test_what_loads_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
+    with never_silent("tandem serve: loading", seconds=0.02):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "tandem serve: loading\n"
+
+
+def test_what_has_spoken_or_is_over_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
+    with never_silent("loading", seconds=0.1):
+        say("done")
+        time.sleep(0.3)
+    with never_silent("loading", seconds=0.1):
+        pass
+    time.sleep(0.2)
+    assert capsys.readouterr() == ("done\n", "")
+
+
+def test_a_pipe_gets_nothing_but_what_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with never_silent("loading", seconds=0.02):
+        time.sleep(0.2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_command_on_a_terminal(tmp_path: Path) -> None:
+    """One that imports torch before it can say that its data are not there."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "tandem", "evaluate", str(tmp_path / "none")]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs):
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 4096):
+                said += piece
+    *first, last, end = said.decode().split("\r\n")
+    assert last.startswith("error: ") and end == ""
+    assert first in (["tandem evaluate: loading"], [])  # a fast machine
