@@ -101,7 +101,7 @@ def test_waiting_for_room_is_told_and_can_be_ended(data: Path, tmp_path: Path) -
             assert not second.out.exists()
 
 
-def test_an_autoscaler_brings_nodes_and_takes_them_away(data: Path, tmp_path: Path) -> None:
+def test_an_autoscaler_is_asked_for_what_is_missing(data: Path, tmp_path: Path) -> None:
     """A cluster of a head alone: the first worker is waited for, the second grown to."""
     with Cluster(most_nodes=2) as cluster:
         at = (f"--address={cluster.address}", "--resize-every=2")
@@ -110,7 +110,7 @@ def test_an_autoscaler_brings_nodes_and_takes_them_away(data: Path, tmp_path: Pa
         assert "waiting for 1 workers: 0 CPUs are free" in run.text
         starts = [json.loads(line) for line in (run.out / "starts.jsonl").read_text().splitlines()]
         assert starts[-1]["world_size"] == 2, run.text
-        cluster.wait_for_cpus(0, or_more=False)
+        cluster.wait_until_nothing_is_asked_of_the_autoscaler()
 
 
 def test_a_head_that_dies_is_one_line(data: Path, tmp_path: Path) -> None:
