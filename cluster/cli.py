@@ -82,21 +82,6 @@ def train(arguments: Arguments, verbose: bool) -> int:
     return main(arguments, verbose)
 
 
-def evaluate(arguments: Arguments, verbose: bool) -> int:
-    from trainer.tools.ready import ready_for_torch
-
-    ready_for_torch(verbose)
-    from trainer.base.usage import parse
-    from trainer.retrieval.arguments import EvaluateArguments
-
-    parsed = parse(EvaluateArguments, "tandem evaluate", arguments)
-    from cluster.workers.options import launcher_for
-    from trainer.retrieval.evaluate_run import evaluate
-
-    evaluate(parsed, launcher_for(parsed.workers, parsed.address, verbose))
-    return 0
-
-
 def without_torch(name: str, flags: str, work: str) -> Callable[[Arguments, bool], int]:
     """A command whose flags and work are named as MODULE:NAME, and that waits for no torch."""
 
@@ -112,34 +97,26 @@ def without_torch(name: str, flags: str, work: str) -> Callable[[Arguments, bool
     return run
 
 
-def export(arguments: Arguments, verbose: bool) -> int:
-    from trainer.tools.ready import ready_for_torch
+def by_ranks(
+    name: str, flags: str, work: str, launcher: str = "launcher_for"
+) -> Callable[[Arguments, bool], int]:
+    """A command whose work a launcher starts on `--workers` of `--address`; flags and work as
+    above, `launcher` is of cluster.workers.options."""
 
-    ready_for_torch(verbose)
-    from trainer.base.usage import parse
-    from trainer.retrieval.arguments import ExportArguments
+    def run(arguments: Arguments, verbose: bool) -> int:
+        from trainer.tools.ready import ready_for_torch
 
-    parsed = parse(ExportArguments, "tandem export", arguments)
-    from cluster.workers.options import launcher_for
-    from trainer.retrieval.export import export
+        ready_for_torch(verbose)
+        from trainer.base.usage import parse
 
-    export(parsed, launcher_for(parsed.workers, parsed.address, verbose))
-    return 0
+        parsed = parse(resolve_name(flags), f"tandem {name}", arguments)
+        from cluster.workers import options
 
+        started = getattr(options, launcher)(parsed.workers, parsed.address, verbose)
+        resolve_name(work)(parsed, launcher=started)
+        return 0
 
-def compare(arguments: Arguments, verbose: bool) -> int:
-    from trainer.tools.ready import ready_for_torch
-
-    ready_for_torch(verbose)
-    from trainer.base.usage import parse
-    from trainer.compare.flags import CompareArguments
-
-    parsed = parse(CompareArguments, "tandem compare", arguments)
-    from cluster.workers.options import launcher_of_trials
-    from trainer.compare.comparison import compare
-
-    compare(parsed, launcher=launcher_of_trials(parsed.workers, parsed.address, verbose))
-    return 0
+    return run
 
 
 def resume(arguments: Arguments, verbose: bool) -> int:
@@ -163,21 +140,6 @@ def of_jobs(name: str) -> Callable[[Arguments, bool], int]:
         return status
 
     return run
-
-
-def mine(arguments: Arguments, verbose: bool) -> int:
-    from trainer.tools.ready import ready_for_torch
-
-    ready_for_torch(verbose)
-    from trainer.base.usage import parse
-    from trainer.retrieval.arguments import MineArguments
-
-    parsed = parse(MineArguments, "tandem mine", arguments)
-    from cluster.workers.options import launcher_for
-    from trainer.retrieval.mining.mine import mine
-
-    mine(parsed, launcher_for(parsed.workers, parsed.address, verbose))
-    return 0
 
 
 def bench(arguments: Arguments, verbose: bool) -> int:
@@ -224,8 +186,21 @@ COMMANDS = {
     "plan": Command("Say whether a preset fits the GPUs, and what to change if not", plan),
     "train": Command("Train a preset on a dataset, on Ray", train),
     "resume": Command("Go on with a run that stopped, as it was configured", resume),
-    "evaluate": Command("Measure a run over the whole catalog, beside popularity", evaluate),
-    "compare": Command("Losses against each other at equal tuning budgets", compare),
+    "evaluate": Command(
+        "Measure a run over the whole catalog, beside popularity",
+        by_ranks(
+            "evaluate", f"{ARGUMENTS}:EvaluateArguments", "trainer.retrieval.evaluate_run:evaluate"
+        ),
+    ),
+    "compare": Command(
+        "Losses against each other at equal tuning budgets",
+        by_ranks(
+            "compare",
+            "trainer.compare.flags:CompareArguments",
+            "trainer.compare.comparison:compare",
+            launcher="launcher_of_trials",
+        ),
+    ),
     "recommend": Command(
         "Items for a user",
         without_torch("recommend", f"{ARGUMENTS}:RecommendArguments", f"{ANSWERS}:answer"),
@@ -234,8 +209,14 @@ COMMANDS = {
         "Items like an item",
         without_torch("similar", f"{ARGUMENTS}:SimilarArguments", f"{ANSWERS}:similar"),
     ),
-    "export": Command("Embeddings and an index for serving", export),
-    "mine": Command("Hard negatives for training, out of a run", mine),
+    "export": Command(
+        "Embeddings and an index for serving",
+        by_ranks("export", f"{ARGUMENTS}:ExportArguments", "trainer.retrieval.export:export"),
+    ),
+    "mine": Command(
+        "Hard negatives for training, out of a run",
+        by_ranks("mine", f"{ARGUMENTS}:MineArguments", "trainer.retrieval.mining.mine:mine"),
+    ),
     "serve": Command(
         "Answer over HTTP from an export",
         without_torch(

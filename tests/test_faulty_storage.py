@@ -1,5 +1,6 @@
 """A run whose data and folder lie in an object store that resets, throttles and tears answers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,7 @@ def test_one_request_in_so_many_fails(
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy}")
             s3fs.S3FileSystem.clear_instance_cache()
             s3fs.S3FileSystem().put(str(data), f"{bucket}/data", recursive=True)
-            spec = spec_of(f"{bucket}/data", Path("of the bucket"), **SETTINGS)
-            object.__setattr__(spec, "out", f"{bucket}/run")
+            spec = replace(spec_of(f"{bucket}/data", tmp_path, **SETTINGS), out=f"{bucket}/run")
             run_worker(spec, Notes())
             lines = read_records(RunFolder(spec.out).metrics_file)
             here = read_records(RunFolder(tmp_path / "here").metrics_file)

@@ -68,7 +68,7 @@ def run_worker(
         run_id = first_decides(lambda: spec.run_id)  # collective
         dataset = together(lambda: Dataset.load(spec.data))  # collective
         folder = RunFolder(spec.out)
-        first_decides(lambda: folder.check_start(spec, dataset))  # collective
+        resuming = first_decides(lambda: folder.check_start(spec, dataset))  # collective
         spec, notes = together(lambda: _fitted(spec, dataset, ranks))  # collective
         check_agreement(  # collective
             {
@@ -79,8 +79,8 @@ def run_worker(
         )
         waits = spec.resume == "auto"
         first_decides(lambda: stack.enter_context(folder.taken(run_id, waits)))  # collective
-        # Again, now that nobody else writes it: the start that was waited for may have got on.
-        resuming = first_decides(lambda: folder.check_start(spec, dataset))  # collective
+        if waits:  # the start that was waited for may have got on
+            resuming = first_decides(lambda: folder.check_start(spec, dataset))  # collective
         together(lambda: folder.seen_by_all(run_id))  # collective
         reporter = progress if progress is not None else TerminalProgress()
         shown = reporter if ranks.is_first else SilentProgress()

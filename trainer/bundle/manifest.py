@@ -11,6 +11,7 @@ from trainer.base.typed import Range, read_as
 from trainer.bundle.choices import Precision
 from trainer.data.feature_types import Attribute, Count
 from trainer.data.schema import FileRecord, combined_digest, record_of
+from trainer.files.filesystems import stays_within
 from trainer.files.json_files import read_json, write_json
 
 MANIFEST = "bundle.json"
@@ -126,7 +127,7 @@ def read_manifest(path: Path, full: bool = False) -> Manifest:
         raise Mistake(f"{path}/{MANIFEST}: {mistake}") from mistake
     for name, record in manifest.files.items():
         file = path / name
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        if not stays_within(name):
             raise Mistake(f"{path}/{MANIFEST} names {name!r}, which is no file of a bundle")
         size = file.stat().st_size if file.is_file() else -1
         if size != record.bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -27,6 +27,7 @@ from trainer.data.schema import (
     combined_digest,
     record_of,
 )
+from trainer.files.filesystems import stays_within
 
 EVENTS, ITEMS = part_file(0, 0), "items.parquet"
 REMOVED = "removed by noise"
@@ -89,13 +90,12 @@ def _noisy(
 def _copy(dataset: Dataset, names: Iterable[str], out: Path) -> None:
     """Copy files of the dataset, by their names within it."""
     for name in names:
-        parts = PurePosixPath(name).parts
-        if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
+        if not stays_within(name):
             raise Mistake(
                 f"{dataset.path}/dataset.json names the file {name!r}, which is not in its folder: "
                 "it is damaged or was made by someone else, and is not copied"
             )
-        target = out.joinpath(*parts)
+        target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         filesystem, inner = fsspec.core.url_to_fs(dataset.file(name))
         filesystem.get_file(inner, str(target))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -93,6 +93,12 @@ def readable(path: str | Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise Mistake(f"{path} may not be read: see to its permissions") from error
+
+
+def stays_within(name: str) -> bool:
+    """Whether a file's name, as some file says it, is of a file in that folder or below it."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def check_text(location: str, what: str) -> None:

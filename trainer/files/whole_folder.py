@@ -27,11 +27,18 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from trainer.base.mistake import Mistake
-from trainer.files.filesystems import check_text, filesystem_of, is_uri, local_path, reached
+from trainer.files.filesystems import (
+    check_text,
+    filesystem_of,
+    is_uri,
+    local_path,
+    reached,
+    stays_within,
+)
 from trainer.files.json_files import read_json
 
 PREFIX = ".tandem-"
@@ -124,9 +131,8 @@ def _replace(beside: Path, target: Path, replaces: Replaces) -> None:
 def _remove_files(folder: Path, names: Iterable[str]) -> None:
     """Remove these files of a folder, then all of its folders that are empty."""
     for name in names:
-        path = PurePosixPath(name)
-        if not path.is_absolute() and ".." not in path.parts:
-            folder.joinpath(path).unlink(missing_ok=True)
+        if stays_within(name):
+            (folder / name).unlink(missing_ok=True)
     for below in sorted(folder.rglob("*"), reverse=True):
         _remove_if_empty(below)
     _remove_if_empty(folder)

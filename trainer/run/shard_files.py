@@ -241,10 +241,15 @@ def _header(items: list[WriteItem]) -> tuple[bytes, list[int]]:
             "shape": list(chunk.sizes),
             "data_offsets": ends[-2:],
         }
+    header = safetensors_header(described)
+    return header, [len(header) + end for end in ends[:-1]]
+
+
+def safetensors_header(described: Mapping[str, Any]) -> bytes:
+    """A file's beginning: what its tensors are, by name; filled up to a multiple of ALIGNMENT."""
     text = json.dumps(described).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
-    header = len(text).to_bytes(8, "little") + text
-    return header, [len(header) + end for end in ends[:-1]]
+    return len(text).to_bytes(8, "little") + text
 
 
 def _dtype(item: WriteItem) -> torch.dtype:

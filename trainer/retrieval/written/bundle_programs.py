@@ -5,7 +5,6 @@ Tensor shapes: R rows of a table, D its columns.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from trainer.files.writing import written
 from trainer.model.inputs import Inputs
 from trainer.model.trained import TrainedRun
 from trainer.retrieval.programs import export_encoders, export_towers, save_program
+from trainer.run.checkpoint_facts import DTYPE_NAMES
+from trainer.run.shard_files import safetensors_header
 
 
 def table_bytes(inputs: Inputs) -> int:
@@ -88,13 +89,10 @@ def _table_file(table: str) -> str:
 
 def save_table(path: Path, name: str, table_RD: Tensor) -> None:
     """One tensor in the form of safetensors, which is mapped where it is read."""
-    kind = {torch.float32: "F32", torch.float16: "F16"}[table_RD.dtype]
-    values = table_RD.contiguous().numpy()
+    kind, values = DTYPE_NAMES[table_RD.dtype], table_RD.contiguous().numpy()
     facts = {"dtype": kind, "shape": [*values.shape], "data_offsets": [0, values.nbytes]}
-    header = json.dumps({name: facts}).encode()
-    header += b" " * (-len(header) % 8)
     with written(path) as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.write(safetensors_header({name: facts}))
         stream.write(values.data.cast("B"))
 
 
