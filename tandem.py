@@ -95,6 +95,7 @@ def train(
     address: str | None = None,
     resume: bool | Literal["auto"] = False,
     start_from: str | Path | None = None,
+    effort: Literal["quick", "normal", "best"] = "normal",
     **launch: Any,
 ) -> Run:
     """Train a model, and open it.
@@ -114,6 +115,7 @@ def train(
             one.
         start_from: folder or URI of a run on these data, or on what they were appended to, whose
             best checkpoint gives a new run its first values.
+        effort: of the preset `default`: how much is tried on the data before it is trained.
         launch: further flags of `tandem train` about workers, such as `max_failures`.
 
     Raises:
@@ -121,7 +123,8 @@ def train(
     """
     from cluster.commands.python_train import train
 
-    return train(preset, data, out, overrides or {}, workers, address, resume, start_from, launch)
+    settings = overrides or {}
+    return train(preset, data, out, settings, workers, address, resume, start_from, effort, launch)
 
 
 def load(run: str | Path, data: str | Path | Dataset | None = None) -> Run:

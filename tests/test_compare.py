@@ -26,7 +26,7 @@ from trainer.compare.comparison import _data_of, base_config, with_fitting_batch
 from trainer.compare.flags import CompareArguments
 from trainer.compare.html import write_page
 from trainer.compare.noise import noisy_dataset
-from trainer.compare.results import CaseResult, Comparison
+from trainer.compare.results import CaseResult, Comparison, baseline_ahead
 from trainer.compare.trials import Trial, run_trial, run_trials
 from trainer.compare.working_folder import own_folder
 from trainer.data.schema import Dataset
@@ -231,8 +231,22 @@ def test_page_stands_on_its_own(tmp_path: Path) -> None:
     ]
     facts = {"data": "/data/x", "users": 40, "items": 30, "train_rows": 600, "preset": "p"}
     facts |= {"epochs": 1, "batch": 64, "uniform": 16, "tuning_trials": 1, "seeds": 2}
-    comparison = Comparison.from_json(Comparison(facts, results).to_json())
+    baselines = [
+        {"name": "EASE", "left_out": "too many items"},
+        {
+            "name": "popularity",
+            "values": {"recall@20": 0.3, "ndcg@20": 0.21, "disliked@20": 0.1},
+            "seconds": 0.2,
+            "setting": "",
+        },
+    ]
+    comparison = Comparison.from_json(Comparison(facts, results, baselines).to_json())
     assert comparison.results == results
+    assert baseline_ahead(comparison) == (
+        "popularity, for which nothing is trained, is ahead of every loss: NDCG@20 0.2100 beside "
+        "0.2000 of ssm"
+    )
+    assert baseline_ahead(replace(comparison, baselines=baselines[:1])) is None
     assert results[0].deviation("recall@20") == pytest.approx(0.02 / np.sqrt(2))
     write_page(comparison, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

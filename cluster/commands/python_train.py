@@ -14,6 +14,7 @@ from trainer.base.typed import read_as
 from trainer.command_line import config_for, overridden, recorded_name
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
+from trainer.effort.proposals import Effort
 from trainer.files.filesystems import absolute
 from trainer.fitting import precheck
 from trainer.launch.launcher import Launcher
@@ -34,6 +35,7 @@ def train(
     address: str | None,
     resume: Resume,
     start_from: str | Path | None,
+    effort: Effort,
     launch: Mapping[str, Any],
 ) -> Run:
     """Train, and open the run. See `tandem.train`."""
@@ -57,6 +59,7 @@ def train(
         start_from=None if start_from is None else absolute(start_from),
     )
     ready_for_torch()
+    from trainer.effort.choose import chosen
     from trainer.train import resumable, train_on_rank
 
     launcher: Launcher
@@ -71,5 +74,6 @@ def train(
 
         quiet_libraries()  # after the import of Ray, which sets its own levels
         launcher = RayWorkers(options)
+    spec = chosen(spec, effort, None if launcher.is_here else launcher)
     launcher.run(train_on_rank, spec, resumable(spec, "go on with resume=True"))
     return Run(run, folder, launcher_for)

@@ -15,6 +15,7 @@ from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
 from trainer.command_line import TrainArguments, parse_preset
 from trainer.config.presets import PRESETS
+from trainer.effort.proposals import Effort
 from trainer.files.filesystems import absolute
 from trainer.fitting import precheck
 from trainer.run.folder import RunFolder, RunSpec
@@ -67,6 +68,11 @@ class OnRay:
 class TrainOnRay(OnRay, TrainArguments):
     """Train a two-tower model on Ray; every field of its config can be set by --section.field."""
 
+    effort: Effort = "normal"
+    """Of the preset default. quick: its rules by the data. normal: up to four models are tried on a
+    part of the training, and the best on validation is trained. best: a short search, and a last
+    run on train and validation."""
+
 
 @dataclass(frozen=True)
 class ResumeArguments(OnRay):
@@ -84,7 +90,7 @@ class ResumeArguments(OnRay):
 def main(arguments: Sequence[str], verbose: bool) -> int:
     """Train on Ray, and say where the run lies."""
     preset, parsed = parse_train(arguments)
-    return train(parsed.run_spec(preset), parsed.options(verbose))
+    return train(parsed.run_spec(preset), parsed.options(verbose), parsed.effort)
 
 
 def resume(arguments: Sequence[str], verbose: bool) -> int:
@@ -93,13 +99,15 @@ def resume(arguments: Sequence[str], verbose: bool) -> int:
     return train(parsed.run_spec(), parsed.options(verbose))
 
 
-def train(spec: RunSpec, options: LaunchOptions) -> int:
-    """Check, train, report."""
+def train(spec: RunSpec, options: LaunchOptions, effort: Effort = "quick") -> int:
+    """Check, try what the effort allows, train, report."""
     precheck(spec, options.is_here)
     # Ray Train and torch: seconds, and mistakes are told before.
     from cluster.workers.ray_workers import RayWorkers
+    from trainer.effort.choose import chosen
     from trainer.train import resumable, train_on_rank
 
+    spec = chosen(spec, effort, None if options.is_here else RayWorkers(options))
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
     say(
         f"trained {summary['steps']:,} steps with {summary['workers']} workers in "

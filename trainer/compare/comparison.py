@@ -23,17 +23,18 @@ from trainer.compare.cases import (
 from trainer.compare.flags import CompareArguments
 from trainer.compare.html import write_page
 from trainer.compare.noise import noisy_dataset
-from trainer.compare.results import CaseResult, Comparison, print_tables
-from trainer.compare.trials import Trial, check_dataset, run_trials
+from trainer.compare.results import CaseResult, Comparison, baseline_ahead, print_tables
+from trainer.compare.trials import CUT_OFF, Trial, check_dataset, run_trials
 from trainer.compare.working_folder import own_folder
 from trainer.config.presets import find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.files.json_files import write_json
+from trainer.files.json_files import read_json, write_json
 from trainer.files.whole_folder import whole_folder
 from trainer.launch.launcher import Launcher
 from trainer.launch.processes import Processes
 from trainer.observe.progress import Progress, TerminalProgress
+from trainer.retrieval.baselines.measured import Asking, measure_baselines
 
 TUNED_BY = "ndcg@20"
 
@@ -59,11 +60,14 @@ def compare(
         progress = progress or TerminalProgress()
         settings = tune(arguments, base, cases, folder, launcher, progress)
         results = measure(arguments, base, cases, settings, dataset, launcher, progress)
+        baselines = _baselines(dataset, folder, launcher)
         progress.close()
-        comparison = Comparison(_facts(arguments, dataset, base), results)
+        comparison = Comparison(_facts(arguments, dataset, base), results, baselines)
         write_json(folder / "results.json", comparison.to_json())
         write_page(comparison, folder / "report.html")
     print_tables(comparison)
+    if (ahead := baseline_ahead(comparison)) is not None:
+        say(ahead)
     say(f"the same with plots: {folder / 'report.html'}")
     return comparison
 
@@ -131,6 +135,16 @@ def measure(
         )
         for case in cases
     ]
+
+
+def _baselines(dataset: Dataset, folder: Path, launcher: Launcher) -> list[dict[str, Any]]:
+    """What nothing is trained for, on the test split; kept where it is known."""
+    file = folder / "baselines.json"
+    if not file.is_file():
+        asking = {"baselines": Asking(dataset.path, "test", (CUT_OFF,))}
+        ((_, found),) = launcher.each(measure_baselines, asking)
+        write_json(file, {"digest": dataset.digest, "baselines": found})
+    return list(read_json(file)["baselines"])
 
 
 def base_config(arguments: CompareArguments) -> Config:

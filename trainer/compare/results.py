@@ -10,6 +10,7 @@ from trainer.base.screen import Sheet
 
 TITLES = {
     "losses": "Losses at equal tuning budgets (test)",
+    "baselines": "Nothing trained: closed forms over who took what (test)",
     "groups": "NDCG@20 within each popularity group of items, rare to popular (test)",
     "noise": "Noise in train: random positives added (+), true ones taken away (-) (test)",
     "dislikes": "Disliked items in the top 20 against recall (test)",
@@ -59,6 +60,8 @@ class Comparison:
 
     facts: dict[str, Any]
     results: list[CaseResult]
+    baselines: list[dict[str, Any]]
+    """What `measure_baselines` returned."""
 
     def section(self, name: str) -> list[CaseResult]:
         return [result for result in self.results if result.section == name]
@@ -68,12 +71,14 @@ class Comparison:
         return "disliked@20" in self.results[0].seeds[0]["values"]
 
     def to_json(self) -> dict[str, Any]:
-        return {"facts": self.facts, "results": [asdict(result) for result in self.results]}
+        results = [asdict(result) for result in self.results]
+        return {"facts": self.facts, "results": results, "baselines": self.baselines}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Comparison:
         """Inverse of `to_json`."""
-        return Comparison(data["facts"], [CaseResult(**each) for each in data["results"]])
+        results = [CaseResult(**each) for each in data["results"]]
+        return Comparison(data["facts"], results, data["baselines"])
 
 
 def tables(comparison: Comparison) -> dict[str, tuple[Row, list[Row]]]:
@@ -81,6 +86,8 @@ def tables(comparison: Comparison) -> dict[str, tuple[Row, list[Row]]]:
     measures = ["recall@20", "ndcg@20"] + (["disliked@20"] if comparison.has_dislikes else [])
     header = ["case", *measures, "setting"]
     made: dict[str, tuple[Row, list[Row]]] = {}
+    if comparison.baselines:
+        made["baselines"] = _baseline_table(comparison.baselines, measures)
     for name in ("losses", "noise", "dislikes", "negatives", "hardness", "clipping"):
         results = comparison.section(name)
         if results:
@@ -89,6 +96,34 @@ def tables(comparison: Comparison) -> dict[str, tuple[Row, list[Row]]]:
         if results and name in GROUPED:
             made[GROUPED[name]] = _group_table(results)
     return made
+
+
+def _baseline_table(baselines: list[dict[str, Any]], measures: list[str]) -> tuple[Row, list[Row]]:
+    rows = []
+    for each in baselines:
+        if "values" not in each:
+            rows.append([each["name"], *("-" for _ in measures), "-", each["left_out"]])
+            continue
+        values = [f"{each['values'][measure]:.4f}" for measure in measures]
+        rows.append([each["name"], *values, f"{each['seconds']:,.1f} s", each["setting"]])
+    return ["baseline", *measures, "took", "setting"], rows
+
+
+def baseline_ahead(comparison: Comparison) -> str | None:
+    """A sentence where a baseline is ahead of every loss by NDCG@20."""
+    measured = [each for each in comparison.baselines if "values" in each]
+    losses = comparison.section("losses")
+    if not measured or not losses:
+        return None
+    best = max(measured, key=lambda each: each["values"]["ndcg@20"])
+    trained = max(losses, key=lambda result: result.mean("ndcg@20"))
+    reached = best["values"]["ndcg@20"]
+    if reached <= trained.mean("ndcg@20"):
+        return None
+    return (
+        f"{best['name']}, for which nothing is trained, is ahead of every loss: NDCG@20 "
+        f"{reached:.4f} beside {trained.mean('ndcg@20'):.4f} of {trained.label}"
+    )
 
 
 def _group_table(results: list[CaseResult]) -> tuple[Row, list[Row]]:

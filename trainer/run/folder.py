@@ -1,5 +1,6 @@
 """The folder of a run: its resolved config, metrics, checkpoints and summary.
 
+RUN/tries.jsonl     what was tried before it began, see trainer/effort
 RUN/config.json     preset, config, data, versions, where it started from, the id of this start
 RUN/starts.jsonl    one line a start: the first, resumes, and restarts after failures
 RUN/metrics.jsonl   one line every `training.log_every_steps`
@@ -26,7 +27,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE
+from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
 from trainer.base.typed import read_as
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
@@ -47,7 +48,7 @@ from trainer.run.start import (
 )
 
 logger = logging.getLogger(__name__)
-BEFORE_CONFIG = {".lock", "owner.json"}
+BEFORE_CONFIG = {".lock", "owner.json", TRIES_FILE}
 """All that a start killed before config.json was written leaves behind: no run yet."""
 PACKAGES = ("torch", "torchrec", "pyarrow")
 Resume = bool | Literal["auto"]

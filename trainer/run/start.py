@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE
+from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
 from trainer.base.transient import is_lasting
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
@@ -26,6 +26,7 @@ FILES = (
     "metrics.jsonl",
     "validation.jsonl",
     SUMMARY_FILE,
+    TRIES_FILE,
 )
 FOLDERS = ("checkpoints", "trackers")
 FIXED_FIELDS = (

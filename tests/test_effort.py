@@ -1,0 +1,210 @@
+"""The dial of `default`: what is tried, flags hold in all of it, and nothing is tried twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.datasets import make_dataset
+from trainer.config.default_preset import default_preset
+from trainer.config.sections import Config
+from trainer.data.feature_types import Attribute
+from trainer.data.schema import Dataset
+from trainer.effort.choose import choose, chosen, differences, with_given
+from trainer.effort.data_facts import facts_of
+from trainer.effort.proposals import Effort, proposals, variations
+from trainer.effort.tries import try_out
+from trainer.launch.here import Here
+from trainer.launch.launcher import Work
+from trainer.observe.progress import SilentProgress
+from trainer.run.folder import RunFolder, RunSpec
+
+
+def ids_alone(dataset: Dataset) -> Dataset:
+    """Its description written anew, without attributes."""
+    dataset = replace(dataset, user_attributes=(), item_attributes=(), context_attributes=())
+    Path(dataset.path, "dataset.json").write_text(dataset.to_json())
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("timed") / "data"
+    return ids_alone(make_dataset(path, users=60, items=30, rows=900))
+
+
+@pytest.fixture(scope="module")
+def untimed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("untimed") / "data"
+    return ids_alone(make_dataset(path, users=60, items=30, rows=900, timed=False))
+
+
+@dataclass
+class Told(SilentProgress):
+    """Keeps what the user is told."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@dataclass
+class Graded:
+    """A launcher whose tries find what a table says, by the tower; keeps what it was given."""
+
+    grade: Mapping[str, float]
+    given: list[RunSpec] = field(default_factory=list)
+    is_here = True
+
+    def run(self, work: Work, arguments: Any, resumable: Any = None) -> Any:
+        raise AssertionError
+
+    def each(self, work: Work, many: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        assert work is try_out
+        for name, spec in many.items():
+            self.given.append(spec)
+            best = self.grade.get(name.partition(",")[0], 0.1)
+            yield name, {"best": best, "best_epoch": 2, "seconds": 1.0}
+
+
+def spec_of(dataset: Dataset, out: Path, config: Config | None = None) -> RunSpec:
+    return RunSpec("default", config or default_preset(dataset), dataset.path, str(out))
+
+
+def test_an_order_is_tried_as_a_sequence_and_a_graph_without(
+    timed: Dataset, untimed: Dataset
+) -> None:
+    by_order = [each.config.model.tower for each in proposals(timed, "normal")]
+    assert by_order == ["sequence", "history", "history"]
+    by_graph = [each.config.model.similarity for each in proposals(untimed, "normal")]
+    assert by_graph == ["dot", "dot", "cosine"]
+    (rules,) = proposals(timed, "quick")
+    assert rules.config == default_preset(timed)
+
+
+def test_attributes_are_tried_where_there_are_some(untimed: Dataset) -> None:
+    genre = Attribute("genre", "single", 5)
+    known = replace(untimed, item_attributes=(genre,))
+    last = proposals(known, "normal")[-1].config.model
+    assert last.item_attributes and not last.user_attributes and last.similarity == "dot"
+
+
+def test_new_items_are_told_by_their_attributes(
+    untimed: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = replace(untimed, item_attributes=(Attribute("genre", "single", 5),))
+    assert facts_of(known).new_share < 0.05
+    monkeypatch.setattr("trainer.effort.data_facts._new_share", lambda dataset: 0.5)
+    model = proposals(known, "normal")[-1].config.model
+    assert model.item_attributes and model.id_dropout == 0.9 and not model.spectral_start
+
+
+def test_the_best_on_validation_is_trained(timed: Dataset, tmp_path: Path) -> None:
+    told, launcher = Told(), Graded({"places": 0.3, "sequence": 0.2})
+    found = choose(spec_of(timed, tmp_path / "run"), "normal", launcher, told)
+    assert found.config.model.history_pooling == "places" and found.config.model.dim == 64
+    assert len(launcher.given) == 3
+    assert all(spec.config.evaluation.every_epochs == 1 for spec in launcher.given)
+    assert any("0.3000" in line and "places" in line for line in told.lines)
+    assert told.lines[-1].startswith("chosen: places")
+    # Cut off and started again: what was tried is there.
+    again = Graded({})
+    assert choose(spec_of(timed, tmp_path / "run"), "normal", again, told).config == found.config
+    assert again.given == []
+
+
+def test_a_run_begins_where_tries_are(timed: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    spec = choose(spec_of(timed, out), "normal", Graded({}), Told())
+    assert RunFolder(str(out)).check_start(spec, timed) is False
+    lines = (out / "tries.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and json.loads(lines[0])["metric"] == "ndcg@20"
+
+
+def test_flags_hold_in_all_that_is_tried(timed: Dataset, tmp_path: Path) -> None:
+    rules = default_preset(timed)
+    asked = replace(
+        rules, model=replace(rules.model, dim=32), training=replace(rules.training, seed=7)
+    )
+    launcher = Graded({"sequence": 0.9})
+    found = choose(spec_of(timed, tmp_path / "run", asked), "normal", launcher, Told())
+    assert {spec.config.model.dim for spec in launcher.given} == {32}
+    assert {spec.config.training.seed for spec in launcher.given} == {7}
+    assert found.config.model.tower == "sequence" and found.config.model.dim == 32
+
+
+def test_flags_may_leave_no_choice(untimed: Dataset, tmp_path: Path) -> None:
+    rules = default_preset(untimed)
+    other = replace(rules.model, tower="graph", similarity="cosine", dim=64)
+    loss = rules.loss.of("ssm").but(temperature=0.1)
+    fixed = replace(rules, model=other, loss=loss)
+    fixed = replace(fixed, negatives=replace(rules.negatives, uniform=64))
+    fixed = replace(fixed, optimizer=replace(rules.optimizer, table_learning_rate=0.1))
+    fixed = replace(fixed, training=replace(rules.training, epochs=3, global_batch_size=64))
+    given = differences(rules, fixed)
+    assert with_given(rules, given) == fixed
+    told = Told()
+    spec = spec_of(untimed, tmp_path / "run", fixed)
+    launcher = Graded({})
+    assert choose(spec, "normal", launcher, told).config.model.tower == "graph"
+
+
+@pytest.mark.parametrize("effort", ["normal", "best"])
+def test_nothing_is_tried_where_it_would_say_nothing(
+    timed: Dataset, tmp_path: Path, effort: Effort
+) -> None:
+    launcher = Graded({})
+    spec = spec_of(timed, tmp_path / "run")
+    config = spec.config
+    for left in (
+        replace(spec, preset="demo"),
+        replace(spec, start_from="elsewhere"),
+        replace(spec, config=replace(config, data=replace(config.data, windows=True))),
+    ):
+        assert choose(left, effort, launcher, Told()) == left
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    assert choose(spec, effort, launcher, Told()) == spec
+    assert launcher.given == []
+    assert chosen(spec, "quick", None) == spec
+
+
+def test_best_searches_on_and_trains_on_all(untimed: Dataset, tmp_path: Path) -> None:
+    launcher = Graded({"factors": 0.4, "graph": 0.3})
+    found = choose(spec_of(untimed, tmp_path / "run"), "best", launcher, Told()).config
+    assert found.data.train_splits == ("train", "validation")
+    assert found.evaluation.every_epochs == 0 and found.evaluation.patience is None
+    assert found.model.similarity == "cosine"
+    assert found.training.epochs == 2  # as long as the best was trained
+    lengths = [spec.config.training.epochs for spec in launcher.given]
+    assert min(lengths) < max(lengths)  # short tries first
+
+
+def test_variations_are_configs_of_their_own(untimed: Dataset) -> None:
+    for proposal in proposals(untimed, "best"):
+        digests = {each.config.digest for each in variations(proposal)}
+        assert len(digests) == len(variations(proposal)) >= 4
+        assert proposal.config.digest not in digests
+
+
+def test_a_try_is_a_training_that_leaves_nothing(
+    timed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within its first epoch, too, where no evaluation comes by itself."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    config = proposals(timed, "normal")[1].config
+    small = replace(config.training, epochs=1, global_batch_size=64, max_steps=2)
+    metrics = replace(config.metrics, enabled=False)
+    evaluation = replace(config.evaluation, k=(5,), metric="ndcg@5", every_epochs=1)
+    config = replace(config, training=small, metrics=metrics, evaluation=evaluation)
+    spec = replace(spec_of(timed, tmp_path / "run", config), preset="tried")
+    found = Here(SilentProgress()).run(try_out, spec)
+    assert 0 < found["best"] < 1 and found["best_epoch"] == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,175 @@
+"""`--effort`: from what is tried on validation to the config of the run.
+
+quick   the preset's rules, nothing is tried
+normal  up to four models, each for a third of its length; the best is trained in full
+best    all of them; the better half in full; variations of the best; the last run is trained on
+        train and validation, for as long as the best of all was trained
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from trainer.base.mistake import Mistake
+from trainer.base.typed import read_as
+from trainer.config.default_preset import default_preset
+from trainer.config.sections import Config
+from trainer.data.schema import Dataset
+from trainer.effort.proposals import Effort, Proposal, proposals, variations
+from trainer.effort.tries import NAME, Tried, Tries
+from trainer.fitting import fitted
+from trainer.launch.launcher import Launcher
+from trainer.launch.processes import Processes, most_workers
+from trainer.observe.progress import Progress, TerminalProgress
+from trainer.run.folder import RunFolder, RunSpec
+
+SHORT = 1 / 3
+LARGE = 2_000_000
+FREE = (("data", "train_splits"), ("evaluation", "every_epochs"))
+"""Of the final run alone: tries are trained on train and evaluated on validation."""
+
+
+def chosen(spec: RunSpec, effort: Effort, launcher: Launcher | None) -> RunSpec:
+    """`choose` with progress on the terminal.
+
+    Args:
+        launcher: of the tries; None: processes of this machine.
+    """
+    if effort == "quick":
+        return spec
+    with TerminalProgress() as progress:
+        return choose(spec, effort, launcher, progress)
+
+
+def choose(spec: RunSpec, effort: Effort, launcher: Launcher | None, progress: Progress) -> RunSpec:
+    """The spec with the best config that the effort finds; flags hold in all that is tried.
+
+    Says what was tried and what was chosen. Not for a run that is there already.
+
+    Args:
+        launcher: of the tries; None: processes of this machine, as many as suit it.
+
+    Raises as `Launcher.each`.
+    """
+    dataset = Dataset.load(spec.data)
+    why = _nothing_to_try(spec, effort, dataset)
+    if why is not None:
+        if why:
+            progress.message(f"effort {effort}: nothing is tried, since {why}")
+        return spec
+    given = differences(default_preset(dataset), spec.config)
+    found = _fitting(proposals(dataset, effort), given, spec, dataset)
+    if len(found) < 2:
+        progress.message(f"effort {effort}: nothing is tried, since the flags leave no choice")
+        return spec
+    progress.message(
+        f"effort {effort}: {len(found)} models are tried on the data first, which --effort quick "
+        "leaves out"
+    )
+    launcher = launcher or Processes(1 if _is_large(dataset) else min(len(found), most_workers()))
+    tries = Tries(spec, dataset, launcher, progress)
+    best, tried = _search(found, effort, tries, lambda near: _fitting(near, given, spec, dataset))
+    config = _final(best.config, tried, effort, given)
+    trained_on = " and ".join(config.data.train_splits)
+    progress.message(f"chosen: {best.name} ({best.why}); it is now trained on {trained_on}")
+    return replace(spec, config=config)
+
+
+def _search(found: list[Proposal], effort: Effort, tries: Tries, fitting: Any) -> Any:
+    """The best proposal and what its longest try found."""
+    by_name = {each.name: each for each in found}
+    short = best_first(tries.of(found, SHORT))
+    if effort == "normal":
+        return by_name[short[0].name], short[0]
+    finalists = [by_name[each.name] for each in short[: math.ceil(len(short) / 2)]]
+    full = best_first(tries.of(finalists, 1.0))
+    near = fitting(variations(by_name[full[0].name]))
+    by_name |= {each.name: each for each in near}
+    full = best_first([*full, *tries.of(near, 1.0)])
+    return by_name[full[0].name], full[0]
+
+
+def _is_large(dataset: Dataset) -> bool:
+    """Whether the tables of several models side by side may not fit a machine."""
+    return dataset.num_users + dataset.num_items > LARGE
+
+
+def best_first(tried: Sequence[Tried]) -> list[Tried]:
+    """By what they reached; among equals the one that was proposed first."""
+    return sorted(tried, key=lambda each: -each.best)
+
+
+def _nothing_to_try(spec: RunSpec, effort: Effort, dataset: Dataset) -> str | None:
+    """Why; "": it goes without saying; None: there is something to try."""
+    if effort == "quick" or spec.preset != "default":
+        return ""
+    if RunFolder(spec.out).config_file.is_file():  # it is gone on with
+        return ""
+    if spec.config.data.windows:
+        return "windows are trained in turn, and nothing is held out"
+    if spec.start_from is not None:
+        return "the run begins with another one's values, whose model it has"
+    if not dataset.splits["validation"].queries:
+        return "the data have no validation part"
+    return None
+
+
+Differences = dict[tuple[str, str], Any]
+
+
+def differences(before: Config, after: Config) -> Differences:
+    """The fields that differ, by section and name, with their later values."""
+    old, new = before.to_json(), after.to_json()
+    return {
+        (section, name): value
+        for section, fields in new.items()
+        for name, value in fields.items()
+        if old[section][name] != value
+    }
+
+
+def with_given(config: Config, given: Differences) -> Config:
+    """The config with what the user set.
+
+    Raises:
+        Mistake: where it does not go with the rest.
+    """
+    plain = config.to_json()
+    if ("loss", "name") in given:
+        plain["loss"] = asdict(config.loss.of(given["loss", "name"]))
+    for (section, name), value in given.items():
+        plain[section][name] = value
+    return read_as(Config, plain)
+
+
+def _fitting(
+    found: Sequence[Proposal], given: Differences, spec: RunSpec, dataset: Dataset
+) -> list[Proposal]:
+    """Those that the user's settings and the data leave, each once."""
+    tried = {key: value for key, value in given.items() if key not in FREE}
+    kept: dict[str, Proposal] = {}
+    for each in found:
+        try:
+            config = with_given(each.config, tried)
+            config = fitted(replace(spec, preset=NAME, config=config), dataset)[0].config
+        except Mistake:  # what was asked for goes with another of them
+            continue
+        kept.setdefault(config.digest, replace(each, config=config))
+    return list(kept.values())
+
+
+def _final(config: Config, tried: Tried, effort: Effort, given: Differences) -> Config:
+    """Of the run itself: what was chosen, and on all data where nothing is left to watch."""
+    on_all = {("data", "train_splits"): ("train", "validation"), ("evaluation", "every_epochs"): 0}
+    free = {key: value for key, value in given.items() if key in FREE}
+    if effort == "best" and ("data", "train_splits") not in given:
+        free |= on_all
+    if "validation" not in free.get(("data", "train_splits"), ()):
+        return with_given(config, free)
+    epochs = max(round(tried.best_epoch * config.training.epochs / tried.epochs), 1)
+    config = replace(config, evaluation=replace(config.evaluation, patience=None))
+    config = replace(config, training=replace(config.training, epochs=epochs))
+    return with_given(config, free)

@@ -1,0 +1,204 @@
+"""Trainings that are tried: each on one rank in a folder of its own that is gone afterwards.
+
+What a try found is a line of RUN/tries.jsonl: a start that was cut off goes on with what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
+from typing import Any
+
+from trainer.base.mistake import Mistake
+from trainer.base.run_files import TRIES_FILE
+from trainer.base.typed import read_as
+from trainer.config.default_preset import USERS_EVALUATED
+from trainer.config.sections import Config
+from trainer.data.schema import Dataset
+from trainer.effort.proposals import Proposal
+from trainer.files.line_file import LineFile, read_records
+from trainer.files.storage import storage_path
+from trainer.launch.launcher import Launcher, Worker
+from trainer.model.trained import load_run
+from trainer.observe.progress import Progress
+from trainer.retrieval.encode import Encoder
+from trainer.retrieval.evaluate import evaluate_split
+from trainer.run.folder import RunSpec
+from trainer.train import run_worker
+
+LEAST_EPOCHS = 2
+MOST_STEPS = 8_000
+"""Of a try: of large data it sees a slice."""
+TELL_SECONDS = 10.0
+NAME = "tried"
+"""What such a training records as its preset: settings of a program's, which fit the data as they
+are."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What one try found."""
+
+    name: str
+    why: str
+    digest: str
+    """Of the config that was trained."""
+    dataset_digest: str
+    metric: str
+    best: float
+    """Of the metric, on validation."""
+    best_epoch: int
+    """Epochs trained by then."""
+    epochs: int
+    """It was to have."""
+    seconds: float
+
+
+class Tries:
+    """Tries of a run that is yet to begin.
+
+    Args:
+        spec: of the run; its config is not looked at.
+    """
+
+    def __init__(
+        self, spec: RunSpec, dataset: Dataset, launcher: Launcher, progress: Progress
+    ) -> None:
+        self._spec, self._dataset = spec, dataset
+        self._launcher, self._progress = launcher, progress
+        folder = storage_path(spec.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = LineFile(folder / TRIES_FILE)
+        records = (_tried(record) for record in read_records(folder / TRIES_FILE))
+        self._known = {
+            tried.digest: tried
+            for tried in records
+            if tried is not None and tried.dataset_digest == dataset.digest
+        }
+
+    def of(self, chosen: Sequence[Proposal], share: float) -> list[Tried]:
+        """What became of each, in their order.
+
+        Args:
+            share: part of its epochs that each is trained for.
+
+        Raises as `Launcher.each`.
+        """
+        specs = {each.name: self._spec_of(each, share) for each in chosen}
+        found = {
+            name: self._known[spec.config.digest]
+            for name, spec in specs.items()
+            if spec.config.digest in self._known
+        }
+        waiting = {name: spec for name, spec in specs.items() if name not in found}
+        why = {each.name: each.why for each in chosen}
+        with _ticking(self._progress, len(found), len(specs)) as done:
+            for name, result in self._launcher.each(try_out, waiting):
+                config = specs[name].config
+                found[name] = Tried(
+                    name=name,
+                    why=why[name],
+                    digest=config.digest,
+                    dataset_digest=self._dataset.digest,
+                    metric=config.evaluation.metric,
+                    epochs=config.training.epochs,
+                    **result,
+                )
+                self._lines.append(json.dumps(asdict(found[name])))
+                done(len(found))
+                self._progress.message(told(found[name]))
+        self._lines.flush()
+        return [found[each.name] for each in chosen]
+
+    def _spec_of(self, proposal: Proposal, share: float) -> RunSpec:
+        config = proposal.config
+        training, evaluation = config.training, config.evaluation
+        least = min(training.epochs, LEAST_EPOCHS)
+        most_steps = training.max_steps or MOST_STEPS
+        config = replace(
+            config,
+            data=replace(config.data, train_splits=("train",)),
+            training=replace(
+                training,
+                epochs=max(least, math.ceil(share * training.epochs)),
+                max_steps=min(most_steps, MOST_STEPS),
+            ),
+            evaluation=replace(
+                evaluation, every_epochs=1, users=evaluation.users or USERS_EVALUATED
+            ),
+            metrics=replace(config.metrics, enabled=False, track=()),
+        )
+        return replace(self._spec, preset=NAME, config=config, resume=False, start_from=None)
+
+
+def told(tried: Tried) -> str:
+    """One line of what a try found."""
+    return (
+        f"  {tried.name:<24} {tried.metric} {tried.best:.4f} on validation after "
+        f"{tried.best_epoch} epochs, {tried.seconds:,.0f} s: {tried.why}"
+    )
+
+
+def try_out(spec: RunSpec, worker: Worker) -> dict[str, Any]:
+    """Train and forget: the best value on validation, when, and how long it took. On one rank."""
+    evaluated: list[tuple[float, int]] = []
+
+    def noted(values: dict[str, float]) -> None:
+        evaluated.append((values[spec.config.evaluation.metric], int(values["epoch"]) + 1))
+
+    started = time.perf_counter()
+    with TemporaryDirectory(prefix="tandem-try-") as folder:
+        out = str(Path(folder) / "run")
+        run_worker(
+            replace(spec, out=out), worker.progress, replace(worker.hooks, on_evaluation=noted)
+        )
+        if not evaluated:  # ended within its first epoch
+            evaluated.append((_evaluated(out, spec.config, worker), 1))
+    best, epoch = max(evaluated, key=lambda each: each[0])
+    return {"best": best, "best_epoch": epoch, "seconds": time.perf_counter() - started}
+
+
+def _evaluated(run: str, config: Config, worker: Worker) -> float:
+    """The metric of a run's newest checkpoint on validation."""
+    trained = load_run(run, worker.ranks)
+    encoder = Encoder(trained.model, trained.dataset, worker.ranks, config.data.history_length)
+    ks, users = config.evaluation.k, config.evaluation.users
+    values = evaluate_split(encoder, trained.dataset, "validation", ks, users).values
+    return values[config.evaluation.metric]
+
+
+@contextmanager
+def _ticking(progress: Progress, done: int, total: int) -> Iterator[Any]:
+    """Says every few seconds that the tries go on: they themselves are silent."""
+    state, over, began = [done], Event(), time.monotonic()
+
+    def tell() -> None:
+        while True:
+            progress.update("trying", state[0], total, seconds=round(time.monotonic() - began))
+            if over.wait(TELL_SECONDS):
+                return
+
+    def set_done(count: int) -> None:
+        state[0] = count
+
+    thread = Thread(target=tell, name="tandem-tries", daemon=True)
+    thread.start()
+    try:
+        yield set_done
+    finally:
+        over.set()
+        thread.join()
+
+
+def _tried(record: dict[str, Any]) -> Tried | None:
+    try:
+        return read_as(Tried, record)
+    except Mistake:  # of another version
+        return None

@@ -1,0 +1,1 @@
+"""Rankings that nothing is trained for: closed forms over who took what."""
