@@ -145,3 +145,17 @@ images:  ## tandem:cpu and tandem:cuda, where a Docker daemon answers
 	  echo "$(DOCKER) build -f deploy/docker/Dockerfile.$$set -t $(IMAGE):$$set ."; \
 	  $(DOCKER) build -f deploy/docker/Dockerfile.$$set -t $(IMAGE):$$set .; \
 	done
+
+# ECharts as the pages carry it: the parts of it that they draw with, in one file.
+ECHARTS := echarts@6.1.0
+ASSETS := trainer/live/assets
+
+charts: ## Of ECharts, trainer/live/assets/echarts.min.js anew; needs npm
+	@npm install --silent --no-audit --no-fund --prefix $(VENV)/charts $(ECHARTS) esbuild@0.28.2
+	@cd $(VENV)/charts && node node_modules/esbuild/install.js && cp ../../$(ASSETS)/echarts.entry.js . && \
+	  npx esbuild echarts.entry.js --bundle --minify --format=iife --global-name=echarts \
+	  --log-level=warning --define:process.env.NODE_ENV='"production"' --target=es2020 --legal-comments=inline \
+	  --banner:js="/* Parts of Apache $(ECHARTS) (Apache-2.0), with its zrender (BSD-3-Clause) and tslib (0BSD): echarts.LICENSE */" \
+	  --outfile=../../$(ASSETS)/echarts.min.js
+	@cat $(VENV)/charts/node_modules/echarts/LICENSE $(VENV)/charts/node_modules/echarts/NOTICE \
+	  $(VENV)/charts/node_modules/zrender/LICENSE > $(ASSETS)/echarts.LICENSE

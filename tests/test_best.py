@@ -33,7 +33,9 @@ def test_the_best_checkpoint_is_kept_and_evaluates_as_it_did_in_training(tmp_pat
     with process_group() as ranks:
         trained = load_run(run, ranks)
         assert trained.step == best["step"]
-        values = evaluate_model(trained.model, trained.dataset, "validation", ranks, ks=(20,))
+        values = evaluate_model(
+            trained.model, trained.dataset, "validation", ranks, ks=(20,)
+        ).values
         del trained
         gc.collect()
     assert values["ndcg@20"] == pytest.approx(best["ndcg@20"], rel=1e-6)

@@ -250,5 +250,7 @@ def test_page_stands_on_its_own(tmp_path: Path) -> None:
     assert results[0].deviation("recall@20") == pytest.approx(0.02 / np.sqrt(2))
     write_page(comparison, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 7
-    assert "nan" not in page and "<b>" not in page and "http" not in page
+    assert page.count("data-chart=") == 8
+    assert "ssm is the best: NDCG@20 0.1000 ± 0.0000, 100.0% ahead of bpr." in page
+    assert "NaN" not in page.partition("const CHARTS")[2].partition("</script>")[0]
+    assert "in-batch <b>" not in page and "in-batch &lt;b&gt;" in page

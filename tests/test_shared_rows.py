@@ -163,7 +163,7 @@ def test_it_ranks_as_equal_rows_do(root: Path) -> None:
         found = []
         for model, data, ranks in pair:
             model.eval()
-            found.append(evaluate_model(model.module, data, "test", ranks, (5, 20)))
+            found.append(evaluate_model(model.module, data, "test", ranks, (5, 20)).values)
         items = [Encoder(m.module, d, r).candidates(np.arange(d.num_items)) for m, d, r in pair]
         torch.testing.assert_close(*items)
     assert found[0] == pytest.approx(found[1]) and found[0]["recall@20"] > 0
@@ -261,7 +261,7 @@ def test_a_run_goes_on_and_is_evaluated_on_data_that_grew(
     with process_group() as ranks:
         trained = load_run(out, ranks, grown.path)
         model = trained.model
-        assert 0 < evaluate_model(model, grown, "test", ranks, (20,))["recall@20"] < 1
+        assert 0 < evaluate_model(model, grown, "test", ranks, (20,)).values["recall@20"] < 1
         assert not int(model.unknown_ids["item"])
         before = load_run(out, ranks)
         one, two = (Encoder.of_run(each, ranks).candidates(admitted) for each in (before, trained))

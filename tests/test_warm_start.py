@@ -88,7 +88,7 @@ def saved(checkpoint: Path) -> dict[str, torch.Tensor]:
 def evaluated(out: Path, data: str) -> dict[str, float]:
     with process_group() as ranks:
         model = load_run(out, ranks).model
-        found = evaluate_model(model, Dataset.load(data), "test", ranks, (5, 20))
+        found = evaluate_model(model, Dataset.load(data), "test", ranks, (5, 20)).values
         del model
     return found
 

@@ -288,6 +288,7 @@ class Run:
             "rows_per_epoch": loader.num_rows,
             "rows_skipped_as_corrupt": loader.skipped_rows,
             "phase": "stopped" if stopped else "waiting" if waits else "finished",
+            "quality": self.validation.quality(loader.steps_per_epoch),
         }
         self.phases.at(summary["phase"])
         if self.ranks.is_first and not waits:

@@ -1,7 +1,7 @@
 """`tandem tune PRESET --data DIR --out OUT --trials 20`: settings searched on the validation split.
 
 Each trial is one worker that runs `run_worker` on a config of its own; ASHA stops the trials that
-fall behind. The end is a table (trials.txt, trials.json), a plot (trials.svg) and a preset file
+fall behind. The end is a table (trials.txt, trials.json), a page (trials.html) and a preset file
 (best.toml) that `tandem train` takes in a preset's place. The test split is never looked at.
 """
 
@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from cluster.tune.drawn import apply_settings, draw_settings
-from cluster.tune.plot import draw_trials
+from cluster.tune.trials_page import write_page
 from cluster.workers.options import existing_address
 from cluster.workers.session import ray_session
 from losses.choices import LOSSES, LossName
@@ -45,7 +45,7 @@ class TuneArguments:
     data: str
     """Folder of a prepared dataset."""
     out: str
-    """Folder for the trials' runs, the table, the plot and the preset file."""
+    """Folder for the trials' runs, the table, the page and the preset file."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     trials: int = 20
     """Settings tried."""
@@ -185,7 +185,7 @@ def trial_of(number: int, result: Any, epochs: int, every: int) -> Trial:
 
 
 def write_results(trials: Sequence[Trial], spec: RunSpec, out: Path) -> None:
-    """Of trials, best first: trials.txt, trials.json, trials.svg and best.toml."""
+    """Of trials, best first: trials.txt, trials.json, trials.html and best.toml."""
     metric = spec.config.evaluation.metric
     records = [
         {**trial.__dict__, "best": None if math.isnan(trial.best) else trial.best}
@@ -193,7 +193,7 @@ def write_results(trials: Sequence[Trial], spec: RunSpec, out: Path) -> None:
     ]
     (out / "trials.txt").write_text(table(trials, metric))
     (out / "trials.json").write_text(json.dumps({"metric": metric, "trials": records}, indent=1))
-    (out / "trials.svg").write_text(draw_trials(trials, metric))
+    write_page(trials, metric, spec.preset, spec.data, out / "trials.html")
     best = apply_settings(spec.config, trials[0].settings)
     best = replace(best, metrics=spec.config.metrics, evaluation=spec.config.evaluation)
     found = f"{spec.preset}, searched: validation {metric} {trials[0].best:.4f}"
@@ -252,5 +252,6 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     write_results(trials, spec, out)
     for line in table(trials, config.evaluation.metric).splitlines():
         say(line)
+    say(f"the same with plots: {out}/trials.html")
     say(f"the best as a preset: tandem train {out}/best.toml --data {parsed.data} --out RUN")
     return 0

@@ -59,7 +59,9 @@ def test_the_best_trial_becomes_a_preset_file(tmp_path: Path) -> None:
     assert best.training == spec.config.training
     records = json.loads((tmp_path / "trials.json").read_text())["trials"]
     assert [record["best"] for record in records] == [0.25, None]
-    assert "trial 4: 0.2500" in (tmp_path / "trials.svg").read_text()
+    assert "Trial 4 is the best: validation ndcg@20 0.2500 with ssm" in (
+        (tmp_path / "trials.html").read_text()
+    )
 
 
 def test_a_trial_that_diverged_is_never_the_best() -> None:

@@ -1,7 +1,9 @@
 """The report and the live page, opened in Chromium, and what feeds them."""
 
+import html
 import json
 import math
+import shutil
 import threading
 import time
 import urllib.error
@@ -13,16 +15,20 @@ import numpy as np
 import pytest
 
 from tests.monitoring.chromium import Visit, visit
-from tests.monitoring.conftest import needs
+from tests.monitoring.conftest import ROOT, needs
 from tests.monitoring.two_ranks import free_port
+from trainer.base.mistake import Mistake
 from trainer.live.dashboard import DashboardArguments, dashboard
 from trainer.live.growing import GrowingColumns
 from trainer.live.page import as_script_data, panel_rows
 from trainer.live.panels import DASHBOARDS
 from trainer.live.runs import MOST_POINTS, read_run, thinned
 from trainer.live.server import LivePage
+from trainer.live.troubles import troubles_of
 from trainer.report.norms import bands
-from trainer.report.report import ReportArguments, report
+from trainer.report.people import Person, spread_users
+from trainer.report.quality import best_evaluation, quality_of, still_learning
+from trainer.report.report import ReportArguments, report, report_html
 
 GROUPS = {"recall@20": [0.1, 0.2, 0.4], "ndcg@20": [0.1, 0.2, 0.3]}
 EVALUATION = {
@@ -30,6 +36,7 @@ EVALUATION = {
         "recall@20": 0.3,
         "ndcg@20": 0.2,
         "popularity": {"recall@20": 0.1, "ndcg@20": 0.05},
+        "user_interval_95": {"recall@20": 0.04, "ndcg@20": 0.03},
         "popularity_groups": GROUPS,
     }
 }
@@ -60,17 +67,49 @@ def test_the_report_opens_cleanly(evaluated: Path, tmp_path: Path) -> None:
     file = report(ReportArguments((str(evaluated),), str(tmp_path / "report.html")))
     seen = visit(file.as_uri(), tmp_path)
     assert_clean(seen)
+    asked = ["How good", "Is it still learning", "Whom does it serve", "What does it recommend",
+             "What was run", "What happened", "Everything that was measured"]  # fmt: skip
+    assert sorted(asked, key=seen.dom.index) == asked
     for title in (
-        "Training loss",
-        "Evaluation",
-        "Popularity against embedding norm",
-        "recall@20 by popularity, test",
-        "Ranks and restarts",
+        "NDCG@20 0.2000 ± 0.0300 on the test split, 4.00 times the popularity ranking",
+        "ndcg@20 on validation",
+        "Length of items' embeddings by popularity",
+        "recall@20 by the items' popularity",
+        "started again at step 12",
         "Throughput",
+        "Did not change",
     ):
-        assert title in seen.dom
+        assert title in html.unescape(seen.dom), title
     assert ">No values yet" not in seen.dom
-    assert seen.dom.count("<svg") >= 20
+    assert seen.dom.count("<svg") == 4  # the others are folded away
+
+
+@pytest.mark.slow
+@needs("chromium")
+def test_what_is_folded_away_is_drawn_when_it_is_opened(evaluated: Path, tmp_path: Path) -> None:
+    file = report(ReportArguments((str(evaluated),), str(tmp_path / "report.html"), people=0))
+    opened = file.read_text().replace('<details id="panels">', '<details id="panels" open>')
+    file.write_text(opened)
+    seen = visit(file.as_uri(), tmp_path)
+    assert_clean(seen)
+    assert seen.dom.count("<svg") >= 15
+    assert len(opened) < 1_000_000
+
+
+@pytest.mark.slow
+@needs("chromium")
+def test_titles_are_words_on_the_page(evaluated: Path, tmp_path: Path) -> None:
+    hostile = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)> 🎬"
+    one = {**read_run(evaluated), "norms": "", "dataset": hostile, "name": hostile}
+    shown = [Person(hostile, 3, [hostile], [hostile])]
+    two = [{**one, "color": 0}, {**one, "color": 1, "name": f"{hostile} 2"}]
+    for name, text in (("one", report_html([one], shown)), ("two", report_html(two, None))):
+        file = tmp_path / f"{name}.html"
+        file.write_text(text.replace('<details id="panels">', '<details id="panels" open>'))
+        seen = visit(file.as_uri(), tmp_path)
+        assert_clean(seen)
+        assert "<title>Tandem report: &lt;script&gt;" in seen.dom
+        assert "<img" not in seen.dom.replace("&lt;img", "").partition("<script>const CHARTS")[0]
 
 
 @pytest.mark.slow
@@ -83,6 +122,7 @@ def test_several_runs_stand_side_by_side(evaluated: Path, tmp_path: Path) -> Non
     seen = visit(file.as_uri(), tmp_path, dark=True)
     assert_clean(seen)
     assert seen.dom.count("optimizer.table_learning_rate") >= 1
+    assert "is the best" in seen.dom and "their intervals overlap" in seen.dom
 
 
 @pytest.mark.slow
@@ -119,6 +159,8 @@ def test_every_key_of_a_panel_is_written_by_a_run(run: Path) -> None:
     for row in panel_rows():
         for panel in row["panels"]:
             for key in panel["keys"]:
+                if key.startswith("window"):
+                    continue  # of runs by windows
                 names = read["validation"] if key == "@" else read["metrics"]
                 assert [n for n in names if n == key or key == "@" or n.startswith(key)], panel
 
@@ -146,8 +188,12 @@ def test_a_run_in_its_first_seconds_can_be_read(run: Path, tmp_path: Path) -> No
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no run"):
         report(ReportArguments((str(tmp_path),)))
-    with pytest.raises(ValueError, match="is no run"):
+    with pytest.raises(Mistake, match=r"there is no run in .* or below it"):
         dashboard(DashboardArguments(str(tmp_path)))
+    gone = DashboardArguments(str(tmp_path / "gone"), port=0, prometheus=False, wait=0)
+    with pytest.raises(Mistake, match="is no run after 0 s: is the name right"):
+        dashboard(gone)
+    assert not (tmp_path / "gone").exists()
     with pytest.raises(ValueError, match="which run"):
         ReportArguments(())
 
@@ -191,6 +237,64 @@ def test_the_command_serves_until_it_is_stopped(run: Path, capsys: pytest.Captur
     assert f"live page:  http://127.0.0.1:{port}/" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_run_that_is_starting_is_waited_for(run: Path, tmp_path: Path) -> None:
+    page = LivePage(tmp_path / "later", "127.0.0.1", 0)
+    try:
+        waiting = json.loads(read_when_there(f"{page.url}data.json"))
+        assert waiting == {"waiting": "later"} and not page.is_begun
+        shutil.copytree(run, tmp_path / "later")
+        time.sleep(1.5)  # a page is kept for a second
+        shown = json.loads(read_when_there(f"{page.url}data.json"))
+        assert page.is_begun and shown["runs"][0]["name"] == "later"
+    finally:
+        page.close()
+
+
+@pytest.mark.slow
+def test_the_runs_below_a_folder_are_listed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("week/a", "week/b"):
+        shutil.copytree(run, tmp_path / name)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")  # of something else
+    dashboard(DashboardArguments(str(tmp_path)))
+    shown = capsys.readouterr().out
+    assert f"{tmp_path}/week/a" in shown and f"{tmp_path}/week/b" in shown
+    assert "finished" in shown and "ndcg@20 0." in shown and "other" not in shown
+
+
+QUIET = {
+    "starts": [{"step": 0, "time": 0.0}],
+    "metrics": {"data_wait_share": [0.9, 0.1, 0.1]},
+    "now": {"phase": "training", "is_alive": True, "silent_seconds": 1.0, "cause": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"now": {"silent_seconds": 301.0}}, "TandemStalled"),
+        (
+            {"now": {"phase": "failed", "is_alive": False, "cause": "no disk"}},
+            "TandemRunEndedEarly",
+        ),
+        ({"now": {"phase": "stopped", "is_alive": False}}, "TandemRunEndedEarly"),
+        ({"starts": [{"step": 0, "time": 0.0}, {"step": 9, "time": 950.0}]}, "TandemRestarted"),
+        ({"metrics": {"checkpoint_failures": [0.0, 2.0, None]}}, "TandemCheckpointFailing"),
+        ({"metrics": {"data_wait_share": [0.1, 0.4, 0.4, 0.5]}}, "TandemDataStarvation"),
+    ],
+)
+def test_troubles_are_told_where_they_are(changed: dict, name: str) -> None:
+    """By the names of the alerts, each of which has its runbook."""
+    assert troubles_of(QUIET, 1000.0) == []
+    run = {**QUIET, **changed, "now": {**QUIET["now"], **changed.get("now", {})}}
+    (found,) = troubles_of(run, 1000.0)
+    assert found.name == name
+    assert f"## {name}\n" in (ROOT / "docs/runbooks/alerts.md").read_text()
+
+
 def read_when_there(url: str) -> bytes:
     for _ in range(100):
         try:
@@ -199,3 +303,34 @@ def read_when_there(url: str) -> bytes:
         except urllib.error.URLError:
             time.sleep(0.1)
     raise AssertionError(f"{url} did not answer within 10 s")
+
+
+def learnt(*values: float) -> dict:
+    """A run that was evaluated while training, so often."""
+    columns = {"step": [10 * (n + 1) for n in range(len(values))], "ndcg@20": list(values)}
+    columns["popularity/ndcg@20"] = [0.1] * len(values)
+    return {
+        "validation": columns,
+        "evaluation": None,
+        "config": {"evaluation": {"metric": "ndcg@20"}},
+    }
+
+
+def test_the_verdicts_follow_the_curve() -> None:
+    assert "still learning: ndcg@20 grew by 50.0%" in still_learning(learnt(0.1, 0.2, 0.25, 0.3))
+    assert "levelled off" in still_learning(learnt(0.1, 0.3, 0.301, 0.3, 0.302))
+    ended = still_learning(learnt(0.1, 0.3, 0.29, 0.28, 0.27))
+    assert "best at evaluation 2 of 5, and 3 evaluations since" in ended
+    assert "too few" in still_learning(learnt(0.1))
+    assert "not evaluated while training" in still_learning(learnt())
+    quality = quality_of(learnt(0.1, 0.3, 0.2))
+    assert quality is not None and quality.of("ndcg") == 0.3
+    assert quality.times_popularity("ndcg") == pytest.approx(3)
+    assert best_evaluation(learnt()) is None and quality_of(learnt()) is None
+
+
+def test_people_shown_go_from_the_least_active_to_the_most() -> None:
+    count = np.array([0, 5, 1, 100, 7, 0, 50])
+    assert spread_users(count, 3) == [2, 4, 3]
+    assert spread_users(count, 50) == [2, 1, 4, 6, 3]
+    assert spread_users(np.zeros(4, dtype=int), 3) == []

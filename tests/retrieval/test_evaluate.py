@@ -43,7 +43,7 @@ def evaluate_on(ranks: Ranks, data: str) -> dict[str, Any]:
     items = encoder.items()
     whole = evaluate_split(encoder, dataset, "test", KS, num_groups=3, baseline=True)
     sample = evaluate_split(encoder, dataset, "test", KS, users=30, seed=5)
-    values = evaluate_model(model, dataset, "validation", ranks, ks=KS)
+    values = evaluate_model(model, dataset, "validation", ranks, ks=KS).values
     return {
         "whole": whole,
         "sample": sample,

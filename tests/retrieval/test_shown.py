@@ -46,10 +46,21 @@ def test_an_evaluation_keeps_its_figures_whole_at_40_columns(
 ) -> None:
     values = {"recall@10": 0.1234, "recall@20": 0.2345}
     evaluation = Evaluation(
-        values, {"recall@10": 0.01}, {"recall@10": [0.1, 0.3], "recall@20": [0.2, 0.4]},
-        {"recall@10": 0.05, "recall@20": 0.06, "users": 3}, values,
-        100, 1000, 0, 0, 0.7,
-    )  # fmt: skip
+        values=values,
+        user_intervals={},
+        intervals={"recall@10": 0.01},
+        groups={"recall@10": [0.1, 0.3], "recall@20": [0.2, 0.4]},
+        activity={},
+        new_items={"recall@10": 0.05, "recall@20": 0.06, "users": 3},
+        baseline=values,
+        baseline_groups={},
+        baseline_activity={},
+        num_queries=100,
+        num_queries_of_split=1000,
+        unknown_items=0,
+        unknown_queries=0,
+        seconds=0.7,
+    )
     monkeypatch.setenv("COLUMNS", "40")
     stream = io.StringIO()
     as_sheet(evaluation, "test").print(stream)

@@ -1,116 +1,175 @@
-"""One self-contained HTML page of a comparison: tables and plots drawn as SVG, no script."""
+"""The page of a comparison: a verdict, a section a question, charts with spreads over seeds."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from trainer.compare.plots import Point, bars, lines, scatter
-from trainer.compare.results import TITLES, Comparison, Row, tables
+from trainer.compare.results import TITLES, CaseResult, Comparison, tables
 from trainer.files.storage import write_whole
+from trainer.live.document import Document
+from trainer.live.drawing import Bars, Chart, Level, Series
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1b1f24; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: .25rem .75rem; border-bottom: 1px solid #d8dee4 }
-th:first-child, td:first-child, th:last-child, td:last-child { text-align: left }
-svg { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { color: #57606a }
-svg text { font: 12px system-ui, sans-serif; fill: #1b1f24 }
-"""
+JUDGED = "ndcg@20"
+JUDGED_BY = (JUDGED, "recall@20")
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
     """Write the page of `comparison` to `path`."""
-    parts = [_head(comparison)]
+    page = Document("Tandem comparison")
+    _head(page, comparison)
     drawings = _drawings(comparison)
     for name, (header, rows) in tables(comparison).items():
-        parts.append(f"<h2>{escape(TITLES[name])}</h2>{_table(header, rows)}")
+        page.heading(TITLES[name])
         if name in drawings:
-            parts.append(f"<figure>{drawings[name]}</figure>")
-    page = "\n".join(parts)
-    write_whole(
-        path,
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>tandem compare</title>'
-        f"<style>{STYLE}</style></head><body>{page}</body></html>\n",
-    )
+            page.drawn(*drawings[name])
+        lines = [[(row[0], "name"), *row[1:-1], (row[-1], "left")] for row in rows]
+        page.table(header, lines, "figures")
+    write_whole(path, page.written())
 
 
-def _head(comparison: Comparison) -> str:
+def _head(page: Document, comparison: Comparison) -> None:
     facts = comparison.facts
-    return (
-        f"<h1>Losses compared on {escape(Path(facts['data']).name)}</h1>"
-        f"<p>{facts['users']:,} users, {facts['items']:,} items, {facts['train_rows']:,} rows in "
-        f"train. Preset {escape(facts['preset'])}, {facts['epochs']} epochs, batch "
-        f"{facts['batch']:,}, {facts['uniform']:,} shared uniform negatives unless a case says "
-        f"otherwise. Each loss had {facts['tuning_trials']} settings to choose from on the "
-        f"validation split; figures are means ± standard deviations over {facts['seeds']} seeds "
-        "on the test split.</p>"
+    size = f"{facts['users']:,} users, {facts['items']:,} items, {facts['train_rows']:,} rows"
+    page.head(f"Losses compared on {Path(facts['data']).name}", f"{size} in train")
+    page.verdict(*verdict(comparison))
+    page.words(
+        f"Preset {facts['preset']}, {facts['epochs']} epochs, batch {facts['batch']:,}, "
+        f"{facts['uniform']:,} shared uniform negatives unless a case says otherwise. Each loss "
+        f"had {facts['tuning_trials']} settings to choose from on the validation split. Figures "
+        f"are means ± standard deviations over {facts['seeds']} seeds on the test split."
     )
 
 
-def _table(header: Row, rows: list[Row]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def verdict(comparison: Comparison) -> list[str]:
+    """Which loss is best, whether seeds tell it from the next, and what nothing trained reaches."""
+    losses = sorted(comparison.section("losses"), key=lambda one: -one.mean(JUDGED))
+    if not losses:
+        return []
+    best, said = losses[0], []
+    shown = f"NDCG@20 {best.shown(JUDGED)}"
+    if len(losses) == 1:
+        said.append(f"{best.label} reaches {shown}.")
+    else:
+        near = [one.label for one in losses[1:] if not _apart(best, one)]
+        ahead = best.mean(JUDGED) / max(losses[1].mean(JUDGED), 1e-9) - 1
+        said.append(f"{best.label} is the best: {shown}, {ahead:.1%} ahead of {losses[1].label}.")
+        if near:
+            said.append(f"These seeds do not tell it from {', '.join(near)}.")
+    levels = _levels(comparison, JUDGED)
+    if levels:
+        name, value = max(levels, key=lambda level: level[1])
+        word = "ahead of" if value > best.mean(JUDGED) else "behind"
+        said.append(f"The best of what needs no training, {name}, is {word} it: {value:.4f}.")
+    return said
 
 
-def _drawings(comparison: Comparison) -> dict[str, str]:
-    """Section -> SVG."""
+def _apart(first: CaseResult, second: CaseResult) -> bool:
+    """Whether the means lie further apart than twice the standard error of their difference."""
+    variances = [one.deviation(JUDGED) ** 2 / len(one.seeds) for one in (first, second)]
+    return first.mean(JUDGED) - second.mean(JUDGED) > 2 * sum(variances) ** 0.5
+
+
+def _levels(comparison: Comparison, measure: str) -> list[Level]:
+    """What is reached without training, where it was measured."""
+    measured: list[dict[str, Any]] = comparison.to_json().get("baselines", [])
+    return [
+        (each["name"], each["values"][measure])
+        for each in measured
+        if measure in each.get("values", {})
+    ]
+
+
+def _drawings(comparison: Comparison) -> dict[str, list[Chart | Bars]]:
+    """Section -> charts."""
     losses = comparison.section("losses")
-    made = {
-        "losses": bars([Point(r.label, r.mean("ndcg@20"), r.deviation("ndcg@20")) for r in losses]),
-        "groups": lines(
-            {r.label: list(enumerate(r.group_means("ndcg@20"), 1)) for r in losses},
-            "popularity group, rare to popular",
-            "NDCG@20",
-        ),
+    made: dict[str, list[Chart | Bars]] = {
+        "losses": [
+            _bars(losses, measure, _levels(comparison, measure))
+            for measure in (JUDGED, "recall@20")
+        ]
     }
-    if comparison.section("noise"):
-        made["noise"] = "".join(
-            lines(curves, f"share of {what}", "recall@20")
-            for what, curves in (
-                ("random positives added", _noise_curves(comparison, "random_positives")),
-                ("true positives taken away", _noise_curves(comparison, "removed_positives")),
-            )
-            if curves
+    if losses:
+        made["groups"] = [_groups(losses)]
+    noise = [
+        Chart(
+            f"Recall@20 with {what}",
+            "At 0: the data as they are.",
+            [Series(loss, *curve, color=n, points=True) for n, (loss, curve) in enumerate(curves)],
+            unit="share",
+            xLabel=f"share of {what}, of the training rows",
         )
+        for what, curves in (
+            ("random positives added", _noise_curves(comparison, "random_positives")),
+            ("true positives taken away", _noise_curves(comparison, "removed_positives")),
+        )
+        if curves
+    ]
+    if noise:
+        made["noise"] = [*noise]
     if comparison.has_dislikes and comparison.section("dislikes"):
-        made["dislikes"] = scatter(
-            [
-                (r.label, r.mean("recall@20"), r.mean("disliked@20"))
-                for r in comparison.section("dislikes")
-            ],
-            "recall@20",
-            "disliked in the top 20",
-        )
+        made["dislikes"] = [_dislikes(comparison.section("dislikes"))]
     for name in ("negatives", "hardness", "clipping"):
         if comparison.section(name):
-            made[name] = bars(
-                [
-                    Point(r.label, r.mean("ndcg@20"), r.deviation("ndcg@20"))
-                    for r in comparison.section(name)
-                ]
-            )
+            made[name] = [_bars(comparison.section(name), JUDGED, ())]
     return made
+
+
+def _bars(results: list[CaseResult], measure: str, levels: list[Level] | tuple[()]) -> Bars:
+    values = [one.mean(measure) for one in results]
+    several = any(len(one.seeds) > 1 for one in results)
+    return Bars(
+        measure.replace("ndcg", "NDCG").replace("recall", "Recall"),
+        "Mean over seeds, and a standard deviation to each side." if several else "One seed.",
+        [one.label for one in results],
+        values,
+        [one.deviation(measure) for one in results] if several else None,
+        best=values.index(max(values)) if values else None,
+        levels=levels,
+    )
+
+
+def _groups(losses: list[CaseResult]) -> Chart:
+    count = len(losses[0].group_means(JUDGED))
+    names = ["rarest", *map(str, range(2, count)), "most popular"][:count]
+    places = list(range(count))
+    return Chart(
+        "NDCG@20 by the items' popularity",
+        "Of targets in groups that share the training rows evenly.",
+        [
+            Series(one.label, places, one.group_means(JUDGED), color=number, points=True)
+            for number, one in enumerate(losses)
+        ],
+        xLabel="popularity group of the target",
+        xNames=names,
+    )
+
+
+def _dislikes(results: list[CaseResult]) -> Chart:
+    return Chart(
+        "Disliked items shown against recall",
+        "To the right and low is good: what users like is found, what they dislike is not shown.",
+        [
+            Series(one.label, [one.mean("recall@20")], [one.mean("disliked@20")], color=number)
+            for number, one in enumerate(results)
+        ],
+        unit="share",
+        kind="dots",
+        xLabel="recall@20",
+    )
 
 
 def _noise_curves(
     comparison: Comparison, share: Literal["random_positives", "removed_positives"]
-) -> dict[str, list[tuple[float, float]]]:
-    """Loss -> (share added or removed, recall), beginning at the clean data."""
-    curves: dict[str, list[tuple[float, float]]] = {}
+) -> list[tuple[str, tuple[list[float], list[float]]]]:
+    """Loss, (shares added or removed, recall), beginning at the clean data."""
+    points: dict[str, list[tuple[float, float]]] = {}
     for result in comparison.section("noise"):
         noise = asdict(result)[share]
         if noise:
-            point = (noise, result.mean("recall@20"))
-            curves.setdefault(result.loss, []).append(point)
+            points.setdefault(result.loss, []).append((noise, result.mean("recall@20")))
     for result in comparison.section("losses"):
-        if result.loss in curves:
-            curves[result.loss].insert(0, (0.0, result.mean("recall@20")))
-    return curves
+        if result.loss in points:
+            points[result.loss].insert(0, (0.0, result.mean("recall@20")))
+    return [(loss, ([x for x, _ in p], [y for _, y in p])) for loss, p in points.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +13,30 @@ from typing import Annotated
 
 import tyro
 
+from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
 from trainer.base.screen import say
 from trainer.files.storage import StoragePath, storage_path
+from trainer.live.below import show_runs
 from trainer.live.prometheus import HOW_TO_INSTALL, Prometheus, is_installed, make_config
 from trainer.live.server import LivePage
-from trainer.run.folder import RunFolder
+from trainer.run.folder import BEFORE_CONFIG, RunFolder
+from trainer.run.start import names_in
+
+MOST_WAIT = 7 * 24 * 3600
+LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class DashboardArguments:
-    """Watch a run: a live page on this machine, and Prometheus with Tandem's rules and alerts."""
+    """Watch a run: a live page on this machine, and Prometheus with Tandem's rules and alerts. Of a
+    folder that is no run, list the runs below it."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """Folder or URI of the run, in training or finished."""
+    run: Annotated[str, tyro.conf.Positional] = "."
+    """Folder or URI of the run: in training, finished, or about to start (then it is waited for);
+    or a folder of runs. Left out: the runs below this folder."""
+    wait: int = 300
+    """Seconds to wait for a run that is not there yet."""
     port: int = 8090
     """Port of the live page."""
     host: str = "127.0.0.1"
@@ -44,22 +55,38 @@ class DashboardArguments:
 
     def __post_init__(self) -> None:
         check_given(self, ("host", "ray_discovery", "storage"), ("run",))
-        check_ranges(self, port=(0, 65535), prometheus_port=(1, 65535))
+        check_ranges(self, port=(0, 65535), prometheus_port=(1, 65535), wait=(0, MOST_WAIT))
 
 
 def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None) -> None:
-    """Serve until Ctrl-C, SIGTERM or `stop`.
+    """Serve until Ctrl-C, SIGTERM or `stop`; or list the runs of a folder.
 
     Raises:
-        Mistake: where the run does not exist or a port is taken.
+        Mistake: where there is no run, nor one in time, or a port is taken.
     """
     run = storage_path(arguments.run)
-    RunFolder(run).read_config()
+    is_there = RunFolder(run).config_file.is_file()
+    if (
+        isinstance(run, Path)
+        and run.is_dir()
+        and not is_there
+        and not names_in(run) & BEFORE_CONFIG
+    ):
+        show_runs(run)
+        return
+    if is_there:
+        RunFolder(run).read_config()
+    elif not arguments.wait:
+        raise Mistake(f"{run} is no run, and --wait 0 waits for none")
+    stop = stop or _stopped_by_signal()
     with ExitStack() as closing:
         live = LivePage(run, arguments.host, arguments.port)
         closing.callback(live.close)
         say(f"live page:  {live.url}")
-        if arguments.prometheus and is_installed():
+        if not is_there:
+            say(f"{run} is no run yet: waiting up to {arguments.wait} s for it to start")
+            _wait_until_begun(live, arguments.wait, stop, run)
+        if arguments.prometheus and is_installed():  # its folder is the run's
             folder = _prometheus_folder(arguments.storage, run, closing)
             config = make_config(list(arguments.discovery), arguments.ray_discovery)
             server = Prometheus(config, folder, arguments.prometheus_port)
@@ -69,7 +96,20 @@ def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None
         elif arguments.prometheus:
             say(HOW_TO_INSTALL)
         say("Ctrl-C ends it; the run goes on.")
-        (stop or _stopped_by_signal()).wait()
+        stop.wait()
+
+
+def _wait_until_begun(
+    live: LivePage, seconds: int, stop: threading.Event, run: StoragePath
+) -> None:
+    """Raises Mistake where nothing came of it."""
+    deadline = time.monotonic() + seconds
+    while not live.is_begun and not stop.wait(LOOK_SECONDS):
+        if time.monotonic() > deadline:
+            raise Mistake(
+                f"{run} is no run after {seconds} s: is the name right? A run is there once its "
+                "workers are up; --wait SECONDS waits longer"
+            )
 
 
 def _prometheus_folder(storage: str | None, run: StoragePath, closing: ExitStack) -> Path:

@@ -13,10 +13,11 @@ from trainer.files.json_files import COMMIT_FILE, committed, read_json
 from trainer.files.line_file import read_records
 from trainer.files.storage import StoragePath, modified_at, storage_path
 from trainer.live.growing import Columns, GrowingColumns, finite
+from trainer.live.troubles import troubles_of
 from trainer.run.folder import RunFolder
 from trainer.run.state import read_state
 
-MOST_POINTS = 600
+MOST_POINTS = 400
 
 
 def read_run(path: str | StoragePath) -> dict[str, Any]:
@@ -36,15 +37,21 @@ class RunReader:
         self._metrics = GrowingColumns(self._folder.metrics_file)
         self._validation = GrowingColumns(self._root / "validation.jsonl")
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether the run has come to its first step: before, there is nothing to read."""
+        return self._folder.config_file.is_file()
+
     def read(self) -> dict[str, Any]:
         """Everything the pages draw, as plain JSON-able data; NaN and infinities become None."""
         facts, root = self._folder.read_config(), self._root
         starts = read_records(root / "starts.jsonl")
         metrics = self._metrics.read()
-        return {
+        read = {
             "name": root.resolve().name if isinstance(root, Path) else root.name,
             "preset": facts.preset,
             "data": facts.data,
+            "dataset_digest": facts.dataset_digest,
             "start_from": None if facts.start_from is None else asdict(facts.start_from),
             "config": facts.config.to_json(),
             "versions": facts.versions,
@@ -55,6 +62,8 @@ class RunReader:
             "evaluation": _read_evaluation(root / "evaluation.json"),
             "now": _now(self._folder, self._metrics.newest),
         }
+        troubles = [asdict(each) for each in troubles_of(read, time.time())]
+        return {**read, "troubles": troubles}
 
 
 def thinned(columns: Columns) -> Columns:

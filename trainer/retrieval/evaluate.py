@@ -10,6 +10,7 @@ Tensor shapes: Q queries of a block, q of them the rank's own, K = the largest k
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
 from trainer.model.two_tower import TwoTower
 from trainer.retrieval.encode import Encoder, is_known
+from trainer.retrieval.measures.activity import BANDS, band_of, named
 from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
 from trainer.retrieval.measures.popularity import PopularityRanking, popularity_groups
 from trainer.retrieval.measures.ranking import disliked_metrics, is_member, ranking_metrics
@@ -42,15 +44,22 @@ class Evaluation:
 
     values: dict[str, float]
     """By name, such as `recall@20`."""
+    user_intervals: dict[str, float]
+    """Half-widths of 95 % intervals for the mean over users like these: those evaluated are taken
+    as drawn from endlessly many."""
     intervals: dict[str, float]
     """Half-widths of 95 % intervals; empty where all users were evaluated."""
     groups: dict[str, list[float]]
     """`recall@k`, `ndcg@k` within each popularity group of targets, least popular first."""
+    activity: dict[str, dict[str, float]]
+    """`recall@k`, `ndcg@k` and the number of "users", by how many items users have met before."""
     new_items: dict[str, float]
     """`recall@k`, `ndcg@k` of targets that training never met, and "users" who have such; {} where
     nobody has."""
     baseline: dict[str, float]
     """The values of the popularity ranking; empty where it was not asked for."""
+    baseline_groups: dict[str, list[float]]
+    baseline_activity: dict[str, dict[str, float]]
     num_queries: int
     num_queries_of_split: int
     unknown_items: int
@@ -68,15 +77,14 @@ def evaluate_model(
     ks: Sequence[int] = DEFAULT,
     users: int | None = None,
     history_length: int | None = None,
+    baseline: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, float]:
-    """Values by name for the model in training. Collective; the same on every rank.
-
-    Args:
-        on_progress: told how many queries of how many are through, block by block.
-    """
+) -> Evaluation:
+    """`evaluate_split` of the model in training. Collective; the same on every rank."""
     encoder = Encoder(model, dataset, ranks, history_length)
-    return evaluate_split(encoder, dataset, split, ks, users, on_progress=on_progress).values
+    return evaluate_split(  # collective
+        encoder, dataset, split, ks, users, baseline=baseline, on_progress=on_progress
+    )
 
 
 def evaluate_split(
@@ -130,7 +138,7 @@ def evaluate_asked(
     group_I = popularity_groups(count_I, num_groups).to(torch.uint8) if num_groups else None
     is_new_I = count_I == 0 if num_groups else None
     ours = Tally(dataset, ks, device, group_I, num_groups, is_new_I)
-    popular = Tally(dataset, ks, device, None, 0) if baseline else None
+    popular = Tally(dataset, ks, device, group_I, num_groups) if baseline else None
     by_popularity = PopularityRanking(count_I)
     assert items.unranked_X is not None
     unknown = torch.tensor([len(items.unranked_X), 0], device=device)
@@ -155,14 +163,19 @@ def evaluate_asked(
         done += len(block)
         on_progress(done, len(rows))
     values = ours.values()  # collective
+    beside = ({}, {}, {}) if popular is None else popular.all_values()  # collective
     dist.all_reduce(unknown)  # collective
     unknown_items, unknown_queries = unknown.tolist()  # device-to-host sync
     return Evaluation(
         values=values,
+        user_intervals=ours.means.intervals(math.inf),
         intervals=ours.means.intervals(population) if len(rows) < population else {},
         groups=ours.group_values(),  # collective
+        activity=ours.activity_values(),  # collective
         new_items=ours.new_values(),  # collective
-        baseline=popular.values() if popular is not None else {},  # collective
+        baseline=beside[0],
+        baseline_groups=beside[1],
+        baseline_activity=beside[2],
         num_queries=len(rows),
         num_queries_of_split=population,
         unknown_items=unknown_items,
@@ -189,6 +202,7 @@ class Tally:
         self.with_dislikes = dataset.has_feedback
         self.means = Means()
         self.by_group = [Means() for _ in range(num_groups)]
+        self.by_activity = [Means() for _ in BANDS] if num_groups else []
         self.is_new_I, self.new = is_new_I, Means()
         self.exposure = Exposure(dataset.num_items, ks, device)
 
@@ -197,7 +211,11 @@ class Tally:
         real_q = (own.user_Q >= 0).to(self.device)
         targets = own.targets.to(self.device)
         hit_qK = is_member(item_qK, targets)
-        self.means.add(ranking_metrics(hit_qK, targets.lengths, self.ks), real_q)
+        found = ranking_metrics(hit_qK, targets.lengths, self.ks)
+        self.means.add(found, real_q)
+        band_q = band_of(own.seen.lengths.to(self.device))
+        for band, means in enumerate(self.by_activity):
+            means.add(_headline(found), real_q & (band_q == band))
         if self.with_dislikes:
             disliked = own.disliked_targets.to(self.device)
             self.means.add(disliked_metrics(item_qK, disliked, self.ks), real_q)
@@ -220,14 +238,29 @@ class Tally:
         within = targets.keep(part_I[targets.values])
         hit_within_qK = hit_qK & part_I[item_qK.clamp(min=0)]
         values = ranking_metrics(hit_within_qK, within.lengths, self.ks)
-        kept = {name: v for name, v in values.items() if name.startswith(("recall", "ndcg"))}
-        means.add(kept, within.lengths > 0)
+        means.add(_headline(values), within.lengths > 0)
 
     def values(self) -> dict[str, float]:
         """Means over all ranks' queries, coverage and Gini. Collective, once."""
         self.means.all_reduce()  # collective
         self.exposure.all_reduce()  # collective
         return {**self.means.means(), **self.exposure.values()}
+
+    def all_values(
+        self,
+    ) -> tuple[dict[str, float], dict[str, list[float]], dict[str, dict[str, float]]]:
+        """Values, those of groups, and by activity. Collective, once."""
+        return self.values(), self.group_values(), self.activity_values()  # collective
+
+    def activity_values(self) -> dict[str, dict[str, float]]:
+        """Values by how many items users have met, of bands with users. Collective, once."""
+        found = {}
+        for band, means in enumerate(self.by_activity):
+            means.all_reduce()  # collective
+            users = means.users()  # device-to-host sync
+            if users:
+                found[named(band)] = {**means.means(), "users": users}
+        return found
 
     def group_values(self) -> dict[str, list[float]]:
         """Values of each group, least popular first. Collective, once."""
@@ -242,8 +275,12 @@ class Tally:
         if self.is_new_I is None:
             return {}
         self.new.all_reduce()  # collective
-        users = int(next(iter(self.new.moments.values()))[0])  # device-to-host sync
+        users = self.new.users()  # device-to-host sync
         return {**self.new.means(), "users": users} if users else {}
+
+
+def _headline(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: v for name, v in values.items() if name.startswith(("recall", "ndcg"))}
 
 
 def own_share(block: QueryBlock, ranks: Ranks) -> QueryBlock:

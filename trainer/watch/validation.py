@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from trainer.config.evaluation_section import EvaluationConfig
 from trainer.data.schema import Dataset
@@ -43,6 +44,8 @@ class Validation:
         self.metrics = metrics
         self.state = ValidationState()
         """What a checkpoint holds of it; of a step that is not evaluated yet."""
+        self.popularity: dict[str, float] = {}
+        """The popularity ranking's values: the same at each evaluation, measured at the first."""
 
     @property
     def is_over(self) -> bool:
@@ -58,7 +61,7 @@ class Validation:
         from trainer.retrieval.evaluate import evaluate_model
 
         started = time.perf_counter()
-        values = evaluate_model(
+        found = evaluate_model(
             model,
             self.dataset,
             "validation",
@@ -66,18 +69,49 @@ class Validation:
             ks=self.config.k,
             users=self.config.users,
             history_length=self.history_length,
+            baseline=not self.popularity,
             on_progress=self.phases.evaluating,
         )
         self.metrics.observe("tandem_evaluation_seconds", time.perf_counter() - started)
+        self.popularity = self.popularity or found.baseline
+        values = {**found.values, **self._beside()}
         for name, value in values.items():
             self.metrics.set("tandem_evaluation", value, name)
         if self.ranks.is_first:
             record = {"step": step, "epoch": epoch, "time": time.time(), **values}
             self.folder.append_evaluation(record)
             self.on_evaluation(record)
-        metric, value = self.config.metric, values[self.config.metric]
-        self.progress.message(f"epoch {epoch + 1}: validation {metric} {value:.4f}")
+        value = values[self.config.metric]
+        self.progress.message(self._told(epoch, value))
         if self.state.best is None or value > self.state.best:
             self.state = ValidationState(best=value, best_step=step)
         else:
             self.state = replace(self.state, since_best=self.state.since_best + 1)
+
+    def quality(self, steps_per_epoch: int) -> dict[str, Any] | None:
+        """The best evaluation: what summary.json says of it; None before the first."""
+        if self.state.best is None or self.state.best_step is None:
+            return None
+        return {
+            "metric": self.config.metric,
+            "value": self.state.best,
+            "popularity": self.popularity.get(self.config.metric),
+            "step": self.state.best_step,
+            "epoch": -(-self.state.best_step // max(steps_per_epoch, 1)),
+        }
+
+    def _beside(self) -> dict[str, float]:
+        """Recall and NDCG of the popularity ranking, as lines of validation.jsonl have them."""
+        shown = ("recall", "ndcg")
+        return {f"popularity/{k}": v for k, v in self.popularity.items() if k.startswith(shown)}
+
+    def _told(self, epoch: int, value: float) -> str:
+        """`epoch 3: validation ndcg@20 0.1697, the best so far (popularity 0.0809)`."""
+        metric, best = self.config.metric, self.state.best
+        said = f"epoch {epoch + 1}: validation {metric} {value:.4f}"
+        if best is None or value > best:
+            said += ", the best so far" if best is not None else ""
+        else:
+            said += f", best {best:.4f}"
+        baseline = self.popularity.get(metric)
+        return said if baseline is None else f"{said} (popularity {baseline:.4f})"

@@ -1,19 +1,17 @@
-// Charts as plain SVG, nothing from outside.
-// drawChart(card, {title, help, unit, xLabel, log, series: [{name, x, y, color, dash, points}], marks: [x]})
+// Charts of the pages, drawn by ECharts in the page's own colours, light or dark.
+// A chart: {kind: "lines" (or "bars", "dots"), title, help, unit, xLabel, log, logX, fromZero, series, levels, marks}
+//   series: [{name, x, y, low, high, color, dash, points}]; low and high: ends of an interval
+//   bars:   series of one {names, y, low, high, best}; levels: [{name, y}] straight lines; marks: [x]
 "use strict";
-const SVG = "http://www.w3.org/2000/svg";
-const W = 460, H = 230, LEFT = 62, RIGHT = 14, TOP = 10, BOTTOM = 40;
-const FROM_ZERO = ["s", "rows/s", "steps/s", "bytes"]; // amounts: twice as high is twice as much
-const DASHES = ["", "7 4", "2 4", "9 3 2 3", "4 2", "1 3"];
-const color = (index) => `var(--c${index % 8})`;
-
-function node(name, attributes, parent, text) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (text !== undefined) made.textContent = text;
-  if (parent) parent.appendChild(made);
-  return made;
-}
+const FROM_ZERO = ["s", "rows/s", "steps/s", "bytes", "share"]; // twice as high is twice as much
+const DASHES = ["solid", [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [1, 3]];
+const COLORS = 8;
+const STEPS = {
+  bytes: [[1, "B"], [1024, "KiB"], [1024 ** 2, "MiB"], [1024 ** 3, "GiB"], [1024 ** 4, "TiB"]],
+  s: [[1e-6, "µs"], [1e-3, "ms"], [1, "s"], [60, "min"], [3600, "h"]],
+  share: [[0.01, "%"]],
+};
+const drawn = new Map(); // card -> what draws it anew
 
 function element(name, className, text) {
   const made = document.createElement(name);
@@ -22,7 +20,7 @@ function element(name, className, text) {
   return made;
 }
 
-// 1234567 -> "1.23M"; units are written once, in the title.
+// 1234567 -> "1.23M"
 function shortNumber(value) {
   const size = Math.abs(value);
   if (size >= 1e9) return +(value / 1e9).toPrecision(3) + "G";
@@ -41,155 +39,189 @@ function duration(seconds) {
   return minutes >= 10 ? `${minutes} min` : `${minutes} min ${whole % 60} s`;
 }
 
+// The unit that all values of a chart are shown in: what one of it is, and its name.
+function shownUnit(unit, most) {
+  const fitting = (STEPS[unit] || []).filter(([size], index) => index === 0 || most >= size);
+  const [size, name] = fitting.at(-1) || [1, unit];
+  return { size, name };
+}
+
 function withUnit(value, unit) {
-  if (unit === "share") return +(value * 100).toPrecision(3) + " %";
-  if (unit === "bytes") {
-    const steps = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let at = 0;
-    while (Math.abs(value) >= 1024 && at < 4) { value /= 1024; at += 1; }
-    return +value.toPrecision(3) + " " + steps[at];
-  }
   if (unit === "s") return duration(value);
-  return shortNumber(value) + (unit && unit !== "steps" ? " " + unit : "");
+  const { size, name } = shownUnit(unit, Math.abs(value));
+  return shortNumber(value / size) + (name && name !== "steps" ? " " + name : "");
 }
 
-function tickLabel(value, unit) {
-  if (unit === "share" || unit === "bytes") return value === 0 ? "0" : withUnit(value, unit);
-  if (unit === "s") return value === 0 ? "0" : duration(value);
-  return shortNumber(value);
-}
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const color = (index) => index % COLORS;
+const shade = (given) => css(typeof given === "number" ? `--c${given % COLORS}` : given || "--c0");
+const number = (value) => typeof value === "number" && Number.isFinite(value);
 
-function niceTicks(low, high, count, base) {
-  const rough = (high - low) / count || 1;
-  const power = Math.pow(base, Math.floor(Math.log(rough) / Math.log(base)));
-  const choices = base === 10 ? [1, 2, 2.5, 5, 10] : [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
-  const step = power * choices.find((choice) => choice * power >= rough * 0.999);
-  const ticks = [];
-  for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) ticks.push(+tick.toPrecision(12));
-  return ticks;
-}
-
-function logTicks(low, high) {
-  const ticks = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) ticks.push(Math.pow(10, power));
-  const inside = ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
-  return inside.length >= 2 ? inside : niceTicks(low, high, 4, 10);
-}
-
-function scale(values, log, from, to, padded, fromZero) {
-  let low = Math.min(...values), high = Math.max(...values);
-  const zero = low === 0 && high === 0;
-  if (padded && !log) {
-    if (low >= 0 && (low < 0.5 * high || fromZero)) low = 0;
-    const least = Math.abs(high) * 0.02 || 1; // constants are not magnified into noise
-    const room = Math.max((high - low) * 0.06, (least - (high - low)) / 2);
-    if (low !== 0) low -= room;
-    high += room;
-  }
-  if (!padded && low === high) { low = log ? low / 2 : low - 1; high = log ? high * 2 : high + 1; } // one point: in the middle
-  if (padded && log && low === high) { low /= 2; high *= 2; }
-  const map = log ? Math.log10 : (value) => value;
-  const span = map(high) - map(low) || 1;
-  const place = (value) => from + ((map(value) - map(low)) / span) * (to - from);
-  return { low, high, zero, place };
-}
-
+// Title, help, drawing and legend in a card; once more where its data, colours or width change.
 function drawChart(card, spec) {
-  card.replaceChildren();
-  card.append(element("h3", "", spec.title + (spec.unit && !["share", "bytes", "s"].includes(spec.unit) ? ` (${spec.unit})` : "")), element("p", "", spec.help));
-  const usable = (y) => y !== null && Number.isFinite(y) && (!spec.log || y > 0);
-  const series = spec.series.filter((one) => one.y.some(usable));
-  if (!series.length) { card.append(element("p", "", "No values yet.")); return; }
-  const svg = node("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": spec.title });
-  const x = scale(series.flatMap((one) => one.x), spec.logX, LEFT, W - RIGHT, false);
-  const y = scale(series.flatMap((one) => one.y.filter(usable)), spec.log, H - BOTTOM, TOP, true, spec.fromZero || FROM_ZERO.includes(spec.unit));
-  drawAxes(svg, spec, x, y);
-  for (const mark of spec.marks || []) {
-    if (mark >= x.low && mark <= x.high) node("line", { class: "restart", x1: x.place(mark), x2: x.place(mark), y1: TOP, y2: H - BOTTOM }, svg);
+  const measured = spec.series.filter((one) => one.y.some((value) => number(value) && (!spec.log || value > 0)));
+  const all = measured.flatMap((one) => [one.y, one.low || [], one.high || []].flat()).concat((spec.levels || []).map((level) => level.y)).filter(number);
+  const unit = shownUnit(spec.unit, Math.max(0, ...all.map(Math.abs)));
+  if (!drawn.has(card)) {
+    card.replaceChildren(element("h3"), element("p", "", spec.help), element("div", "drawing"), element("div", "legend"));
+    new ResizeObserver(() => drawn.get(card).resize()).observe(card);
   }
-  for (const one of series) drawSeries(svg, one, x, y, usable);
-  card.append(svg);
-  if (series.length > 1 || spec.alwaysLegend) card.append(legend(series));
-  follow(card, svg, spec, series, x, y, usable);
+  const [title, , place, legend] = card.children;
+  title.textContent = spec.title + (unit.name ? `, ${unit.name}` : "");
+  const before = drawn.get(card);
+  const chart = { spec, measured, unit, all, on: before && before.on, resize: () => resize(card, chart), draw: () => draw(place, chart) };
+  drawn.set(card, chart);
+  if (!measured.length) { place.textContent = "No values yet."; return; }
+  if (!before || !before.measured.length) place.replaceChildren();
+  place.style.height = spec.kind === "bars" ? `${34 + 30 * measured[0].y.length}px` : "230px";
+  legend.replaceChildren(...entries(chart));
+  chart.draw();
 }
 
-function drawAxes(svg, spec, x, y) {
-  const ticks = y.zero ? [0] : spec.log ? logTicks(y.low, y.high) : niceTicks(y.low, y.high, 5, spec.unit === "bytes" ? 1024 : 10);
-  for (const tick of spec.whole ? ticks.filter(Number.isInteger) : ticks) {
-    node("line", { class: "grid-line", x1: LEFT, x2: W - RIGHT, y1: y.place(tick), y2: y.place(tick) }, svg);
-    node("text", { x: LEFT - 7, y: y.place(tick) + 4, "text-anchor": "end" }, svg, tickLabel(tick, spec.unit));
-  }
-  node("line", { class: "axis", x1: LEFT, x2: W - RIGHT, y1: H - BOTTOM, y2: H - BOTTOM }, svg);
-  const across = spec.xTicks || (spec.logX ? logTicks(x.low, x.high) : niceTicks(x.low, x.high, 6, 10));
-  for (const tick of across.some(Number.isInteger) ? across.filter(Number.isInteger) : across) {
-    const label = spec.xNames ? spec.xNames[tick] : shortNumber(tick);
-    const anchor = label.length < 6 ? "middle" : tick === across[0] ? "start" : tick === across.at(-1) ? "end" : "middle";
-    node("text", { x: x.place(tick), y: H - BOTTOM + 17, "text-anchor": anchor }, svg, label);
-  }
-  node("text", { x: (LEFT + W - RIGHT) / 2, y: H - 4, "text-anchor": "middle" }, svg, spec.xLabel || "step");
+function resize(card, chart) {
+  if (!card.clientWidth || !chart.measured.length) return;
+  if (chart.on) chart.on.resize();
+  else chart.draw();
 }
 
-function drawSeries(svg, one, x, y, usable) {
-  const style = `stroke: ${one.color}`;
-  if (one.points !== "only") {
-    let path = "", pen = "M";
-    one.x.forEach((at, index) => {
-      if (!usable(one.y[index])) { pen = "M"; return; }
-      path += `${pen}${x.place(at).toFixed(1)} ${y.place(one.y[index]).toFixed(1)}`;
-      pen = "L";
-    });
-    node("path", { class: "series", d: path, style, "stroke-dasharray": one.dash || "" }, svg);
-  }
-  if (one.points || one.x.length < 13) {
-    const radius = one.points === "only" ? 1.5 : 2.6;
-    one.x.forEach((at, index) => {
-      if (usable(one.y[index])) node("circle", { cx: x.place(at), cy: y.place(one.y[index]), r: radius, style: `fill: ${one.color}`, opacity: one.points === "only" ? 0.35 : 1 }, svg);
-    });
-  }
+function draw(place, chart) {
+  if (!place.clientWidth) return; // folded away: when it is opened
+  chart.on = chart.on || echarts.init(place, null, { renderer: "svg" });
+  chart.on.setOption({ ...common(chart), ...(chart.spec.kind === "bars" ? bars(chart) : lines(chart)) }, true);
+  place.querySelector("svg").setAttribute("aria-label", chart.spec.title);
 }
 
-function legend(series) {
-  const list = element("div", "legend");
-  for (const one of series.filter((each) => each.name)) {
-    const entry = element("span");
-    const line = element("i");
-    line.style.borderTopColor = one.color;
-    if (one.dash) line.style.borderTopStyle = one.dash.startsWith("2") || one.dash.startsWith("1") ? "dotted" : "dashed";
-    if (one.points === "only") line.style.borderTopStyle = "dotted";
-    entry.append(line, document.createTextNode(one.name));
-    list.append(entry);
-  }
-  return list;
+function common({ spec, unit, measured }) {
+  const ink = { color: css("--ink"), fontSize: 12 };
+  return {
+    animation: false,
+    textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
+    tooltip: {
+      trigger: spec.kind ? "item" : "axis", confine: true, backgroundColor: css("--paper"), borderColor: css("--line"), textStyle: ink,
+      formatter: (found) => tip([found].flat(), spec, unit, measured),
+    },
+  };
 }
 
-// The values nearest to the pointer, beside it.
-function follow(card, svg, spec, series, x, y, usable) {
-  const tip = element("div", "tip");
-  const cursor = node("line", { class: "cursor", y1: TOP, y2: H - BOTTOM, visibility: "hidden" }, svg);
-  card.append(tip);
-  svg.addEventListener("pointerleave", () => { tip.style.display = "none"; cursor.setAttribute("visibility", "hidden"); });
-  svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect();
-    const at = ((event.clientX - box.left) / box.width) * W;
-    const lines = series.filter((one) => one.points !== "only");
-    if (!lines.length || at < LEFT - 8) return;
-    const distance = (one, index) => Math.abs(x.place(one.x[index]) - at);
-    const nearest = (one) => one.x.reduce((best, _, index) => (distance(one, index) < distance(one, best) ? index : best), 0);
-    const first = lines[0], place = first.x[nearest(first)];
-    cursor.setAttribute("x1", x.place(place)); cursor.setAttribute("x2", x.place(place)); cursor.setAttribute("visibility", "visible");
-    tip.replaceChildren(element("div", "", `${spec.xLabel || "step"} ${spec.xNames ? spec.xNames[place] : shortNumber(place)}`));
-    for (const one of lines) {
-      const value = one.y[nearest(one)];
-      if (!usable(value) || !one.name) continue;
-      const line = element("div");
-      const name = element("span", "", one.name + "  ");
-      name.style.color = one.color;
-      line.append(name, element("b", "", withUnit(value, spec.unit)));
-      tip.append(line);
-    }
-    tip.style.display = "block";
-    const left = event.clientX - card.getBoundingClientRect().left;
-    tip.style.left = left > card.clientWidth / 2 ? `${left - tip.offsetWidth - 14}px` : `${left + 14}px`;
-    tip.style.top = `${event.clientY - card.getBoundingClientRect().top + 10}px`;
+// What stands beside the pointer: as nodes, since names are other people's words.
+function tip(found, spec, unit, measured) {
+  const box = element("div");
+  const shown = (value) => `${shortNumber(value)}${unit.name ? " " + unit.name : ""}`;
+  const at = spec.xNames ? spec.xNames[found[0].value[0]] : shortNumber(found[0].value[0]);
+  box.append(element("div", "", spec.kind === "bars" ? found[0].name : `${spec.xLabel || "step"} ${at}`));
+  for (const one of found) {
+    if (one.seriesType === "custom") continue;
+    const line = element("div"), from = measured[one.seriesIndex];
+    const value = spec.kind === "bars" ? one.value : one.value[1];
+    line.append(element("span", "", one.seriesName ? one.seriesName + "  " : ""), element("b", "", shown(value)));
+    line.firstChild.style.color = one.color;
+    if (from && from.low) line.append(element("span", "", ` (${shown(from.low[one.dataIndex] / unit.size)} to ${shown(from.high[one.dataIndex] / unit.size)})`));
+    box.append(line);
+  }
+  return box;
+}
+
+function axis(log, low, high, more) {
+  const soft = { color: css("--soft"), fontSize: 11.5, hideOverlap: true, formatter: shortNumber };
+  return {
+    type: log && low > 0 && high / low > 10 ? "log" : "value", axisLabel: soft, nameTextStyle: { color: css("--soft"), fontSize: 12 },
+    axisLine: { show: false, lineStyle: { color: css("--line") } }, axisTick: { show: false }, splitLine: { lineStyle: { color: css("--grid") } },
+    ...more,
+  };
+}
+
+// Amounts and values far from one another begin at 0; constants are not magnified into noise.
+function ends({ spec, all, unit }) {
+  if (spec.log) return {};
+  const low = Math.min(...all) / unit.size, high = Math.max(...all) / unit.size;
+  if (high === 0 && low === 0) return { min: 0, max: 1 };
+  if (low >= 0 && (low < high / 2 || spec.fromZero || FROM_ZERO.includes(spec.unit))) return { min: 0 };
+  if (high - low > Math.abs(high) * 0.02) return { scale: true };
+  return { min: +(low - Math.abs(low) * 0.02).toPrecision(2), max: +(high + Math.abs(high) * 0.02).toPrecision(2) };
+}
+
+function lines(chart) {
+  const { spec, measured, unit, all } = chart;
+  const xs = measured.flatMap((one) => one.x), first = Math.min(...xs), last = Math.max(...xs);
+  const edge = spec.xNames ? { type: "category", data: spec.xNames } : { min: first < last / 3 && !spec.logX && first >= 0 ? 0 : first, max: last };
+  const x = axis(spec.logX, first, last, { ...edge, name: spec.xLabel || "step", nameLocation: "middle", nameGap: 24, splitLine: { show: false }, axisLine: { show: true, lineStyle: { color: css("--line") } } });
+  if (x.type === "log") { x.min = 10 ** Math.floor(Math.log10(first)); x.max = 10 ** Math.ceil(Math.log10(last)); }
+  if (spec.xNames) x.axisLabel = { ...x.axisLabel, formatter: undefined, interval: 0 };
+  else Object.assign(x.axisLabel, { showMaxLabel: x.type === "log", showMinLabel: x.type === "log" || x.min === 0 });
+  if (spec.whole) x.minInterval = 1;
+  return {
+    grid: { left: 6, right: 14, top: 10, bottom: 24, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
+    xAxis: x,
+    yAxis: axis(spec.log, Math.min(...all), Math.max(...all), { ...ends(chart), splitNumber: 4 }),
+    series: [...measured.map((one) => line(one, spec, unit, measured)), ...measured.filter((one) => one.low).map((one) => whiskers(one, unit))],
+  };
+}
+
+function line(one, spec, unit, measured) {
+  const dots = spec.kind === "dots" || one.points === "only";
+  const points = one.x.flatMap((at, index) => (number(one.y[index]) && (!spec.log || one.y[index] > 0) ? [[at, one.y[index] / unit.size]] : []));
+  const made = {
+    type: dots ? "scatter" : "line", name: one.name || "", data: points, color: shade(one.color), symbol: "circle",
+    symbolSize: one.points === "only" ? 3.5 : dots ? 9 : 5, showSymbol: Boolean(one.points) || points.length < 25,
+    lineStyle: { width: 2, type: one.dash || "solid" }, itemStyle: { opacity: one.points === "only" ? 0.4 : 1 },
+  };
+  const level = ({ name, y }) => ({ yAxis: y / unit.size, label: { formatter: name, position: "insideStartTop", color: css("--soft") }, lineStyle: { color: css("--soft"), type: [5, 4] } });
+  const mark = (at) => ({ xAxis: at, label: { show: false }, lineStyle: { color: css("--c1"), type: [2, 3] } });
+  if (one === measured[0]) made.markLine = { silent: true, symbol: "none", data: [...(spec.levels || []).map(level), ...(spec.marks || []).map(mark)] };
+  return made;
+}
+
+// Intervals, upright at their points or flat on their bars.
+function whiskers(one, unit, flat) {
+  const at = (index) => (flat ? index : one.x[index]);
+  return {
+    type: "custom", silent: true, z: 5, data: one.y.map((_, index) => [at(index), one.low[index] / unit.size, one.high[index] / unit.size]),
+    encode: flat ? { y: 0, x: [1, 2] } : { x: 0, y: [1, 2] },
+    renderItem: (_, api) => {
+      const point = (index) => (flat ? api.coord([api.value(index), api.value(0)]) : api.coord([api.value(0), api.value(index)]));
+      const [from, to] = [point(1), point(2)], side = flat ? [0, 4] : [4, 0];
+      const stroke = { stroke: css(flat ? "--ink" : `--c${one.color || 0}`), lineWidth: 1.3, fill: null };
+      const piece = (a, b) => ({ type: "line", shape: { x1: a[0], y1: a[1], x2: b[0], y2: b[1] }, style: stroke });
+      const end = (middle) => piece([middle[0] - side[0], middle[1] - side[1]], [middle[0] + side[0], middle[1] + side[1]]);
+      return { type: "group", children: [piece(from, to), end(from), end(to)] };
+    },
+  };
+}
+
+function bars(chart) {
+  const { spec, measured, unit, all } = chart, [one] = measured;
+  const label = (index) => (spec.unit ? shortNumber(one.y[index] / unit.size) : one.y[index].toFixed(4));
+  const tops = one.y.map((value, index) => (one.high ? one.high[index] : value) / unit.size);
+  const levels = (spec.levels || []).map(({ name, y }) => ({ xAxis: y / unit.size, label: { formatter: name, position: "start", color: css("--soft") }, lineStyle: { color: css("--soft"), type: [5, 4] } }));
+  const text = { show: true, position: "right", distance: 4, color: css("--ink"), formatter: ({ dataIndex }) => label(dataIndex) };
+  return {
+    grid: { left: 6, right: 54, top: levels.length ? 20 : 4, bottom: 4, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
+    xAxis: axis(false, 0, 1, { min: Math.min(0, ...all) / unit.size, splitNumber: 4 }),
+    yAxis: axis(false, 0, 1, { type: "category", inverse: true, data: one.names, splitLine: { show: false }, axisLabel: { color: css("--ink"), fontSize: 12, width: 170, overflow: "truncate" } }),
+    series: [
+      {
+        type: "bar", barMaxWidth: 16, name: one.name || "", color: shade(0),
+        data: one.y.map((value, index) => ({ value: value / unit.size, itemStyle: { color: shade(index === one.best ? 2 : 0), opacity: one.best === undefined || index === one.best ? 1 : 0.75 } })),
+        markLine: { silent: true, symbol: "none", data: levels },
+      },
+      ...(one.low ? [whiskers(one, unit, true)] : []),
+      { type: "scatter", silent: true, symbolSize: 0, data: tops.map((top, index) => [top, index]), label: text },
+    ],
+  };
+}
+
+function entries({ spec, measured }) {
+  const named = measured.filter((one) => one.name);
+  if (spec.kind === "bars" || named.length < 2) return [];
+  return named.map((one) => {
+    const entry = element("span"), sign = element("i");
+    sign.style.borderTopColor = shade(one.color);
+    if (one.dash && one.dash !== "solid") sign.style.borderTopStyle = one.dash[0] < 3 ? "dotted" : "dashed";
+    if (one.points === "only" || spec.kind === "dots") sign.className = "dot";
+    sign.style.background = sign.className ? shade(one.color) : "";
+    entry.append(sign, document.createTextNode(one.name));
+    return entry;
   });
 }
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { for (const [card, { spec }] of drawn) drawChart(card, spec); });

@@ -7,20 +7,40 @@ function card(id, parent, className) {
   return cards.get(id);
 }
 
+// The best of the watched metric so far, beside the popularity ranking's.
+function quality(run) {
+  const metric = run.config.evaluation.metric, values = (run.validation[metric] || []).filter(number);
+  if (!values.length) return [metric, "–", "not evaluated yet"];
+  const best = Math.max(...values), known = (run.validation["popularity/" + metric] || []).filter(number);
+  const latest = values.at(-1) < best ? `, now ${values.at(-1).toFixed(4)}` : "";
+  const beside = known.length ? `${(best / known.at(-1)).toFixed(2)} × popularity (${known.at(-1).toFixed(4)})` : "validation";
+  return [`Best ${metric}`, best.toFixed(4), beside + latest];
+}
+
 function numbers(run) {
   const now = run.now;
+  const of = now.total ? `${now.shown_phase}` : `step ${now.step.toLocaleString("en")}${now.total_steps ? " of " + now.total_steps.toLocaleString("en") : ""}`;
   const parts = [
-    ["Progress", now.total_steps ? withUnit(now.step / now.total_steps, "share") : "–", `step ${now.step.toLocaleString("en")}${now.total_steps ? " of " + now.total_steps.toLocaleString("en") : ""}`],
+    quality(run),
+    ["Progress", now.total_steps ? withUnit(now.step / now.total_steps, "share") : "–", now.phase === "finished" && now.step < now.total_steps ? of + ", ended early" : of],
     ["Time left", now.phase === "finished" ? "none" : now.seconds_left === null ? "–" : duration(now.seconds_left), now.phase === "finished" ? "the run is at its end" : "evaluations come on top"],
-    ["Training loss", now.loss === null ? "–" : shortNumber(now.loss), "mean of all ranks"],
-    ["Throughput", now.examples_per_second === null ? "–" : shortNumber(now.examples_per_second), "rows a second"],
+    ["Training loss", now.loss === null ? "–" : shortNumber(now.loss), "mean over rows, all ranks"],
+    ["Throughput", now.examples_per_second === null ? "–" : shortNumber(now.examples_per_second), "rows/s"],
     ["Restarts", String(run.starts.length - 1), `${run.starts.at(-1).world_size} ${run.starts.at(-1).world_size === 1 ? "rank" : "ranks"} ${now.is_alive ? "now" : "at last"}`],
-    ["Checkpoint age", now.checkpoint_age_seconds === null ? "–" : duration(now.checkpoint_age_seconds), now.phase === "finished" ? "of the newest" : "a failure would lose this"],
+    ["Checkpoint age", now.checkpoint_age_seconds === null ? "–" : duration(now.checkpoint_age_seconds), now.is_alive ? "a failure would lose this" : "of the newest"],
   ];
   return parts.map(([title, value, note]) => {
     const made = element("div", "card number");
     made.append(element("h3", "", title), element("b", "", value), element("span", "", note));
     return made;
+  });
+}
+
+function troubles(run) {
+  return run.troubles.map((trouble) => {
+    const line = element("div", "trouble " + (trouble.critical ? "critical" : ""));
+    line.append(element("b", "", trouble.words), element("span", "", `${trouble.name}: docs/runbooks/alerts.md`));
+    return line;
   });
 }
 
@@ -30,34 +50,46 @@ function said(now) {
   return now.cause ? `${now.phase}: ${now.cause}` : now.shown_phase;
 }
 
-function draw(data) {
+function show(data) {
   const run = data.runs[0];
+  document.title = run.name;
   document.getElementById("run").textContent = run.name;
   const state = document.getElementById("state");
   const dot = element("span", "dot " + (run.now.is_alive ? "alive" : run.now.phase));
   state.replaceChildren(dot, element("b", "", said(run.now)), document.createTextNode(`  preset ${run.preset}, data ${run.data}`));
+  document.getElementById("troubles").replaceChildren(...troubles(run));
   document.getElementById("numbers").replaceChildren(...numbers(run));
   const main = document.getElementById("panels");
   for (const row of filledRows(data.rows, [run])) {
+    if (row.panels.every((panel) => steadyValue(panel, [run]) !== null)) continue;
     const section = card("row " + row.title, main, "");
     if (!section.children.length) section.append(element("h2", "", row.title), element("div", "grid"));
     for (const panel of row.panels) {
+      if (steadyValue(panel, [run]) !== null) continue; // nothing to be seen, so far
       const place = card("panel " + panel.title, section.lastChild, "card");
       if (!place.matches(":hover")) drawPanel(place, panel, [run]);
     }
   }
 }
 
+function wait(name) {
+  document.getElementById("run").textContent = name;
+  document.getElementById("state").textContent = "waiting for it to start: its workers are not up yet";
+}
+
 async function refresh() {
+  const state = document.getElementById("state");
+  let data;
   try {
     const answer = await fetch("data.json");
-    const data = await answer.json();
-    if (answer.ok) draw(data);
-    else document.getElementById("state").textContent = data.error;
-    document.body.dataset.drawn = "yes";
+    data = await answer.json();
   } catch (error) {
-    document.getElementById("state").textContent = "tandem dashboard has ended";
+    state.textContent = "tandem dashboard has ended";
   }
+  if (data && data.error) state.textContent = data.error;
+  else if (data && data.waiting) wait(data.waiting);
+  else if (data) show(data);
+  document.body.dataset.drawn = "yes";
   setTimeout(refresh, 2000);
 }
 refresh();

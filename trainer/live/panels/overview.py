@@ -79,7 +79,7 @@ OVERVIEW = Dashboard(
                 ),
             ),
         ),
-        ("Learning", (LOSS, EVALUATION)),
+        ("Learning", (EVALUATION, LOSS)),
         (
             "Windows",
             (

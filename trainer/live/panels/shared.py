@@ -2,9 +2,10 @@
 
 from trainer.live.panels.panel import RANK, RUN, Panel, Query, gauge
 
+SHOWN_METRICS = "(recall|ndcg|popularity/ndcg)@.*"
 LOSS = Panel(
     "Training loss",
-    "Mean over all ranks since the last reading.",
+    "Mean over the rows of all ranks since the last reading; short last batches are left out.",
     "nats",
     (gauge("tandem_loss", "{{run}}"),),
     ("loss",),
@@ -18,12 +19,12 @@ THROUGHPUT = Panel(
 )
 EVALUATION = Panel(
     "Evaluation",
-    "On the validation split while training, over the whole catalog; with --windows on each window "
-    "before it is trained on.",
+    "On the validation split while training, over the whole catalog; of a run by windows on each "
+    "window before it is trained on.",
     "share",
     (
         Query(
-            f'max by (run, metric) (tandem_evaluation{{{RUN},metric!~"(disliked|gini).*"}})',
+            f'max by (run, metric) (tandem_evaluation{{{RUN},metric=~"{SHOWN_METRICS}"}})',
             "{{run}} {{metric}}",
         ),
     ),
@@ -31,7 +32,7 @@ EVALUATION = Panel(
 )
 DATA_WAIT = Panel(
     "Share of time waiting for data",
-    "Above 0.3 the reader cannot keep up with training.",
+    "Above 30 % the reader cannot keep up with training.",
     "share",
     (Query(f"rank:tandem_data_wait:share1m{{{RANK}}}", "{{run}} rank {{rank}}"),),
     ("data_wait_share",),

@@ -39,8 +39,12 @@ class Means:
         rows = {name: moments.tolist() for name, moments in self.moments.items()}
         return {name: total / max(count, 1) for name, (count, total, _) in rows.items()}
 
-    def intervals(self, population: int) -> dict[str, float]:
-        """Half-widths of 95 % intervals of the means over all `population` queries of the split.
+    def users(self) -> int:
+        """Queries counted for the first of the values. A device-to-host sync."""
+        return int(next(iter(self.moments.values()))[0])
+
+    def intervals(self, population: float) -> dict[str, float]:
+        """Half-widths of 95 % intervals of the means over all `population` queries there are.
 
         Normal approximation of the mean of a sample drawn without replacement: the standard error
         shrinks to zero as the sample becomes the population.

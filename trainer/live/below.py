@@ -1,0 +1,73 @@
+"""Runs below a folder, newest first: what `tandem dashboard` without a run shows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.base.mistake import Mistake
+from trainer.base.run_files import CONFIG_FILE
+from trainer.base.screen import Sheet, say
+from trainer.files.line_file import last_record
+from trainer.run.folder import RunFolder
+from trainer.run.state import RunState, read_state
+
+DEPTH = 3
+PASSED_OVER = {"checkpoints", "bundles", "trackers", "ray"}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run, and its last evaluation."""
+
+    state: RunState
+    quality: str
+
+
+def runs_below(folder: Path) -> list[Listed]:
+    """All runs that can be read, the newest first."""
+    places = sorted(_places(folder), key=lambda place: -(place / CONFIG_FILE).stat().st_mtime)
+    found = []
+    for place in places:
+        try:
+            metric = RunFolder(place).read_config().config.evaluation.metric
+            value = last_record(place / "validation.jsonl").get(metric)
+            quality = f"{metric} {value:.4f}" if isinstance(value, float) else ""
+            found.append(Listed(read_state(place), quality))
+        except (Mistake, OSError):  # a config.json of something else
+            continue
+    return found
+
+
+def show_runs(folder: Path) -> None:
+    """A table of the runs below a folder, and how to look at one.
+
+    Raises:
+        Mistake: where there is none.
+    """
+    found = runs_below(folder)
+    if not found:
+        raise Mistake(
+            f"there is no run in {folder} or below it: name one, or train one first "
+            "(tandem train PRESET --data DIR --out RUN)"
+        )
+    sheet = Sheet("run", "is", "step", "last evaluation", numbers=("step",), whole=("is",))
+    for each in found:
+        state = each.state
+        total = "" if state.total_steps is None else f" of {state.total_steps:,}"
+        sheet.add(state.run, state.shown_phase, f"{state.step:,}{total}", each.quality)
+    sheet.print()
+    say(f"tandem dashboard {found[0].state.run}   opens the newest")
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    base = len(folder.parts)
+    for path, folders, files in os.walk(folder):
+        place = Path(path)
+        if CONFIG_FILE in files:
+            yield place
+        deep = CONFIG_FILE in files or len(place.parts) - base >= DEPTH
+        kept = [name for name in folders if name not in PASSED_OVER and not name.startswith(".")]
+        folders[:] = [] if deep else kept

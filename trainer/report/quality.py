@@ -1,0 +1,129 @@
+"""How good a run is: the figures that its evaluations left, and what they come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+USUAL_CUT_OFF = 20
+FLAT = 0.01
+"""Growth over the last evaluations below which a run has levelled off."""
+LOOKED_BACK = 3
+"""Evaluations that this growth is taken over."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One evaluation of a run."""
+
+    split: str
+    k: int
+    values: dict[str, float]
+    half_widths: dict[str, float]
+    """Of 95 % intervals: other users like these would give a mean within."""
+    popularity: dict[str, float]
+    """The same measures of the popularity ranking; empty where it was not measured."""
+    record: dict[str, Any]
+    """All that evaluation.json says of the split; empty of an evaluation while training."""
+
+    def of(self, measure: str) -> float | None:
+        return self.values.get(f"{measure}@{self.k}")
+
+    def half_width(self, measure: str) -> float | None:
+        return self.half_widths.get(f"{measure}@{self.k}")
+
+    def times_popularity(self, measure: str) -> float | None:
+        value, baseline = self.of(measure), self.popularity.get(f"{measure}@{self.k}")
+        return None if value is None or not baseline else value / baseline
+
+    def shown(self, measure: str) -> str:
+        """`0.1501 ± 0.0102`."""
+        value, half = self.of(measure), self.half_width(measure)
+        if value is None:
+            return "–"
+        return f"{value:.4f}" + (f" ± {half:.4f}" if half is not None else "")
+
+
+def quality_of(run: dict[str, Any], split: str | None = None) -> Quality | None:
+    """Of the test where it was evaluated, else of validation; None where there is nothing.
+
+    run: as `read_run` gives it.
+    """
+    evaluated = run["evaluation"] or {}
+    for name in ("test", "validation") if split is None else (split,):
+        record = evaluated.get(name)
+        if record and any("@" in each for each in record):
+            values = {each: value for each, value in record.items() if "@" in each}
+            half_widths = {**record.get("user_interval_95", {}), **record.get("interval_95", {})}
+            baseline = record.get("popularity", {})
+            return Quality(name, _cut_off(values), values, half_widths, baseline, record)
+    return _while_training(run) if split in (None, "validation") else None
+
+
+def _while_training(run: dict[str, Any]) -> Quality | None:
+    columns = run["validation"]
+    best = best_evaluation(run)
+    if best is None:
+        return None
+    line = {key: column[best] for key, column in columns.items() if column[best] is not None}
+    values = {key: value for key, value in line.items() if "@" in key and "/" not in key}
+    start = "popularity/"
+    popular = {key.removeprefix(start): v for key, v in line.items() if key.startswith(start)}
+    return Quality("validation", _cut_off(values), values, {}, popular, {})
+
+
+def best_evaluation(run: dict[str, Any]) -> int | None:
+    """Place, among the evaluations while training, of the one with the best watched metric."""
+    values = watched(run)
+    known = [place for place, value in enumerate(values) if value is not None]
+    return max(known, key=lambda place: values[place], default=None)
+
+
+def watched(run: dict[str, Any]) -> list[Any]:
+    """The watched metric at each evaluation while training."""
+    return list(run["validation"].get(run["config"]["evaluation"]["metric"], []))
+
+
+def _cut_off(values: dict[str, float]) -> int:
+    ks = [int(name.partition("@")[2]) for name in values if name.startswith("ndcg@")]
+    return min(ks, key=lambda k: abs(k - USUAL_CUT_OFF), default=USUAL_CUT_OFF)
+
+
+def how_good(quality: Quality | None) -> str:
+    """In a sentence."""
+    if quality is None:
+        return "It was never evaluated: `tandem evaluate RUN --split test` measures it."
+    said = f"NDCG@{quality.k} {quality.shown('ndcg')} on the {quality.split} split"
+    times = quality.times_popularity("ndcg")
+    if times is None:
+        return f"{said}."
+    baseline = quality.popularity[f"ndcg@{quality.k}"]
+    said += f", {times:.2f} times the popularity ranking's {baseline:.4f}"
+    return f"{said}: it has learnt less than a count of plays." if times < 1 else f"{said}."
+
+
+def still_learning(run: dict[str, Any]) -> str:
+    """In a sentence: whether more training would help."""
+    values, best = watched(run), best_evaluation(run)
+    metric = run["config"]["evaluation"]["metric"]
+    if best is None:
+        return "It was not evaluated while training, so nothing says whether it still learns."
+    if len(values) <= LOOKED_BACK:
+        return f"{len(values)} evaluations while training are too few to say whether it learns on."
+    since = len(values) - 1 - best
+    if since >= LOOKED_BACK:
+        return (
+            f"It has come to its end: {metric} was best at evaluation {best + 1} of "
+            f"{len(values)}, and {since} evaluations since brought nothing better."
+        )
+    before = values[-1 - LOOKED_BACK]
+    growth = values[best] / before - 1 if before else 0.0
+    if growth > FLAT:
+        return (
+            f"It is still learning: {metric} grew by {growth:.1%} over the last {LOOKED_BACK} "
+            "evaluations; more epochs are likely to help."
+        )
+    return (
+        f"It has levelled off: {metric} grew by {max(growth, 0):.1%} over the last {LOOKED_BACK} "
+        "evaluations."
+    )
