@@ -71,8 +71,11 @@ def test_step_values_are_read_by_step_and_averaged() -> None:
     values.add({"loss": torch.tensor(5.0), "hit_share": torch.tensor(1.0, dtype=torch.float64)})
     steps = values.read()
     assert steps == [{"loss": 3.0, "hit_share": 0.5}, {"loss": 5.0, "hit_share": 1.0}]
-    assert means_of(steps) == {"loss": 4.0, "hit_share": 0.75}  # (3 + 5) / 2, (0.5 + 1) / 2
-    assert values.read() == [] and means_of([]) == {}
+    assert means_of(steps, [8] * len(steps)) == {
+        "loss": 4.0,  # (3 + 5) / 2
+        "hit_share": 0.75,  # (0.5 + 1) / 2
+    }
+    assert values.read() == [] and means_of([], []) == {}
     values.add({"loss": torch.tensor(7.0, dtype=torch.bfloat16)})
     assert values.read() == [{"loss": 7.0}]
 
@@ -104,3 +107,10 @@ def test_closing_frees_the_port() -> None:
     metrics.close()
     with pytest.raises(urllib.error.URLError):
         scrape(address)
+
+
+def test_a_short_last_batch_is_left_out_of_a_reading() -> None:
+    """Its loss is that of fewer negatives: log(512 / 64) lower, were all scores equal."""
+    steps = [{"loss": 7.0}, {"loss": 7.2, "hit_share": 0.5}, {"loss": 5.0, "hit_share": 0.9}]
+    assert means_of(steps, [512, 512, 64]) == {"loss": pytest.approx(7.1), "hit_share": 0.5}
+    assert means_of(steps[2:], [64]) == steps[2]

@@ -156,6 +156,10 @@ class Loader:
         """Steps of the whole of an epoch."""
         return self._start(epoch).steps_left(self._rows_per_stream)
 
+    def last_rows_of(self, epoch: int, batch: int) -> int:
+        """Rows, over all ranks, of an epoch's last step; of the others `batch`."""
+        return self._epochs.rows(epoch) % batch or batch
+
     def steps_left(self, epochs: int) -> int:
         """Steps from `position` to the end of a run of `epochs` epochs, equal on all ranks."""
         if self.position.epoch >= epochs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -36,10 +36,14 @@ class StepValues:
         return steps
 
 
-def means_of(steps: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each value over the steps that have it."""
+def means_of(steps: list[dict[str, float]], rows: Sequence[int]) -> dict[str, float]:
+    """The mean of each value over the rows of the steps that have it.
+
+    Of steps with different numbers of rows those with the most alone: an epoch's short last batch
+    has fewer negatives, and so a loss of another scale.
+    """
     found: dict[str, list[float]] = {}
-    for step in steps:
-        for name, value in step.items():
+    for step, own in zip(steps, rows, strict=True):
+        for name, value in step.items() if own == max(rows) else ():
             found.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in found.items()}

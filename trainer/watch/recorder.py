@@ -33,7 +33,7 @@ SELDOM = {
     "checkpoint_failures": "tandem_checkpoint_failures_total",
     "evaluation_seconds": "tandem_evaluation_seconds",
 }
-"""What metrics.jsonl repeats of what happens between its lines: rank 0's newest."""
+"""What a line of metrics.jsonl says where it happened since the line before: rank 0's newest."""
 
 
 class Recorder:
@@ -75,9 +75,11 @@ class Recorder:
         """What lines of metrics repeat besides."""
         self.examples_per_second = 0.0
         self._values = StepValues()
-        self._statistics: dict[str, float] = {}
-        """Of the last reading: one that comes before another sample says the same."""
+        self._was_watched = False
+        self._seldom: dict[str, float] = {}
+        """What lines of metrics said last of what happens between them."""
         self._batch: Batch | None = None
+        """The last whole one."""
         self._since = _Window()
         self._last = time.perf_counter()
 
@@ -90,10 +92,12 @@ class Recorder:
         self._values.add(outputs)
         asked = self.hooks.stop_requested()
         called = self.finite.end_step(outputs["loss"], asked)  # collective
-        self._since.add(now - self._last, wait_seconds)
+        rows = self._rows_of(place)
+        self._since.add(now - self._last, wait_seconds, rows)
         self.metrics.observe_step(place.step, now - self._last, wait_seconds, batch.local_rows)
         self._last = now
-        self._batch = batch
+        if rows == self.global_batch_size or self._batch is None:
+            self._batch = batch
         self.hooks.on_step(place.step)
         if called or place.step % self.log_every_steps == 0:
             self.flush(place)
@@ -102,7 +106,9 @@ class Recorder:
         """Whether a step's statistics are computed and kept: SAMPLES between two readings, and
         the first of a start. Theirs are some thirty small kernels, 3 % of a step on a CPU."""
         every = max(self.log_every_steps // SAMPLES, 1)
-        return step % every == 0 or not (self._values or self._statistics)
+        watched = step % every == 0 or not (self._values or self._was_watched)
+        self._was_watched |= watched
+        return watched
 
     def restart_clock(self) -> None:
         """Do not count what happened since the last step as training time."""
@@ -116,13 +122,13 @@ class Recorder:
         self._check_finite(place, steps)
         self._agree_on_stopping()
         window, self._since = self._since, _Window()
-        own = self._statistics = self._statistics | means_of(steps)
-        phases, vitals = self.clock.read(), self._read_vitals()
+        own = means_of(steps, window.rows)
+        phases, vitals = self.clock.read(), self._read_vitals(window)
         skipped = {"rows_dropped": float(self.loader.skipped_rows)}
         ranks = self._of_all_ranks({**own, **_phase_means(phases), **vitals, **skipped})
         means = {name: sum(values) / len(values) for name, values in ranks.items()}
         if window.seconds > 0:
-            self.examples_per_second = window.steps * self.global_batch_size / window.seconds
+            self.examples_per_second = sum(window.rows) / window.seconds
         record = {
             **self._standing(place, window),
             **with_table_norms(means),
@@ -145,22 +151,31 @@ class Recorder:
     def _standing(self, place: Place, window: _Window) -> dict[str, Any]:
         """Where the run stands and how fast it goes; the same on all ranks, but for times."""
         latest = self.metrics.latest
+        seldom = {key: latest[name] for key, name in SELDOM.items() if name in latest}
+        new = {key: value for key, value in seldom.items() if self._seldom.get(key) != value}
+        self._seldom = seldom
         return {
             "step": place.step,
             "epoch": place.epoch,
             "epochs_trained": self._epochs_trained(place),
             "total_steps": self.total_steps,
             "examples_per_second": self.examples_per_second,
-            "step_seconds": window.seconds / window.steps,
+            "step_seconds": window.seconds / len(window.rows),
             "data_wait_share": window.wait_seconds / max(window.seconds, 1e-9),
-            **{key: latest[name] for key, name in SELDOM.items() if name in latest},
+            **new,
             **self.beside,
             "time": time.time(),
         }
 
-    def _read_vitals(self) -> dict[str, float]:
+    def _read_vitals(self, window: _Window) -> dict[str, float]:
         assert self._batch is not None
-        return self.vitals.read(self._batch)
+        return self.vitals.read(self._batch, is_whole=window.rows[-1] == max(window.rows))
+
+    def _rows_of(self, place: Place) -> int:
+        """Rows of the step that ended at `place`, over all ranks."""
+        if not place.epoch_ended:
+            return self.global_batch_size
+        return self.loader.last_rows_of(place.epoch, self.global_batch_size)
 
     def _epochs_trained(self, place: Place) -> float:
         """Epochs with their fraction: where the data stands."""
@@ -258,11 +273,12 @@ class _Window:
     """Host times since the last reading."""
 
     def __init__(self) -> None:
-        self.steps = 0
+        self.rows: list[int] = []
+        """Of each step."""
         self.seconds = 0.0
         self.wait_seconds = 0.0
 
-    def add(self, seconds: float, wait_seconds: float) -> None:
-        self.steps += 1
+    def add(self, seconds: float, wait_seconds: float, rows: int) -> None:
+        self.rows.append(rows)
         self.seconds += seconds
         self.wait_seconds += wait_seconds

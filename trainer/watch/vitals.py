@@ -62,12 +62,15 @@ class Vitals:
         self._pooled_norm: Tensor | None = None
         model.module.head.register_forward_pre_hook(self._before_head)
 
-    def read(self, batch: Batch) -> dict[str, float]:
-        """All values. On a GPU one device-to-host sync for each few; `batch` is on the host."""
+    def read(self, batch: Batch, is_whole: bool = True) -> dict[str, float]:
+        """All values. On a GPU one device-to-host sync for each few; `batch` is on the host.
+
+        is_whole: the last step had as many rows as others, so that its gradients compare.
+        """
         bags = bags_by_key(batch)
         return {
             **self._learning_rates(),
-            **self._gradient_norms(),
+            **(self._gradient_norms() if is_whole else {}),
             **self._table_norms(),
             **self._look_ups(bags),
             **self._unknown(batch, bags),
@@ -87,6 +90,7 @@ class Vitals:
             norms["gradient_norm/towers"] = float(torch.nn.utils.get_total_norm(gradients))  # sync
         if self._pooled_norm is not None:
             norms["gradient_norm/pooled"] = float(self._pooled_norm)  # sync
+            self._pooled_norm = None  # said once
         return norms
 
     def _table_norms(self) -> dict[str, float]:
