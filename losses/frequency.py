@@ -46,7 +46,7 @@ class StreamingFrequency(nn.Module):
     """Streaming estimate of how often an item is drawn (after Yi et al. 2019), in buffers.
 
     An item's bucket is counted at the steps that see it: how often the step has it, and how many
-    steps passed since the last one that had it. Two moving sums of both, over the last hundred or
+    steps passed since the last one that had it. Two moving sums of both, over the last sixty or
     so of such steps, give occurrences a step; divided by the ids of a step that is Q per draw.
     Repeated ids count, so Q does not saturate at one occurrence a step; and sums, not a mean of
     gaps, since the mean of (gap / repeats) is up to .3 nats too long at one to three repeats.
@@ -57,11 +57,12 @@ class StreamingFrequency(nn.Module):
 
     Args:
         num_buckets: of a hash row; four times the items keep collisions rare.
-        rate: share of the moving sums that a new sighting replaces.
+        rate: share of the moving sums that a new sighting replaces: a smaller one is steadier where
+            popularity stays, a larger one follows it sooner where it drifts.
     """
 
     def __init__(
-        self, num_buckets: int, num_hashes: int = 3, rate: float = 0.02, seed: int = 0
+        self, num_buckets: int, num_hashes: int = 3, rate: float = 0.03, seed: int = 0
     ) -> None:
         super().__init__()
         if num_buckets < 1 or num_hashes < 1:
@@ -122,11 +123,14 @@ class StreamingFrequency(nn.Module):
     def log_q(self, id_X: Tensor) -> Tensor:
         """log Q per draw, float32: occurrences a step, divided by the ids of a step.
 
-        An id never seen is taken to have come once so far.
+        The steps since the last sighting count as well: without them an id that is asked for at
+        other steps than its own (a drawn negative) would seem as frequent as when it last came. An
+        id never seen is taken to have come once so far.
         """
         bucket_HX = self._buckets(id_X)
         count_HX = self.count_HN.gather(1, bucket_HX)
-        rate_HX = count_HX / self.elapsed_HN.gather(1, bucket_HX).clamp(min=1.0)
+        since_HX = self.step - self.last_step_HN.gather(1, bucket_HX)
+        rate_HX = count_HX / (self.elapsed_HN.gather(1, bucket_HX) + since_HX).clamp(min=1.0)
         once = 1.0 / self.step.clamp(min=1)
         rate_X = torch.where((count_HX == 0).any(dim=0), once, rate_HX.amin(dim=0))
         draws_per_step = self.draws[0].clamp(min=1.0) / self.draws[1].clamp(min=1.0)
