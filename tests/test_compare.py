@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -28,11 +29,13 @@ from trainer.compare.html import write_page
 from trainer.compare.noise import noisy_dataset
 from trainer.compare.results import CaseResult, Comparison, baseline_ahead
 from trainer.compare.trials import Trial, run_trial, run_trials
+from trainer.compare.verdict import verdicts
 from trainer.compare.working_folder import own_folder
 from trainer.data.schema import Dataset
 from trainer.launch.here import Here
 from trainer.loader.loader import Loader
 from trainer.observe.progress import SilentProgress
+from trainer.retrieval.measures.per_user import per_user_file, write_per_user
 from trainer.retrieval.queries import LIST_COLUMNS
 
 LOSSES: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
@@ -240,11 +243,11 @@ def test_page_stands_on_its_own(tmp_path: Path) -> None:
             "setting": "",
         },
     ]
-    comparison = Comparison.from_json(Comparison(facts, results, baselines).to_json())
-    assert comparison.results == results
+    comparison = Comparison.from_json(Comparison(facts, results, baselines, ["ahead"]).to_json())
+    assert comparison.results == results and comparison.verdicts == ["ahead"]
     assert baseline_ahead(comparison) == (
         "popularity, for which nothing is trained, is ahead of every loss: NDCG@20 0.2100 beside "
-        "0.2000 of ssm"
+        "0.1000 of ssm"
     )
     assert baseline_ahead(replace(comparison, baselines=baselines[:1])) is None
     assert results[0].deviation("recall@20") == pytest.approx(0.02 / np.sqrt(2))
@@ -254,3 +257,19 @@ def test_page_stands_on_its_own(tmp_path: Path) -> None:
     assert "ssm is the best: NDCG@20 0.1000 ± 0.0000, 100.0% ahead of bpr." in page
     assert "NaN" not in page.partition("const CHARTS")[2].partition("</script>")[0]
     assert "in-batch <b>" not in page and "in-batch &lt;b&gt;" in page
+
+
+def test_the_best_loss_is_held_against_the_others_user_by_user(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    base = random.random(300)
+    for slug, lift in (("losses-ssm", 0.1), ("losses-bpr", 0.0)):
+        for seed in (1, 2):
+            (tmp_path / f"{slug}-seed{seed}").mkdir()
+            values = pa.array(base + lift + random.normal(0, 0.01, 300), pa.float32())
+            table = pa.table({"user": range(300), "ndcg@20": values})
+            write_per_user(per_user_file(tmp_path / f"{slug}-seed{seed}", "test"), table, "d")
+    results = [fake_result("losses", "ssm", 0.2), fake_result("losses", "bpr", 0.1)]
+    (said,) = verdicts(results, tmp_path, ["losses-ssm", "losses-bpr"])
+    assert said.startswith("ssm against bpr: ndcg@20") and "within chance" not in said
+    assert "+0.100" in said or "+0.099" in said
+    assert verdicts(results[:1], tmp_path, ["losses-ssm"]) == []

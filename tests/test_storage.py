@@ -81,13 +81,13 @@ def test_lines_survive_a_kill_while_they_are_rewritten(
     for number in range(3):
         file.append(json.dumps({"step": number}))
 
-    def killed_midway(path: Path, text: str) -> int:
-        with path.open("w") as stream:
-            stream.write(text[:4])
+    def killed_midway(path: Path, data: bytes) -> int:
+        with path.open("wb") as stream:
+            stream.write(data[:4])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", killed_midway)
+        patched.setattr(Path, "write_bytes", killed_midway)
         with pytest.raises(KeyboardInterrupt):
             file.keep(lambda record: record["step"] < 2)
     again = LineFile(file.path)

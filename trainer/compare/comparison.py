@@ -25,6 +25,7 @@ from trainer.compare.html import write_page
 from trainer.compare.noise import noisy_dataset
 from trainer.compare.results import CaseResult, Comparison, baseline_ahead, print_tables
 from trainer.compare.trials import CUT_OFF, Trial, check_dataset, run_trials
+from trainer.compare.verdict import verdicts
 from trainer.compare.working_folder import own_folder
 from trainer.config.presets import find_preset
 from trainer.config.sections import Config
@@ -62,10 +63,14 @@ def compare(
         results = measure(arguments, base, cases, settings, dataset, launcher, progress)
         baselines = _baselines(dataset, folder, launcher)
         progress.close()
-        comparison = Comparison(_facts(arguments, dataset, base), results, baselines)
+        losses = [case for case in cases if case.section == "losses"]
+        said = verdicts(results[: len(losses)], folder, [_slug(case) for case in losses])
+        comparison = Comparison(_facts(arguments, dataset, base), results, baselines, said)
         write_json(folder / "results.json", comparison.to_json())
         write_page(comparison, folder / "report.html")
     print_tables(comparison)
+    for line in comparison.verdicts:
+        say(line)
     if (ahead := baseline_ahead(comparison)) is not None:
         say(ahead)
     say(f"the same with plots: {folder / 'report.html'}")

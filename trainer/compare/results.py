@@ -62,6 +62,8 @@ class Comparison:
     results: list[CaseResult]
     baselines: list[dict[str, Any]]
     """What `measure_baselines` returned."""
+    verdicts: list[str]
+    """Whether the best loss is ahead of the others by more than chance."""
 
     def section(self, name: str) -> list[CaseResult]:
         return [result for result in self.results if result.section == name]
@@ -72,13 +74,18 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         results = [asdict(result) for result in self.results]
-        return {"facts": self.facts, "results": results, "baselines": self.baselines}
+        return {
+            "facts": self.facts,
+            "results": results,
+            "baselines": self.baselines,
+            "verdicts": self.verdicts,
+        }
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Comparison:
         """Inverse of `to_json`."""
         results = [CaseResult(**each) for each in data["results"]]
-        return Comparison(data["facts"], results, data["baselines"])
+        return Comparison(data["facts"], results, data["baselines"], data["verdicts"])
 
 
 def tables(comparison: Comparison) -> dict[str, tuple[Row, list[Row]]]:

@@ -24,6 +24,7 @@ from trainer.model.trained import load_run
 from trainer.observe.progress import Progress
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
+from trainer.retrieval.measures.per_user import per_user_file, write_per_user
 from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
@@ -65,7 +66,8 @@ def run_trials(
 
 def _finished(folder: Path, trial: Trial) -> Iterator[dict[str, Any]]:
     file = folder / trial.name / "result.json"
-    record = read_json(file) if file.exists() else None
+    is_whole = file.exists() and per_user_file(folder / trial.name, trial.split).exists()
+    record = read_json(file) if is_whole else None
     if isinstance(record, dict) and record.get("digest") == trial.config.digest:
         yield record
 
@@ -80,7 +82,12 @@ def run_trial(given: tuple[Trial, str], worker: Worker) -> dict[str, Any]:
     trained = load_run(out, ranks)
     encoder = Encoder(trained.model, trained.dataset, ranks, trained.config.data.history_length)
     evaluation = evaluate_split(
-        encoder, trained.dataset, trial.split, [CUT_OFF], num_groups=POPULARITY_GROUPS
+        encoder,
+        trained.dataset,
+        trial.split,
+        [CUT_OFF],
+        num_groups=POPULARITY_GROUPS,
+        per_user=True,
     )
     result = {
         "digest": trial.config.digest,
@@ -89,6 +96,9 @@ def run_trial(given: tuple[Trial, str], worker: Worker) -> dict[str, Any]:
         "train_seconds": summary["seconds"],
     }
     shutil.rmtree(out / "checkpoints")
+    assert evaluation.per_user is not None
+    file = per_user_file(out, trial.split)
+    write_per_user(file, evaluation.per_user, trained.dataset.digest)
     write_json(out / "result.json", result)
     return result
 

@@ -23,6 +23,8 @@ WIDE = 256
 """Width beyond which no data set got better."""
 SEQUENCE = 50
 """Items of a history that the transformer reads: longer ones brought nothing."""
+LONG_HISTORIES = 40
+"""Training rows a user from which on a transformer took ten times the seconds and found less."""
 MANY_ROWS = 500_000
 """From here on a batch of 4,096 still makes some hundred steps an epoch."""
 NEW_SHARE = 0.05
@@ -118,9 +120,10 @@ def _by_order(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
         "loss": {"mask_same_user": True, "precision": "bf16"},
         "training": {"epochs": 8},
     }
-    yield Proposal(
-        "sequence", f"a transformer over the last {SEQUENCE} items", changed(rules, sequence)
-    )
+    if facts.rows_a_user < LONG_HISTORIES:
+        yield Proposal(
+            "sequence", f"a transformer over the last {SEQUENCE} items", changed(rules, sequence)
+        )
     yield Proposal("places", "the last three items, each by its place", rules)
     broad: Changes = {
         "model": {"dim": wide, "use_user_id": True},

@@ -181,7 +181,8 @@ def _ticking(progress: Progress, done: int, total: int) -> Iterator[Any]:
 
     def tell() -> None:
         while True:
-            progress.update("trying", state[0], total, seconds=round(time.monotonic() - began))
+            seconds = round(time.monotonic() - began)
+            progress.update(f"tried {state[0]} of {total}, seconds", seconds)
             if over.wait(TELL_SECONDS):
                 return
 

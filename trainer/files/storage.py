@@ -85,7 +85,11 @@ class RemotePath:
 
     def write_text(self, text: str) -> None:
         """Whole or not at all, as object stores do it."""
-        self._filesystem.pipe_file(self._inner, text.encode())
+        self.write_bytes(text.encode())
+
+    def write_bytes(self, data: bytes) -> None:
+        """Likewise."""
+        self._filesystem.pipe_file(self._inner, data)
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing to do."""
@@ -172,18 +176,19 @@ def read_range(path: StoragePath, begin: int, end: int) -> bytearray:
     return patiently(read, f"reading {path}")
 
 
-def write_whole(path: StoragePath, text: str) -> None:
-    """Write all of `text` or nothing: to a temporary name, synced, then renamed.
+def write_whole(path: StoragePath, contents: str | bytes) -> None:
+    """Write all of it or nothing: to a temporary name, synced, then renamed.
 
     An object store writes so by itself.
     """
+    data = contents.encode() if isinstance(contents, str) else contents
     if not isinstance(path, Path):
-        path.write_text(text)
+        path.write_bytes(data)
         return
     partial = path.with_name(path.name + ".partial")
     try:
         with names_file(path):
-            partial.write_text(text)
+            partial.write_bytes(data)
             with partial.open() as stream:
                 os.fsync(stream.fileno())
             partial.rename(path)

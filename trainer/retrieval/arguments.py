@@ -39,6 +39,9 @@ class EvaluateArguments:
     else this machine."""
     data: str | None = None
     """The dataset's folder, where it is no longer where it was in training."""
+    against: tuple[str, ...] = ()
+    """Folders of runs on the same data that were evaluated on the split: how this one stands
+    beside them, user by user, and whether that is more than chance."""
 
     def __post_init__(self) -> None:
         check_given(self, ("data", "address"), ("run",))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,6 +26,7 @@ from trainer.model.two_tower import TwoTower
 from trainer.retrieval.encode import Encoder, is_known
 from trainer.retrieval.measures.activity import BANDS, band_of, named
 from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
+from trainer.retrieval.measures.per_user import PerUser
 from trainer.retrieval.measures.popularity import PopularityRanking, popularity_groups
 from trainer.retrieval.measures.ranking import disliked_metrics, is_member, ranking_metrics
 from trainer.retrieval.measures.totals import Exposure, Means
@@ -67,6 +69,8 @@ class Evaluation:
     unknown_queries: int
     """Queries of which it knows nothing: they are answered with what is most popular."""
     seconds: float = field(compare=False)
+    per_user: pa.Table | None = field(default=None, compare=False)
+    """Recall and NDCG of each user asked, where they were asked for."""
 
 
 def evaluate_model(
@@ -98,13 +102,14 @@ def evaluate_split(
     baseline: bool = False,
     how: Filter | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    per_user: bool = False,
 ) -> Evaluation:
     """`evaluate_asked` of a split: `Mistake` where it has no queries. Collective."""
     check_queries(dataset, split, users)
     ks = cut_offs(ks, dataset)
     asked = of_split(dataset, split, encoder.store.item_count_I)
     return evaluate_asked(  # collective
-        encoder, dataset, asked, ks, users, seed, num_groups, baseline, how, on_progress
+        encoder, dataset, asked, ks, users, seed, num_groups, baseline, how, on_progress, per_user
     )
 
 
@@ -119,6 +124,7 @@ def evaluate_asked(
     baseline: bool = False,
     how: Filter | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    per_user: bool = False,
 ) -> Evaluation:
     """Evaluate queries on all ranks. Collective; every rank returns the same.
 
@@ -127,6 +133,7 @@ def evaluate_asked(
         num_groups: popularity groups reported; 0: none.
         baseline: evaluate the popularity ranking too.
         on_progress: told how many queries of how many are through, block by block.
+        per_user: keep each user's recall and NDCG, on every rank.
     """
     started = time.perf_counter()
     population = asked.num_queries
@@ -137,7 +144,7 @@ def evaluate_asked(
     count_I = torch.from_numpy(asked.count_I).to(device)
     group_I = popularity_groups(count_I, num_groups).to(torch.uint8) if num_groups else None
     is_new_I = count_I == 0 if num_groups else None
-    ours = Tally(dataset, ks, device, group_I, num_groups, is_new_I)
+    ours = Tally(dataset, ks, device, group_I, num_groups, is_new_I, per_user)
     popular = Tally(dataset, ks, device, group_I, num_groups) if baseline else None
     by_popularity = PopularityRanking(count_I)
     assert items.unranked_X is not None
@@ -181,6 +188,7 @@ def evaluate_asked(
         unknown_items=unknown_items,
         unknown_queries=unknown_queries,
         seconds=time.perf_counter() - started,
+        per_user=ours.each.table() if ours.each is not None else None,  # collective
     )
 
 
@@ -195,6 +203,7 @@ class Tally:
         group_I: Tensor | None,
         num_groups: int,
         is_new_I: Tensor | None = None,
+        per_user: bool = False,
     ) -> None:
         """is_new_I: items that training never met, bool: as targets they are measured apart."""
         self.ks, self.device = ks, device
@@ -205,6 +214,7 @@ class Tally:
         self.by_activity = [Means() for _ in BANDS] if num_groups else []
         self.is_new_I, self.new = is_new_I, Means()
         self.exposure = Exposure(dataset.num_items, ks, device)
+        self.each = PerUser() if per_user else None
 
     def add(self, item_qK: Tensor, own: QueryBlock) -> None:
         """Rankings [q, K] of this rank's own queries, padding included."""
@@ -213,6 +223,8 @@ class Tally:
         hit_qK = is_member(item_qK, targets)
         found = ranking_metrics(hit_qK, targets.lengths, self.ks)
         self.means.add(found, real_q)
+        if self.each is not None:
+            self.each.add(own.user_Q, found)
         band_q = band_of(own.seen.lengths.to(self.device))
         for band, means in enumerate(self.by_activity):
             means.add(_headline(found), real_q & (band_q == band))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say
 from trainer.distributed.agreement import together
@@ -20,6 +22,12 @@ from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
 from trainer.retrieval.arguments import EvaluateArguments
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
 from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
+from trainer.retrieval.measures.per_user import (
+    paired,
+    per_user_file,
+    read_per_user,
+    write_per_user,
+)
 from trainer.retrieval.opened import OpenedRun
 from trainer.run.folder import RunFolder
 from trainer.run.open_data import open_data
@@ -62,7 +70,22 @@ def evaluate(arguments: EvaluateArguments, launcher: Launcher | None = None) -> 
         for key, count in found.record["unknown_ids"].items():
             say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
         found.kept_record()
+        for line in beside(arguments):
+            say(line)
     return found.record
+
+
+def beside(arguments: EvaluateArguments) -> Iterator[str]:
+    """How a run that was evaluated stands beside each of `--against`, user by user."""
+    if not arguments.against:
+        return
+    digest = open_data(RunFolder(arguments.run), arguments.data)[1].digest
+    own = read_per_user(storage_path(arguments.run), arguments.split, digest)
+    names = [name for name in own.column_names[1:] if name.endswith("@20")]
+    for other in arguments.against:
+        theirs = read_per_user(storage_path(other), arguments.split, digest)
+        for name in names or own.column_names[1:]:
+            yield f"against {other}: {paired(own, theirs, name)}"
 
 
 def evaluate_by(launcher: Launcher, arguments: EvaluateArguments) -> Evaluated:
@@ -120,6 +143,8 @@ def _checked(arguments: EvaluateArguments) -> _Checked:
     if arguments.k is None and ks != DEFAULT:
         shown = ", ".join(map(str, ks))
         note = f"the catalog has {dataset.num_items:,} items: cut-offs {shown}"
+    for other in arguments.against:
+        read_per_user(storage_path(other), arguments.split, dataset.digest)
     before = _read_before(storage_path(arguments.run) / REPORT_FILE)
     return _Checked(replace(arguments, k=ks), before, note)
 
@@ -153,23 +178,28 @@ def _evaluate(opened: OpenedRun, checked: _Checked, progress: Progress, hooks: H
             arguments.groups,
             baseline=True,
             on_progress=tell,
+            per_user=True,
         )
     finally:
         progress.close()
     unknown = Counter(encoder.unknown_ids()) - before  # collective
     beside = {"step": trained.step, "unknown_ids": dict(unknown)}
     record = {**as_record(evaluation), **beside}
-    not_kept = _keep(arguments, checked.before, record) if opened.ranks.is_first else None
-    return Evaluated(evaluation, record, not_kept)
+    not_kept = None
+    if opened.ranks.is_first:
+        not_kept = _keep(checked, record, evaluation.per_user, trained.dataset.digest)
+    return Evaluated(replace(evaluation, per_user=None), record, not_kept)
 
 
 def _keep(
-    arguments: EvaluateArguments, before: dict[str, Any], record: dict[str, Any]
+    checked: _Checked, record: dict[str, Any], per_user: pa.Table, dataset_digest: str
 ) -> str | None:
-    """Write evaluation.json; what hinders it."""
-    path = storage_path(arguments.run) / REPORT_FILE
+    """Write evaluation.json and each user's values; what hinders it."""
+    run, split = storage_path(checked.arguments.run), checked.arguments.split
+    path = run / REPORT_FILE
     try:
-        write_json(path, {**before, arguments.split: record})
+        write_json(path, {**checked.before, split: record})
+        write_per_user(per_user_file(run, split), per_user, dataset_digest)
     except OSError as error:
         problem = error.strerror or error
         return f"the figures are not kept: {path} cannot be written ({problem})"
