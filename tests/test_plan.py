@@ -11,6 +11,7 @@ from embeddings.sharding import Layout, make_planner
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.test_training import losses, small_config, train
+from trainer.base.byte_sizes import as_bytes, bytes_of
 from trainer.base.mistake import Mistake
 from trainer.config.presets import find_preset
 from trainer.config.sections import Config
@@ -20,7 +21,9 @@ from trainer.model.build import build_loader, build_model
 from trainer.model.inputs import build_inputs
 from trainer.run.folder import RunSpec
 from trainer.tools.distinct_columns import distinct_share
-from trainer.tools.plan import GIB, as_bytes, device_bytes, make_plan
+from trainer.tools.plan import device_bytes, make_plan
+
+GIB = 1024**3
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -54,6 +57,8 @@ def test_a_catalog_that_does_not_fit_is_told_what_helps(tmp_path: Path) -> None:
     assert plan.tables is None
     advice = "\n".join(plan.advice)
     assert "--model.table-precision fp16 saves" in advice
+    first, second = (line.partition("saves about ")[2] for line in plan.advice[:2])
+    assert bytes_of(first.removesuffix(" a GPU"), "") >= bytes_of(second.removesuffix(" a GPU"), "")
     # 2e9 rows x (256 + 4) bytes = 484 GiB over GPUs with about 71 GiB to give: 7 of them.
     assert "about 7 GPUs" in advice
 
@@ -68,7 +73,7 @@ def test_memory_is_written_as_people_do() -> None:
             device_bytes(wrong)
     with pytest.raises(Mistake, match="more than any GPU's memory"):
         device_bytes("9" * 18 + "GB")
-    assert as_bytes(300) == "0.293 KiB"
+    assert as_bytes(300) == "300 B"
     assert as_bytes(2.5 * 1024**2) == "2.5 MiB"
     assert as_bytes(80 * GIB) == "80.0 GiB"
 

@@ -28,12 +28,12 @@ def test_plain_lines_come_every_few_seconds_and_at_the_end() -> None:
     stream, clock = io.StringIO(), Clock()
     progress = TerminalProgress(stream, every_seconds=10, clock=clock)
     for step in range(0, 101, 10):
-        progress.update("training", step, 100, loss=4.0 - step / 100, examples_per_second=21407.2)
+        progress.update("training", step, 100, loss=4.0 - step / 100, rows_per_second=21407.2)
         clock.now += 3.0
     lines = stream.getvalue().splitlines()
     # Seconds 0, 12, 24 and the last: steps 0, 40, 80, 100. At 80 of 100, 24 s for 80 steps: 6 s.
     assert [line.split()[1] for line in lines] == ["0/100", "40/100", "80/100", "100/100"]
-    assert lines[2] == "training  80/100  loss 3.2  21,407 examples/s  eta 0:00:06"
+    assert lines[2] == "training  80/100  loss 3.2  21,407 rows/s  eta 0:00:06"
 
 
 def test_time_left_is_reckoned_from_where_a_restarted_run_goes_on() -> None:
@@ -70,7 +70,7 @@ def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_values_are_formatted_by_name() -> None:
     assert format_value("loss", 4.31849) == "loss 4.318"
     assert format_value("rows", 146464) == "rows 146,464"
-    assert format_value("examples_per_second", 21407.2) == "21,407 examples/s"
+    assert format_value("rows_per_second", 21407.2) == "21,407 rows/s"
     assert format_seconds(3 * 3600 + 62) == "3:01:02"
 
 

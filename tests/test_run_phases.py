@@ -70,7 +70,7 @@ def test_the_folder_says_what_its_run_is_at(
         and state.phase == "evaluating"
         and (owner.done, owner.total) == (3072, 94654)
     )
-    assert "evaluating 3,072 of 94,654 on " in state.describe()
+    assert "evaluating 3,072 of 94,654 (3%) on " in state.describe()
     held.release()
     assert RunFolder(tmp_path).last_metrics()["step"] == 40
     state = read_state(tmp_path)
@@ -111,7 +111,7 @@ def test_a_run_that_failed_says_why_to_all_who_ask(
     assert status([str(out)]) == 1 and cause in capsys.readouterr().out
     shown = read_run(out)
     assert (shown["now"]["phase"], shown["now"]["cause"]) == ("failed", state.cause)
-    assert f"failed: {html.escape(cause)}" in report_html([{**shown, "norms": None}])
+    assert f"failed: {html.escape(cause)}" in report_html([{**shown, "norms": "", "dataset": None}])
     resumed = replace(spec, resume=True, run_id="another")
     Here(SilentProgress()).run(train_on_rank, resumed, resumable(resumed))
     assert read_state(out).phase == "finished" and read_state(out).cause is None

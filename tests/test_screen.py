@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.base.screen import Sheet, plain_console, say, shown, window_width
+from trainer.base.screen import Sheet, plain_console, say, shown, window_width, wrapped
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(f for folder in ("cluster", "trainer") for f in (ROOT / folder).rglob("*.py"))
@@ -108,3 +108,13 @@ def test_a_table_takes_the_window_and_a_pipe_has_no_width(monkeypatch: pytest.Mo
         widths.append(max(map(len, stream.getvalue().splitlines())))
     assert widths == [50, 80, sheet.width()]
     assert window_width(io.StringIO()) is None
+
+
+@pytest.mark.parametrize("width", [12, 40, 80])
+def test_a_line_is_broken_between_words_alone(width: int) -> None:
+    text = "best ndcg@20 0.1753 on validation, 2.15 times popularity: /a/long/path/of/a/run-1"
+    lines = wrapped(text, width).split("\n")
+    assert " ".join(lines) == text
+    assert all(len(line) <= width or " " not in line for line in lines)
+    assert wrapped("  indented", 80) == "  indented" and wrapped("", 80) == ""
+    assert wrapped("日本語 タイトル", 8) == "日本語\nタイトル"

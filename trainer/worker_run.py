@@ -30,6 +30,7 @@ from trainer.run.folder import RunFolder, RunSpec
 from trainer.run.origin import Origin
 from trainer.run.place import Place
 from trainer.watch.finite import NonFiniteError, check_tables
+from trainer.watch.opening import opening
 from trainer.watch.recorder import Recorder, recorder_of
 from trainer.watch.run_phases import RunPhases, describe_run, mirrored, serve_metrics
 from trainer.watch.saving import Saving
@@ -87,11 +88,11 @@ class Run:
     def train(self, resuming: bool) -> dict[str, Any]:
         """Collective."""
         started = time.monotonic()
-        serving = (self.metrics, self.config.metrics, self.ranks, self.hooks.on_serving)
-        together(lambda: serve_metrics(*serving))  # collective
+        served = (self.metrics, self.config.metrics, self.ranks, self.hooks.on_serving)
+        together(lambda: serve_metrics(*served))  # collective
         origin = first_decides(lambda: self.folder.origin(self.spec))  # collective
-        place = self._restore() if resuming else None
-        place, fresh = place or Place(), place is None and origin is not None
+        found = self._restore() if resuming else None
+        place, fresh = found or Place(), found is None and origin is not None
         if fresh and origin is not None:
             origin = self._take_from(origin.run)
         self.phases.at("starting")
@@ -102,15 +103,15 @@ class Run:
         loader = together(lambda: self._loader(place))  # collective
         first = (self.spec, self.dataset, self.ranks.world_size, place.step, origin)
         again = self.windows is not None and place.step != self._evaluated_step
-        begun = partial(self.folder.begin, *first, evaluates=again, is_start=not self.goes_on)
+        begun = partial(self.folder.begin, *first, again, not self.goes_on)
         together(lambda: begun() if self.ranks.is_first else None)  # collective
         if self.ranks.is_first:
-            told = (self.folder, self.config, place.step, self.progress.message)
-            self.mirrors = mirrored(*told)
+            self.mirrors = mirrored(self.folder, self.config, place.step, self.progress.message)
+        if not self.goes_on:
+            self.progress.message(opening(self.config, self.dataset, self.model, self.ranks))
         total_steps = self._total_steps(loader, place)
-        describe_run(
-            self.metrics, self.config, self.dataset, self.ranks.world_size, loader.steps_per_epoch
-        )
+        sizes = (self.ranks.world_size, loader.steps_per_epoch)
+        describe_run(self.metrics, self.config, self.dataset, *sizes)
         recorder = recorder_of(
             self.model,
             self.optimizer,

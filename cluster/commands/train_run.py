@@ -3,9 +3,10 @@
 Imports torch and torchrec: `check_versions` comes before the import of this module.
 """
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -109,11 +110,28 @@ def train(spec: RunSpec, options: LaunchOptions, effort: Effort = "quick") -> in
 
     spec = chosen(spec, effort, None if options.is_here else RayWorkers(options))
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
-    say(
-        f"trained {summary['steps']:,} steps with {summary['workers']} workers in "
-        f"{summary['seconds']:.0f} s: {spec.out}"
-    )
+    for line in ending(summary, spec):
+        say(line)
     return 0
+
+
+def ending(summary: dict[str, Any], spec: RunSpec) -> Iterator[str]:
+    """What was trained, how good it was at its best, and what comes next; the run's place last."""
+    quality, workers = summary["quality"], summary["workers"]
+    if quality is not None:
+        beside = ""
+        if quality["popularity"]:
+            times = quality["value"] / quality["popularity"]
+            beside = f", {times:.2f} times popularity ({quality['popularity']:.4f})"
+        yield (
+            f"best {quality['metric']} {quality['value']:.4f} on validation, after epoch "
+            f"{quality['epoch']}{beside}"
+        )
+    run = shlex.quote(spec.out)
+    yield f"next: tandem evaluate {run} --split test, tandem report {run}"
+    hands = "worker" if workers == 1 else "workers"
+    took = f"in {summary['seconds']:.0f} s"
+    yield f"trained {summary['steps']:,} steps with {workers} {hands} {took}: {spec.out}"
 
 
 def parse_train(arguments: Sequence[str]) -> tuple[str, TrainOnRay]:

@@ -1,9 +1,11 @@
 """Answers beside a ranking of all items by hand, with every filter, precision and way to ask."""
 
+import json
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,7 +14,10 @@ from trainer.base.mistake import Mistake
 from trainer.bundle import exact
 from trainer.bundle.answers import answer, prepare, prepare_similar, recommend, similar
 from trainer.bundle.asked import Ask, AskSimilar, Filters, Recommendations
+from trainer.bundle.manifest import MANIFEST, describe
+from trainer.bundle.names_file import write_names
 from trainer.bundle.opened_bundle import Bundle
+from trainer.retrieval.recommend import as_lists, meant_item
 
 ITEMS = 500
 
@@ -194,3 +199,42 @@ def test_ids_that_are_no_items_are_counted(bundle: Bundle) -> None:
 def test_what_cannot_be_answered_says_why(bundle: Bundle, ask: Ask, words: str) -> None:
     with pytest.raises(Mistake, match=words):
         recommend(bundle, ask)
+
+
+@pytest.fixture(scope="module")
+def titled(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """With titles that would be markup, commands or another title's part."""
+    path = make_bundle(tmp_path_factory.mktemp("titles") / "B", 40)
+    titles = ["Star Wars", "Star Trek", "STAR WARS II", "[red]Up[/red] 🎬", "i1", *[None] * 35]
+    names = pa.table({"raw_id": [f"i{n}" for n in range(40)], "title": titles})
+    write_names(path / "items", names.to_batches(), names.schema)
+    describe_again(path)
+    return Bundle(path)
+
+
+def describe_again(path: Path) -> None:
+    """The manifest of files that were changed since."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    facts = {k: v for k, v in manifest.items() if k not in ("form", "files", "digest")}
+    (path / MANIFEST).unlink()
+    describe(path, facts)
+
+
+def test_an_item_is_found_by_its_title(titled: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert meant_item(titled, "star wars") == "i0", "a whole title goes before a part of one"
+    assert meant_item(titled, "trek") == "i1"
+    assert meant_item(titled, "[RED]") == "i3"
+    assert meant_item(titled, "i1") == "i1", "an id goes before a title"
+    assert meant_item(titled, "nothing") == "nothing"
+    with pytest.raises(Mistake, match="'Star': 3 titles fit; give the id"):
+        meant_item(titled, "Star")
+    assert "STAR WARS II" in capsys.readouterr().err
+
+
+def test_answers_as_json(titled: Bundle) -> None:
+    found = as_lists(similar(titled, AskSimilar("i0", k=5)))
+    assert json.loads(json.dumps(found)) == found
+    assert {item["title"] for item in found["items"]} <= {
+        *("Star Trek", "STAR WARS II", "[red]Up[/red] 🎬", "i1", None)
+    }
+    assert [each["item"] for each in found["history"]] == ["i0"]

@@ -58,7 +58,7 @@ def test_a_submitted_run_is_followed_to_its_end(data: Path, tmp_path: Path, tand
     first, *streamed = done.stdout.splitlines()
     assert first.startswith("job raysubmit_")
     assert any(line.startswith("training  5/5  loss ") for line in streamed), done.stdout
-    assert any("trained 5 steps with 1 workers in" in line for line in streamed), done.stdout
+    assert any("trained 5 steps with 1 worker in" in line for line in streamed), done.stdout
     assert (out / "summary.json").exists()
     again = tandem("submit", folder, "--", "train", "demo", *training)
     assert again.returncode == 1
@@ -106,7 +106,7 @@ def test_ray_job_submit_runs_the_command(data: Path, tmp_path: Path, cluster: Cl
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "trained 5 steps with 1 workers in" in done.stdout
+    assert "trained 5 steps with 1 worker in" in done.stdout
 
 
 def test_without_the_token_one_line_says_what_to_set(

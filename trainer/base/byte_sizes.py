@@ -18,3 +18,11 @@ def bytes_of(size: str, flag: str, example: str = "4GB") -> int:
         raise Mistake(f"{flag} {size!r} is no size: write for example {example}")
     power = " kmgt".index(found[2] or " ")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+def as_bytes(size: float) -> str:
+    """In B, KiB, MiB or GiB, whichever gives a number of three digits."""
+    for unit, scale in (("B", 1), ("KiB", 1024), ("MiB", 1024**2)):
+        if size < 1000 * scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size / 1024**3:,.1f} GiB"

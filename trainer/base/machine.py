@@ -35,6 +35,15 @@ def usable_memory_bytes(root: Path = ROOT) -> int:
     return int(min([physical, *limits]))
 
 
+def processor(root: Path = ROOT) -> str:
+    """The name of the first CPU, as the kernel has it."""
+    for line in _text(root / "proc/cpuinfo").splitlines():
+        key, _, name = line.partition(":")
+        if key.strip() in ("model name", "Model", "Hardware"):
+            return name.strip()
+    return "CPU"
+
+
 def _quota_v2(folder: Path) -> float:
     quota, _, period = _text(folder / "cpu.max").partition(" ")
     return float(quota) / float(period) if quota.isdigit() and period.isdigit() else float("inf")

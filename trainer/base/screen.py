@@ -82,9 +82,29 @@ def never_silent(words: str, seconds: float = SILENT_SECONDS) -> Iterator[None]:
 
 
 def say(*words: object, file: TextIO | None = None) -> None:
-    """Print a line of words, blanks between them, on standard output or `file`."""
+    """Print a line of words, blanks between them, on standard output or `file`.
+
+    On a terminal what is longer than a line goes on in the next with a whole word.
+    """
     _spoken.set()
-    print(*(shown(each) for each in words), file=file or sys.stdout, flush=True)
+    stream, text = file or sys.stdout, " ".join(shown(each) for each in words)
+    width = window_width(stream) if stream.isatty() else None
+    print(text if width is None else wrapped(text, width), file=stream, flush=True)
+
+
+def wrapped(text: str, width: int) -> str:
+    """A line in lines of at most `width` columns, broken between words alone."""
+    from rich.cells import cell_len
+
+    line, *words = text.split(" ")
+    lines = []
+    for word in words:
+        if line.strip() and cell_len(f"{line} {word}") > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}"
+    return "\n".join([*lines, line])
 
 
 @contextmanager

@@ -89,6 +89,15 @@ class NamesFile:
         where, near = self.folder.parent, self._near(given[-1])
         raise Mistake(f"no {self.side} {values[-1]!r:.80} in {where}: {near}")
 
+    def titled(self, words: str) -> list[int]:
+        """Rows whose title is `words`, whatever the case; where there is none, that hold them."""
+        if self.title is None:
+            return []
+        exact = pc.equal(pc.utf8_lower(self.title), words.lower())
+        if not pc.any(exact).as_py():
+            exact = pc.match_substring(self.title, words, ignore_case=True)
+        return [int(row) for row in pc.indices_nonzero(exact).to_pylist()]
+
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """Rows of many ids, int64; -1 for those that are not there."""
         kind = self.raw_id.type
@@ -146,6 +155,8 @@ class NamesFile:
 
     def _near(self, raw_id: str) -> str:
         names = [str(each) for each in self.raw_id.slice(0, IDS_COMPARED).to_pylist()]
+        if pa.types.is_integer(self.raw_id.type):  # near by digits is not near by meaning
+            return f"ids are whole numbers, such as {', '.join(names[:3])}"
         close = difflib.get_close_matches(raw_id, names, n=3)
         if close:
             return f"did you mean {' or '.join(close)}?"

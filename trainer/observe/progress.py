@@ -1,6 +1,6 @@
 """What the user sees while something runs: one live line on a terminal, plain lines elsewhere.
 
-    training   ━━━━━━━━━━╸         1,200/4,000  loss 4.318  21,407 examples/s  eta 0:02:11
+    training   ━━━━━━━━━━╸         1,200/4,000  loss 4.318  21,407 rows/s  eta 0:02:11
 
 Everything that takes long speaks to a `Progress`. `TerminalProgress` draws; under Ray rank 0's
 reports travel to a `TerminalProgress` in the driver. Progress goes to standard error, results to
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, TextIO
 
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from trainer.base.screen import plain_console, shown
+from trainer.base.screen import plain_console, shown, wrapped
 
 PLAIN_LINE_SECONDS = 10.0
 RECENT_UPDATES = 100  # that the time left is reckoned from
@@ -116,7 +116,10 @@ class TerminalProgress:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        self._console.print(shown(text, keep="\n"), soft_wrap=True)
+        kept = shown(text, keep="\n")
+        if self._console.is_terminal:
+            kept = "\n".join(wrapped(line, self._console.width) for line in kept.split("\n"))
+        self._console.print(kept, soft_wrap=True)
 
     def close(self) -> None:
         if self._live is not None:
@@ -139,8 +142,8 @@ class TerminalProgress:
         if self._live is None:
             self._live = RichProgress(
                 TextColumn("{task.description:<12}", markup=False),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=16),
+                TextColumn("{task.fields[count]}", markup=False),
                 TextColumn("{task.fields[values]}", markup=False),
                 TimeRemainingColumn(compact=True),
                 console=self._console,
@@ -148,9 +151,12 @@ class TerminalProgress:
             )
             self._live.start()
         if name not in self._tasks:
-            self._tasks[name] = self._live.add_task(shown(name), total=total, values="")
+            self._tasks[name] = self._live.add_task(shown(name), total=total, values="", count="")
         beside = "  ".join(format_value(key, value) for key, value in values.items())
-        self._live.update(self._tasks[name], completed=done, total=total, values=beside)
+        count = f"{done:,}/{total:,}" if total is not None else f"{done:,}"
+        self._live.update(
+            self._tasks[name], completed=done, total=total, values=beside, count=count
+        )
 
     def _is_due(self, name: str, is_last: bool) -> bool:
         now = self._clock()
@@ -170,7 +176,7 @@ class TerminalProgress:
 
 
 def format_value(name: str, value: float) -> str:
-    """`loss 4.318`, `rows 146,464`, `21,407 examples/s`."""
+    """`loss 4.318`, `rows 146,464`, `21,407 rows/s`."""
     if name.endswith("_per_second"):
         return f"{value:,.0f} {name.removesuffix('_per_second')}/s"
     return f"{name} {value:,.0f}" if abs(value) >= 10_000 else f"{name} {value:.4g}"

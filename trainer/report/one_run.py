@@ -16,17 +16,7 @@ from trainer.report.quality import (
     watched,
 )
 from trainer.report.what_was_run import happened, minutes, state_of, what_was_run
-
-MEASURES = {
-    "recall": "share of what users liked next that is in their list",
-    "ndcg": "the same, more for what stands high",
-    "hit": "share of users with something liked in their list",
-    "mrr": "mean of 1 / place of the first liked",
-    "map": "mean precision at the places of what is liked",
-    "coverage": "share of items in anybody's list",
-    "gini": "0: every item is shown as often; 1: one is shown to all",
-    "disliked": "share of what users disliked next that is in their list",
-}
+from trainer.retrieval.measures.meanings import MEANINGS
 
 
 def one_run(page: Document, run: dict[str, Any], people: list[Person] | str | None) -> None:
@@ -88,7 +78,7 @@ def _measures(page: Document, run: dict[str, Any], quality: Quality) -> None:
         rows = []
         for name in names:
             cells = [_beside_popularity(found, f"{name}@{k}") for k in ks]
-            rows.append([(name, "name"), *cells, (MEASURES.get(name, ""), "soft left")])
+            rows.append([(name, "name"), *cells, (MEANINGS.get(name, ""), "soft left")])
         inside.words(f"{split}; in brackets, the popularity ranking's")
         inside.table(["", *(f"@{k}" for k in ks), ""], rows, "figures")
     page.fold("All measures, and what they mean", inside)

@@ -89,8 +89,11 @@ def _free_place(arguments: ReportArguments) -> StoragePath:
     return out
 
 
-def report_html(runs: list[dict[str, Any]], shown: list[Person] | str | None) -> str:
-    """The page of runs as `read_run` gives them, with "norms" and "dataset" added."""
+def report_html(runs: list[dict[str, Any]], shown: list[Person] | str | None = None) -> str:
+    """The page of runs as `read_run` gives them, with "norms" and "dataset" added.
+
+    shown: of one run, users and what is recommended to them.
+    """
     page = Document(TITLE + " and ".join(run["name"] for run in runs))
     if len(runs) == 1:
         one_run(page, runs[0], shown)

@@ -48,7 +48,7 @@ def facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("begun", moment(first["time"])))
     machine = run["starts"][-1].get("machine")
     if machine:
-        rows.append(("machine", ", ".join(map(str, machine.values()))))
+        rows.append(("machine", machine))
     rows.append(("workers", str(run["starts"][-1]["world_size"])))
     rows.append(("versions", ", ".join(f"{name} {v}" for name, v in run["versions"].items())))
     return rows

@@ -31,6 +31,8 @@ class EvaluateArguments:
     """Popularity groups of items, with equal shares of the train interactions; 0: none."""
     seed: int = 0
     """Chooses the sampled users."""
+    explain: bool = False
+    """Say below the table what each measure means."""
     workers: int | None = None
     """Workers that share the catalog. Left out: one a GPU, or one; on a cluster without GPUs one
     for every second CPU."""
@@ -93,6 +95,8 @@ class RecommendArguments:
     data: str | None = None
     """The dataset's folder, where it is no longer where it was in training."""
     filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
+    json: bool = False
+    """Print one line of JSON in place of tables."""
     all: bool = False
     """Every user, into --out. A command that was ended goes on where it stood."""
     users: str | None = None
@@ -109,6 +113,8 @@ class RecommendArguments:
         check_range("-k", self.k, 1)
         if self.all and (self.out is None or self.context):
             raise Mistake("--all: give --out OUT" if self.out is None else "--all: no --context")
+        if self.all and self.json:
+            raise Mistake("--all writes Parquet: no --json")
         if not self.all and (self.users or self.out or self.workers):
             raise Mistake("--users, --out and --workers belong to --all")
 
@@ -120,12 +126,14 @@ class SimilarArguments:
     run: Annotated[str, tyro.conf.Positional]
     """Folder of a trained run, or of a bundle that `tandem export` wrote."""
     item: str
-    """Raw id of an item, as in the source."""
+    """Raw id of an item, as in the source; or its title, or a part that no other title has."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items listed."""
     data: str | None = None
     """The dataset's folder, where it is no longer where it was in training."""
     filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
+    json: bool = False
+    """Print one line of JSON in place of a table."""
 
     def __post_init__(self) -> None:
         check_given(self, ("item", "data"), ("run",))

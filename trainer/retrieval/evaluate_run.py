@@ -22,6 +22,7 @@ from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
 from trainer.retrieval.arguments import EvaluateArguments
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
 from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
+from trainer.retrieval.measures.meanings import BASELINE, GROUPS, MEANINGS
 from trainer.retrieval.measures.per_user import (
     paired,
     per_user_file,
@@ -65,7 +66,7 @@ def evaluate(arguments: EvaluateArguments, launcher: Launcher | None = None) -> 
     found = evaluate_by(launcher or on_this_machine(arguments.workers), arguments)
     if is_first_process():
         as_sheet(found.evaluation, arguments.split).print()
-        for line in notes(found.evaluation):
+        for line in notes(found.evaluation, arguments.split, arguments.explain):
             say(line)
         for key, count in found.record["unknown_ids"].items():
             say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
@@ -255,8 +256,18 @@ def as_sheet(evaluation: Evaluation, split: str) -> Sheet:
     return sheet
 
 
-def notes(evaluation: Evaluation) -> Iterator[str]:
-    """A line on items and one on users of which the model knows nothing, where there are some."""
+def notes(evaluation: Evaluation, split: str, explain: bool = False) -> Iterator[str]:
+    """How good that is, in a sentence; what the model knows nothing of; what measures mean."""
+    if explain:
+        measures = dict.fromkeys(name.partition("@")[0] for name in evaluation.values)
+        yield from (f"{name:10}{MEANINGS[name]}" for name in measures)
+        yield from (GROUPS, BASELINE)
+    name = min((n for n in evaluation.values if n.startswith("ndcg@")), key=_from_twenty)
+    value, popular = evaluation.values[name], evaluation.baseline.get(name)
+    times = f", {value / popular:.2f} times the popularity ranking" if popular else ""
+    half = evaluation.user_intervals.get(name)
+    beside = "" if half is None else f" ± {half:.4f} (95 % over users like these)"
+    yield f"{split} {name} {value:.4f}{beside}{times}"
     if evaluation.unknown_items:
         yield (
             f"nothing is known of {evaluation.unknown_items:,} items (no training row has them): "
@@ -267,6 +278,10 @@ def notes(evaluation: Evaluation) -> Iterator[str]:
             f"nothing is known of {evaluation.unknown_queries:,} users: "
             "they are shown what is most popular"
         )
+
+
+def _from_twenty(name: str) -> int:
+    return abs(int(name.partition("@")[2]) - 20)
 
 
 def _with_interval(evaluation: Evaluation, name: str) -> str:

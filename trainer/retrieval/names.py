@@ -99,6 +99,8 @@ def _range_of(kind: pa.DataType) -> tuple[int, int]:
 
 def _near(raw_id: int | str, some: list[Any]) -> str:
     names = [str(each) for each in some]
+    if isinstance(raw_id, int):  # near by digits is not near by meaning
+        return f"ids are whole numbers, such as {', '.join(names[:3])}"
     close = difflib.get_close_matches(str(raw_id), names, n=3)
     if close:
         return f"did you mean {' or '.join(close)}?"

@@ -5,11 +5,15 @@ RUN is a run or a bundle. Without torch, but where a query has to be computed.
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say, window_width
@@ -21,6 +25,7 @@ from trainer.retrieval.names import HOW_TO_QUOTE, split_ids
 from trainer.retrieval.run_bundle import opened_bundle
 
 MOST_FILE_BYTES = 1 << 30
+MOST_TITLES = 20
 
 
 def answer(arguments: RecommendArguments) -> None:
@@ -43,6 +48,9 @@ def recommend(arguments: RecommendArguments) -> Recommendations:
     """Print recommendations with the recent history beside them, and return them."""
     with _opened(arguments) as bundle:
         found = recommend_from(bundle, arguments)
+    if arguments.json:
+        print(json.dumps(as_lists(found)))
+        return found
     title = "somebody new" if arguments.user is None else f"user {arguments.user}"
     for sheet in sheets(found, title, window_width()):
         sheet.print()
@@ -54,6 +62,9 @@ def similar(arguments: SimilarArguments) -> Recommendations:
     """Print the items most like one item, and return them."""
     with _opened(arguments) as bundle:
         found = similar_from(bundle, arguments)
+    if arguments.json:
+        print(json.dumps(as_lists(found)))
+        return found
     title = f"like {found.history[0].label}"
     sheet = Sheet("", "item", "cosine", numbers=("", "cosine"), title=title)
     for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1):
@@ -61,6 +72,13 @@ def similar(arguments: SimilarArguments) -> Recommendations:
     sheet.print()
     _say_note(found)
     return found
+
+
+def as_lists(found: Recommendations) -> dict[str, Any]:
+    """As JSON has it: "items" and "history" of "item" (raw id) and "title", items with "score"."""
+    items = [asdict(each) for each in found.listed()]
+    history = [{"item": item.raw_id, "title": item.title} for item in found.history]
+    return {"items": items, "history": history, "note": found.note}
 
 
 def recommend_from(bundle: Bundle, arguments: RecommendArguments) -> Recommendations:
@@ -82,8 +100,29 @@ def recommend_from(bundle: Bundle, arguments: RecommendArguments) -> Recommendat
 
 def similar_from(bundle: Bundle, arguments: SimilarArguments) -> Recommendations:
     """Of a bundle that is open."""
-    ask = AskSimilar(arguments.item, arguments.k, filters_of(arguments.filters))
+    ask = AskSimilar(meant_item(bundle, arguments.item), arguments.k, filters_of(arguments.filters))
     return answers.similar(bundle, ask)
+
+
+def meant_item(bundle: Bundle, words: str) -> str:
+    """The raw id that is meant: an id as it stands, else that of the one item with such a title.
+
+    Raises:
+        Mistake: where several titles fit, which are printed, or none.
+    """
+    names = bundle.item_names
+    if names.rows_of([words])[0] >= 0:
+        return words
+    rows = names.titled(words)
+    if not rows:
+        return words  # whose search says what is wrong
+    if len(rows) == 1:
+        return str(names.id_of(rows[0]))
+    sheet = Sheet("id", "title", "training interactions", numbers=("training interactions",))
+    for row in sorted(rows, key=lambda row: -bundle.count_I[row])[:MOST_TITLES]:
+        sheet.add(names.id_of(row), names.title_of(row) or "", f"{bundle.count_I[row]:,}")
+    sheet.print(sys.stderr)
+    raise Mistake(f"--item {words!r}: {len(rows):,} titles fit; give the id of the one you mean")
 
 
 def filters_of(given: FilterArguments) -> Filters:

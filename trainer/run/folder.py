@@ -45,6 +45,7 @@ from trainer.run.start import (
     named_when_lasting,
     names_in,
     remove_empty,
+    this_machine,
 )
 
 logger = logging.getLogger(__name__)
@@ -220,6 +221,7 @@ class RunFolder:
             start_from=origin,
         )
         start = {"time": time.time(), "step": step, "world_size": world_size}
+        start |= {"machine": this_machine()}
         with named_when_lasting(self.path), self._begun_or_not():
             self._metrics.keep(lambda record: _step_of(record) <= step)
             self._validation.keep(lambda record: _step_of(record) <= step - evaluates)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.base.machine import processor, usable_cpus, usable_memory_bytes
 from trainer.base.mistake import Mistake
 from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
 from trainer.base.transient import is_lasting
@@ -134,3 +136,15 @@ def named_when_lasting(path: StoragePath) -> Iterator[None]:
         if is_lasting(error):
             raise Mistake(f"{path} cannot be written: {error}") from error
         raise
+
+
+def this_machine() -> str:
+    """Where rank 0 runs, in words: host, GPU or processor, CPUs, memory."""
+    import torch
+
+    gib = usable_memory_bytes() / 2**30
+    if torch.cuda.is_available():
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        device = processor()
+    return f"{platform.node()}: {device}, {usable_cpus()} CPUs, {gib:.0f} GiB"

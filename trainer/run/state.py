@@ -53,7 +53,8 @@ class RunState:
         """The phase, and how far it is with it; steps are told beside."""
         if not self.total or self.phase == "training":
             return self.phase
-        return f"{self.phase} {self.done:,} of {self.total:,}"
+        share = "" if self.phase == "starting" else f" ({self.done / self.total:.0%})"
+        return f"{self.phase} {self.done:,} of {self.total:,}{share}"
 
 
 @dataclass(frozen=True)

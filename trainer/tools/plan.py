@@ -17,7 +17,7 @@ from torchrec.distributed.planner.types import PlannerError
 from embeddings.choices import TableOptimizer
 from embeddings.sharding import STORAGE_RESERVED, Layout, describe, make_planner, sharders
 from embeddings.tables import Table
-from trainer.base.byte_sizes import bytes_of
+from trainer.base.byte_sizes import as_bytes, bytes_of
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say
 from trainer.command_line import PlanArguments
@@ -30,7 +30,6 @@ from trainer.model.inputs import Inputs, build_inputs
 from trainer.model.two_tower import TwoTower
 from trainer.tools.distinct_columns import distinct_share
 
-GIB = 1024**3
 LOSS_WORKSPACE_BYTES = 160 * 1024**2
 ROWS_TRIED = 256
 SMALLEST_DEVICE = 2**20
@@ -214,25 +213,32 @@ def _state_bytes(table: Table, optimizer: TableOptimizer, gpus: int) -> int:
 
 
 def advise(config: Config, inputs: Inputs, gpus: int, estimate: Estimate) -> tuple[str, ...]:
-    """What to change where it does not fit, the gentlest first."""
+    """What to change where it does not fit, what saves most first."""
     if estimate.fits:
         return ()
-    advice = []
+    tables, batch = estimate.weights + estimate.optimizer_state, config.training.global_batch_size
+    saving = [
+        (tables // 2, f"--model.dim {config.model.dim // 2}"),
+        (estimate.activations // 2, f"--training.global-batch-size {batch // 2}"),
+    ]
     if config.optimizer.tables in ("adagrad", "adam"):
-        advice.append(
-            f"--optimizer.tables rowwise_adagrad saves {as_bytes(estimate.optimizer_state)} a GPU"
-        )
+        saving.append((estimate.optimizer_state, "--optimizer.tables rowwise_adagrad"))
     if config.model.table_precision == "fp32":
-        advice.append(f"--model.table-precision fp16 saves {as_bytes(estimate.weights // 2)} a GPU")
+        saving.append((estimate.weights // 2, "--model.table-precision fp16"))
     if config.model.placement == "device":
-        advice.append("--model.placement uvm_caching keeps tables in host memory, rows cached")
+        on_host = "--model.placement uvm_caching (tables in host memory, rows cached)"
+        saving.append((int(tables * 0.8), on_host))
+    ordered = sorted(saving, key=lambda each: -each[0])
+    advice = [f"{change} saves about {as_bytes(saved)} a GPU" for saved, change in ordered]
     room = estimate.limit - estimate.towers - estimate.activations
     if room > 0:
-        needed = -(-gpus * (estimate.weights + estimate.optimizer_state) // room)
+        needed = -(-gpus * tables // room)
         advice.append(f"about {needed} GPUs of this size hold the tables as they are")
     else:
-        advice.append("--training.global-batch-size: the activations alone do not fit")
-    advice.append(f"--model.dim {config.model.dim // 2} halves the tables")
+        over = as_bytes(estimate.towers + estimate.activations - estimate.limit)
+        advice.append(
+            f"activations and towers alone are {over} too much: a smaller batch is a must"
+        )
     return tuple(advice)
 
 
@@ -271,17 +277,10 @@ def show(plan: Plan) -> None:
         budget.add(label, as_bytes(getattr(estimate, name)))
     budget.print()
     say(f"{estimate.distinct_columns:.0%} of a step's columns are different items")
-    say("it fits" if estimate.fits else "it does not fit; what helps:")
+    missing = as_bytes(estimate.total - estimate.limit)
+    say("it fits" if estimate.fits else f"it does not fit: {missing} too much. What helps:")
     for line in plan.advice:
         say(f"  {line}")
-
-
-def as_bytes(size: float) -> str:
-    """In KiB, MiB or GiB, whichever gives a number of three digits."""
-    for unit, scale in (("KiB", 1024), ("MiB", 1024**2)):
-        if size < 1000 * scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size / GIB:,.1f} GiB"
 
 
 def plan(arguments: PlanArguments) -> int:

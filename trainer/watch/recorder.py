@@ -145,7 +145,7 @@ class Recorder:
             place.step,
             self.total_steps,
             loss=means["loss"],
-            examples_per_second=self.examples_per_second,
+            rows_per_second=self.examples_per_second,
         )
 
     def _standing(self, place: Place, window: _Window) -> dict[str, Any]:
