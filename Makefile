@@ -20,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint format types imports wheel test-faults test-hostile
 .PHONY: test-trackers gpu-check gpu-check-parity gpu-check-loss gpu-check-step doctor clean-demo
-.PHONY: images docs
+.PHONY: images docs screenshots charts
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -146,11 +146,16 @@ images:  ## tandem:cpu and tandem:cuda, where a Docker daemon answers
 	  $(DOCKER) build -f deploy/docker/Dockerfile.$$set -t $(IMAGE):$$set .; \
 	done
 
+SCREENS ?= runs/screens
+
+screenshots: $(STAMP)  ## Pictures of pages and terminals, into docs/assets/screens; needs Chromium
+	@$(BIN)/python docs/site/screens.py $(SCREENS) docs/assets/screens
+
 # ECharts as the pages carry it: the parts of it that they draw with, in one file.
 ECHARTS := echarts@6.1.0
 ASSETS := trainer/live/assets
 
-charts: ## Of ECharts, trainer/live/assets/echarts.min.js anew; needs npm
+charts:  ## Of ECharts, trainer/live/assets/echarts.min.js anew; needs npm
 	@npm install --silent --no-audit --no-fund --prefix $(VENV)/charts $(ECHARTS) esbuild@0.28.2
 	@cd $(VENV)/charts && node node_modules/esbuild/install.js && cp ../../$(ASSETS)/echarts.entry.js . && \
 	  npx esbuild echarts.entry.js --bundle --minify --format=iife --global-name=echarts \

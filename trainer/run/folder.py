@@ -220,8 +220,8 @@ class RunFolder:
             config=spec.config,
             start_from=origin,
         )
-        start = {"time": time.time(), "step": step, "world_size": world_size}
-        start |= {"machine": this_machine()}
+        numbers = {"time": time.time(), "step": step, "world_size": world_size}
+        start = {**numbers, "machine": this_machine()}
         with named_when_lasting(self.path), self._begun_or_not():
             self._metrics.keep(lambda record: _step_of(record) <= step)
             self._validation.keep(lambda record: _step_of(record) <= step - evaluates)

@@ -40,8 +40,8 @@ def whole(dataset: Dataset) -> EventWindow:
         for moment in (window.first_time, window.last_time)
         if moment is not None
     ]
-    ends = {"first_time": min(times, default=None), "last_time": max(times, default=None)}
-    return replace(dataset.windows[0], **ends)
+    first, last = min(times, default=None), max(times, default=None)
+    return replace(dataset.windows[0], first_time=first, last_time=last)
 
 
 def _model(config: Config, tables: Sequence[Table], head: Module) -> str:

@@ -1,0 +1,94 @@
+"""A command as a terminal shows it, as an SVG: run in a pty, kept by pyte, drawn by rich."""
+
+import fcntl
+import io
+import os
+import pty
+import struct
+import subprocess
+import termios
+from pathlib import Path
+
+import pyte
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+ROWS = 400
+"""Higher than any command prints, so that nothing scrolls away."""
+COLOURS = {"default": None, "brown": "yellow", "brightbrown": "bright_yellow"}
+FRAME = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font: {char_height}px "DejaVu Sans Mono", Menlo, Consolas, monospace; \
+line-height: {line_height}px; white-space: pre; }}
+.{unique_id}-title {{ font: bold 18px sans-serif; }}
+{styles}
+</style>
+<defs><clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/></clipPath>{lines}</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}<g class="{unique_id}-matrix">{matrix}</g></g>
+</svg>
+"""
+"""As rich's, without fonts that would be fetched."""
+
+
+def recorded(command: list[str], columns: int, folder: Path, shown: str) -> str:
+    """SVG of what a command leaves on a terminal of so many columns, under `shown`."""
+    screen = pyte.Screen(columns, ROWS)
+    stream = pyte.ByteStream(screen)
+    stream.feed(f"$ {shown}\r\n".encode())
+    for piece in output_of(command, columns, folder):
+        stream.feed(piece)
+    return drawn(screen, columns, shown)
+
+
+def output_of(command: list[str], columns: int, folder: Path) -> list[bytes]:
+    """What a command writes to its terminal, piece by piece."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
+    quiet = {"TERM": "xterm-256color", "PYTHONUNBUFFERED": "1"}
+    given = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    process = subprocess.Popen(
+        command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env={**given, **quiet}
+    )
+    os.close(theirs)
+    pieces = []
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    os.close(ours)
+    process.wait()
+    return pieces
+
+
+def drawn(screen: pyte.Screen, columns: int, title: str) -> str:
+    console = Console(
+        record=True, width=columns, file=io.StringIO(), force_terminal=True, legacy_windows=False
+    )
+    last = max((row for row in range(ROWS) if screen.display[row].strip()), default=0)
+    for row in range(last + 1):
+        line = Text(no_wrap=True, overflow="ignore")
+        for column in range(columns):
+            character = screen.buffer[row][column]
+            line.append(character.data, _style(character))
+        line.rstrip()
+        console.print(line, crop=False)
+    return console.export_svg(title=title, code_format=FRAME, unique_id="t")
+
+
+def _style(character: pyte.screens.Char) -> Style:
+    colour = COLOURS.get(character.fg, character.fg)
+    if colour is not None and len(colour) == 6 and colour.isalnum() and colour not in ("yellow",):
+        try:
+            int(colour, 16)
+            colour = f"#{colour}"
+        except ValueError:
+            pass
+    return Style(color=colour, bold=character.bold)
