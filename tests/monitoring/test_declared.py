@@ -97,7 +97,27 @@ def test_dashboards_have_the_shape_grafana_reads(path: Path) -> None:
     for variable in variables:
         assert variable["type"] == "query" and variable["multi"] and variable["includeAll"]
         assert variable["datasource"] == DATASOURCE
-    assert {"run", "rank"} == {variable["name"] for variable in variables}
+    assert ["run", "rank"] == [variable["name"] for variable in variables]
+    newest = variables[0]
+    assert newest["query"]["query"].startswith("query_result(sort_desc(") and newest["sort"] == 0
+    assert "current" not in newest, "the first that the query finds is the one shown"
+
+
+def test_numbers_are_coloured_by_their_own_limits_alone() -> None:
+    """Grafana's default has every number from 80 on red: time left, restarts, ranks."""
+    numbers = {
+        panel["title"]: panel["fieldConfig"]["defaults"]
+        for file in (GRAFANA / "dashboards").glob("*.json")
+        for panel in json.loads(file.read_text())["panels"]
+        if panel["type"] == "stat"
+    }
+    colours = {
+        title: [step["color"] for step in found["thresholds"]["steps"]]
+        for title, found in numbers.items()
+    }
+    assert colours["Time left"] == ["text"] and colours["Restarts"] == ["text", "orange"]
+    assert colours["Ranks up"] == ["text", "red", "green"]
+    assert numbers["Finished"]["mappings"][0]["options"]["1"] == {"text": "finished"}
 
 
 def test_no_dashboard_names_a_data_source_of_one_grafana() -> None:

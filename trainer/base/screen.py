@@ -26,8 +26,9 @@ Style = Literal["", "dim", "bold", "bold red"]
 DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """They show `gpj.exe` as `exe.jpg`."""
 SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-SILENT_SECONDS = 0.4
-"""So long a command may print nothing before it says that it is loading."""
+SILENT_SECONDS = 0.2
+"""So long a command may print nothing before it says that it is loading: with Python's own start
+half a second."""
 GAP = 2
 """Blanks between columns that no lines part."""
 LONGEST_WHOLE = 20

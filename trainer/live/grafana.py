@@ -50,7 +50,7 @@ def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
         "templating": {
             "list": [
                 _datasource(),
-                _variable("run", "Run", "label_values(tandem_step, run)"),
+                _newest_run(),
                 _variable("rank", "Rank", 'label_values(tandem_step{run=~"$run"}, rank)'),
             ]
         },
@@ -99,6 +99,8 @@ def _panels(dashboard: Dashboard) -> list[dict[str, Any]]:
 def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
     is_number = panel.kind == "number"
     defaults: dict[str, Any] = {"unit": UNITS[panel.unit], "custom": {}}
+    if is_number:
+        defaults |= {"thresholds": _thresholds(panel), "mappings": _mappings(panel)}
     if panel.unit == "share":
         defaults |= {"min": 0, "max": 1} if is_number else {"min": 0}
     if not is_number:
@@ -115,7 +117,7 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
         }
     numbers = {
         "colorMode": "value",
-        "graphMode": "area",
+        "graphMode": "none" if panel.words else "area",
         "textMode": "auto",
         "justifyMode": "auto",
         "orientation": "auto",
@@ -149,6 +151,27 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
             for index, query in enumerate(panel.queries)
         ],
     }
+
+
+def _thresholds(panel: Panel) -> dict[str, Any]:
+    """Grafana's own default would have every number from 80 on red."""
+    steps = [{"color": color, "value": value} for value, color in panel.limits]
+    return {"mode": "absolute", "steps": [{"color": "text", "value": None}, *steps]}
+
+
+def _mappings(panel: Panel) -> list[dict[str, Any]]:
+    """Words in the place of values."""
+    options = {f"{value:g}": {"text": words} for value, words in panel.words}
+    return [{"type": "value", "options": options}] if options else []
+
+
+def _newest_run() -> dict[str, Any]:
+    """A choice of runs, the one that moved last first: that is the one shown at first."""
+    moved = "max by (run) (max_over_time(tandem_progress_timestamp_seconds[${__range_s}s]))"
+    query = f"query_result(sort_desc({moved}))"
+    chosen = _variable("run", "Run", query)
+    del chosen["current"]
+    return {**chosen, "regex": '/run="([^"]+)"/', "sort": 0}
 
 
 def _datasource() -> dict[str, Any]:

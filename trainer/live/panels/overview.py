@@ -50,6 +50,7 @@ OVERVIEW = Dashboard(
                         ),
                     ),
                     kind="number",
+                    limits=((0, "red"), (1, "green")),
                 ),
                 Panel(
                     "Restarts",
@@ -57,13 +58,15 @@ OVERVIEW = Dashboard(
                     "",
                     (Query(f"max by (run) (tandem_restarts_total{{{RUN}}})", "{{run}}"),),
                     kind="number",
+                    limits=((1, "orange"),),
                 ),
                 Panel(
                     "Finished",
-                    "1 once the run has come to its end.",
+                    "Whether the run has come to its end.",
                     "",
                     (gauge("tandem_finished", "{{run}}"),),
                     kind="number",
+                    words=((0, "running"), (1, "finished")),
                 ),
                 Panel(
                     "Alerts firing",
@@ -76,6 +79,7 @@ OVERVIEW = Dashboard(
                         ),
                     ),
                     kind="number",
+                    limits=((0, "green"), (1, "red")),
                 ),
             ),
         ),

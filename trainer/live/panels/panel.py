@@ -34,6 +34,10 @@ class Panel:
     """Keys of metrics.jsonl ("x/" stands for all of "x/..."; "@" for validation.jsonl's)."""
     kind: Literal["chart", "number"] = "chart"
     log_scale: bool = False
+    limits: tuple[tuple[float, Literal["green", "orange", "red"]], ...] = ()
+    """Of a number: from which value on it has which colour; below the first, and without: none."""
+    words: tuple[tuple[float, str], ...] = ()
+    """Of a number: what stands in a value's place."""
     source: Literal["tandem", "ray"] = "tandem"
     """Who serves the metrics: Ray's are there on a Ray cluster alone."""
 
