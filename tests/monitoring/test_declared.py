@@ -97,7 +97,7 @@ def test_dashboards_have_the_shape_grafana_reads(path: Path) -> None:
     for variable in variables:
         assert variable["type"] == "query" and variable["multi"] and variable["includeAll"]
         assert variable["datasource"] == DATASOURCE
-    assert ["run", "rank"] == [variable["name"] for variable in variables]
+    assert [variable["name"] for variable in variables] == ["run", "rank"]
     newest = variables[0]
     assert newest["query"]["query"].startswith("query_result(sort_desc(") and newest["sort"] == 0
     assert "current" not in newest, "the first that the query finds is the one shown"
