@@ -62,7 +62,7 @@ def using(draw: st.DrawFn, command: str) -> Case:
         usual = [f"--out={out}"]
         named += words_of(out)
     elif command == "dashboard":
-        usual = ["--port=0", "--no-prometheus"]
+        usual = ["--port=0", "--no-prometheus", "--wait=0"]
     elif command == "resume":
         puts = puts if run == "R" else [*puts, Put("R", fixture="R")]
         run = "R" if run.startswith(FIXTURES) else run

@@ -190,6 +190,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         report(ReportArguments((str(tmp_path),)))
     with pytest.raises(Mistake, match=r"there is no run in .* or below it"):
         dashboard(DashboardArguments(str(tmp_path)))
+    (tmp_path / "file").touch()
+    with pytest.raises(Mistake, match="is no run"):
+        dashboard(DashboardArguments(str(tmp_path / "file")))
     gone = DashboardArguments(str(tmp_path / "gone"), port=0, prometheus=False, wait=0)
     with pytest.raises(Mistake, match="is no run after 0 s: is the name right"):
         dashboard(gone)

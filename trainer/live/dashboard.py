@@ -74,10 +74,8 @@ def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None
     ):
         show_runs(run)
         return
-    if is_there:
+    if is_there or (isinstance(run, Path) and run.exists() and not run.is_dir()):
         RunFolder(run).read_config()
-    elif not arguments.wait:
-        raise Mistake(f"{run} is no run, and --wait 0 waits for none")
     stop = stop or _stopped_by_signal()
     with ExitStack() as closing:
         live = LivePage(run, arguments.host, arguments.port)
@@ -86,6 +84,8 @@ def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None
         if not is_there:
             say(f"{run} is no run yet: waiting up to {arguments.wait} s for it to start")
             _wait_until_begun(live, arguments.wait, stop, run)
+            if stop.is_set():
+                return
         if arguments.prometheus and is_installed():  # its folder is the run's
             folder = _prometheus_folder(arguments.storage, run, closing)
             config = make_config(list(arguments.discovery), arguments.ray_discovery)
