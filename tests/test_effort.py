@@ -22,6 +22,7 @@ from trainer.effort.tries import try_out
 from trainer.launch.here import Here
 from trainer.launch.launcher import Work
 from trainer.observe.progress import SilentProgress
+from trainer.retrieval.baselines.measured import measure_baselines
 from trainer.run.folder import RunFolder, RunSpec
 
 
@@ -60,12 +61,16 @@ class Graded:
 
     grade: Mapping[str, float]
     given: list[RunSpec] = field(default_factory=list)
+    popularity: float = 0.01
     is_here = True
 
     def run(self, work: Work, arguments: Any, resumable: Any = None) -> Any:
         raise AssertionError
 
     def each(self, work: Work, many: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        if work is measure_baselines:
+            yield "baselines", [{"name": "popularity", "values": {"ndcg@20": self.popularity}}]
+            return
         assert work is try_out
         for name, spec in many.items():
             self.given.append(spec)
@@ -113,10 +118,19 @@ def test_the_best_on_validation_is_trained(timed: Dataset, tmp_path: Path) -> No
     assert all(spec.config.evaluation.every_epochs == 1 for spec in launcher.given)
     assert any("0.3000" in line and "places" in line for line in told.lines)
     assert told.lines[-1].startswith("chosen: places")
+    assert not any("is ahead" in line for line in told.lines)
     # Cut off and started again: what was tried is there.
     again = Graded({})
     assert choose(spec_of(timed, tmp_path / "run"), "normal", again, told).config == found.config
     assert again.given == []
+
+
+def test_a_baseline_that_is_ahead_is_named(timed: Dataset, tmp_path: Path) -> None:
+    told = Told()
+    choose(spec_of(timed, tmp_path / "run"), "normal", Graded({}, popularity=0.5), told)
+    assert any(
+        line.startswith("popularity, for which nothing is trained, is ahead") for line in told.lines
+    )
 
 
 def test_a_run_begins_where_tries_are(timed: Dataset, tmp_path: Path) -> None:

@@ -71,9 +71,18 @@ def choose(spec: RunSpec, effort: Effort, launcher: Launcher | None, progress: P
     )
     launcher = launcher or Processes(1 if _is_large(dataset) else min(len(found), most_workers()))
     tries = Tries(spec, dataset, launcher, progress)
+    baselines = tries.baselines(found[0].config.evaluation)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
+    progress.message(f"  nothing trained: {found[0].config.evaluation.metric} of {shown}")
     best, tried = _search(found, effort, tries, lambda near: _fitting(near, given, spec, dataset))
     config = _final(best.config, tried, effort, given)
     trained_on = " and ".join(config.data.train_splits)
+    ahead = {name: value for name, value in baselines.items() if value > tried.best}
+    for name, value in ahead.items():
+        progress.message(
+            f"{name}, for which nothing is trained, is ahead of all that was tried so far: "
+            f"{value:.4f} beside {tried.best:.4f}"
+        )
     progress.message(f"chosen: {best.name} ({best.why}); it is now trained on {trained_on}")
     return replace(spec, config=config)
 

@@ -20,6 +20,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.run_files import TRIES_FILE
 from trainer.base.typed import read_as
 from trainer.config.default_preset import USERS_EVALUATED
+from trainer.config.evaluation_section import EvaluationConfig
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.proposals import Proposal
@@ -28,6 +29,7 @@ from trainer.files.storage import storage_path
 from trainer.launch.launcher import Launcher, Worker
 from trainer.model.trained import load_run
 from trainer.observe.progress import Progress
+from trainer.retrieval.baselines.measured import Asking, measure_baselines
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
 from trainer.run.folder import RunSpec
@@ -36,6 +38,10 @@ from trainer.train import run_worker
 LEAST_EPOCHS = 2
 MOST_STEPS = 8_000
 """Of a try: of large data it sees a slice."""
+QUICK_BASELINES = {"popularity": 1 << 62, "item neighbours": 200_000, "EASE": 4_000}
+"""By the most items for which they take seconds."""
+MOST_PAIRS = 20_000_000
+USERS_OF_BASELINES = 2_000
 TELL_SECONDS = 10.0
 NAME = "tried"
 """What such a training records as its preset: settings of a program's, which fit the data as they
@@ -116,6 +122,20 @@ class Tries:
                 self._progress.message(told(found[name]))
         self._lines.flush()
         return [found[each.name] for each in chosen]
+
+    def baselines(self, evaluation: EvaluationConfig) -> dict[str, float]:
+        """The metric of what nothing is trained for, on the same users; {} where it has none.
+
+        Of the closed forms those that take seconds on data of the size.
+        """
+        names = [n for n, most in QUICK_BASELINES.items() if self._dataset.num_items <= most]
+        if self._dataset.splits["train"].positives > MOST_PAIRS:
+            names = ["popularity"]
+        cutoff = int(evaluation.metric.partition("@")[2])
+        asking = Asking(self._spec.data, "validation", (cutoff,), USERS_OF_BASELINES, names)
+        with _ticking(self._progress, 0, 1):
+            ((_, found),) = self._launcher.each(measure_baselines, {"baselines": asking})
+        return {each["name"]: each["values"][evaluation.metric] for each in found}
 
     def _spec_of(self, proposal: Proposal, share: float) -> RunSpec:
         config = proposal.config
