@@ -24,9 +24,9 @@ from trainer.retrieval.baselines.closed_forms import (
     read_pairs,
     turbo_cf,
 )
-from trainer.retrieval.evaluate import Tally
 from trainer.retrieval.measures.cut_offs import cut_offs
 from trainer.retrieval.measures.popularity import PopularityRanking
+from trainer.retrieval.measures.tally import Tally
 from trainer.retrieval.queries import of_split, sample_rows
 
 QUERIES_AT_ONCE = 512
