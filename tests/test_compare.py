@@ -34,8 +34,8 @@ from trainer.compare.working_folder import own_folder
 from trainer.data.schema import Dataset
 from trainer.launch.here import Here
 from trainer.loader.loader import Loader
+from trainer.observe.per_user import per_user_file, write_per_user
 from trainer.observe.progress import SilentProgress
-from trainer.retrieval.measures.per_user import per_user_file, write_per_user
 from trainer.retrieval.queries import LIST_COLUMNS
 
 LOSSES: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.monitoring.chromium import Visit, visit
@@ -25,6 +26,7 @@ from trainer.live.panels import DASHBOARDS
 from trainer.live.runs import MOST_POINTS, read_run, thinned
 from trainer.live.server import LivePage
 from trainer.live.troubles import troubles_of
+from trainer.observe.per_user import per_user_file, write_per_user
 from trainer.report.norms import bands
 from trainer.report.people import Person, spread_users
 from trainer.report.quality import best_evaluation, quality_of, still_learning
@@ -102,6 +104,7 @@ def test_titles_are_words_on_the_page(evaluated: Path, tmp_path: Path) -> None:
     hostile = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)> 🎬"
     one = {**read_run(evaluated), "norms": "", "dataset": hostile, "name": hostile}
     shown = [Person(hostile, 3, [hostile], [hostile])]
+    one["path"] = str(evaluated)
     two = [{**one, "color": 0}, {**one, "color": 1, "name": f"{hostile} 2"}]
     for name, text in (("one", report_html([one], shown)), ("two", report_html(two, None))):
         file = tmp_path / f"{name}.html"
@@ -320,7 +323,7 @@ def learnt(*values: float) -> dict:
 
 
 def test_the_verdicts_follow_the_curve() -> None:
-    assert "still learning: ndcg@20 grew by 50.0%" in still_learning(learnt(0.1, 0.2, 0.25, 0.3))
+    assert "still learning: ndcg@20 grew by 50.0%" in still_learning(learnt(0.2, 0.22, 0.25, 0.3))
     assert "levelled off" in still_learning(learnt(0.1, 0.3, 0.301, 0.3, 0.302))
     ended = still_learning(learnt(0.1, 0.3, 0.29, 0.28, 0.27))
     assert "best at evaluation 2 of 5, and 3 evaluations since" in ended
@@ -337,3 +340,18 @@ def test_people_shown_go_from_the_least_active_to_the_most() -> None:
     assert spread_users(count, 3) == [2, 4, 3]
     assert spread_users(count, 50) == [2, 1, 4, 6, 3]
     assert spread_users(np.zeros(4, dtype=int), 3) == []
+
+
+def test_runs_are_held_against_each_other_user_by_user(evaluated: Path, tmp_path: Path) -> None:
+    digest = read_run(evaluated)["dataset_digest"]
+    runs = [tmp_path / name for name in ("a", "b")]
+    for lift, run in enumerate(runs):
+        shutil.copytree(evaluated, run)
+        record = json.loads((run / "evaluation.json").read_text())
+        record["test"]["ndcg@20"] += 0.1 * lift
+        (run / "evaluation.json").write_text(json.dumps(record))
+        values = [user % 7 / 10 + 0.1 * lift + user % 2 / 100 * lift for user in range(50)]
+        table = pa.table({"user": range(50), "ndcg@20": pa.array(values, pa.float32())})
+        write_per_user(per_user_file(run, "test"), table, digest)
+    file = report(ReportArguments(tuple(map(str, runs)), str(tmp_path / "r.html"), people=0))
+    assert "over 50 users, more than chance)" in file.read_text()

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from trainer.base.mistake import Mistake
-from trainer.retrieval.measures.per_user import (
+from trainer.observe.per_user import (
     paired,
     per_user_file,
     read_per_user,

@@ -34,6 +34,10 @@ def _head(page: Document, comparison: Comparison) -> None:
     size = f"{facts['users']:,} users, {facts['items']:,} items, {facts['train_rows']:,} rows"
     page.head(f"Losses compared on {Path(facts['data']).name}", f"{size} in train")
     page.verdict(*verdict(comparison))
+    if comparison.verdicts:
+        inside = page.part()
+        inside.table([], [[line] for line in comparison.verdicts])
+        page.fold("The best against each other loss, user by user", inside)
     page.words(
         f"Preset {facts['preset']}, {facts['epochs']} epochs, batch {facts['batch']:,}, "
         f"{facts['uniform']:,} shared uniform negatives unless a case says otherwise. Each loss "

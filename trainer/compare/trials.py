@@ -21,10 +21,10 @@ from trainer.files.json_files import read_json, write_json
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.launcher import Launcher, Worker
 from trainer.model.trained import load_run
+from trainer.observe.per_user import per_user_file, write_per_user
 from trainer.observe.progress import Progress
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
-from trainer.retrieval.measures.per_user import per_user_file, write_per_user
 from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.compare.results import CaseResult
-from trainer.retrieval.measures.per_user import paired, per_user_file
+from trainer.observe.per_user import paired, per_user_file
 
 MEASURE = "ndcg@20"
 

@@ -122,8 +122,9 @@ def _described(data: str) -> str | None:
 
 
 def _name_apart(runs: list[dict[str, Any]], paths: tuple[str, ...]) -> None:
-    """Runs of the same folder name are told apart by their paths."""
+    """Runs of the same folder name are told apart by their paths, which all keep."""
     names = [run["name"] for run in runs]
     for run, path in zip(runs, paths, strict=True):
+        run["path"] = path
         if names.count(run["name"]) > 1:
             run["name"] = path

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.base.mistake import Mistake
+from trainer.files.storage import storage_path
 from trainer.live.document import NOTHING, Cell, Document
 from trainer.live.drawing import Bars, Chart, Series
+from trainer.observe.per_user import paired, read_per_user
 from trainer.report.differing import between, settings_of, words
 from trainer.report.one_run import baseline_of
 from trainer.report.quality import Quality, quality_of, still_learning, watched
@@ -71,11 +74,9 @@ def verdict(runs: list[dict[str, Any]], found: list[Quality | None], best: int |
     if others:
         value, place = others[0]
         ahead = f"{top / value - 1:.1%}" if value else "far"
-        half = (first.half_width("ndcg") or 0.0) + (found[place].half_width("ndcg") or 0.0)  # type: ignore[union-attr]
+        chance = _chance(runs[best], runs[place], first, top - value, found[place])
         said[0] += f" It is {ahead} ahead of {runs[place]['name']}"
-        if half and top - value < half:
-            said[0] += ", and their intervals overlap: such a difference may be chance"
-        said[0] += "."
+        said[0] += f"{chance}."
     below = [
         runs[place]["name"]
         for place, quality in enumerate(found)
@@ -86,6 +87,32 @@ def verdict(runs: list[dict[str, Any]], found: list[Quality | None], best: int |
     if len({run["dataset_digest"] for run in runs}) > 1:
         said.append("They were trained on different data: their figures are not comparable.")
     return said
+
+
+def _chance(
+    best: dict[str, Any],
+    other: dict[str, Any],
+    first: Quality,
+    ahead: float,
+    second: Quality | None,
+) -> str:
+    """Whether the difference may be chance: user by user, where each user's values were kept."""
+    name = f"ndcg@{first.k}"
+    try:
+        ours, theirs = (
+            read_per_user(storage_path(run["path"]), first.split, run["dataset_digest"])
+            for run in (best, other)
+        )
+        found = paired(ours, theirs, name)
+    except Mistake:  # not evaluated by this version, or on other data
+        half = (first.half_width("ndcg") or 0.0) + (
+            (second.half_width("ndcg") or 0.0) if second is not None else 0.0
+        )
+        overlap = half and ahead < half
+        return ", and their intervals overlap: such a difference may be chance" if overlap else ""
+    shown = f"{found.difference:+.4f} ± {found.half_width:.4f} over {found.users:,} users"
+    verdict = "more than chance" if found.is_clear else "which may be chance"
+    return f" ({shown}, {verdict})"
 
 
 def _table(

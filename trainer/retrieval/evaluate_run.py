@@ -18,17 +18,17 @@ from trainer.files.storage import StoragePath, storage_path
 from trainer.launch.here import is_first_process
 from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
-from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
-from trainer.retrieval.arguments import EvaluateArguments
-from trainer.retrieval.evaluate import Evaluation, evaluate_split
-from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
-from trainer.retrieval.measures.meanings import BASELINE, GROUPS, MEANINGS
-from trainer.retrieval.measures.per_user import (
+from trainer.observe.per_user import (
     paired,
     per_user_file,
     read_per_user,
     write_per_user,
 )
+from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
+from trainer.retrieval.arguments import EvaluateArguments
+from trainer.retrieval.evaluate import Evaluation, evaluate_split
+from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
+from trainer.retrieval.measures.meanings import BASELINE, GROUPS, MEANINGS
 from trainer.retrieval.opened import OpenedRun
 from trainer.run.folder import RunFolder
 from trainer.run.open_data import open_data

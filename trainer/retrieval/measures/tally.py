@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import pyarrow as pa
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from trainer.data.schema import Dataset
 from trainer.retrieval.measures.activity import BANDS, band_of, named
-from trainer.retrieval.measures.per_user import PerUser
 from trainer.retrieval.measures.ranking import disliked_metrics, is_member, ranking_metrics
 from trainer.retrieval.measures.totals import Exposure, Means
 from trainer.retrieval.queries import QueryBlock
 from trainer.retrieval.search.item_lists import ItemLists
+
+KEPT = ("recall", "ndcg")
+"""Measures of which each user's are kept."""
 
 
 class Tally:
@@ -120,3 +125,31 @@ class Tally:
 
 def _headline(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: v for name, v in values.items() if name.startswith(("recall", "ndcg"))}
+
+
+class PerUser:
+    """Gathers each user's values over blocks and ranks: 4 bytes a user and name on every rank."""
+
+    def __init__(self) -> None:
+        self._blocks: list[dict[str, np.ndarray]] = []
+
+    def add(self, user_q: Tensor, values: dict[str, Tensor]) -> None:
+        """Values float64 [q] of users; -1 is padding."""
+        real_q = user_q >= 0
+        block = {"user": user_q[real_q].cpu().numpy()}
+        for name, value_q in values.items():
+            if name.partition("@")[0] in KEPT:
+                block[name] = value_q[real_q.to(value_q.device)].float().cpu().numpy()
+        self._blocks.append(block)
+
+    def table(self) -> pa.Table:
+        """All ranks' users, ascending. Collective; every rank has added the same names."""
+        own = {
+            name: np.concatenate([block[name] for block in self._blocks])
+            for name in self._blocks[0]
+        }
+        parts: list[dict[str, np.ndarray]] = [own] * dist.get_world_size()
+        dist.all_gather_object(parts, own)  # collective
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in own}
+        order = np.argsort(whole["user"], kind="stable")
+        return pa.table({name: values[order] for name, values in whole.items()})
