@@ -9,13 +9,15 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from losses import Precision
 from tests.datasets import make_dataset
 from tests.test_training import WITH_STATE, losses
+from trainer.config.model_section import Block
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
@@ -52,7 +54,19 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "fp16 tables": {"model": {"table_precision": "fp16"}},
     "dislikes": {"loss": {"name": "ssm_ntr"}},
     "two masks": {"loss": {"mask_same_user": True, "mask_history": True}},
-    "sequence": {"model": {"tower": "sequence"}},
+    "hard": {"loss": {"hardness": 0.3}},
+    "several positives": {"loss": {"name": "bsl", "several_positives": True}},
+    "each column": {"negatives": {"distinct": False, "uniform": 64}},
+    "crosses": {"model": {"tower": "dcn", "hidden": (64, 64), "residual": True}},
+    "narrow attributes": {"model": {"attribute_widths": ("cardinality", "item.genre=8")}},
+} | {
+    f"{block}, {precision}": {
+        "model": {"tower": "sequence", "block": block, "sequence_length": 8, "dropout": 0.1},
+        "loss": {"precision": precision, "mask_history": True},
+        "negatives": {"uniform": 64},
+    }
+    for block in get_args(Block)
+    for precision in get_args(Precision)
 }
 
 
@@ -76,15 +90,7 @@ def test_a_preset_trains_goes_on_and_answers(
     preset: str, data: Dataset, tmp_path: Path, record_property: Any
 ) -> None:
     config = small(find_preset(preset, data), {})
-    difference = resumed_difference(config, preset, data, tmp_path)
-    record_property("difference", difference)
-    assert difference < 1e-3
-    run = str(tmp_path / "whole")
-    found = evaluate(EvaluateArguments(run, k=(20,)), Here())
-    record_property("recall@20", found["recall@20"])
-    assert 0 < found["recall@20"] <= 1
-    facts = export(ExportArguments(run, str(tmp_path / "out")), Here())
-    assert facts["items"] == data.num_items
+    check_that_it_goes_on_and_answers(config, data, tmp_path, record_property)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -92,19 +98,32 @@ def test_a_way_of_training_goes_on_from_its_checkpoint(
     way: str, data: Dataset, tmp_path: Path, record_property: Any
 ) -> None:
     config = small(find_preset("ml-100k", data), WAYS[way])
-    difference = resumed_difference(config, way, data, tmp_path)
+    check_that_it_goes_on_and_answers(config, data, tmp_path, record_property)
+
+
+def check_that_it_goes_on_and_answers(
+    config: Config, data: Dataset, folder: Path, record_property: Any
+) -> None:
+    """A run that was stopped has the curve of one that was not; it is evaluated and exported."""
+    difference = resumed_difference(config, data, folder)
     record_property("difference", difference)
     assert difference < 1e-3
+    run = str(folder / "whole")
+    found = evaluate(EvaluateArguments(run, k=(20,)), Here())
+    record_property("recall@20", found["recall@20"])
+    assert 0 < found["recall@20"] <= 1
+    facts = export(ExportArguments(run, str(folder / "out")), Here())
+    assert facts["items"] == data.num_items
 
 
-def resumed_difference(config: Config, name: str, data: Dataset, folder: Path) -> float:
+def resumed_difference(config: Config, data: Dataset, folder: Path) -> float:
     """Largest relative difference of the loss between a run and one that was stopped on its way."""
     whole, parts = folder / "whole", folder / "parts"
     stopped = replace(config, training=replace(config.training, max_steps=STOP))
     for spec in (
-        RunSpec(name, config, data.path, str(whole)),
-        RunSpec(name, stopped, data.path, str(parts)),
-        RunSpec(name, config, data.path, str(parts), resume=True),
+        RunSpec("ml-100k", config, data.path, str(whole)),
+        RunSpec("ml-100k", stopped, data.path, str(parts)),
+        RunSpec("ml-100k", config, data.path, str(parts), resume=True),
     ):
         run_worker(spec, SilentProgress())
     one, other = losses(whole), losses(parts)
@@ -113,9 +132,15 @@ def resumed_difference(config: Config, name: str, data: Dataset, folder: Path) -
     return max(abs(other[step] - value) / abs(value) for step, value in one.items())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_step_of_a_preset_waits_for_nothing_of_ours(
-    preset: str,
+STEADY: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    **{preset: (preset, {}) for preset in PRESETS},
+    **{way: ("ml-100k", WAYS[way]) for way in ("crosses", "ligr, bf16", "hstu, bf16")},
+}
+
+
+@pytest.mark.parametrize("way", STEADY)
+def test_a_step_waits_for_nothing_of_ours(
+    way: str,
     data: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -139,8 +164,9 @@ def test_a_step_of_a_preset_waits_for_nothing_of_ours(
         return outputs
 
     monkeypatch.setattr(TimedPipeline, "progress", watched)
-    sections = {"training": {"log_every_steps": STEPS}, "checkpoint": {"every_steps": STEPS}}
-    config = small(find_preset(preset, data), sections)
+    preset, sections = STEADY[way]
+    rarely = {"training": {"log_every_steps": STEPS}, "checkpoint": {"every_steps": STEPS}}
+    config = small(find_preset(preset, data), sections | rarely)
     run_worker(RunSpec(preset, config, data.path, str(tmp_path / "run")), SilentProgress())
     last = waits[-2]
     record_property("waits", len(last))
