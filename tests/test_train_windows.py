@@ -220,7 +220,7 @@ def test_it_is_evaluated_on_each_window_as_of_before_it(days: list[Path], tmp_pa
 def _read(out: Path) -> dict[str, Any]:
     from trainer.live.runs import read_run
 
-    return {**read_run(out), "norms": None}
+    return {**read_run(out), "norms": "", "dataset": None}
 
 
 def test_a_row_is_nothing_until_its_windows_turn(days: list[Path], tmp_path: Path) -> None:

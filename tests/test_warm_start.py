@@ -209,7 +209,7 @@ def test_it_goes_on_without_the_run_it_came_from(data: str, origin: Path, tmp_pa
     shutil.copytree(origin, copy)
     trained(started(data, whole, origin, training={"max_steps": 6}))
     trained(started(data, out, copy, training={"max_steps": 1}))
-    assert "Started from" in report_html([{**read_run(out), "norms": None}])
+    assert "started from" in report_html([{**read_run(out), "norms": "", "dataset": None}])
     shutil.rmtree(copy)
     spec = started(data, out, copy, training={"max_steps": 6})
     run_worker(replace(spec, resume=True, start_from=None, run_id="later"), Notes())

@@ -62,7 +62,7 @@ def make(work: Path, made: str, *command: str) -> None:
 def terminals(work: Path, out: Path) -> None:
     """Commands that show what a newcomer sees, in the order in which they come."""
     commands = {
-        "look": ["prepare", "plays.csv", "--look"],
+        "look": [*PREPARE[:2], "--look", *PREPARE[3:]],
         "prepare": [*PREPARE[:2], "{new}", *PREPARE[3:]],
         "train": ["train", "default", "--data", "DATA", "--out", "{new}", "--workers", "1"],
         "evaluate": ["evaluate", "RUN", "--split", "test", "--explain"],

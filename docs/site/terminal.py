@@ -4,9 +4,11 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import subprocess
 import termios
+from itertools import groupby
 from pathlib import Path
 
 import pyte
@@ -14,9 +16,12 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from trainer.base.screen import wrapped
+
 ROWS = 400
 """Higher than any command prints, so that nothing scrolls away."""
 COLOURS = {"default": None, "brown": "yellow", "brightbrown": "bright_yellow"}
+HEX = re.compile(r"[0-9a-f]{6}")
 FRAME = """<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font: {char_height}px "DejaVu Sans Mono", Menlo, Consolas, monospace; \
@@ -38,10 +43,11 @@ def recorded(command: list[str], columns: int, folder: Path, shown: str) -> str:
     """SVG of what a command leaves on a terminal of so many columns, under `shown`."""
     screen = pyte.Screen(columns, ROWS)
     stream = pyte.ByteStream(screen)
-    stream.feed(f"$ {shown}\r\n".encode())
+    typed = wrapped(f"$ {shown}", columns - 2).replace("\n", " \\\r\n    ")
+    stream.feed(f"{typed}\r\n".encode())
     for piece in output_of(command, columns, folder):
         stream.feed(piece)
-    return drawn(screen, columns, shown)
+    return drawn(screen, columns, " ".join(shown.split()[:2]))
 
 
 def output_of(command: list[str], columns: int, folder: Path) -> list[bytes]:
@@ -75,20 +81,14 @@ def drawn(screen: pyte.Screen, columns: int, title: str) -> str:
     last = max((row for row in range(ROWS) if screen.display[row].strip()), default=0)
     for row in range(last + 1):
         line = Text(no_wrap=True, overflow="ignore")
-        for column in range(columns):
-            character = screen.buffer[row][column]
-            line.append(character.data, _style(character))
+        cells = (screen.buffer[row][column] for column in range(columns))
+        for style, same in groupby(cells, key=_style):
+            line.append("".join(cell.data for cell in same), style)
         line.rstrip()
         console.print(line, crop=False)
     return console.export_svg(title=title, code_format=FRAME, unique_id="t")
 
 
-def _style(character: pyte.screens.Char) -> Style:
-    colour = COLOURS.get(character.fg, character.fg)
-    if colour is not None and len(colour) == 6 and colour.isalnum() and colour not in ("yellow",):
-        try:
-            int(colour, 16)
-            colour = f"#{colour}"
-        except ValueError:
-            pass
-    return Style(color=colour, bold=character.bold)
+def _style(cell: pyte.screens.Char) -> Style:
+    colour = COLOURS.get(cell.fg, cell.fg)
+    return Style(color=f"#{colour}" if HEX.fullmatch(colour or "") else colour, bold=cell.bold)
