@@ -21,7 +21,7 @@ TANDEM = str(Path(sys.executable).with_name("tandem"))
 WIDTHS = {1400: 1500, 500: 1300}
 """Width of a window -> most rows that are kept of it."""
 COLUMNS = (80, 160)
-COLOURS = 32
+COLOURS = 255
 FIRST = ["Blue", "Quiet", "Golden", "Paper", "Midnight", "Electric", "Lost", "Winter", "Velvet",
          "Broken", "Silver", "Distant", "Hollow", "Summer", "Burning", "Little", "Empty", "Slow",
          "Crystal", "Second"]  # fmt: skip
@@ -77,8 +77,9 @@ def terminals(work: Path, out: Path) -> None:
                 made = str(Path(folder).relative_to(work) / "NEW")
                 given = [each.format(new=made) for each in command]
                 shown = shlex.join(["tandem", *(each.format(new="NEW") for each in command)])
-                text = recorded([TANDEM, *given], columns, work, shown).replace(made, "NEW")
-            (out / f"terminal-{name}-{columns}.svg").write_text(text.replace(f"{work}/", ""))
+                names = {f"{work}/": "", made: "NEW"}
+                text = recorded([TANDEM, *given], columns, work, shown, names)
+            (out / f"terminal-{name}-{columns}.svg").write_text(text)
 
 
 def picture(url: str, file: Path, width: int, dark: bool) -> None:
@@ -97,7 +98,9 @@ def picture(url: str, file: Path, width: int, dark: bool) -> None:
     corner = Image.new("RGB", image.size, image.getpixel((0, 0)))
     rows = [box[3] for box in [_difference(image, corner)] if box]
     image = image.crop((0, 0, width, min([*(row + 24 for row in rows), image.height])))
-    image.quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+    image.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+        file, optimize=True
+    )
 
 
 def _difference(one: Image.Image, other: Image.Image) -> tuple[int, int, int, int] | None:
@@ -146,25 +149,23 @@ def main(work: Path, out: Path) -> None:
         make_plays(work)
     make(work, "DATA", *PREPARE)
     make(work, "RUN", "train", "default", *TRAINED, "--out", "RUN")
-    for name, flags in {"BSL": ["bsl", "0.1"], "WIDE": ["ssm", "0.2"]}.items():
-        loss, temperature = flags
-        settings = ["--loss.name", loss, "--loss.temperature", temperature]
-        make(work, name, "train", "default", *TRAINED, "--out", name, *settings)
-    for name in ("RUN", "BSL", "WIDE"):
+    settings = ["--loss.name", "ssm", "--loss.temperature", "0.2"]
+    make(work, "SSM", "train", "default", *TRAINED, "--out", "SSM", *settings)
+    for name in ("RUN", "SSM"):
         make(work, f"{name}/evaluation.json", "evaluate", name, "--split", "test")
     few = ["--seeds", "2", "--epochs", "3", "--tuning-trials", "2", "--sections", "noise"]
     losses = ["--losses", "ssm", "bsl", "ccl", "bpr"]
     make(work, "COMPARED/report.html", "compare", "DATA", "--out", "COMPARED", *losses, *few)
     search = ["--trials", "8", "--losses", "ssm", "bsl", "--training.epochs", "4"]
     make(work, "TUNED/trials.html", "tune", "default", *TRAINED[:2], "--out", "TUNED", *search)
-    terminals(work, out)
     make(work, "one.html", "report", "RUN", "--out", "one.html")
-    make(work, "several.html", "report", "RUN", "BSL", "WIDE", "--out", "several.html")
+    make(work, "several.html", "report", "RUN", "SSM", "--out", "several.html")
     pages = {"report": "one.html", "reports": "several.html", "compare": "COMPARED/report.html",
              "tune": "TUNED/trials.html"}  # fmt: skip
     for name, file in pages.items():
         pictures((work / file).resolve().as_uri(), name, out)
     live(work, out)
+    terminals(work, out)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,21 @@ line-height: {line_height}px; white-space: pre; }}
 """As rich's, without fonts that would be fetched."""
 
 
-def recorded(command: list[str], columns: int, folder: Path, shown: str) -> str:
-    """SVG of what a command leaves on a terminal of so many columns, under `shown`."""
+def recorded(
+    command: list[str], columns: int, folder: Path, shown: str, names: dict[str, str]
+) -> str:
+    """SVG of what a command leaves on a terminal of so many columns, under `shown`.
+
+    names: words of the output -> what is shown in their place.
+    """
     screen = pyte.Screen(columns, ROWS)
     stream = pyte.ByteStream(screen)
     typed = wrapped(f"$ {shown}", columns - 2).replace("\n", " \\\r\n    ")
     stream.feed(f"{typed}\r\n".encode())
-    for piece in output_of(command, columns, folder):
-        stream.feed(piece)
+    output = b"".join(output_of(command, columns, folder))
+    for word, name in names.items():
+        output = output.replace(word.encode(), name.encode())
+    stream.feed(output)
     return drawn(screen, columns, " ".join(shown.split()[:2]))
 
 

@@ -117,7 +117,7 @@ def still_learning(run: dict[str, Any]) -> str:
             f"{len(values)}, and {since} evaluations since brought nothing better."
         )
     before = values[-1 - LOOKED_BACK]
-    growth = values[best] / before - 1 if before else 0.0
+    growth = values[-1] / before - 1 if before else 0.0
     if growth > FLAT:
         return (
             f"It is still learning: {metric} grew by {growth:.1%} over the last {LOOKED_BACK} "
