@@ -24,7 +24,8 @@ def write_page(comparison: Comparison, path: Path) -> None:
         page.heading(TITLES[name])
         if name in drawings:
             page.drawn(*drawings[name])
-        lines = [[(row[0], "name"), *row[1:-1], (row[-1], "left")] for row in rows]
+        last = "left" if header[-1] == "setting" else ""
+        lines = [[(row[0], "name"), *row[1:-1], (row[-1], last)] for row in rows]
         page.table(header, lines, "figures")
     write_whole(path, page.written())
 

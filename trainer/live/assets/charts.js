@@ -165,7 +165,7 @@ function line(one, spec, unit, measured) {
     symbolSize: one.points === "only" ? 3.5 : dots ? 9 : 5, showSymbol: Boolean(one.points) || points.length < 25,
     lineStyle: { width: 2, type: one.dash || "solid" }, itemStyle: { opacity: one.points === "only" ? 0.4 : 1 },
   };
-  const level = ({ name, y }) => ({ yAxis: y / unit.size, label: { formatter: name, position: "insideStartTop", color: css("--soft") }, lineStyle: { color: css("--soft"), type: [5, 4] } });
+  const level = ({ name, y }, index) => ({ yAxis: y / unit.size, label: { formatter: name, position: index % 2 ? "insideEndTop" : "insideStartTop", color: css("--soft") }, lineStyle: { color: css("--soft"), type: [5, 4] } });
   const mark = (at) => ({ xAxis: at, label: { show: false }, lineStyle: { color: css("--c1"), type: [2, 3] } });
   if (one === measured[0]) made.markLine = { silent: true, symbol: "none", data: [...(spec.levels || []).map(level), ...(spec.marks || []).map(mark)] };
   return made;
