@@ -5,6 +5,7 @@ from typing import Any
 from losses.choices import (
     LARGEST_HARDNESS,
     LOSSES,
+    TEMPERATURE_IS_A_POWER,
     Backend,
     Correction,
     LossName,
@@ -129,6 +130,8 @@ def _refuse_scores(
         raise ValueError(
             f"{loss.name} works on cosines with no temperature; leave temperature out (or 1)"
         )
+    if learned and loss.element == "sigmoid":
+        raise ValueError(f"learn_temperature with loss {loss.name}: {TEMPERATURE_IS_A_POWER}")
     if correction is not None and correction not in loss.corrections:
         choices = " or ".join(map(repr, loss.corrections))
         raise ValueError(
@@ -156,6 +159,8 @@ def _refuse_walk(loss: Loss, mask_same_user: bool, ring: bool, backend: Backend)
         )
     if ring and loss.averages_positives:
         raise ValueError("several_positives needs all candidates at once; turn ring off for it")
+    if ring and loss.has_threshold:
+        raise ValueError(f"loss {loss.name} needs all candidates at once; turn ring off for it")
     if ring and backend == "triton":
         raise ValueError(
             "backend is 'triton' but the ring walk has no kernel; use 'auto' with ring"

@@ -13,9 +13,12 @@ from losses.formulas.formula import Correction, Element, Loss, parameters_of
 from losses.formulas.improved_logq import ImprovedLogQ
 from losses.formulas.ntr import NotToRecommend
 from losses.formulas.ova import OneVsAll
+from losses.formulas.psl import PairwiseSoftmax
 from losses.formulas.sl import DecoupledSoftmax
+from losses.formulas.sl_at_k import SoftmaxAtK
 from losses.formulas.ssm import SampledSoftmax
 from losses.formulas.ssm_ntr import SoftmaxNotToRecommend
+from losses.formulas.talos import TopAccuracy
 
 LOSSES: dict[str, type[Loss]] = {
     loss.name: loss
@@ -23,6 +26,9 @@ LOSSES: dict[str, type[Loss]] = {
         SampledSoftmax,
         DecoupledSoftmax,
         BilateralSoftmax,
+        SoftmaxAtK,
+        PairwiseSoftmax,
+        TopAccuracy,
         ImprovedLogQ,
         NotToRecommend,
         SoftmaxNotToRecommend,
@@ -45,10 +51,15 @@ Precision = Literal["fp32", "bf16"]
 """Of the operands of GEMMs; sums are float32."""
 
 LARGEST_HARDNESS = 100.0
+TEMPERATURE_IS_A_POWER = (
+    "its temperature is a power of sigmoids, not of the scores: set loss.temperature and leave "
+    "learn_temperature out"
+)
 
 __all__ = [
     "LARGEST_HARDNESS",
     "LOSSES",
+    "TEMPERATURE_IS_A_POWER",
     "Backend",
     "Correction",
     "Element",

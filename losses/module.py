@@ -19,6 +19,7 @@ from losses.formulas.formula import Loss
 from losses.hardness import Hardness
 from losses.kernels.problem import Problem
 from losses.kernels.sizes import Blocking, Workspace
+from losses.kernels.thresholds import row_thresholds
 from losses.kernels.walk import fused_loss, no_loss
 from losses.pairs import log_add_exp
 from losses.ring import gather_columns, ring_reduction
@@ -93,13 +94,20 @@ class RetrievalLoss(nn.Module):
 
     def _forward(self, rows: Rows, candidates: Candidates) -> tuple[Tensor, dict[str, Tensor]]:
         positive_scale, negative_scale = self._scales(rows.query_BD.device)
-        scored = self._score(rows, candidates, positive_scale, negative_scale)
+        threshold_B = None
+        if self.loss.has_threshold:
+            corrected = self.correction != "none"
+            threshold_B = row_thresholds(rows, candidates, self.loss.top, corrected)
+        scored = self._score(rows, candidates, positive_scale, negative_scale, threshold_B)
         positive_B = scored.positive_B
         if self.loss.averages_positives:
             positive_B = mean_of_positives(
                 rows, candidates, scored, positive_scale, self.correction
             )
-        temperatures = (1 / positive_scale, positive_scale / negative_scale)
+        temperature = 1 / positive_scale
+        if self.loss.element == "sigmoid":
+            temperature = torch.full_like(temperature, self.temperatures[0])
+        temperatures = (temperature, positive_scale / negative_scale)
         inputs: tuple[Tensor, ...] = (
             positive_B,
             *(each.to(positive_B.dtype).expand_as(positive_B) for each in temperatures),
@@ -111,13 +119,13 @@ class RetrievalLoss(nn.Module):
         restricted_count_B = None
         if self._restricted(candidates):
             restricted_B, restricted_count_B = restricted_negatives(
-                rows, candidates, sharp, self.loss.element
+                rows, candidates, sharp, self.loss.element, self._power
             )
             inputs = (*inputs, restricted_B)
         weight_B = rows.weight_B.to(positive_B.dtype)
         if not self.loss.counts_disliked:
             weight_B = torch.where(rows.feedback_B > 0, weight_B, 0.0)
-        terms = RowTerms(self.loss, rows, weight_B, restricted_count_B, hardness)
+        terms = RowTerms(self.loss, rows, weight_B, restricted_count_B, hardness, threshold_B)
         value, reduction_B, negatives_B = self._reduce(problem, inputs, terms)
         if not self.watched:
             return value, {}
@@ -134,12 +142,16 @@ class RetrievalLoss(nn.Module):
                 weight_B,
                 terms.losses(reduction_B, negatives_B, inputs, whole),
             )
-            statistics["temperature"] = 1 / positive_scale
+            statistics["temperature"] = temperature
             statistics["negative_temperature"] = 1 / negative_scale
         return value, statistics
 
     def _scales(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(1 / t of the positive, 1 / t of the negatives); a learned one never exceeds 100."""
+        """(1 / t of the positive, 1 / t of the negatives); a learned one never exceeds 100. Where t
+        is of the element function, scores are as they are."""
+        if self.loss.element == "sigmoid":
+            one = torch.ones((), dtype=torch.float64, device=device)
+            return one, one
         if self._fixed_scales:
             scales = [
                 torch.full((), each, dtype=torch.float64, device=device)
@@ -151,9 +163,24 @@ class RetrievalLoss(nn.Module):
                 log_scale.clamp_(max=math.log(LARGEST_INVERSE_TEMPERATURE))
         return self.log_scales[0].exp(), self.log_scales[-1].exp()
 
+    @property
+    def _power(self) -> float:
+        """Of `sigmoid`."""
+        return 1 / self.temperatures[0]
+
     def _score(
-        self, rows: Rows, candidates: Candidates, positive_scale: Tensor, negative_scale: Tensor
+        self,
+        rows: Rows,
+        candidates: Candidates,
+        positive_scale: Tensor,
+        negative_scale: Tensor,
+        threshold_B: Tensor | None,
     ) -> Scored:
+        subtracted_B: Tensor | Literal["positive"] | None = None
+        if self.loss.subtracts_positive:
+            subtracted_B = "positive"
+        elif self.loss.subtracts_threshold:
+            subtracted_B = threshold_B
         return score(
             rows,
             candidates,
@@ -161,8 +188,8 @@ class RetrievalLoss(nn.Module):
             negative_scale,
             self.correction,
             margin=self.loss.score_margin,
-            subtract_positive=self.loss.subtracts_positive,
-            copies_in_bias=self.loss.element == "exp",
+            subtracted_B=subtracted_B,
+            copies_in_bias=self.loss.sums_logarithm,
         )
 
     def _problem(self, rows: Rows, candidates: Candidates, scored: Scored) -> Problem:
@@ -177,6 +204,7 @@ class RetrievalLoss(nn.Module):
             bias_C=bias_C,
             rules=mask_rules(rows, candidates, self.mask_same_user, self.mask_history),
             element=self.loss.element,
+            power=self._power,
             copies_C=None if copies_C is None else copies_C.to(bias_C.dtype),
             bf16=self.precision == "bf16",
         )
@@ -192,7 +220,9 @@ class RetrievalLoss(nn.Module):
         """[B] over all of a row's negatives, without gradient. Collective with `ring`."""
         reduction_B, _ = self._walked(problem)
         if self._restricted(candidates):
-            restricted_B, _ = restricted_negatives(rows, candidates, scored, self.loss.element)
+            restricted_B, _ = restricted_negatives(
+                rows, candidates, scored, self.loss.element, self._power
+            )
             reduction_B = log_add_exp(reduction_B, restricted_B)
         return reduction_B
 
@@ -255,6 +285,7 @@ class RetrievalLoss(nn.Module):
             (device == "cpu" and not _interpreted(), "the tensors are on a CPU"),
             (query_BD.dtype != torch.float32, f"embeddings are {query_BD.dtype}"),
             (width > LARGEST_KERNEL_WIDTH, f"width {width} is over {LARGEST_KERNEL_WIDTH}"),
+            (problem.element == "sigmoid", "the loss sums powers of sigmoids"),
             (len(problem.rules) > 2, "mask_same_user and mask_history are both on"),
         ]
         why_not = [reason for holds, reason in reasons if holds]

@@ -75,7 +75,7 @@ class _RingReduction(torch.autograd.Function):
             negatives_B = negatives_B + part_negatives_B
             if reduction_B is None:
                 reduction_B = part_B
-            elif problem.element == "exp":
+            elif problem.sums_logarithm:
                 reduction_B = log_add_exp(reduction_B, part_B)
             else:
                 reduction_B = reduction_B + part_B
@@ -95,7 +95,7 @@ class _RingReduction(torch.autograd.Function):
         def part_loss(part_R: Tensor, _: Tensor, __: tuple[Tensor, ...], rows: slice) -> Tensor:
             """Its gradient on one rank's reduction is that of the whole reduction."""
             share_R = gradient_B[rows]
-            if problem.element == "exp":  # d LSE / d LSE_part = exp(LSE_part - LSE)
+            if problem.sums_logarithm:  # d LSE / d LSE_part = exp(LSE_part - LSE)
                 fraction_R = torch.exp(part_R.detach() - reduction_B[rows])
                 share_R = torch.where(torch.isneginf(part_R.detach()), 0.0, share_R * fraction_R)
             return (share_R * torch.where(torch.isneginf(part_R), 0.0, part_R)).sum()

@@ -28,13 +28,14 @@ class RowTerms:
     weight_B: Tensor
     restricted_count_B: Tensor | None
     hardness: Hardness | None = None
+    threshold_B: Tensor | None = None
 
     def losses(
         self, reduction_R: Tensor, negatives_R: Tensor, inputs: tuple[Tensor, ...], part: slice
     ) -> Tensor:
         """[R] weighted losses of the rows `part`."""
         if self.restricted_count_B is not None:
-            combine = log_add_exp if self.loss.element == "exp" else torch.add
+            combine = log_add_exp if self.loss.sums_logarithm else torch.add
             reduction_R = combine(reduction_R, inputs[3])
             negatives_R = negatives_R + self.restricted_count_B[part]
         if self.hardness is not None:
@@ -50,8 +51,14 @@ class RowTerms:
             disliked_R=self.rows.feedback_B[part] < 0,
             temperature_R=inputs[1],
             temperature_ratio_R=inputs[2],
+            threshold_R=self._thresholds(inputs[0], part),
         )
         return torch.where(counts_R, row_losses(self.loss, scores), 0.0) * weight_R
+
+    def _thresholds(self, positive_R: Tensor, part: slice) -> Tensor:
+        if self.threshold_B is None:
+            return torch.zeros_like(positive_R)
+        return self.threshold_B[part].to(positive_R.dtype)
 
     def __call__(
         self, reduction_R: Tensor, negatives_R: Tensor, inputs: tuple[Tensor, ...], part: slice

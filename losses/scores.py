@@ -5,6 +5,7 @@ Shapes: B rows, C columns, D width, P explicit pairs.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,16 +46,15 @@ def score(
     negative_scale: Tensor,
     correction: Correction,
     margin: float,
-    subtract_positive: bool,
+    subtracted_B: Tensor | Literal["positive"] | None,
     copies_in_bias: bool,
 ) -> Scored:
     """Scores in float32 (float64 stays). Columns not seen by all rows have a bias of -inf.
 
     Padding (rows of weight 0, columns of id -1) may hold anything, NaN too: it is taken for zeros.
 
-    margin: subtracted from the negatives' scores (ccl). subtract_positive: s_j - z instead of s_j
-    (bpr), as one more column of the GEMM, so that z gets its gradient there. copies_in_bias: of
-    scores whose exponentials are summed m equal columns are one with log m added.
+    margin: subtracted from the negatives' scores (ccl). subtracted_B: s_j less a number of each
+    row's, as one more column of the GEMM, so that the positive's score gets its gradient there. copies_in_bias: in the log of a sum m equal columns are one with log m added.
     """
     dtype = torch.promote_types(rows.query_BD.dtype, torch.float32)
     padding_B1 = (rows.weight_B == 0)[:, None]
@@ -72,8 +72,9 @@ def score(
     if copies_in_bias and candidates.copies_C is not None:
         bias_C = bias_C + torch.log(candidates.copies_C.to(dtype))
     query_BD = unscaled_BD * negative_scale.to(dtype)
-    if subtract_positive:
-        query_BD = torch.cat([query_BD, -positive_B[:, None]], dim=1)
+    if subtracted_B is not None:
+        less_B = positive_B if isinstance(subtracted_B, str) else subtracted_B.to(dtype)
+        query_BD = torch.cat([query_BD, -less_B[:, None]], dim=1)
         candidate_CD = torch.cat([candidate_CD, torch.ones_like(candidate_CD[:, :1])], dim=1)
     hidden_C = torch.where(shown_to_all(candidates), bias_C, -math.inf)
     return Scored(query_BD, unscaled_BD, candidate_CD, hidden_C, bias_C, positive_B, uncorrected_B)
@@ -115,7 +116,7 @@ def mask_rules(
 
 
 def restricted_negatives(
-    rows: Rows, candidates: Candidates, scored: Scored, element: Element
+    rows: Rows, candidates: Candidates, scored: Scored, element: Element, power: float
 ) -> tuple[Tensor, Tensor]:
     """Reduction and number [B] of the columns that the row's user alone sees: its disliked items.
 
@@ -131,6 +132,8 @@ def restricted_negatives(
         kept_P = kept_P & (rows.feedback_B[part][row_P] > 0)
         row_P, column_P = row_P[kept_P], column_P[kept_P]
         score_P = (scored.query_BD[part][row_P] * scored.candidate_CD[column_P]).sum(dim=1)
+        if element == "sigmoid":
+            score_P = F.logsigmoid(score_P) * power
         score_P = score_P + scored.bias_if_seen_C[column_P]
         num_rows = part.stop - part.start
         copies_P = torch.ones_like(score_P)
@@ -138,7 +141,7 @@ def restricted_negatives(
             copies_P = candidates.copies_C[column_P].to(score_P.dtype)
         count_R = sum_by_row(copies_P, row_P, num_rows)
         match element:
-            case "exp":
+            case "exp" | "sigmoid":
                 return log_sum_exp_by_row(score_P, row_P, num_rows), count_R
             case "softplus":
                 return sum_by_row(F.softplus(score_P) * copies_P, row_P, num_rows), count_R

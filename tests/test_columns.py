@@ -71,6 +71,10 @@ VARIANTS: dict[str, Variant] = {
     "ccl": Variant("ccl", {"margin": 0.1, "negative_weight": 5.0}, extras=EXTRAS),
     "ova": Variant("ova", MASKS, extras=EXTRAS),
     "bpr": Variant("bpr", extras=EXTRAS),
+    "sl_at_k": Variant("sl_at_k", {"top_k": 5, **MASKS}, extras=EXTRAS),
+    "psl, ring": Variant("psl", {"ring": True}),
+    "talos, queue": Variant("talos", {"top_k": 5}, extras=EXTRAS, queue=20),
+    "talos, no log Q": Variant("talos", {"top_k": 5, "correction": "none"}),
     "learned temperature": Variant("bsl", {"learn_temperature": True, "negative_temperature": 0.3}),
 }
 

@@ -10,7 +10,7 @@ from typing_extensions import Doc
 
 from losses import Backend, Correction, Loss, Precision
 from losses.choices import LOSSES
-from losses.formulas.formula import parameters_of
+from losses.formulas.formula import Parameter, parameters_of
 from trainer.base.mistake import Mistake
 from trainer.base.typed import Range
 from trainer.command_line import TrainArguments, parse_preset
@@ -51,10 +51,15 @@ def test_help_has_names_and_parameters(capsys: pytest.CaptureFixture[str]) -> No
     assert "--loss.margin {None}|FLOAT ccl: Negatives scored below this cost nothing" in shown
 
 
+def some(parameter: Parameter) -> Any:
+    """A value that is nobody's default."""
+    return {bool: True, int: 3, float: 0.5}[parameter.kind]
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_any_parameter_of_another_loss_is_refused_with_what_there_is(name: str) -> None:
     for parameter in PARAMETERS:
-        value: Any = True if PARAMETERS[parameter].kind is bool else 0.5
+        value = some(PARAMETERS[parameter])
         if parameter in parameters_of(LOSSES[name]):
             section = LossConfig(name=name, **{parameter: value})
             assert getattr(section, parameter) == value
@@ -95,10 +100,7 @@ def test_limits_are_said_once() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_is_set_reaches_the_loss(name: str) -> None:
-    own = {
-        parameter: True if each.kind is bool else 0.5
-        for parameter, each in parameters_of(LOSSES[name]).items()
-    }
+    own = {parameter: some(each) for parameter, each in parameters_of(LOSSES[name]).items()}
     section = LossConfig(name=name, mask_same_user=True, **own)
     made: Loss = retrieval_loss(section).loss
     assert isinstance(made, LOSSES[name]) and asdict(made) == own
@@ -159,3 +161,14 @@ def test_hardness_is_of_losses_that_sum_exponentials() -> None:
     assert section.of("bsl").hardness == 0.5 and section.of("bpr").hardness == 0.0
     with pytest.raises(Mistake, match=r"^loss.hardness=0.5: loss ccl sums no .* or take ssm, sl"):
         LossConfig(name="ccl", hardness=0.5)
+
+
+def test_what_losses_with_a_threshold_or_a_power_cannot_take() -> None:
+    with pytest.raises(Mistake, match=r"loss.ring with loss.name=talos: .*turn ring off"):
+        LossConfig(name="talos", ring=True)
+    with pytest.raises(Mistake, match=r"loss.learn_temperature with loss.name=psl: .* leave"):
+        LossConfig(name="psl", learn_temperature=True)
+    section = LossConfig(name="ssm", ring=True, learn_temperature=True)
+    assert section.of("talos") == LossConfig(name="talos")
+    assert section.of("psl") == LossConfig(name="psl", ring=True)
+    assert section.of("sl_at_k") == LossConfig(name="sl_at_k", learn_temperature=True)

@@ -45,6 +45,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "same user": ({"mask_same_user": True}, {"in_batch": False, "uniform": 40}, {}),
     "learned temperature": ({"name": "improved_logq", "learn_temperature": True}, {}, {}),
     "ntr": ({"name": "ntr"}, {"uniform": 40}, {}),
+    "threshold": ({"name": "sl_at_k"}, {"uniform": 40}, {}),
     "hardness": ({"hardness": 0.5}, {"uniform": 40}, {}),
     "history": ({"mask_history": True}, {}, {"use_history": True}),
     "sequence": ({}, {}, {"tower": "sequence"}),

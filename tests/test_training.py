@@ -111,6 +111,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "loss": {"ring": True, "mask_same_user": True},
         "negatives": {"log_q": "streaming", "popularity": 32},
     },
+    "talos, streaming": {
+        "loss": {"name": "talos", "top_k": 5},
+        "negatives": {"log_q": "streaming", "uniform": 32},
+    },
     "ntr, ring": {"loss": {"name": "ntr", "ring": True, "learn_temperature": True}},
     "improved_logq, queue": {
         "loss": {"name": "improved_logq", "mask_same_user": True},

@@ -27,8 +27,9 @@ from typing import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-Element = Literal["exp", "softplus", "hinge"]
-"""What is summed over a row's negatives; `exp` makes a log-sum-exp, the others are plain sums."""
+Element = Literal["exp", "sigmoid", "softplus", "hinge"]
+"""What is summed over a row's negatives. `exp` makes a log-sum-exp, `sigmoid` the log of a sum of
+sigmoid(s_j) ** (1 / temperature), the others plain sums."""
 
 Correction = Literal["all", "negatives", "none"]
 """Scores that log Q is subtracted from: columns and positive, negatives alone, or none."""
@@ -70,7 +71,7 @@ class Parameter:
     """One of a loss's own parameters, as its field says."""
 
     kind: type
-    """float or bool."""
+    """float, int or bool."""
     limits: Limits | None
     default: Any
 
@@ -82,8 +83,8 @@ class RowScores:
     positive_R: Tensor
     """Score of the row's positive, less log Q where the loss corrects it."""
     reduction_R: Tensor
-    """Over the row's negatives: the log-sum-exp of their scores (`exp`), or the sum of the element
-    function (`softplus`, `hinge`). Finite: rows without a negative are taken out for `exp`."""
+    """Over the row's negatives: the log of the sum of the element function (`exp`, `sigmoid`), or
+    the sum (`softplus`, `hinge`). Finite: rows without a negative are taken out for the logs."""
     negatives_R: Tensor
     """How many negatives the row has."""
     positive_logq_R: Tensor
@@ -94,6 +95,9 @@ class RowScores:
     """The positive's temperature; it has a gradient where it is learned."""
     temperature_ratio_R: Tensor
     """The negatives' temperature over the positive's."""
+    threshold_R: Tensor
+    """The score, before the temperature, of the item that is the row's `top`-th of the catalog, as
+    the columns tell (`losses/kernels/thresholds.py`); no gradient. 0 where the loss has none."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,10 @@ class Loss(ABC):
     """The element function is of s_j - z rather than of s_j."""
     counts_negatives: ClassVar[bool] = False
     """`row` normalises by the number of negatives: log Q is per draw with any correction."""
+    has_threshold: ClassVar[bool] = False
+    """Rows have a threshold: the score of their `top`-th item of the catalog."""
+    subtracts_threshold: ClassVar[bool] = False
+    """The element function is of s_j less the row's threshold."""
     needs_uniform: ClassVar[bool] = False
     """It corrects for no popularity, and needs negatives that follow none."""
     needs_log_q: ClassVar[bool] = False
@@ -167,6 +175,16 @@ class Loss(ABC):
     def score_margin(self) -> float:
         """Subtracted from the negatives' scores."""
         return 0.0
+
+    @property
+    def sums_logarithm(self) -> bool:
+        """The reduction is the logarithm of a sum."""
+        return self.element in ("exp", "sigmoid")
+
+    @property
+    def top(self) -> int:
+        """The place of the catalog's item whose score is a row's threshold."""
+        raise NotImplementedError(f"loss {self.name} has no threshold")
 
     @property
     def averages_positives(self) -> bool:

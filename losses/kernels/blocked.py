@@ -44,10 +44,11 @@ class Walk:
         self.bounds = bounds_of_blocks(num_columns, self.block_columns)
         self.stripes = row_stripes(num_rows, stripe_rows)
         self.sorted_columns = [SortedColumns(rule, self.block_columns) for rule in problem.rules]
-        self.scaled_BD = self.query_BD * self.scaling.unit
+        plain = problem.element == "sigmoid"  # its unit is that of its logarithm
+        self.scaled_BD = self.query_BD if plain else self.query_BD * self.scaling.unit
         self.bias_C = problem.bias_C * self.scaling.unit
         self.valid_columns = problem.columns_seen().to(self.query_BD.dtype)
-        self.factor_C = scaling.weight_C if problem.element == "exp" else problem.copies_C
+        self.factor_C = scaling.weight_C if problem.sums_logarithm else problem.copies_C
         """What multiplies each column's element function; None: nothing."""
         if wanted:
             self.query_gradient_BD = torch.zeros_like(self.query_BD)
@@ -124,7 +125,7 @@ class _Stripe:
             kept_RW = self._kept_block(index)
             score_RW = kept_RW if self.scores is self.kept else self._view(self.scores, index, 0)
             candidate_DW = walk.candidate_CD[first:last].t()
-            if walk.scaling.weight_C is None:
+            if walk.scaling.weight_C is None and walk.problem.element != "sigmoid":
                 torch.addmm(walk.bias_C[first:last], self.scaled_RD, candidate_DW, out=score_RW)
             else:
                 torch.mm(self.scaled_RD, candidate_DW, out=score_RW)
@@ -152,6 +153,8 @@ class _Stripe:
                 self._move_shift(score_RW)
                 score_RW.exp2_()
                 self.sum_R += score_RW.sum(dim=1)
+            case "sigmoid":
+                self._apply_sigmoid(score_RW, first, last)
             case "softplus":
                 plus = self._buffer("softplus", score_RW.numel(), score_RW.dtype).view_as(score_RW)
                 torch.logaddexp(score_RW, score_RW.new_zeros(()), out=plus)
@@ -161,6 +164,19 @@ class _Stripe:
                 score_RW.clamp_(min=0)
                 self._add_sums(score_RW, first, last)
                 score_RW.sign_()
+
+    def _apply_sigmoid(self, score_RW: Tensor, first: int, last: int) -> None:
+        """sigmoid(s) ** p * exp(b) under the row's shift; its derivative is p sigmoid(-s) of it."""
+        walk = self.walk
+        slope = self._buffer("slope", score_RW.numel(), score_RW.dtype).view_as(score_RW)
+        torch.neg(score_RW, out=slope)
+        torch.logaddexp(slope, score_RW.new_zeros(()), out=score_RW)
+        slope.sigmoid_()
+        score_RW.mul_(-walk.problem.power * walk.scaling.unit).add_(walk.bias_C[first:last])
+        self._move_shift(score_RW)
+        score_RW.exp2_()
+        self.sum_R += score_RW.sum(dim=1)
+        score_RW.mul_(slope).mul_(walk.problem.power)
 
     def _add_sums(self, value_RW: Tensor, first: int, last: int) -> None:
         factor_C = self.walk.factor_C
@@ -184,7 +200,7 @@ class _Stripe:
     def reduction(self) -> Tensor:
         """[R] log-sum-exp in natural units, or the plain sum."""
         scaling = self.walk.scaling
-        if self.walk.problem.element != "exp":
+        if not self.walk.problem.sums_logarithm:
             return self.sum_R
         shift_R = (
             zero_if_empty(self.shift_R) / scaling.unit if scaling.running_maximum else scaling.shift
@@ -195,9 +211,7 @@ class _Stripe:
         """Gradients of the queries and the candidates from d loss / d reduction of every row."""
         walk = self.walk
         coefficient_R = reduction_gradient_R
-        if (
-            walk.problem.element == "exp"
-        ):  # d LSE / d sum = 1 / sum; a row without negatives has none
+        if walk.problem.sums_logarithm:  # d log / d sum = 1 / sum; a row without negatives has none
             coefficient_R = torch.where(self.sum_R == 0, 0.0, reduction_gradient_R / self.sum_R)
         self.gradient_RD.mul_(coefficient_R[:, None])
         final_R = zero_if_empty(self.shift_R)

@@ -20,7 +20,8 @@ _LARGEST_SPREAD = 80.0
 
 @dataclass(frozen=True)
 class Problem:
-    """One reduction: scores `query_BD @ candidate_CD.T + bias_C`, -inf where a rule hits."""
+    """One reduction: scores `query_BD @ candidate_CD.T + bias_C`, -inf where a rule hits. Of
+    `sigmoid` the bias is added to the log of each element instead: sigmoid(s) ** power * exp(b)."""
 
     query_BD: Tensor
     candidate_CD: Tensor
@@ -33,6 +34,14 @@ class Problem:
     bf16: bool = False
     """GEMMs take bf16 operands and accumulate in float32, as rows are summed; the walk in plain
     torch rounds those of the two gradient GEMMs only and, on CPUs, each block's product."""
+
+    power: float = 1.0
+    """Of `sigmoid`."""
+
+    @property
+    def sums_logarithm(self) -> bool:
+        """The reduction is the logarithm of a sum."""
+        return self.element in ("exp", "sigmoid")
 
     def columns_seen(self) -> Tensor:
         """0-d: columns that are not hidden from all rows, each as many as it stands for."""
@@ -72,6 +81,8 @@ class Scaling:
 
 def choose_scaling(problem: Problem) -> Scaling:
     """Weights where Cauchy-Schwarz bounds the spread of all scores, else added bias."""
+    if problem.element == "sigmoid":
+        return Scaling(LOG2_E, None, 0.0)
     if problem.element != "exp":
         return Scaling(1.0, None, 0.0)
     running = Scaling(LOG2_E, None, 0.0)

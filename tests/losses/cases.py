@@ -101,6 +101,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     **{name: {"temperature": 0.1, "correction": "all"} for name in ("ssm", "sl", "ntr", "ssm_ntr")},
     "bsl": {"temperature": 0.1, "correction": "all"},
     "improved_logq": {"temperature": 0.1, "correction": "negatives"},
+    "sl_at_k": {"temperature": 0.2, "correction": "negatives"},
+    **{name: {"temperature": 0.1, "correction": "negatives"} for name in ("psl", "talos")},
     "ccl": {"temperature": 1.0, "correction": "none", "margin": 0.9},
     **{name: {"temperature": 0.1, "correction": "none"} for name in ("ova", "bpr")},
 }

@@ -32,6 +32,8 @@ class ReferenceSettings:
     mask_history: bool = False
     several_positives: bool = False
     hardness: float = 0.0
+    weight_temperature: float = 2.25
+    top_k: int = 20
 
 
 def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) -> Tensor:
@@ -47,6 +49,13 @@ def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) 
     own_B = (rows.query_BD * rows.positive_BD).sum(dim=1)
     plain_BC = score_BC = dot_BC / t_negative
     positive_B = own_B / t_positive
+    threshold_B = torch.zeros_like(own_B)
+    if settings.name in ("sl_at_k", "talos"):
+        threshold_B = thresholds(settings, dot_BC.detach(), candidates)
+    if settings.name in ("psl", "talos"):  # the temperature is outside of the surrogate
+        positive_B = own_B
+        less_B = own_B if settings.name == "psl" else threshold_B
+        score_BC = F.logsigmoid(dot_BC - less_B[:, None]) / t_positive
     if settings.correction != "none":
         score_BC = score_BC - candidates.logq_C
     if settings.correction == "all":
@@ -56,11 +65,35 @@ def dense_loss(settings: ReferenceSettings, rows: Rows, candidates: Candidates) 
         score_BC = score_BC + _log_weights(settings.hardness, plain_BC, score_BC, negative_BC)
     if settings.several_positives:
         positive_B = _mean_of_positives(settings, rows, candidates, dot_BC / t_positive, positive_B)
-    loss_B = _row_losses(settings, rows, score_BC, positive_B, negative_BC, t_positive, t_negative)
+    loss_B = _row_losses(
+        settings, rows, score_BC, positive_B, negative_BC, t_positive, t_negative, threshold_B
+    )
     weight_B = rows.weight_B.to(loss_B.dtype)
     if settings.name not in ("ntr", "ssm_ntr"):
         weight_B = weight_B * (rows.feedback_B > 0)
     return (loss_B * weight_B).sum()
+
+
+def thresholds(settings: ReferenceSettings, dot_BC: Tensor, candidates: Candidates) -> Tensor:
+    """Each row's score at which the columns above have come to top_k items, by a loop."""
+    shown_C = candidates.id_C >= 0
+    if candidates.visible_to_C is not None:
+        shown_C = shown_C & (candidates.visible_to_C < 0)
+    items_C = torch.ones_like(candidates.logq_C)
+    if settings.correction != "none":
+        items_C = torch.exp(-candidates.logq_C)
+    found = []
+    for dot_C in dot_BC:
+        items = 0.0
+        last = dot_C.new_zeros(())
+        for column in dot_C.argsort(descending=True).tolist():
+            if shown_C[column]:
+                last = dot_C[column]
+                items += float(items_C[column])
+                if items > settings.top_k - 1e-9 * settings.top_k:
+                    break
+        found.append(last)
+    return torch.stack(found)
 
 
 def written_out(candidates: Candidates, copies_C: Tensor) -> Candidates:
@@ -143,6 +176,7 @@ def _row_losses(
     negative_BC: Tensor,
     t_positive: float | Tensor,
     t_negative: float | Tensor,
+    threshold_B: Tensor,
 ) -> Tensor:
     number_B = negative_BC.sum(dim=1).to(score_BC.dtype)
     has_any_B = number_B > 0
@@ -160,6 +194,8 @@ def _row_losses(
             loss_B = torch.logaddexp(lse_B, z_B) - z_B
         case "sl":
             loss_B = lse_B - z_B
+        case "sl_at_k" | "psl" | "talos":
+            loss_B = _of_surrogates(settings, lse_B, z_B, t_positive, threshold_B)
         case "bsl":
             weight = (
                 t_negative / t_positive
@@ -192,3 +228,18 @@ def _row_losses(
             part_BC = F.softplus(score_BC - z_B[:, None]).masked_fill(~negative_BC, 0.0)
             return mean_weight_B * part_BC.sum(dim=1)
     return torch.where(has_any_B, loss_B, 0.0)
+
+
+def _of_surrogates(
+    settings: ReferenceSettings,
+    lse_B: Tensor,
+    z_B: Tensor,
+    t_positive: float | Tensor,
+    threshold_B: Tensor,
+) -> Tensor:
+    if settings.name == "psl":
+        return lse_B + math.log(2) / t_positive
+    if settings.name == "talos":
+        return lse_B - F.logsigmoid(z_B - threshold_B) / t_positive
+    above_B = z_B * t_positive - threshold_B
+    return torch.sigmoid(above_B / settings.weight_temperature) * (lse_B - z_B)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from losses import Candidates, Positives, Rows, build_loss
+from losses.kernels.thresholds import row_thresholds
 
 
 def problem(
@@ -245,3 +246,65 @@ def test_a_users_positive_is_no_negative_of_his_whoevers_column_it_is() -> None:
 
 PAIRS = Positives(user_P=torch.tensor([7, -1]), id_P=torch.tensor([1, 5]))
 """A positive of user 7 that is no column, and one of nobody."""
+
+
+def test_sl_at_k_by_hand() -> None:
+    # Negatives 4, 3, 1 and top_k 2: the threshold is 3. Weight sigmoid((5 - 3) / 2) = sigmoid(1);
+    # LSE - z = log(e^4 + e^3 + e) - 5.
+    rows, candidates = problem([5.0], [[4.0, 3.0, 1.0]])
+    settings: dict[str, Any] = {"temperature": 1.0, "weight_temperature": 2.0, "top_k": 2}
+    part = math.log(math.exp(4) + math.exp(3) + math.exp(1)) - 5
+    value = value_of("sl_at_k", rows, candidates, **settings)
+    assert value == pytest.approx(sigmoid(1) * part)
+    value = build_loss("sl_at_k", **settings)(rows, candidates)[0]
+    (gradient,) = torch.autograd.grad(value, [candidates.embedding_CD])
+    shares = torch.tensor([4.0, 3.0, 1.0], dtype=torch.float64).softmax(0)
+    # The threshold's own gradient is none, though it is the score of a column.
+    torch.testing.assert_close(gradient[:, 0], sigmoid(1) * shares)
+
+
+def test_psl_by_hand() -> None:
+    # 1 + tanh((s - z) / 2) at s - z = 0 and -1, to the power of 1 / .5.
+    rows, candidates = problem([2.0], [[2.0, 1.0]])
+    expected = math.log(1.0 + (1 + math.tanh(-0.5)) ** 2)
+    assert value_of("psl", rows, candidates, temperature=0.5) == pytest.approx(expected)
+
+
+def test_talos_by_hand() -> None:
+    # Of 3 columns the second, 1, is the threshold at K = 2; the positive is 2 above it.
+    rows, candidates = problem([3.0], [[2.0, 1.0, -1.0]])
+    above = sigmoid(1) ** 2 + sigmoid(0) ** 2 + sigmoid(-2) ** 2
+    expected = math.log(above) - 2 * math.log(sigmoid(2))
+    value = value_of("talos", rows, candidates, temperature=0.5, top_k=2)
+    assert value == pytest.approx(expected)
+
+
+def test_a_column_counts_as_the_items_it_stands_for() -> None:
+    """Of a step's expected columns: log Q of -log 4 is one column for four of the catalog's items.
+    So K = 5 lies in the second of these columns, where without log Q it is the last."""
+    logq = [-math.log(4.0)] * 3
+    rows, candidates = problem([0.0], [[3.0, 2.0, 1.0]], logq=logq)
+    for corrected, expected in ((True, 2.0), (False, 1.0)):
+        assert row_thresholds(rows, candidates, 5, corrected).item() == expected
+    assert row_thresholds(rows, candidates, 4, corrected=True).item() == 3.0
+    assert row_thresholds(rows, candidates, 1, corrected=True).item() == 3.0
+    candidates = replace(candidates, copies_C=torch.tensor([1.0, 3.0, 1.0]))
+    assert row_thresholds(rows, candidates, 4, corrected=False).item() == 2.0
+    none = replace(candidates, id_C=torch.full((3,), -1))
+    assert row_thresholds(rows, none, 4, corrected=True).item() == 0.0
+
+
+def test_thresholds_of_many_columns_are_those_of_a_sample_in_any_order() -> None:
+    """Over 4,096 columns some are looked at, by their items: the same whatever the order; and the
+    quantile is that of all, within what 4,096 draws tell of the 2 % highest."""
+    generator = torch.Generator().manual_seed(0)
+    identity = torch.eye(1, dtype=torch.float64)
+    rows, _ = problem([0.0], [[0.0]])
+    score_C = torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
+    id_C = torch.randperm(20_000, generator=generator)
+    columns = Candidates(score_C, id_C, torch.zeros(20_000), torch.full((20_000,), -1))
+    found = row_thresholds(rows, columns, 400, corrected=True)
+    assert found.item() == pytest.approx(score_C.quantile(0.98).item(), abs=0.15)
+    order = torch.randperm(20_000, generator=generator)
+    moved = replace(columns, embedding_CD=score_C[order] @ identity, id_C=id_C[order])
+    assert torch.equal(row_thresholds(rows, moved, 400, corrected=True), found)

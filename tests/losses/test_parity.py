@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losses import LossName
+from losses import LOSSES, LossName
 from tests.losses.cases import cast, make_case, reference, streamed
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(LossName)] + [
@@ -31,6 +31,11 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(Lo
     ("ntr", {"hardness": 0.5, "temperature": 0.3, "disliked_weight": 2.0}),
     ("ssm_ntr", {"hardness": 0.7, "temperature": 0.5, "alpha": 2.0, "mask_history": True}),
     ("bpr", {"correction": "all", "mask_same_user": True}),
+    ("sl_at_k", {"weight_temperature": 0.5, "top_k": 3, "mask_same_user": True}),
+    ("sl_at_k", {"correction": "none", "top_k": 2, "hardness": 0.5}),
+    ("psl", {"temperature": 0.02, "mask_history": True}),
+    ("talos", {"correction": "none", "top_k": 4, "mask_same_user": True, "mask_history": True}),
+    ("talos", {"temperature": 0.05, "top_k": 100}),
 ]
 
 
@@ -59,7 +64,7 @@ MASKS: list[dict[str, Any]] = [
     {"mask_history": True},
     {"mask_same_user": True, "mask_history": True},
 ]
-CORRECTIONS: dict[str, tuple[str, ...]] = {"ccl": ("none",), "improved_logq": ("negatives",)}
+CORRECTIONS = {name: loss.corrections for name, loss in LOSSES.items()}
 # Of values, and of gradients, which come back in the dtype of the embeddings.
 TOLERANCE = {
     torch.float64: (1e-10, 1e-10),
@@ -74,9 +79,7 @@ TOLERANCE = {
 def test_every_mask_and_correction_in_every_dtype(name: str, dtype: torch.dtype) -> None:
     """Embeddings and log Q of `dtype`; the reference takes the same, rounded ones in float64."""
     of_value, of_gradient = TOLERANCE[dtype]
-    for masks, correction in itertools.product(
-        MASKS, CORRECTIONS.get(name, ("all", "negatives", "none"))
-    ):
+    for masks, correction in itertools.product(MASKS, CORRECTIONS[name]):
         rows, candidates = cast(*make_case(dtype=torch.float64), dtype)
         chosen = {**masks, "correction": correction}
         expected_value, expected = reference(name, chosen, rows, candidates)

@@ -48,9 +48,11 @@ def test_extreme_scores(name: Any, scale: float) -> None:
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "improved_logq"])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name != "improved_logq" and not LOSSES[name].has_threshold]
+)
 def test_gradcheck(name: Any) -> None:
-    # improved_logq stops a gradient by design; its gradient is checked by hand.
+    # improved_logq stops a gradient by design, which is checked by hand; so does a threshold.
     rows, candidates = make_case(num_rows=4, num_columns=6, width=2, num_ids=4)
     loss = build_loss(name, block_columns=4)
 
@@ -256,6 +258,11 @@ def test_learned_temperature_stays_above_a_hundredth() -> None:
         ("ssm_ntr", {"disliked_weight": 2.0}, "belongs to ntr"),
         ("ntr", {"alpha": 2.0}, "belongs to ssm_ntr"),
         ("ssm", {"ring": True, "backend": "triton"}, "use 'auto' with ring"),
+        ("talos", {"ring": True}, "loss talos needs all candidates at once"),
+        ("psl", {"learn_temperature": True}, "with loss psl: its temperature is a power"),
+        ("psl", {"backend": "compiled"}, "loss psl sums no exponentials"),
+        ("talos", {"correction": "all"}, "use 'negatives' or 'none'"),
+        ("sl_at_k", {"top_k": 0}, "top_k is 0; it must be at least 1"),
         ("ova", {"backend": "compiled"}, "loss ova sums no exponentials"),
         ("ova", {"hardness": 0.5}, "hardness is 0.5 but loss ova sums no .* or take ssm, sl, bsl"),
         ("ssm", {"hardness": -0.5}, "hardness is -0.5; it must be 0 to 100"),
@@ -335,7 +342,7 @@ def test_queries_and_positives_must_agree() -> None:
         replace(rows, positive_BD=rows.positive_BD[:-1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not LOSSES[name].has_threshold])
 def test_ring_on_one_rank_equals_the_gathered_walk(name: Any) -> None:
     rows, candidates = make_case(copies=True)
     gathered, expected = build_loss(name)(rows, candidates)

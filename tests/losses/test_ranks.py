@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from losses import (
+    LOSSES,
     Candidates,
     LossName,
     Rows,
@@ -30,7 +31,9 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(Lo
     ("bsl", {"several_positives": True, "mask_same_user": True}),
     ("bsl", {"negative_temperature": 0.3, "learn_temperature": True}),
     ("ssm_ntr", {"alpha": 3.0, "mask_same_user": True, "hardness": 0.5}),
-    *[(name, {"ring": True}) for name in get_args(LossName)],
+    ("sl_at_k", {"top_k": 3, "mask_same_user": True}),
+    ("talos", {"top_k": 2, "temperature": 0.05}),
+    *[(name, {"ring": True}) for name in get_args(LossName) if not LOSSES[name].has_threshold],
     ("bsl", {"ring": True, "hardness": 0.5, "learn_temperature": True}),
     ("ssm", {"ring": True, "mask_same_user": True, "mask_history": True, "temperature": 0.01}),
 ]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses import Candidates, RetrievalLoss, Rows, RowScores
+from losses.kernels.thresholds import row_thresholds
 
 
 def naive_loss(loss: RetrievalLoss, rows: Rows, candidates: Candidates) -> Tensor:
@@ -17,18 +18,27 @@ def naive_loss(loss: RetrievalLoss, rows: Rows, candidates: Candidates) -> Tenso
     rows' own items: what the streaming walk is timed beside."""
     form = loss.loss
     temperature, negative_temperature = loss.temperatures[0], loss.temperatures[-1]
-    positive_B = (rows.query_BD * rows.positive_BD).sum(dim=1) / temperature
-    score_BC = rows.query_BD @ candidates.embedding_CD.T / negative_temperature
-    score_BC = score_BC - form.score_margin
+    plain = form.element == "sigmoid"
+    positive_B = (rows.query_BD * rows.positive_BD).sum(dim=1) / (1 if plain else temperature)
+    dot_BC = rows.query_BD @ candidates.embedding_CD.T
+    score_BC = dot_BC / (1 if plain else negative_temperature)
     if loss.correction == "all":
         positive_B = positive_B - rows.positive_logq_B
-    if loss.correction != "none":
-        score_BC = score_BC - candidates.logq_C
+    threshold_B = torch.zeros_like(positive_B)
+    if form.has_threshold:
+        threshold_B = row_thresholds(rows, candidates, form.top, loss.correction != "none")
+    if form.subtracts_threshold:
+        score_BC = score_BC - threshold_B[:, None]
     if form.subtracts_positive:
         score_BC = score_BC - positive_B[:, None]
+    if plain:
+        score_BC = F.logsigmoid(score_BC) / temperature
+    score_BC = score_BC - form.score_margin
+    if loss.correction != "none":
+        score_BC = score_BC - candidates.logq_C
     negative_BC = candidates.id_C[None, :] != rows.positive_id_B[:, None]
     match form.element:
-        case "exp":
+        case "exp" | "sigmoid":
             reduction_B = score_BC.masked_fill(~negative_BC, -math.inf).logsumexp(dim=1)
         case "softplus":
             reduction_B = F.softplus(score_BC).masked_fill(~negative_BC, 0.0).sum(dim=1)
@@ -42,5 +52,6 @@ def naive_loss(loss: RetrievalLoss, rows: Rows, candidates: Candidates) -> Tenso
         disliked_R=rows.feedback_B < 0,
         temperature_R=torch.full_like(positive_B, temperature),
         temperature_ratio_R=torch.full_like(positive_B, negative_temperature / temperature),
+        threshold_R=threshold_B,
     )
     return (form.row(scores) * rows.weight_B).sum()

@@ -18,6 +18,7 @@ from typing_extensions import Doc
 from losses.choices import (
     LARGEST_HARDNESS,
     LOSSES,
+    TEMPERATURE_IS_A_POWER,
     Backend,
     Correction,
     LossName,
@@ -174,6 +175,10 @@ class LossConfig:
                 )
         if self.hardness and self.kind.element != "exp":
             raise Mistake(f"loss.hardness={self.hardness:g}: {none_of_that_hardness(self.name)}")
+        if self.learn_temperature and self.kind.element == "sigmoid":
+            raise Mistake(
+                f"loss.learn_temperature with loss.name={self.name}: {TEMPERATURE_IS_A_POWER}"
+            )
         if self.ring:
             self._check_ring()
 
@@ -183,6 +188,11 @@ class LossConfig:
             raise Mistake(
                 f"loss.ring with loss.name={self.name}: a user's disliked items must reach its "
                 "rows on every rank; use ntr, or turn ring off"
+            )
+        if self.kind.has_threshold:
+            raise Mistake(
+                f"loss.ring with loss.name={self.name}: a row's threshold needs all candidates at "
+                "once; turn ring off"
             )
         if self.several_positives:
             raise Mistake(
@@ -223,6 +233,10 @@ class LossConfig:
             left["temperature"] = None
         if LOSSES[name].element != "exp":
             left["hardness"] = 0.0
+        if LOSSES[name].element == "sigmoid":
+            left["learn_temperature"] = False
+        if LOSSES[name].has_threshold:
+            left["ring"] = False
         return self.but(name=name, correction=None, **left)
 
     def but(self, **fields: Any) -> LossConfig:
