@@ -54,7 +54,8 @@ def score(
     Padding (rows of weight 0, columns of id -1) may hold anything, NaN too: it is taken for zeros.
 
     margin: subtracted from the negatives' scores (ccl). subtracted_B: s_j less a number of each
-    row's, as one more column of the GEMM, so that the positive's score gets its gradient there. copies_in_bias: in the log of a sum m equal columns are one with log m added.
+    row's, as one more column of the GEMM, so that the positive's score gets its gradient there.
+    copies_in_bias: in the log of a sum m equal columns are one with log m added.
     """
     dtype = torch.promote_types(rows.query_BD.dtype, torch.float32)
     padding_B1 = (rows.weight_B == 0)[:, None]
