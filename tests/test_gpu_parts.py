@@ -55,10 +55,10 @@ def test_small_devices_have_tiles_that_fit() -> None:
     from losses.kernels.triton_launch import tile_sizes
 
     hopper, consumer = 232_448, 101_376
-    assert tile_sizes(128, 4, hopper) != tile_sizes(128, 4, consumer)
-    assert tile_sizes(100, 2, hopper) == tile_sizes(128, 2, consumer)
-    assert len(set(tile_sizes(128, 4, consumer))) == 1
-    assert tile_sizes(8, 2, hopper) == tile_sizes(64, 2, hopper)
+    assert tile_sizes(128, 3, hopper) != tile_sizes(128, 3, consumer)
+    assert tile_sizes(128, 1, hopper) == tile_sizes(128, 1, consumer)
+    assert len(set(tile_sizes(128, 3, consumer))) == 1
+    assert tile_sizes(16, 1, hopper) == tile_sizes(64, 1, hopper)
 
 
 def test_the_page_keeps_what_stands_around_its_tables(

@@ -55,7 +55,9 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "dislikes": {"loss": {"name": "ssm_ntr"}},
     "two masks": {"loss": {"mask_same_user": True, "mask_history": True}},
     "hard": {"loss": {"hardness": 0.3}},
-    "several positives": {"loss": {"name": "bsl", "several_positives": True}},
+    "several positives": {
+        "loss": {"name": "bsl", "several_positives": True, "mask_same_user": True}
+    },
     "each column": {"negatives": {"distinct": False, "uniform": 64}},
     "crosses": {"model": {"tower": "dcn", "hidden": (64, 64), "residual": True}},
     "narrow attributes": {"model": {"attribute_widths": ("cardinality", "item.genre=8")}},

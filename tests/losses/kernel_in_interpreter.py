@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from losses import build_loss
+from losses.kernels.hits import MaskRule, RowValues
+from losses.kernels.problem import Problem
 from tests.losses.cases import cast, leaves, make_case, reference
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -41,5 +43,42 @@ def largest_error(name: Any, chosen: dict[str, Any], case: dict[str, Any]) -> fl
     return error
 
 
+def error_of_rising_scores(device: str, signed: bool = False) -> float:
+    """Largest relative error of the reduction and its gradients where each tile of columns has
+    scores that float32 cannot hold less those of the tile before; `signed`: rows whose gradient is
+    negative too. The problem is one of large ones, which are walked with a fixed shift at first."""
+    from losses.kernels.triton_launch import kernel_reduction
+
+    generator = torch.Generator().manual_seed(3)
+    query_BD = torch.nn.functional.normalize(torch.randn(70, 16, generator=generator))
+    candidate_CD = torch.randn(300, 16, generator=generator)
+    candidate_CD[:, 0] += torch.arange(300) * 2.0
+    bias_C = torch.rand(300, generator=generator)
+    bias_C[:64] = -torch.inf
+    own_B = torch.arange(70)
+    gradient_B = torch.rand(70, generator=generator) - (0.5 if signed else 0.0)
+    leaves = [each.to(device).requires_grad_() for each in (query_BD, candidate_CD)]
+    rule = MaskRule(torch.arange(300).to(device), RowValues.one_a_row(own_B.to(device)))
+    problem = Problem(leaves[0], leaves[1], bias_C.to(device), [rule], "exp")
+    reduction_B, _ = kernel_reduction(problem)
+    gradients = torch.autograd.grad(reduction_B, leaves, gradient_B.to(device))
+    wanted = [each.detach().double().requires_grad_() for each in (query_BD, candidate_CD)]
+    score_BC = wanted[0] @ wanted[1].T + bias_C
+    score_BC = score_BC.masked_fill(own_B[:, None] == torch.arange(300), -torch.inf)
+    expected_B = torch.logsumexp(score_BC, 1)
+    expected = torch.autograd.grad(expected_B, wanted, gradient_B.double())
+    pairs = zip((reduction_B, *gradients), (expected_B, *expected), strict=True)
+    return max(
+        ((one.detach().cpu() - other.detach()).abs().max() / other.detach().abs().max()).item()
+        for one, other in pairs
+    )
+
+
 if __name__ == "__main__":
-    json.dump([largest_error(*case) for case in CASES], sys.stdout)
+    from losses.kernels import triton_launch
+
+    errors = [largest_error(*case) for case in CASES]
+    triton_launch.LARGE = 1
+    again = [largest_error(*case) for case in CASES[:2]]
+    rising = [error_of_rising_scores("cpu", signed=signed) for signed in (False, True)]
+    json.dump({"cases": errors, "large": again, "rising": rising}, sys.stdout)

@@ -24,8 +24,10 @@ def test_kernels_equal_reference_in_interpreter() -> None:
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    for (name, chosen, case), error in zip(CASES, json.loads(process.stdout), strict=True):
-        tolerance = 2e-2 if chosen.get("precision") == "bf16" else 3e-5
-        if chosen.get("temperature") == 0.01:
-            tolerance = 3e-4
+    found = json.loads(process.stdout)
+    # The interpreter cuts a bfloat16 off where a GPU rounds it.
+    for (name, chosen, case), error in zip(CASES, found["cases"], strict=True):
+        tolerance = 2e-2 if chosen.get("precision") == "bf16" else 1e-4
         assert error < tolerance, f"{name} {chosen} {case}: error {error}"
+    assert max(found["large"]) < 1e-4
+    assert max(found["rising"]) < 1e-4

@@ -28,7 +28,7 @@ def main() -> None:
     if (loss := parts["loss"]) is not None:
         text += _loss(loss["sizes"])
     if (step := parts["step"]) is not None:
-        text += [*_steps(step["steps"]), *_runs(step["runs"])]
+        text += [*_steps(step["steps"]), *_sequences(step["sequences"]), *_runs(step["runs"])]
     before, _, rest = page.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text(before + "\n".join([BEGIN, "", *text, END]) + after)
@@ -64,7 +64,8 @@ def _parity(file: Path) -> list[str]:
     for case in cases:
         told = {each.attrib["name"]: each.attrib["value"] for each in case.iter("property")}
         if "difference" in told:
-            name = case.attrib["name"].partition("[")[2].rstrip("]")
+            test, _, given = case.attrib["name"].partition("[")
+            name = given.rstrip("]") or test.removeprefix("test_").replace("_", " ")
             recall = told.get("recall@20")
             shown = "" if recall is None else f"{float(recall):.3f}"
             rows.append((name, f"{float(told['difference']):.1e}", shown))
@@ -129,7 +130,24 @@ def _steps(steps: Sequence[dict[str, Any]]) -> list[str]:
     return lines + _table(("batch", *names), parts)
 
 
+def _sequences(sequences: Sequence[dict[str, Any]]) -> list[str]:
+    rows = [
+        (
+            f"{s['block']}, {s['batch']:,}",
+            *(_rate(s[name]) for name in ("tokens_per_second", "plain_tokens_per_second")),
+            f"{s['ratio']:.2f}",
+        )
+        for s in sequences
+    ]
+    if not rows:
+        return []
+    lines = ["### The sequence tower's step beside a plain SASRec\n"]
+    return lines + _table(("layers, positions", "Tandem, tokens/s", "plain", "ratio"), rows)
+
+
 def _runs(runs: Sequence[dict[str, Any]]) -> list[str]:
+    if not runs:
+        return []
     phases = ("forward", "backward", "optimizer", "communication")
     rows = [
         (

@@ -1,8 +1,9 @@
 """`python -m trainer.bench.gpu_step OUT`: training on CUDA beside a plain loop and the floor.
 
-Steps on drawn ids first, Tandem's and the plain loop's in turns; then whole runs of `tandem train`
-on generated data, with their loader. The floor of a step is what its products and the rows of its
-tables must take at the rates of this device. Writes OUT/step.json; part of `make gpu-check`.
+Steps on drawn ids first, Tandem's and the plain loop's in turns, and the sequence tower's beside a
+plain SASRec's; then whole runs of `tandem train` on generated data, with their loader. The floor of
+a step is what its products and the rows of its tables must take at the rates of this device. Writes
+OUT/step.json; part of `make gpu-check`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from typing import Any, Literal
 
 import torch
 
+from trainer.bench import sequence
 from trainer.bench.gpu_rates import copy_rate, product_rate, results_folder, write_results
+from trainer.bench.sequence import SequenceBenchArguments
 from trainer.bench.steppers import PlainStepper, TandemStepper
 from trainer.bench.worker_processes import Stepper, Workload
+from trainer.config.model_section import Block
 from trainer.distributed.ranks import Ranks, process_group
 from trainer.observe.progress import quiet_libraries
 
@@ -29,6 +33,8 @@ BATCHES = (4096, 16384, 65536)
 ROUNDS, STEPS = 5, 20
 DATA = {"users": 250_000, "items": 1_000_000, "interactions": 10_000_000}
 RUN_BATCHES = (8192, 32768)
+BLOCKS: tuple[Block, ...] = ("sasrec", "ligr", "hstu")
+SEQUENCE_BATCHES = (4096, 32768)
 RUN_STEPS = 240
 LOG_EVERY = 40
 SIDES: dict[str, Callable[[Workload, Ranks], Stepper]] = {
@@ -47,7 +53,11 @@ def main() -> None:
             for batch in BATCHES
             for precision in ("fp32", "bf16")
         ]
-        write_results(folder / "step.json", steps=steps, runs=[])
+        write_results(folder / "step.json", steps=steps, sequences=[], runs=[])
+    sequences = [
+        told(sequence_step(block, batch)) for block in BLOCKS for batch in SEQUENCE_BATCHES
+    ]
+    write_results(folder / "step.json", steps=steps, sequences=sequences, runs=[])
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         flags = [f"--{name}={size}" for name, size in DATA.items()]
@@ -56,7 +66,16 @@ def main() -> None:
         for batch in RUN_BATCHES:
             for precision in ("fp32", "bf16"):
                 runs.append(told(whole_run(data, Path(scratch), batch, precision)))
-                write_results(folder / "step.json", steps=steps, runs=runs)
+                write_results(folder / "step.json", steps=steps, sequences=sequences, runs=runs)
+
+
+def sequence_step(block: Block, batch: int) -> dict[str, Any]:
+    """Tokens a second of the sequence tower and of a plain SASRec."""
+    return {
+        "block": block,
+        "batch": batch,
+        **sequence.run(SequenceBenchArguments(block=block, global_batch_size=batch)),
+    }
 
 
 def told(result: dict[str, Any]) -> dict[str, Any]:

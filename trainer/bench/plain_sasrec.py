@@ -26,16 +26,16 @@ class PlainSasRec(nn.Module):
 
     def forward(self, item_mL: Tensor) -> Tensor:
         """[m, L, D]: what each position makes of the items up to it."""
-        length = item_mL.shape[1]
-        x_mLD = self.item(item_mL) + self.position(torch.arange(length))
-        causal_LL = torch.ones(length, length, dtype=torch.bool).triu(1)
+        length, device = item_mL.shape[1], item_mL.device
+        x_mLD = self.item(item_mL) + self.position(torch.arange(length, device=device))
+        causal_LL = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
         return self.norm(self.encoder(x_mLD, mask=causal_LL))  # type: ignore[no-any-return]
 
     def loss(self, item_mL: Tensor, next_mL: Tensor, negative_mLK: Tensor) -> Tensor:
         """Softmax of the next item among K drawn ones, mean over real positions."""
         candidate_mLK = torch.cat([next_mL.unsqueeze(2), negative_mLK], dim=2)
         score_mLK = torch.einsum("mld,mlkd->mlk", self(item_mL), self.item(candidate_mLK))
-        target_N = torch.zeros(next_mL.numel(), dtype=torch.int64)
+        target_N = torch.zeros_like(next_mL).flatten()
         loss_N = F.cross_entropy(score_mLK.flatten(0, 1), target_N, reduction="none")
         real_N = (next_mL != 0).flatten()
         return (loss_N * real_N).sum() / real_N.sum()
