@@ -16,6 +16,9 @@ from losses.scores import shown_to_all
 
 MOST_COLUMNS = 4096
 """Looked at: of more, so many, drawn by a hash of their items that each step salts."""
+LEAST_PLACES = 128
+"""Highest columns of a row that are looked at, at least: copies of popular items that are columns
+each (without `negatives.distinct`) stand for less than an item."""
 _ROWS_AT_ONCE = 1024
 _ODD = -7046029254386353131  # 2**64 / golden ratio, as a signed odd int64
 
@@ -25,7 +28,8 @@ def row_thresholds(rows: Rows, candidates: Candidates, top_k: int, corrected: bo
     """[B] scores before the temperature, in the dtype of scores. No collective, no sync.
 
     corrected: columns' log Q is that of a step, and counts. Columns that stand for more than K
-    items: the highest column's score. All columns together less than K: the lowest's.
+    items: the highest column's score. All that are looked at together less than K: the
+    lowest's.
     """
     dtype = torch.promote_types(rows.query_BD.dtype, torch.float32)
     shown_C = shown_to_all(candidates)
@@ -43,7 +47,7 @@ def row_thresholds(rows: Rows, candidates: Candidates, top_k: int, corrected: bo
         embedding_CD, shown_C = embedding_CD[place_S], shown_C[place_S]
     query_BD = rows.query_BD.to(dtype).masked_fill((rows.weight_B == 0)[:, None], 0.0)
     hidden_C = torch.where(shown_C, 0.0, -torch.inf).to(dtype)
-    places = min(2 * top_k, shown_C.shape[0])
+    places = min(max(4 * top_k, LEAST_PLACES), shown_C.shape[0])
     parts = [
         _of_stripe(query_RD @ embedding_CD.T + hidden_C, items_C, top_k, places)
         for query_RD in query_BD.split(_ROWS_AT_ONCE)
