@@ -14,13 +14,14 @@ QUALITY = {"metric": "ndcg@20", "value": 0.1753, "popularity": 0.0809, "step": 4
 
 
 def test_it_ends_with_quality_beside_popularity_and_what_comes_next() -> None:
-    best, following, last = ending({**SUMMARY, "quality": QUALITY}, SPEC)
+    best, following, report, last = ending({**SUMMARY, "quality": QUALITY}, SPEC)
     assert best == (
         "best ndcg@20 0.1753 on validation, after epoch 9, 2.17 times popularity (0.0809)"
     )
-    assert "tandem evaluate '/runs/a run' --split test" in following
+    assert following == "next: tandem evaluate '/runs/a run' --split test"
+    assert report == "      tandem report '/runs/a run'"
     assert last == "trained 1,234 steps with 1 worker in 40 s: /runs/a run"
-    assert len(list(ending({**SUMMARY, "quality": None}, SPEC))) == 2
+    assert len(list(ending({**SUMMARY, "quality": None}, SPEC))) == 3
 
 
 def test_a_run_says_what_it_is_of_and_keeps_its_best(tmp_path: Path) -> None:

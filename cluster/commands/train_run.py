@@ -128,7 +128,8 @@ def ending(summary: dict[str, Any], spec: RunSpec) -> Iterator[str]:
             f"{quality['epoch']}{beside}"
         )
     run = shlex.quote(spec.out)
-    yield f"next: tandem evaluate {run} --split test, tandem report {run}"
+    yield f"next: tandem evaluate {run} --split test"
+    yield f"      tandem report {run}"
     hands = "worker" if workers == 1 else "workers"
     took = f"in {summary['seconds']:.0f} s"
     yield f"trained {summary['steps']:,} steps with {workers} {hands} {took}: {spec.out}"

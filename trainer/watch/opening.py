@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,7 +29,7 @@ def opening(config: Config, dataset: Dataset, model: DistributedModelParallel, r
 def _data(config: Config, dataset: Dataset) -> str:
     rows = sum(dataset.splits[name].positives for name in config.data.train_splits)
     said = f"data   {rows:,} rows of {dataset.num_users:,} users and {dataset.num_items:,} items"
-    when = span(whole(dataset)).removesuffix(", ")
+    when = re.sub(r" [0-9]{2}:[0-9]{2}", "", span(whole(dataset)).removesuffix(", "))  # days
     return f"{said}, {when}" if when else said
 
 
