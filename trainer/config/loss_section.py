@@ -147,7 +147,8 @@ class LossConfig:
     """Operands of the score products; accumulation and reduction are fp32 in both. bf16 takes half
     the time on CPUs and GPUs that have its products; elsewhere it is fp32, in whole or for the
     scores. fp32 on a GPU is made of bf16 pieces, six products for scores and three for gradients.
-    Towers and the gathering of candidates are fp32 either way. What it does to recall: docs/benchmarks/loss.md."""
+    Towers and the gathering of candidates are fp32 either way. What it does to recall:
+    docs/benchmarks/loss.md."""
     backend: Backend = "auto"
     """auto: the fastest there is. blocked: plain torch. compiled: the CPU kernel, built by gcc at
     first use. triton: the CUDA kernel. With ring, or with mask_same_user and mask_history together,
