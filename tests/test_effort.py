@@ -88,7 +88,7 @@ def test_an_order_is_tried_as_a_sequence_and_a_graph_without(
     by_order = [each.config.model.tower for each in proposals(timed, "normal")]
     assert by_order == ["sequence", "history", "history"]
     by_graph = [each.config.model.similarity for each in proposals(untimed, "normal")]
-    assert by_graph == ["dot", "dot", "cosine"]
+    assert by_graph == ["dot", "cosine", "cosine"]
     (rules,) = proposals(timed, "quick")
     assert rules.config == default_preset(timed)
 

@@ -50,12 +50,12 @@ def proposals(dataset: Dataset, effort: Effort) -> list[Proposal]:
         base = next(each for each in found if each.config == rules)
         found += _by_attributes(facts, base)
     if effort == "normal":
-        return found[:NORMAL]
+        return [each for each in found if each.name not in IN_A_SEARCH]
     return found
 
 
-NORMAL = 4
-"""Proposals that an effort of `normal` tries."""
+IN_A_SEARCH = {"graph, wide"}
+"""Proposals that an effort of `best` tries alone."""
 
 
 def variations(best: Proposal) -> list[Proposal]:
@@ -135,12 +135,26 @@ def _by_order(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
 def _by_graph(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
     """Without an order: who took what is a graph; its smoothed scores, and factors from there."""
     wide = _wide(facts)
-    yield Proposal("graph", "inner products from the smoothed graph, small steps", rules)
-    yield Proposal(
-        "graph, wide", f"the same, {wide} wide", changed(rules, {"model": {"dim": wide}})
-    )
     batch = 4096 if facts.rows >= MANY_ROWS else 1024
+    yield Proposal("graph", "inner products from the smoothed graph, small steps", rules)
+    told = f"cosines, {wide} wide, by the loss of the first places"
+    yield Proposal("first places", told, _sl_at_k(rules, wide, batch))
     yield Proposal("factors", f"cosines of factors, {wide} wide", _factors(rules, wide, batch))
+    yield Proposal(
+        "graph, wide", f"the first, {wide} wide", changed(rules, {"model": {"dim": wide}})
+    )
+
+
+def _sl_at_k(rules: Config, width: int, batch: int) -> Config:
+    """SL@K over uniform negatives: on sparse data without an order a tenth ahead of all others."""
+    factors = _factors(rules, width, batch)
+    return replace(
+        factors,
+        model=replace(factors.model, dropout=0.0),
+        loss=LossConfig(name="sl_at_k", temperature=0.2),
+        negatives=replace(factors.negatives, uniform=1024),
+        optimizer=replace(factors.optimizer, table_learning_rate=0.05, warmup_steps=0),
+    )
 
 
 def _factors(rules: Config, width: int, batch: int) -> Config:
