@@ -203,7 +203,7 @@ def test_best_searches_on_and_trains_on_all(untimed: Dataset, tmp_path: Path) ->
 def test_variations_are_configs_of_their_own(untimed: Dataset) -> None:
     for proposal in proposals(untimed, "best"):
         digests = {each.config.digest for each in variations(proposal)}
-        assert len(digests) == len(variations(proposal)) >= 4
+        assert len(digests) == len(variations(proposal)) >= 3
         assert proposal.config.digest not in digests
 
 
