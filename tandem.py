@@ -95,7 +95,7 @@ def train(
     address: str | None = None,
     resume: bool | Literal["auto"] = False,
     start_from: str | Path | None = None,
-    effort: Literal["quick", "normal", "best"] = "normal",
+    effort: Literal["quick", "normal", "best"] | None = None,
     **launch: Any,
 ) -> Run:
     """Train a model, and open it.
@@ -115,7 +115,8 @@ def train(
             one.
         start_from: folder or URI of a run on these data, or on what they were appended to, whose
             best checkpoint gives a new run its first values.
-        effort: of the preset `default`: how much is tried on the data before it is trained.
+        effort: of the preset `default`: how much is tried on the data before it is trained;
+            None: normal.
         launch: further flags of `tandem train` about workers, such as `max_failures`.
 
     Raises:

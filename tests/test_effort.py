@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.datasets import make_dataset
+from trainer.base.mistake import Mistake
+from trainer.command_line import settings_given
 from trainer.config.default_preset import default_preset
 from trainer.config.sections import Config
 from trainer.data.feature_types import Attribute
@@ -19,6 +21,7 @@ from trainer.effort.choose import choose, chosen, differences, with_given
 from trainer.effort.data_facts import facts_of
 from trainer.effort.proposals import Effort, proposals, variations
 from trainer.effort.tries import try_out
+from trainer.launch.causes import WorkFailedError
 from trainer.launch.here import Here
 from trainer.launch.launcher import Work
 from trainer.observe.progress import SilentProgress
@@ -62,6 +65,8 @@ class Graded:
     grade: Mapping[str, float]
     given: list[RunSpec] = field(default_factory=list)
     popularity: float = 0.01
+    without_room: tuple[str, ...] = ()
+    ends_at: str = ""
     is_here = True
 
     def run(self, work: Work, arguments: Any, resumable: Any = None) -> Any:
@@ -74,8 +79,11 @@ class Graded:
         assert work is try_out
         for name, spec in many.items():
             self.given.append(spec)
+            if name == self.ends_at:
+                raise WorkFailedError(f"{name} was ended by SIGKILL")
             best = self.grade.get(name.partition(",")[0], 0.1)
-            yield name, {"best": best, "best_epoch": 2, "seconds": 1.0}
+            failed = "no room" if name in self.without_room else None
+            yield name, {"best": best, "best_epoch": 2, "seconds": 1.0, "failed": failed}
 
 
 def spec_of(dataset: Dataset, out: Path, config: Config | None = None) -> RunSpec:
@@ -153,20 +161,40 @@ def test_flags_hold_in_all_that_is_tried(timed: Dataset, tmp_path: Path) -> None
     assert found.config.model.tower == "sequence" and found.config.model.dim == 32
 
 
-def test_flags_may_leave_no_choice(untimed: Dataset, tmp_path: Path) -> None:
-    rules = default_preset(untimed)
-    other = replace(rules.model, tower="graph", similarity="cosine", dim=64)
-    loss = rules.loss.of("ssm").but(temperature=0.1)
-    fixed = replace(rules, model=other, loss=loss)
-    fixed = replace(fixed, negatives=replace(rules.negatives, uniform=64))
-    fixed = replace(fixed, optimizer=replace(rules.optimizer, table_learning_rate=0.1))
-    fixed = replace(fixed, training=replace(rules.training, epochs=3, global_batch_size=64))
-    given = differences(rules, fixed)
-    assert with_given(rules, given) == fixed
+def test_flags_that_say_what_the_rules_say_hold_too(timed: Dataset, tmp_path: Path) -> None:
+    flags = ["--model.dim", "64", "--model.no-use-user-id", "--data", "D", "--loss.name=bsl"]
+    given = settings_given(flags)
+    assert given == {("model", "dim"), ("model", "use_user_id"), ("loss", "name")}
+    launcher = Graded({"places, wide": 0.9})
+    choose(spec_of(timed, tmp_path / "run"), "normal", launcher, Told(), given)
+    assert {spec.config.model.dim for spec in launcher.given} == {64}
+    assert {spec.config.model.use_user_id for spec in launcher.given} == {False}
+
+
+def test_flags_may_leave_no_choice(timed: Dataset, tmp_path: Path) -> None:
+    rules, told, launcher = default_preset(timed), Told(), Graded({})
+    plain = rules.to_json()
+    given = {(section, name) for section, fields in plain.items() for name in fields}
+    spec = spec_of(timed, tmp_path / "run")
+    assert choose(spec, "normal", launcher, told, given) == spec
+    assert launcher.given == [] and "the flags leave no choice" in told.lines[0]
+    assert with_given(rules, differences(rules, rules)) == rules
+
+
+def test_what_cannot_be_trained_is_said_and_left_out(timed: Dataset, tmp_path: Path) -> None:
     told = Told()
-    spec = spec_of(untimed, tmp_path / "run", fixed)
-    launcher = Graded({})
-    assert choose(spec, "normal", launcher, told).config.model.tower == "graph"
+    launcher = Graded({"sequence": 0.9}, without_room=("sequence",))
+    spec = choose(spec_of(timed, tmp_path / "a"), "normal", launcher, told)
+    assert spec.config.model.tower == "history"
+    assert any("cannot be trained: no room" in line for line in told.lines)
+    ended = Graded({"places, wide": 0.9}, ends_at="places, wide")
+    spec = choose(spec_of(timed, tmp_path / "b"), "normal", ended, told)
+    assert spec.config.model.dim == 64 or spec.config.model.tower == "sequence"
+    assert any("ended by SIGKILL" in line for line in told.lines)
+    first = Graded({}, ends_at="sequence")
+    spec = spec_of(timed, tmp_path / "c")
+    assert choose(spec, "normal", first, told) == spec
+    assert told.lines[-1].endswith("the rules decide")
 
 
 @pytest.mark.parametrize("effort", ["normal", "best"])
@@ -178,15 +206,19 @@ def test_nothing_is_tried_where_it_would_say_nothing(
     config = spec.config
     for left in (
         replace(spec, preset="demo"),
-        replace(spec, start_from="elsewhere"),
         replace(spec, config=replace(config, data=replace(config.data, windows=True))),
     ):
         assert choose(left, effort, launcher, Told()) == left
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text("{}")
-    assert choose(spec, effort, launcher, Told()) == spec
     assert launcher.given == []
-    assert chosen(spec, "quick", None) == spec
+    elsewhere = replace(spec, data=str(tmp_path / "nowhere"))
+    told = Told()
+    assert choose(elsewhere, effort, launcher, told) == elsewhere
+    assert "does not see the data" in told.lines[0]
+    with pytest.raises(Mistake, match="no prepared dataset"):
+        choose(elsewhere, effort, None, told)
+    with pytest.raises(Mistake, match="--effort best is of the preset default, not of demo"):
+        chosen(replace(spec, preset="demo"), "best", None, ())
+    assert chosen(spec, "quick", None, ()) == spec
 
 
 def test_best_searches_on_and_trains_on_all(untimed: Dataset, tmp_path: Path) -> None:

@@ -245,6 +245,19 @@ def overridden(config: Config, overrides: Mapping[str, Any]) -> Config:
     return Config.from_json(changed)
 
 
+def settings_given(flags: Sequence[str]) -> set[tuple[str, str]]:
+    """Section and name of what flags set: of `--model.no-use-user-id` model and use_user_id."""
+    sections = Config().to_json()
+    found = set()
+    for flag in flags:
+        section, dot, name = flag.partition("=")[0].removeprefix("--").partition(".")
+        name = name.replace("-", "_")
+        for each in (name, name.removeprefix("no_")):
+            if flag.startswith("--") and dot and each in sections.get(section, {}):
+                found.add((section, each))
+    return found
+
+
 def _hint(setting: str, known: Sequence[str]) -> str:
     return nearest(setting, known) or f"settings are like {known[0]}; `tandem train --help-all`"
 

@@ -35,7 +35,7 @@ def train(
     address: str | None,
     resume: Resume,
     start_from: str | Path | None,
-    effort: Effort,
+    effort: Effort | None,
     launch: Mapping[str, Any],
 ) -> Run:
     """Train, and open the run. See `tandem.train`."""
@@ -74,6 +74,7 @@ def train(
 
         quiet_libraries()  # after the import of Ray, which sets its own levels
         launcher = RayWorkers(options)
-    spec = chosen(spec, effort, None if launcher.is_here else launcher)
+    given = {(section, field) for section, _, field in (key.partition(".") for key in overrides)}
+    spec = chosen(spec, effort, None if launcher.is_here else launcher, given)
     launcher.run(train_on_rank, spec, resumable(spec, "go on with resume=True"))
     return Run(run, folder, launcher_for)

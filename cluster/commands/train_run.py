@@ -4,7 +4,7 @@ Imports torch and torchrec: `check_versions` comes before the import of this mod
 """
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from cluster.workers.counts import Workers
 from cluster.workers.options import LaunchOptions
 from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
-from trainer.command_line import TrainArguments, parse_preset
+from trainer.command_line import TrainArguments, parse_preset, settings_given
 from trainer.config.presets import PRESETS
 from trainer.effort.proposals import Effort
 from trainer.files.filesystems import absolute
@@ -69,10 +69,10 @@ class OnRay:
 class TrainOnRay(OnRay, TrainArguments):
     """Train a two-tower model on Ray; every field of its config can be set by --section.field."""
 
-    effort: Effort = "normal"
-    """Of the preset default. quick: its rules by the data. normal: up to four models are tried on a
-    part of the training, and the best on validation is trained. best: a short search, and a last
-    run on train and validation."""
+    effort: Effort | None = None
+    """Of the preset default; left out: normal. quick: its rules by the data. normal: up to four
+    models are tried on a part of the training, and the best on validation is trained. best: a short
+    search, and a last run on train and validation."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class ResumeArguments(OnRay):
 def main(arguments: Sequence[str], verbose: bool) -> int:
     """Train on Ray, and say where the run lies."""
     preset, parsed = parse_train(arguments)
-    return train(parsed.run_spec(preset), parsed.options(verbose), parsed.effort)
+    given = settings_given(arguments)
+    return train(parsed.run_spec(preset), parsed.options(verbose), parsed.effort, given)
 
 
 def resume(arguments: Sequence[str], verbose: bool) -> int:
@@ -100,15 +101,20 @@ def resume(arguments: Sequence[str], verbose: bool) -> int:
     return train(parsed.run_spec(), parsed.options(verbose))
 
 
-def train(spec: RunSpec, options: LaunchOptions, effort: Effort = "quick") -> int:
-    """Check, try what the effort allows, train, report."""
+def train(
+    spec: RunSpec,
+    options: LaunchOptions,
+    effort: Effort | None = None,
+    given: Iterable[tuple[str, str]] = (),
+) -> int:
+    """Check, try what the effort allows, train, report. `given`: settings that the user set."""
     precheck(spec, options.is_here)
     # Ray Train and torch: seconds, and mistakes are told before.
     from cluster.workers.ray_workers import RayWorkers
     from trainer.effort.choose import chosen
     from trainer.train import resumable, train_on_rank
 
-    spec = chosen(spec, effort, None if options.is_here else RayWorkers(options))
+    spec = chosen(spec, effort, None if options.is_here else RayWorkers(options), given)
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
     for line in ending(summary, spec):
         say(line)

@@ -354,4 +354,4 @@ def test_runs_are_held_against_each_other_user_by_user(evaluated: Path, tmp_path
         table = pa.table({"user": range(50), "ndcg@20": pa.array(values, pa.float32())})
         write_per_user(per_user_file(run, "test"), table, digest)
     file = report(ReportArguments(tuple(map(str, runs)), str(tmp_path / "r.html"), people=0))
-    assert "over 50 users, more than chance)" in file.read_text()
+    assert "over 50 users, more than chance over users)" in file.read_text()

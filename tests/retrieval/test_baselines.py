@@ -102,5 +102,11 @@ def test_each_is_measured_as_models_are(tmp_path: Path) -> None:
 
 
 def test_too_many_items_are_not_inverted(pairs: Pairs, dataset: Dataset) -> None:
-    scorer, why = _scorer("EASE", pairs, replace(dataset, num_items=MOST_SQUARE + 1))
+    scorer, why = _scorer("EASE", lambda: pairs, replace(dataset, num_items=MOST_SQUARE + 1))
     assert scorer is None and "15,001 items" in why
+
+
+def test_a_catalog_may_be_smaller_than_the_lists(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", users=30, items=8, rows=200)
+    found = Here(SilentProgress()).run(measure_baselines, Asking(dataset.path, "test", (5,)))
+    assert "values" in next(each for each in found if each["name"] == "EASE")

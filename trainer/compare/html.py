@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from trainer.compare.results import TITLES, CaseResult, Comparison, tables
 from trainer.files.storage import write_whole
@@ -78,7 +78,7 @@ def _apart(first: CaseResult, second: CaseResult) -> bool:
 
 def _levels(comparison: Comparison, measure: str) -> list[Level]:
     """What is reached without training, where it was measured."""
-    measured: list[dict[str, Any]] = comparison.to_json().get("baselines", [])
+    measured = comparison.baselines
     return [
         (each["name"], each["values"][measure])
         for each in measured

@@ -9,7 +9,7 @@ best    all of them; the better half in full; variations of the best; the last r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,44 +24,77 @@ from trainer.fitting import fitted
 from trainer.launch.launcher import Launcher
 from trainer.launch.processes import Processes, most_workers
 from trainer.observe.progress import Progress, TerminalProgress
-from trainer.run.folder import RunFolder, RunSpec
+from trainer.run.folder import RunSpec, open_run
 
+Setting = tuple[str, str]
+"""Section and name."""
+Differences = dict[Setting, Any]
 SHORT = 1 / 3
 LARGE = 2_000_000
 FREE = (("data", "train_splits"), ("evaluation", "every_epochs"))
 """Of the final run alone: tries are trained on train and evaluated on validation."""
 
 
-def chosen(spec: RunSpec, effort: Effort, launcher: Launcher | None) -> RunSpec:
+def chosen(
+    spec: RunSpec, effort: Effort | None, launcher: Launcher | None, given: Iterable[Setting]
+) -> RunSpec:
     """`choose` with progress on the terminal.
 
     Args:
+        effort: None: normal, of the preset default.
         launcher: of the tries; None: processes of this machine.
+        given: what the user set.
+
+    Raises:
+        Mistake: where an effort is asked for with another preset.
     """
+    if effort is not None and spec.preset != "default":
+        raise Mistake(
+            f"--effort {effort} is of the preset default, not of {spec.preset}: leave it out, or "
+            "search around a preset with `tandem tune`"
+        )
     if effort == "quick":
         return spec
     with TerminalProgress() as progress:
-        return choose(spec, effort, launcher, progress)
+        return choose(spec, effort or "normal", launcher, progress, given)
 
 
-def choose(spec: RunSpec, effort: Effort, launcher: Launcher | None, progress: Progress) -> RunSpec:
+def choose(
+    spec: RunSpec,
+    effort: Effort,
+    launcher: Launcher | None,
+    progress: Progress,
+    given: Iterable[Setting] = (),
+) -> RunSpec:
     """The spec with the best config that the effort finds; flags hold in all that is tried.
 
     Says what was tried and what was chosen. Not for a run that is there already.
 
     Args:
         launcher: of the tries; None: processes of this machine, as many as suit it.
+        given: what the user set, beside what differs from the preset's rules.
 
-    Raises as `Launcher.each`.
+    Raises:
+        Mistake: as a start of the run, before anything is tried.
     """
-    dataset = Dataset.load(spec.data)
-    why = _nothing_to_try(spec, effort, dataset)
-    if why is not None:
-        if why:
+    if effort == "quick" or spec.preset != "default":
+        return spec
+    try:
+        dataset, _, is_there = open_run(spec)
+    except (Mistake, OSError):
+        if launcher is None:
+            raise
+        progress.message("nothing is tried, since this machine does not see the data or the run")
+        return spec
+    why = None if is_there else _nothing_to_try(spec, dataset)
+    if is_there or why is not None:
+        if why is not None:
             progress.message(f"effort {effort}: nothing is tried, since {why}")
         return spec
-    given = differences(default_preset(dataset), spec.config)
-    found = _fitting(proposals(dataset, effort), given, spec, dataset)
+    plain = spec.config.to_json()
+    fixed = {(section, name): plain[section][name] for section, name in given}
+    fixed |= differences(default_preset(dataset), spec.config)
+    found = _fitting(proposals(dataset, effort), fixed, spec, dataset)
     if len(found) < 2:
         progress.message(f"effort {effort}: nothing is tried, since the flags leave no choice")
         return spec
@@ -74,8 +107,11 @@ def choose(spec: RunSpec, effort: Effort, launcher: Launcher | None, progress: P
     baselines = tries.baselines(found[0].config.evaluation)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
     progress.message(f"  nothing trained: {found[0].config.evaluation.metric} of {shown}")
-    best, tried = _search(found, effort, tries, lambda near: _fitting(near, given, spec, dataset))
-    config = _final(best.config, tried, effort, given)
+    best, tried = _search(found, effort, tries, lambda near: _fitting(near, fixed, spec, dataset))
+    if tried is None:
+        progress.message("nothing that was tried could be trained: the rules decide")
+        return spec
+    config = _final(best.config, tried, effort, fixed)
     trained_on = " and ".join(config.data.train_splits)
     ahead = {name: value for name, value in baselines.items() if value > tried.best}
     for name, value in ahead.items():
@@ -87,18 +123,22 @@ def choose(spec: RunSpec, effort: Effort, launcher: Launcher | None, progress: P
     return replace(spec, config=config)
 
 
-def _search(found: list[Proposal], effort: Effort, tries: Tries, fitting: Any) -> Any:
-    """The best proposal and what its longest try found."""
+def _search(
+    found: list[Proposal],
+    effort: Effort,
+    tries: Tries,
+    fitting: Callable[[list[Proposal]], list[Proposal]],
+) -> tuple[Proposal, Tried | None]:
+    """The best proposal and what its longest try found; None where none could be trained."""
     by_name = {each.name: each for each in found}
     short = best_first(tries.of(found, SHORT))
-    if effort == "normal":
-        return by_name[short[0].name], short[0]
-    finalists = [by_name[each.name] for each in short[: math.ceil(len(short) / 2)]]
-    full = best_first(tries.of(finalists, 1.0))
-    near = fitting(variations(by_name[full[0].name]))
-    by_name |= {each.name: each for each in near}
-    full = best_first([*full, *tries.of(near, 1.0)])
-    return by_name[full[0].name], full[0]
+    if effort == "best" and short:
+        finalists = [by_name[each.name] for each in short[: math.ceil(len(short) / 2)]]
+        full = best_first(tries.of(finalists, 1.0)) or short
+        near = fitting(variations(by_name[full[0].name]))
+        by_name |= {each.name: each for each in near}
+        short = best_first([*full, *tries.of(near, 1.0)])
+    return (by_name[short[0].name], short[0]) if short else (found[0], None)
 
 
 def _is_large(dataset: Dataset) -> bool:
@@ -107,16 +147,12 @@ def _is_large(dataset: Dataset) -> bool:
 
 
 def best_first(tried: Sequence[Tried]) -> list[Tried]:
-    """By what they reached; among equals the one that was proposed first."""
-    return sorted(tried, key=lambda each: -each.best)
+    """Those that were trained, by what they reached; among equals the one proposed first."""
+    return sorted((each for each in tried if each.failed is None), key=lambda each: -each.best)
 
 
-def _nothing_to_try(spec: RunSpec, effort: Effort, dataset: Dataset) -> str | None:
-    """Why; "": it goes without saying; None: there is something to try."""
-    if effort == "quick" or spec.preset != "default":
-        return ""
-    if RunFolder(spec.out).config_file.is_file():  # it is gone on with
-        return ""
+def _nothing_to_try(spec: RunSpec, dataset: Dataset) -> str | None:
+    """Why; None: there is something to try."""
     if spec.config.data.windows:
         return "windows are trained in turn, and nothing is held out"
     if spec.start_from is not None:
@@ -124,9 +160,6 @@ def _nothing_to_try(spec: RunSpec, effort: Effort, dataset: Dataset) -> str | No
     if not dataset.splits["validation"].queries:
         return "the data have no validation part"
     return None
-
-
-Differences = dict[tuple[str, str], Any]
 
 
 def differences(before: Config, after: Config) -> Differences:
@@ -174,8 +207,8 @@ def _final(config: Config, tried: Tried, effort: Effort, given: Differences) -> 
     """Of the run itself: what was chosen, and on all data where nothing is left to watch."""
     on_all = {("data", "train_splits"): ("train", "validation"), ("evaluation", "every_epochs"): 0}
     free = {key: value for key, value in given.items() if key in FREE}
-    if effort == "best" and ("data", "train_splits") not in given:
-        free |= on_all
+    if effort == "best" and not free and not tried.is_slice:  # how long is best, is known
+        free = on_all
     if "validation" not in free.get(("data", "train_splits"), ()):
         return with_given(config, free)
     epochs = max(round(tried.best_epoch * config.training.epochs / tried.epochs), 1)

@@ -26,6 +26,7 @@ from trainer.data.schema import Dataset
 from trainer.effort.proposals import Proposal
 from trainer.files.line_file import LineFile, read_records
 from trainer.files.storage import storage_path
+from trainer.launch.causes import WorkFailedError
 from trainer.launch.launcher import Launcher, Worker
 from trainer.model.trained import load_run
 from trainer.observe.progress import Progress
@@ -34,14 +35,15 @@ from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
 from trainer.run.folder import RunSpec
 from trainer.train import run_worker
+from trainer.watch.finite import NonFiniteError
 
 LEAST_EPOCHS = 2
 MOST_STEPS = 8_000
 """Of a try: of large data it sees a slice."""
 QUICK_BASELINES = {"popularity": 1 << 62, "item neighbours": 200_000, "EASE": 4_000}
 """By the most items for which they take seconds."""
-MOST_PAIRS = 20_000_000
-USERS_OF_BASELINES = 2_000
+MOST_WORK = 2 * 10**10
+"""Training rows times users asked: a minute or two."""
 TELL_SECONDS = 10.0
 NAME = "tried"
 """What such a training records as its preset: settings of a program's, which fit the data as they
@@ -65,6 +67,10 @@ class Tried:
     epochs: int
     """It was to have."""
     seconds: float
+    failed: str | None = None
+    """Why it could not be trained: nothing of it was measured then."""
+    is_slice: bool = False
+    """Whether it saw a part of its epochs alone, of data that are large."""
 
 
 class Tries:
@@ -90,49 +96,58 @@ class Tries:
         }
 
     def of(self, chosen: Sequence[Proposal], share: float) -> list[Tried]:
-        """What became of each, in their order.
+        """What became of each, in their order; those after one that ended the launcher are missing.
 
         Args:
             share: part of its epochs that each is trained for.
-
-        Raises as `Launcher.each`.
         """
         specs = {each.name: self._spec_of(each, share) for each in chosen}
+        why = {each.name: each.why for each in chosen}
         found = {
-            name: self._known[spec.config.digest]
+            name: replace(self._known[spec.config.digest], name=name, why=why[name])
             for name, spec in specs.items()
             if spec.config.digest in self._known
         }
         waiting = {name: spec for name, spec in specs.items() if name not in found}
-        why = {each.name: each.why for each in chosen}
         with _ticking(self._progress, len(found), len(specs)) as done:
-            for name, result in self._launcher.each(try_out, waiting):
-                config = specs[name].config
-                found[name] = Tried(
-                    name=name,
-                    why=why[name],
-                    digest=config.digest,
-                    dataset_digest=self._dataset.digest,
-                    metric=config.evaluation.metric,
-                    epochs=config.training.epochs,
-                    **result,
-                )
-                self._lines.append(json.dumps(asdict(found[name])))
-                done(len(found))
-                self._progress.message(told(found[name]))
-        self._lines.flush()
-        return [found[each.name] for each in chosen]
+            try:
+                for name, result in self._launcher.each(try_out, waiting):
+                    found[name] = self._noted(name, why[name], specs[name].config, result)
+                    done(len(found))
+            except WorkFailedError as error:
+                self._progress.message(f"a try failed, and those after it are left out: {error}")
+            finally:
+                self._lines.flush()
+        return [found[each.name] for each in chosen if each.name in found]
+
+    def _noted(self, name: str, why: str, config: Config, result: dict[str, Any]) -> Tried:
+        rows = self._dataset.splits["train"].positives
+        steps = config.training.epochs * -(-rows // config.training.global_batch_size)
+        tried = Tried(
+            name=name,
+            why=why,
+            digest=config.digest,
+            dataset_digest=self._dataset.digest,
+            metric=config.evaluation.metric,
+            epochs=config.training.epochs,
+            is_slice=steps > MOST_STEPS,
+            **result,
+        )
+        self._lines.append(json.dumps(asdict(tried)))
+        self._progress.message(told(tried))
+        return tried
 
     def baselines(self, evaluation: EvaluationConfig) -> dict[str, float]:
         """The metric of what nothing is trained for, on the same users; {} where it has none.
 
         Of the closed forms those that take seconds on data of the size.
         """
+        users = evaluation.users or USERS_EVALUATED
         names = [n for n, most in QUICK_BASELINES.items() if self._dataset.num_items <= most]
-        if self._dataset.splits["train"].positives > MOST_PAIRS:
+        if self._dataset.splits["train"].positives * users > MOST_WORK:
             names = ["popularity"]
         cutoff = int(evaluation.metric.partition("@")[2])
-        asking = Asking(self._spec.data, "validation", (cutoff,), USERS_OF_BASELINES, names)
+        asking = Asking(self._spec.data, "validation", (cutoff,), users, names)
         with _ticking(self._progress, 0, 1):
             ((_, found),) = self._launcher.each(measure_baselines, {"baselines": asking})
         return {each["name"]: each["values"][evaluation.metric] for each in found}
@@ -160,6 +175,8 @@ class Tries:
 
 def told(tried: Tried) -> str:
     """One line of what a try found."""
+    if tried.failed is not None:
+        return f"  {tried.name:<24} cannot be trained: {tried.failed}"
     return (
         f"  {tried.name:<24} {tried.metric} {tried.best:.4f} on validation after "
         f"{tried.best_epoch} epochs, {tried.seconds:,.0f} s: {tried.why}"
@@ -167,22 +184,28 @@ def told(tried: Tried) -> str:
 
 
 def try_out(spec: RunSpec, worker: Worker) -> dict[str, Any]:
-    """Train and forget: the best value on validation, when, and how long it took. On one rank."""
+    """Train and forget: the best value on validation, when, and how long it took. On one rank.
+
+    A model that does not fit, or whose loss leaves the numbers there are, is no reason to end.
+    """
     evaluated: list[tuple[float, int]] = []
 
     def noted(values: dict[str, float]) -> None:
         evaluated.append((values[spec.config.evaluation.metric], int(values["epoch"]) + 1))
 
-    started = time.perf_counter()
+    started, failed = time.perf_counter(), None
+    hooks = replace(worker.hooks, on_evaluation=noted)
     with TemporaryDirectory(prefix="tandem-try-") as folder:
         out = str(Path(folder) / "run")
-        run_worker(
-            replace(spec, out=out), worker.progress, replace(worker.hooks, on_evaluation=noted)
-        )
-        if not evaluated:  # ended within its first epoch
-            evaluated.append((_evaluated(out, spec.config, worker), 1))
-    best, epoch = max(evaluated, key=lambda each: each[0])
-    return {"best": best, "best_epoch": epoch, "seconds": time.perf_counter() - started}
+        try:
+            run_worker(replace(spec, out=out), worker.progress, hooks)
+            if not evaluated:  # ended within its first epoch
+                evaluated.append((_evaluated(out, spec.config, worker), 1))
+        except (Mistake, NonFiniteError) as error:
+            failed = str(error)
+    best, epoch = max(evaluated, key=lambda each: each[0], default=(0.0, 0))
+    seconds = time.perf_counter() - started
+    return {"best": best, "best_epoch": epoch, "seconds": seconds, "failed": failed}
 
 
 def _evaluated(run: str, config: Config, worker: Worker) -> float:

@@ -111,7 +111,7 @@ def _chance(
         overlap = half and ahead < half
         return ", and their intervals overlap: such a difference may be chance" if overlap else ""
     shown = f"{found.difference:+.4f} ± {found.half_width:.4f} over {found.users:,} users"
-    verdict = "more than chance" if found.is_clear else "which may be chance"
+    verdict = "more than chance over users" if found.is_clear else "which may be chance"
     return f" ({shown}, {verdict})"
 
 

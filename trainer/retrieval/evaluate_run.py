@@ -43,6 +43,8 @@ class Evaluated:
     evaluation: Evaluation
     record: dict[str, Any]
     """What RUN/evaluation.json holds of the split."""
+    beside: tuple[str, ...] = ()
+    """A line for each measure and run of `--against`."""
     not_kept: str | None = None
     """Why the file could not be written."""
 
@@ -70,18 +72,14 @@ def evaluate(arguments: EvaluateArguments, launcher: Launcher | None = None) -> 
             say(line)
         for key, count in found.record["unknown_ids"].items():
             say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
-        found.kept_record()
-        for line in beside(arguments):
+        for line in found.beside:
             say(line)
+        found.kept_record()
     return found.record
 
 
-def beside(arguments: EvaluateArguments) -> Iterator[str]:
+def _beside(arguments: EvaluateArguments, own: pa.Table, digest: str) -> Iterator[str]:
     """How a run that was evaluated stands beside each of `--against`, user by user."""
-    if not arguments.against:
-        return
-    digest = open_data(RunFolder(arguments.run), arguments.data)[1].digest
-    own = read_per_user(storage_path(arguments.run), arguments.split, digest)
     names = [name for name in own.column_names[1:] if name.endswith("@20")]
     for other in arguments.against:
         theirs = read_per_user(storage_path(other), arguments.split, digest)
@@ -186,10 +184,12 @@ def _evaluate(opened: OpenedRun, checked: _Checked, progress: Progress, hooks: H
     unknown = Counter(encoder.unknown_ids()) - before  # collective
     beside = {"step": trained.step, "unknown_ids": dict(unknown)}
     record = {**as_record(evaluation), **beside}
-    not_kept = None
+    not_kept, lines = None, ()
     if opened.ranks.is_first:
-        not_kept = _keep(checked, record, evaluation.per_user, trained.dataset.digest)
-    return Evaluated(replace(evaluation, per_user=None), record, not_kept)
+        digest = trained.dataset.digest
+        not_kept = _keep(checked, record, evaluation.per_user, digest)
+        lines = tuple(_beside(arguments, evaluation.per_user, digest))
+    return Evaluated(replace(evaluation, per_user=None), record, lines, not_kept)
 
 
 def _keep(
@@ -200,7 +200,8 @@ def _keep(
     path = run / REPORT_FILE
     try:
         write_json(path, {**checked.before, split: record})
-        write_per_user(per_user_file(run, split), per_user, dataset_digest)
+        path = per_user_file(run, split)
+        write_per_user(path, per_user, dataset_digest)
     except OSError as error:
         problem = error.strerror or error
         return f"the figures are not kept: {path} cannot be written ({problem})"

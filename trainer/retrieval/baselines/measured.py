@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from trainer.retrieval.queries import of_split, sample_rows
 
 QUERIES_AT_ONCE = 512
 MOST_SCORES = 1 << 27
-"""Scores held at once: half a GiB."""
+"""Scores of items, or of users, held at once: half a GiB."""
 NAMES = ("popularity", "item neighbours", "Turbo-CF", "EASE", "ALS (implicit)")
 
 
@@ -53,7 +54,7 @@ def measure_baselines(asking: Asking, worker: Worker) -> list[dict[str, Any]]:
     Work of one rank: memory of the pairs, of a block of scores and, for EASE, of items by items.
     """
     dataset = Dataset.load(asking.data)
-    pairs = read_pairs(dataset)
+    pairs = cache(lambda: read_pairs(dataset))
     found: list[dict[str, Any]] = []
     for place, name in enumerate(asking.names):
         worker.progress.update("baselines", place, len(asking.names))
@@ -69,33 +70,35 @@ def measure_baselines(asking: Asking, worker: Worker) -> list[dict[str, Any]]:
     return found
 
 
-def _scorer(name: str, pairs: Pairs, dataset: Dataset) -> tuple[Scorer | None, str]:
+def _scorer(name: str, pairs: Callable[[], Pairs], dataset: Dataset) -> tuple[Scorer | None, str]:
     """A baseline's scores, and its setting; None, and why there are none. Popularity has none."""
     if name == "item neighbours":
-        return item_neighbours(pairs), "weighted"
+        return item_neighbours(pairs()), "weighted"
     if name == "Turbo-CF":
-        return turbo_cf(pairs), "second order"
+        return turbo_cf(pairs()), "second order"
     if name == "EASE":
         return _best_ease(pairs, dataset)
     if name == "ALS (implicit)":
-        scorer = als(pairs)
+        scorer = als(pairs())
         return scorer, "64 wide" if scorer else "implicit is not installed"
     return None, ""
 
 
-def _best_ease(pairs: Pairs, dataset: Dataset) -> tuple[Scorer | None, str]:
+def _best_ease(pairs: Callable[[], Pairs], dataset: Dataset) -> tuple[Scorer | None, str]:
     """By the penalty that is best on validation."""
     if dataset.num_items > MOST_SQUARE:
         return None, f"{dataset.num_items:,} items are too many to invert: at most {MOST_SQUARE:,}"
     if not dataset.splits["validation"].queries:
-        return ease(pairs, PENALTIES[1]), f"penalty {PENALTIES[1]:g}"
+        return ease(pairs(), PENALTIES[1]), f"penalty {PENALTIES[1]:g}"
+
+    k = min(20, dataset.num_items)
 
     def quality(penalty: float) -> float:
-        values = evaluated(ease(pairs, penalty), dataset, "validation", (20,), 2_000)
-        return values["ndcg@20"]
+        values = evaluated(ease(pairs(), penalty), dataset, "validation", (k,), 2_000)
+        return values[f"ndcg@{k}"]
 
     best = max(PENALTIES, key=quality)
-    return ease(pairs, best), f"penalty {best:g}"
+    return ease(pairs(), best), f"penalty {best:g}"
 
 
 def evaluated(
@@ -107,7 +110,7 @@ def evaluated(
     asked = of_split(dataset, split, count_I)
     tally = Tally(dataset, ks, cpu, None, 0)
     popular = PopularityRanking(torch.from_numpy(count_I))
-    most = max(1, min(QUERIES_AT_ONCE, MOST_SCORES // dataset.num_items))
+    most = max(1, min(QUERIES_AT_ONCE, MOST_SCORES // max(dataset.num_items, dataset.num_users)))
     for block in asked.read(sample_rows(asked.num_queries, users, 0), most):
         if scorer is None:
             tally.add(popular.topk(block.seen, max(ks)), block)
