@@ -211,6 +211,10 @@ def test_values_that_are_not_finite_become_gaps(tmp_path: Path) -> None:
     assert columns == {"step": [1, 2], "loss": [None, 3.0], "extra": [None, 1.0]}
     long = thinned({"step": list(range(10_000))})
     assert len(long["step"]) <= MOST_POINTS + 1 and long["step"][-1] == 9_999
+    failed = [None] * 10_000
+    failed[4_321] = 2.0  # type: ignore[call-overload]
+    rare = thinned({"step": list(range(10_000)), "checkpoint_failures": failed})
+    assert 2.0 in rare["checkpoint_failures"] and len(rare["step"]) <= MOST_POINTS + 2
 
 
 def test_names_cannot_break_out_of_the_page() -> None:
@@ -289,6 +293,10 @@ QUIET = {
         ({"now": {"phase": "stopped", "is_alive": False}}, "TandemRunEndedEarly"),
         ({"starts": [{"step": 0, "time": 0.0}, {"step": 9, "time": 950.0}]}, "TandemRestarted"),
         ({"metrics": {"checkpoint_failures": [0.0, 2.0, None]}}, "TandemCheckpointFailing"),
+        (
+            {"metrics": {"checkpoint_failures": [1.0, 2.0], "time": [100.0, 5000.0]}},
+            "TandemCheckpointFailing",
+        ),
         ({"metrics": {"data_wait_share": [0.1, 0.4, 0.4, 0.5]}}, "TandemDataStarvation"),
     ],
 )
@@ -299,6 +307,11 @@ def test_troubles_are_told_where_they_are(changed: dict, name: str) -> None:
     (found,) = troubles_of(run, 1000.0)
     assert found.name == name
     assert f"## {name}\n" in (ROOT / "docs/runbooks/alerts.md").read_text()
+
+
+def test_a_checkpoint_that_failed_long_ago_is_no_trouble_now() -> None:
+    metrics = {"checkpoint_failures": [2.0, 2.0], "time": [100.0, 9000.0]}
+    assert troubles_of({**QUIET, "metrics": metrics}, 9100.0) == []
 
 
 def read_when_there(url: str) -> bytes:

@@ -18,6 +18,7 @@ from trainer.run.folder import RunFolder
 from trainer.run.state import read_state
 
 MOST_POINTS = 400
+FEW_POINTS = 50
 
 
 def read_run(path: str | StoragePath) -> dict[str, Any]:
@@ -67,11 +68,19 @@ class RunReader:
 
 
 def thinned(columns: Columns) -> Columns:
-    """At most MOST_POINTS values a column: every n-th, and the last."""
+    """Every n-th line and the last, MOST_POINTS of them, and those that have a rare value.
+
+    What is written when it changes (a checkpoint that failed, the time of an evaluation) stands in
+    few lines: of each such column FEW_POINTS are kept.
+    """
     length = len(columns["step"])
     every = -(-length // MOST_POINTS) or 1
-    kept = sorted({*range(0, length, every), *([length - 1] if length else [])})
-    return {key: [values[index] for index in kept] for key, values in columns.items()}
+    kept = {*range(0, length, every), *([length - 1] if length else [])}
+    for values in columns.values():
+        known = [place for place, value in enumerate(values) if value is not None]
+        if every > 1 and len(known) * every < length:
+            kept |= {*known[:: -(-len(known) // FEW_POINTS) or 1], *known[-1:]}
+    return {key: [values[place] for place in sorted(kept)] for key, values in columns.items()}
 
 
 def _now(folder: RunFolder, metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ STARVED_SHARE = 0.3
 STARVED_READINGS = 3
 """So many readings in a row above the limit."""
 RESTARTED_SECONDS = 600.0
+FAILING_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,24 @@ def troubles_of(run: dict[str, Any], now: float) -> list[Trouble]:
     if again:
         words = f"Started anew {len(again)} times in the last ten minutes"
         found.append(Trouble("TandemRestarted", False, words))
-    failures = _newest(run, "checkpoint_failures", 1)
-    if failures and failures[-1] > 0:
-        words = f"{failures[-1]:,.0f} checkpoints could not be written"
+    failures = _grown(run, "checkpoint_failures", now - FAILING_SECONDS)
+    if failures > 0:
+        words = f"{failures:,.0f} checkpoints could not be written in the last hour"
         found.append(Trouble("TandemCheckpointFailing", False, words))
     waits = _newest(run, "data_wait_share", STARVED_READINGS)
     if len(waits) == STARVED_READINGS and min(waits) > STARVED_SHARE:
         words = f"Steps wait for data {waits[-1]:.0%} of the time"
         found.append(Trouble("TandemDataStarvation", False, words))
     return found
+
+
+def _grown(run: dict[str, Any], key: str, since: float) -> float:
+    """How far a count has grown since a moment; where lines have no time, since the start."""
+    values = run["metrics"].get(key, [])
+    times = run["metrics"].get("time", [None] * len(values))
+    known = [pair for pair in zip(values, times, strict=True) if pair[0] is not None]
+    before = [value for value, time in known if time is not None and time < since]
+    return (known[-1][0] if known else 0.0) - (before[-1] if before else 0.0)
 
 
 def _newest(run: dict[str, Any], key: str, count: int) -> list[float]:

@@ -184,7 +184,8 @@ def _evaluate(opened: OpenedRun, checked: _Checked, progress: Progress, hooks: H
     unknown = Counter(encoder.unknown_ids()) - before  # collective
     beside = {"step": trained.step, "unknown_ids": dict(unknown)}
     record = {**as_record(evaluation), **beside}
-    not_kept, lines = None, ()
+    not_kept: str | None = None
+    lines: tuple[str, ...] = ()
     if opened.ranks.is_first:
         digest = trained.dataset.digest
         not_kept = _keep(checked, record, evaluation.per_user, digest)
