@@ -94,7 +94,7 @@ def test_an_order_is_tried_as_a_sequence_and_a_graph_without(
     timed: Dataset, untimed: Dataset
 ) -> None:
     by_order = [each.config.model.tower for each in proposals(timed, "normal")]
-    assert by_order == ["sequence", "history", "history"]
+    assert by_order == ["sequence", "history", "history", "mf"]
     by_graph = [each.config.model.similarity for each in proposals(untimed, "normal")]
     assert by_graph == ["dot", "cosine", "cosine"]
     (rules,) = proposals(timed, "quick")
@@ -122,7 +122,7 @@ def test_the_best_on_validation_is_trained(timed: Dataset, tmp_path: Path) -> No
     told, launcher = Told(), Graded({"places": 0.3, "sequence": 0.2})
     found = choose(spec_of(timed, tmp_path / "run"), "normal", launcher, told)
     assert found.config.model.history_pooling == "places" and found.config.model.dim == 64
-    assert len(launcher.given) == 3
+    assert len(launcher.given) == 4
     assert all(spec.config.evaluation.every_epochs == 1 for spec in launcher.given)
     assert any("0.3000" in line and "places" in line for line in told.lines)
     assert told.lines[-1].startswith("chosen: places")
@@ -146,7 +146,7 @@ def test_a_run_begins_where_tries_are(timed: Dataset, tmp_path: Path) -> None:
     spec = choose(spec_of(timed, out), "normal", Graded({}), Told())
     assert RunFolder(str(out)).check_start(spec, timed) is False
     lines = (out / "tries.jsonl").read_text().splitlines()
-    assert len(lines) == 3 and json.loads(lines[0])["metric"] == "ndcg@20"
+    assert len(lines) == 4 and json.loads(lines[0])["metric"] == "ndcg@20"
 
 
 def test_flags_hold_in_all_that_is_tried(timed: Dataset, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class TrainOnRay(OnRay, TrainArguments):
     """Train a two-tower model on Ray; every field of its config can be set by --section.field."""
 
     effort: Effort | None = None
-    """Of the preset default; left out: normal. quick: its rules by the data. normal: up to four
+    """Of the preset default; left out: normal. quick: its rules by the data. normal: up to five
     models are tried on a part of the training, and the best on validation is trained. best: a short
     search, and a last run on train and validation."""
 

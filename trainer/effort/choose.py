@@ -1,7 +1,7 @@
 """`--effort`: from what is tried on validation to the config of the run.
 
 quick   the preset's rules, nothing is tried
-normal  up to four models, each for a third of its length; the best is trained in full
+normal  up to five models, each for a third of its length; the best is trained in full
 best    all of them; the better half in full; variations of the best; the last run is trained on
         train and validation, for as long as the best of all was trained
 """

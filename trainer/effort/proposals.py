@@ -104,6 +104,10 @@ def _wide(facts: DataFacts) -> int:
     return width
 
 
+def _batch(facts: DataFacts) -> int:
+    return 4096 if facts.rows >= MANY_ROWS else 1024
+
+
 def _by_order(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
     """Where the order is known: the last items by their places, and a transformer over more."""
     wide = _wide(facts)
@@ -130,12 +134,16 @@ def _by_order(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
         "loss": {"negative_weight": 1.4, "precision": "bf16"},
     }
     yield Proposal("places, wide", f"the same, {wide} wide, beside the user", changed(rules, broad))
+    unordered = replace(rules.model, tower="mf", history_pooling="mean", use_user_id=True)
+    told = f"cosines, {wide} wide, by the loss of the first places, in case the order says nothing"
+    plain = replace(rules, model=unordered)
+    yield Proposal("first places", told, _sl_at_k(plain, wide, _batch(facts)))
 
 
 def _by_graph(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
     """Without an order: who took what is a graph; its smoothed scores, and factors from there."""
     wide = _wide(facts)
-    batch = 4096 if facts.rows >= MANY_ROWS else 1024
+    batch = _batch(facts)
     yield Proposal("graph", "inner products from the smoothed graph, small steps", rules)
     told = f"cosines, {wide} wide, by the loss of the first places"
     yield Proposal("first places", told, _sl_at_k(rules, wide, batch))
@@ -161,7 +169,12 @@ def _factors(rules: Config, width: int, batch: int) -> Config:
     """Gowalla's: cosines from the spectral directions, BSL over uniform negatives, a warm-up."""
     return replace(
         rules,
-        model=replace(rules.model, similarity="cosine", dim=width, init_std=0.02),
+        model=replace(
+            rules.model,
+            similarity="cosine",
+            dim=width,
+            init_std=0.02 if rules.model.spectral_start else 0.1,
+        ),
         loss=LossConfig(name="bsl", temperature=0.1, negative_weight=1.3, precision="bf16"),
         negatives=NegativesConfig(in_batch=False, uniform=2048, log_q="none"),
         optimizer=replace(rules.optimizer, table_learning_rate=0.06, warmup_steps=500),

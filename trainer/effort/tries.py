@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -109,7 +109,8 @@ class Tries:
             if spec.config.digest in self._known
         }
         waiting = {name: spec for name, spec in specs.items() if name not in found}
-        with _ticking(self._progress, len(found), len(specs)) as done:
+        label = f"tried {{}} of {len(specs)}, seconds"
+        with _ticking(self._progress, label, len(found)) as done:
             try:
                 for name, result in self._launcher.each(try_out, waiting):
                     found[name] = self._noted(name, why[name], specs[name].config, result)
@@ -148,7 +149,7 @@ class Tries:
             names = ["popularity"]
         cutoff = int(evaluation.metric.partition("@")[2])
         asking = Asking(self._spec.data, "validation", (cutoff,), users, names)
-        with _ticking(self._progress, 0, 1):
+        with _ticking(self._progress, "closed forms, seconds"):
             ((_, found),) = self._launcher.each(measure_baselines, {"baselines": asking})
         return {each["name"]: each["values"][evaluation.metric] for each in found}
 
@@ -218,14 +219,14 @@ def _evaluated(run: str, config: Config, worker: Worker) -> float:
 
 
 @contextmanager
-def _ticking(progress: Progress, done: int, total: int) -> Iterator[Any]:
+def _ticking(progress: Progress, label: str, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Says every few seconds that the tries go on: they themselves are silent."""
     state, over, began = [done], Event(), time.monotonic()
 
     def tell() -> None:
         while True:
             seconds = round(time.monotonic() - began)
-            progress.update(f"tried {state[0]} of {total}, seconds", seconds)
+            progress.update(label.format(state[0]), seconds)
             if over.wait(TELL_SECONDS):
                 return
 

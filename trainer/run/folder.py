@@ -117,7 +117,7 @@ class RunFolder:
             raise Mistake(
                 f"{self.path} is no run: it has no config.json; "
                 f"make one with `tandem train PRESET --data DIR --out {self.path}`. "
-                "A run that was just started has it once its workers are up"
+                "A run that was just started has it once models are tried and workers are up"
             )
         try:
             return read_as(RunFacts, read_json(file))
