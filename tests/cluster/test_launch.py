@@ -26,10 +26,12 @@ def test_two_workers_train_and_ray_stays_quiet(tmp_path: Path) -> None:
         environment={"PYTHONPATH": path},
     ) as run:
         assert run.finish() == 0, run.text
-    first, second, *steps, last = run.lines
+    first, second, data, model, loss, *steps, evaluate, report, last = run.lines
     assert first.startswith("metrics: http://127.0.0.1:")
     assert second == "starting workers (2), which takes up to a minute"
+    assert [line.split()[0] for line in (data, model, loss)] == ["data", "model", "loss"]
     assert all(line.startswith("training  ") for line in steps), run.text
     assert steps[-1].startswith("training  6/6  loss ")
+    assert evaluate.startswith("next: tandem evaluate ") and "tandem report " in report
     assert last.startswith("trained 6 steps with 2 workers in ")
     assert list(run.losses()) == [1, 2, 3, 4, 5, 6]
