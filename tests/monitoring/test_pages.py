@@ -340,6 +340,10 @@ def test_the_verdicts_follow_the_curve() -> None:
     assert "levelled off" in still_learning(learnt(0.1, 0.3, 0.301, 0.3, 0.302))
     ended = still_learning(learnt(0.1, 0.3, 0.29, 0.28, 0.27))
     assert "best at evaluation 2 of 5, and 3 evaluations since" in ended
+    patient = learnt(0.1, 0.11, 0.3, 0.29, 0.3)
+    assert "still learning" in still_learning(patient)
+    patient["config"]["evaluation"]["patience"] = 2  # it ended by itself
+    assert "best at evaluation 3 of 5, and 2 evaluations since" in still_learning(patient)
     assert "too few" in still_learning(learnt(0.1))
     assert "not evaluated while training" in still_learning(learnt())
     quality = quality_of(learnt(0.1, 0.3, 0.2))

@@ -111,7 +111,8 @@ def still_learning(run: dict[str, Any]) -> str:
     if len(values) <= LOOKED_BACK:
         return f"{len(values)} evaluations while training are too few to say whether it learns on."
     since = len(values) - 1 - best
-    if since >= LOOKED_BACK:
+    patience = run["config"]["evaluation"].get("patience") or LOOKED_BACK
+    if since >= min(patience, LOOKED_BACK):
         return (
             f"It has come to its end: {metric} was best at evaluation {best + 1} of "
             f"{len(values)}, and {since} evaluations since brought nothing better."
