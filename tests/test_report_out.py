@@ -44,6 +44,11 @@ def test_a_report_replaces_a_report(run: str, tmp_path: Path) -> None:
     assert other == make(run, other)
 
 
+def test_a_page_of_several_does_not_replace_that_of_one(run: str) -> None:
+    made = report(ReportArguments((run, run)))
+    assert made == Path(run) / "reports.html"
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "empty", "fifo", "device", "link", "name"])
 def test_what_is_no_report_is_left_alone(kind: str, run: str, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -34,7 +34,7 @@ class ReportArguments:
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders or URIs of runs."""
     out: str | None = None
-    """File to write; RUN/report.html of the first run if left out."""
+    """File to write. Left out: RUN/report.html; of several runs reports.html in the first."""
     people: int = 10
     """Of one run: users whose recommendations are shown; 0: none."""
 
@@ -71,7 +71,8 @@ def report(arguments: ReportArguments) -> StoragePath:
 def _free_place(arguments: ReportArguments) -> StoragePath:
     """Where the page goes. Raises Mistake where something else than a report is already."""
     if arguments.out is None:
-        out = storage_path(arguments.runs[0]) / "report.html"
+        name = "report.html" if len(arguments.runs) == 1 else "reports.html"
+        out = storage_path(arguments.runs[0]) / name
     else:
         out = storage_path(arguments.out)
     if isinstance(out, Path) and out.is_symlink() and not out.exists():
