@@ -9,6 +9,7 @@ best    all of them; the better half in full; variations of the best; the last r
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -103,6 +104,7 @@ def choose(
         "leaves out"
     )
     launcher = launcher or Processes(1 if _is_large(dataset) else min(len(found), most_workers()))
+    began = time.monotonic()
     tries = Tries(spec, dataset, launcher, progress)
     baselines = tries.baselines(found[0].config.evaluation)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
@@ -119,7 +121,11 @@ def choose(
             f"{name}, for which nothing is trained, is ahead of all that was tried so far: "
             f"{value:.4f} beside {tried.best:.4f}"
         )
-    progress.message(f"chosen: {best.name} ({best.why}); it is now trained on {trained_on}")
+    took = time.monotonic() - began
+    progress.message(
+        f"chosen: {best.name} ({best.why}), after {took:,.0f} s of tries; it is now trained on "
+        f"{trained_on}"
+    )
     return replace(spec, config=config)
 
 
