@@ -12,14 +12,15 @@ import pytest
 
 from tests.datasets import make_dataset
 from trainer.base.mistake import Mistake
-from trainer.command_line import settings_given
+from trainer.command_line import overridden, settings_given
 from trainer.config.default_preset import default_preset
-from trainer.config.sections import Config
+from trainer.config.sections import Config, settings_of
 from trainer.data.feature_types import Attribute
 from trainer.data.schema import Dataset
-from trainer.effort.choose import choose, chosen, differences, with_given
+from trainer.effort.choices import Effort
+from trainer.effort.choose import choose, chosen, differences
 from trainer.effort.data_facts import facts_of
-from trainer.effort.proposals import Effort, proposals, variations
+from trainer.effort.proposals import proposals, variations
 from trainer.effort.tries import try_out
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.here import Here
@@ -164,7 +165,7 @@ def test_flags_hold_in_all_that_is_tried(timed: Dataset, tmp_path: Path) -> None
 def test_flags_that_say_what_the_rules_say_hold_too(timed: Dataset, tmp_path: Path) -> None:
     flags = ["--model.dim", "64", "--model.no-use-user-id", "--data", "D", "--loss.name=bsl"]
     given = settings_given(flags)
-    assert given == {("model", "dim"), ("model", "use_user_id"), ("loss", "name")}
+    assert given == {"model.dim", "model.use_user_id", "loss.name"}
     launcher = Graded({"places, wide": 0.9})
     choose(spec_of(timed, tmp_path / "run"), "normal", launcher, Told(), given)
     assert {spec.config.model.dim for spec in launcher.given} == {64}
@@ -173,12 +174,11 @@ def test_flags_that_say_what_the_rules_say_hold_too(timed: Dataset, tmp_path: Pa
 
 def test_flags_may_leave_no_choice(timed: Dataset, tmp_path: Path) -> None:
     rules, told, launcher = default_preset(timed), Told(), Graded({})
-    plain = rules.to_json()
-    given = {(section, name) for section, fields in plain.items() for name in fields}
+    given = settings_of(rules.to_json())
     spec = spec_of(timed, tmp_path / "run")
     assert choose(spec, "normal", launcher, told, given) == spec
     assert launcher.given == [] and "the flags leave no choice" in told.lines[0]
-    assert with_given(rules, differences(rules, rules)) == rules
+    assert overridden(rules, differences(rules, rules)) == rules
 
 
 def test_what_cannot_be_trained_is_said_and_left_out(timed: Dataset, tmp_path: Path) -> None:

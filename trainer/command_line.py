@@ -21,7 +21,7 @@ from trainer.base.typed import nearest
 from trainer.config.default_preset import explain
 from trainer.config.preset_file import as_toml, is_path
 from trainer.config.presets import PRESETS, find_preset
-from trainer.config.sections import Config
+from trainer.config.sections import Config, settings_of
 from trainer.config.short_help import ALL, MORE, PRINT, short_kind
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import absolute
@@ -236,7 +236,7 @@ def overridden(config: Config, overrides: Mapping[str, Any]) -> Config:
     name = overrides.get("loss.name", config.loss.name)
     loss = config.loss.of(name) if name in LOSSES else config.loss
     changed = {**config.to_json(), "loss": dataclasses.asdict(loss)}
-    known = [f"{section}.{name}" for section, fields in changed.items() for name in fields]
+    known = list(settings_of(changed))
     for setting, value in overrides.items():
         if setting not in known:
             raise Mistake(f"overrides: unknown setting {setting!r}: {_hint(setting, known)}")
@@ -245,17 +245,15 @@ def overridden(config: Config, overrides: Mapping[str, Any]) -> Config:
     return Config.from_json(changed)
 
 
-def settings_given(flags: Sequence[str]) -> set[tuple[str, str]]:
-    """Section and name of what flags set: of `--model.no-use-user-id` model and use_user_id."""
-    sections = Config().to_json()
-    found = set()
-    for flag in flags:
-        section, dot, name = flag.partition("=")[0].removeprefix("--").partition(".")
-        name = name.replace("-", "_")
-        for each in (name, name.removeprefix("no_")):
-            if flag.startswith("--") and dot and each in sections.get(section, {}):
-                found.add((section, each))
-    return found
+def settings_given(flags: Sequence[str]) -> set[str]:
+    """Names of what flags set: of `--model.no-use-user-id` model.use_user_id."""
+    names = {
+        flag.partition("=")[0].removeprefix("--").replace("-", "_")
+        for flag in flags
+        if flag.startswith("--")
+    }
+    names |= {name.replace(".no_", ".", 1) for name in names}
+    return names & settings_of(Config().to_json()).keys()
 
 
 def _hint(setting: str, known: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from trainer.base.typed import read_as
 from trainer.command_line import config_for, overridden, recorded_name
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.effort.proposals import Effort
+from trainer.effort.choices import Effort
 from trainer.files.filesystems import absolute
 from trainer.fitting import precheck
 from trainer.launch.launcher import Launcher
@@ -74,7 +74,6 @@ def train(
 
         quiet_libraries()  # after the import of Ray, which sets its own levels
         launcher = RayWorkers(options)
-    given = {(section, field) for section, _, field in (key.partition(".") for key in overrides)}
-    spec = chosen(spec, effort, None if launcher.is_here else launcher, given)
+    spec = chosen(spec, effort, None if launcher.is_here else launcher, given=overrides)
     launcher.run(train_on_rank, spec, resumable(spec, "go on with resume=True"))
     return Run(run, folder, launcher_for)

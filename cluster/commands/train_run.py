@@ -16,7 +16,7 @@ from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
 from trainer.command_line import TrainArguments, parse_preset, settings_given
 from trainer.config.presets import PRESETS
-from trainer.effort.proposals import Effort
+from trainer.effort.choices import Effort
 from trainer.files.filesystems import absolute
 from trainer.fitting import precheck
 from trainer.run.folder import RunFolder, RunSpec
@@ -105,7 +105,7 @@ def train(
     spec: RunSpec,
     options: LaunchOptions,
     effort: Effort | None = None,
-    given: Iterable[tuple[str, str]] = (),
+    given: Iterable[str] = (),
 ) -> int:
     """Check, try what the effort allows, train, report. `given`: settings that the user set."""
     precheck(spec, options.is_here)

@@ -26,6 +26,15 @@ from trainer.config.optimizer_section import OptimizerConfig
 from trainer.config.training_section import CheckpointConfig, TrainingConfig
 
 
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """By "section.name", as flags name them, the values of a config as JSON has it."""
+    return {
+        f"{section}.{name}": value
+        for section, fields in config.items()
+        for name, value in fields.items()
+    }
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything a run is: with the data, the seed and the number of workers it fixes the run."""

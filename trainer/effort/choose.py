@@ -11,15 +11,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from trainer.base.mistake import Mistake
-from trainer.base.typed import read_as
+from trainer.command_line import overridden
 from trainer.config.default_preset import default_preset
-from trainer.config.sections import Config
+from trainer.config.sections import Config, settings_of
 from trainer.data.schema import Dataset
-from trainer.effort.proposals import Effort, Proposal, proposals, variations
+from trainer.effort.choices import Effort
+from trainer.effort.proposals import Proposal, proposals, variations
 from trainer.effort.tries import NAME, Tried, Tries
 from trainer.fitting import fitted
 from trainer.launch.launcher import Launcher
@@ -27,24 +28,23 @@ from trainer.launch.processes import Processes, most_workers
 from trainer.observe.progress import Progress, TerminalProgress
 from trainer.run.folder import RunSpec, open_run
 
-Setting = tuple[str, str]
-"""Section and name."""
-Differences = dict[Setting, Any]
+Settings = dict[str, Any]
+"""Values by "section.name"."""
 SHORT = 1 / 3
 LARGE = 2_000_000
-FREE = (("data", "train_splits"), ("evaluation", "every_epochs"))
+FREE = ("data.train_splits", "evaluation.every_epochs")
 """Of the final run alone: tries are trained on train and evaluated on validation."""
 
 
 def chosen(
-    spec: RunSpec, effort: Effort | None, launcher: Launcher | None, given: Iterable[Setting]
+    spec: RunSpec, effort: Effort | None, launcher: Launcher | None, given: Iterable[str]
 ) -> RunSpec:
     """`choose` with progress on the terminal.
 
     Args:
         effort: None: normal, of the preset default.
         launcher: of the tries; None: processes of this machine.
-        given: what the user set.
+        given: names of what the user set.
 
     Raises:
         Mistake: where an effort is asked for with another preset.
@@ -54,8 +54,6 @@ def chosen(
             f"--effort {effort} is of the preset default, not of {spec.preset}: leave it out, or "
             "search around a preset with `tandem tune`"
         )
-    if effort == "quick":
-        return spec
     with TerminalProgress() as progress:
         return choose(spec, effort or "normal", launcher, progress, given)
 
@@ -65,7 +63,7 @@ def choose(
     effort: Effort,
     launcher: Launcher | None,
     progress: Progress,
-    given: Iterable[Setting] = (),
+    given: Iterable[str] = (),
 ) -> RunSpec:
     """The spec with the best config that the effort finds; flags hold in all that is tried.
 
@@ -73,7 +71,7 @@ def choose(
 
     Args:
         launcher: of the tries; None: processes of this machine, as many as suit it.
-        given: what the user set, beside what differs from the preset's rules.
+        given: names of what the user set, beside what differs from the preset's rules.
 
     Raises:
         Mistake: as a start of the run, before anything is tried.
@@ -87,13 +85,14 @@ def choose(
             raise
         progress.message("nothing is tried, since this machine does not see the data or the run")
         return spec
-    why = None if is_there else _nothing_to_try(spec, dataset)
-    if is_there or why is not None:
-        if why is not None:
-            progress.message(f"effort {effort}: nothing is tried, since {why}")
+    if is_there:
         return spec
-    plain = spec.config.to_json()
-    fixed = {(section, name): plain[section][name] for section, name in given}
+    why = _nothing_to_try(spec, dataset)
+    if why is not None:
+        progress.message(f"effort {effort}: nothing is tried, since {why}")
+        return spec
+    settings = settings_of(spec.config.to_json())
+    fixed = {name: settings[name] for name in given}
     fixed |= differences(default_preset(dataset), spec.config)
     found = _fitting(proposals(dataset, effort), fixed, spec, dataset)
     if len(found) < 2:
@@ -168,40 +167,23 @@ def _nothing_to_try(spec: RunSpec, dataset: Dataset) -> str | None:
     return None
 
 
-def differences(before: Config, after: Config) -> Differences:
-    """The fields that differ, by section and name, with their later values."""
-    old, new = before.to_json(), after.to_json()
+def differences(before: Config, after: Config) -> Settings:
+    """The settings that differ, with their later values."""
+    old = settings_of(before.to_json())
     return {
-        (section, name): value
-        for section, fields in new.items()
-        for name, value in fields.items()
-        if old[section][name] != value
+        name: value for name, value in settings_of(after.to_json()).items() if old[name] != value
     }
 
 
-def with_given(config: Config, given: Differences) -> Config:
-    """The config with what the user set.
-
-    Raises:
-        Mistake: where it does not go with the rest.
-    """
-    plain = config.to_json()
-    if ("loss", "name") in given:
-        plain["loss"] = asdict(config.loss.of(given["loss", "name"]))
-    for (section, name), value in given.items():
-        plain[section][name] = value
-    return read_as(Config, plain)
-
-
 def _fitting(
-    found: Sequence[Proposal], given: Differences, spec: RunSpec, dataset: Dataset
+    found: Sequence[Proposal], given: Settings, spec: RunSpec, dataset: Dataset
 ) -> list[Proposal]:
     """Those that the user's settings and the data leave, each once."""
     tried = {key: value for key, value in given.items() if key not in FREE}
     kept: dict[str, Proposal] = {}
     for each in found:
         try:
-            config = with_given(each.config, tried)
+            config = overridden(each.config, tried)
             config = fitted(replace(spec, preset=NAME, config=config), dataset)[0].config
         except Mistake:  # what was asked for goes with another of them
             continue
@@ -209,15 +191,12 @@ def _fitting(
     return list(kept.values())
 
 
-def _final(config: Config, tried: Tried, effort: Effort, given: Differences) -> Config:
+def _final(config: Config, tried: Tried, effort: Effort, given: Settings) -> Config:
     """Of the run itself: what was chosen, and on all data where nothing is left to watch."""
-    on_all = {("data", "train_splits"): ("train", "validation"), ("evaluation", "every_epochs"): 0}
-    free = {key: value for key, value in given.items() if key in FREE}
+    free = {name: value for name, value in given.items() if name in FREE}
     if effort == "best" and not free and not tried.is_slice:  # how long is best, is known
-        free = on_all
-    if "validation" not in free.get(("data", "train_splits"), ()):
-        return with_given(config, free)
-    epochs = max(round(tried.best_epoch * config.training.epochs / tried.epochs), 1)
-    config = replace(config, evaluation=replace(config.evaluation, patience=None))
-    config = replace(config, training=replace(config.training, epochs=epochs))
-    return with_given(config, free)
+        free = {"data.train_splits": ("train", "validation"), "evaluation.every_epochs": 0}
+    if "validation" in free.get("data.train_splits", ()):
+        epochs = max(round(tried.best_epoch * config.training.epochs / tried.epochs), 1)
+        free |= {"evaluation.patience": None, "training.epochs": epochs}
+    return overridden(config, free)

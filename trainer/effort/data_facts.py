@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from trainer.data.features import read_counts
 from trainer.data.schema import Dataset
-from trainer.files.filesystems import filesystem_of
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,7 @@ def facts_of(dataset: Dataset) -> DataFacts:
 
 
 def _new_share(dataset: Dataset) -> float:
-    filesystem, file = filesystem_of(dataset.file("items.parquet"))
-    columns = ["count", "count_with_validation"]
-    with filesystem.open(file, "rb") as stream:
-        table = pq.read_table(stream, columns=columns)
-    count_I, with_validation_I = (table[name].to_numpy() for name in columns)
-    held_out_I = with_validation_I - count_I
+    count_I = read_counts(dataset, "item", "count")
+    held_out_I = read_counts(dataset, "item", "count_with_validation").astype(np.int64) - count_I
     asked = int(held_out_I.sum())
     return float(np.sum(held_out_I, where=count_I == 0)) / asked if asked else 0.0

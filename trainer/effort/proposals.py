@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from trainer.config.default_preset import SPECTRAL_BYTES, default_preset
 from trainer.config.loss_section import LossConfig
 from trainer.config.negatives_section import NegativesConfig
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
+from trainer.effort.choices import Effort
 from trainer.effort.data_facts import DataFacts, facts_of
 
-Effort = Literal["quick", "normal", "best"]
 Changes = dict[str, dict[str, Any]]
 """Fields by section, with their new values."""
 WIDE = 256

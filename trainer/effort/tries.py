@@ -23,16 +23,15 @@ from trainer.config.default_preset import USERS_EVALUATED
 from trainer.config.evaluation_section import EvaluationConfig
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.effort.proposals import Proposal
+from trainer.effort.proposals import Proposal, changed
 from trainer.files.line_file import LineFile, read_records
 from trainer.files.storage import storage_path
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.launcher import Launcher, Worker
-from trainer.model.trained import load_run
 from trainer.observe.progress import Progress
 from trainer.retrieval.baselines.measured import Asking, measure_baselines
-from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
+from trainer.retrieval.opened import OpenedRun
 from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 from trainer.watch.finite import NonFiniteError
@@ -158,18 +157,17 @@ class Tries:
         training, evaluation = config.training, config.evaluation
         least = min(training.epochs, LEAST_EPOCHS)
         most_steps = training.max_steps or MOST_STEPS
-        config = replace(
+        config = changed(
             config,
-            data=replace(config.data, train_splits=("train",)),
-            training=replace(
-                training,
-                epochs=max(least, math.ceil(share * training.epochs)),
-                max_steps=min(most_steps, MOST_STEPS),
-            ),
-            evaluation=replace(
-                evaluation, every_epochs=1, users=evaluation.users or USERS_EVALUATED
-            ),
-            metrics=replace(config.metrics, enabled=False, track=()),
+            {
+                "data": {"train_splits": ("train",)},
+                "training": {
+                    "epochs": max(least, math.ceil(share * training.epochs)),
+                    "max_steps": min(most_steps, MOST_STEPS),
+                },
+                "evaluation": {"every_epochs": 1, "users": evaluation.users or USERS_EVALUATED},
+                "metrics": {"enabled": False, "track": ()},
+            },
         )
         return replace(self._spec, preset=NAME, config=config, resume=False, start_from=None)
 
@@ -211,11 +209,9 @@ def try_out(spec: RunSpec, worker: Worker) -> dict[str, Any]:
 
 def _evaluated(run: str, config: Config, worker: Worker) -> float:
     """The metric of a run's newest checkpoint on validation."""
-    trained = load_run(run, worker.ranks)
-    encoder = Encoder(trained.model, trained.dataset, worker.ranks, config.data.history_length)
-    ks, users = config.evaluation.k, config.evaluation.users
-    values = evaluate_split(encoder, trained.dataset, "validation", ks, users).values
-    return values[config.evaluation.metric]
+    opened, evaluation = OpenedRun(run, worker.ranks), config.evaluation
+    asked = (opened.trained.dataset, "validation", evaluation.k, evaluation.users)
+    return evaluate_split(opened.encoder, *asked).values[evaluation.metric]
 
 
 @contextmanager

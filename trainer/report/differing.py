@@ -5,17 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.config.presets import PRESETS, find_preset
-
-Settings = dict[str, Any]
-
-
-def settings_of(config: dict[str, Any]) -> Settings:
-    """Section and name -> value, of a config as JSON has it."""
-    return {
-        f"{section}.{name}": value
-        for section, fields in config.items()
-        for name, value in fields.items()
-    }
+from trainer.config.sections import settings_of
 
 
 def words(value: Any) -> str:

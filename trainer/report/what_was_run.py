@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from trainer.config.sections import settings_of
 from trainer.live.document import NOTHING, Document
-from trainer.report.differing import from_preset, settings_of, words
+from trainer.report.differing import from_preset, words
 
 
 def state_of(now: dict[str, Any]) -> str:
