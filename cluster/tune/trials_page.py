@@ -52,7 +52,7 @@ def write_page(trials: Sequence[Tried], metric: str, preset: str, data: str, pat
 
 
 def verdict(trials: Sequence[Tried], metric: str) -> list[str]:
-    """The best trial, how far ahead it is, and whether the search found an edge of its ranges."""
+    """The best trial, how far ahead it is, and what it is not."""
     best, good = trials[0], [trial for trial in trials if math.isfinite(trial.best)]
     said = [f"Trial {best.number} is the best: validation {metric} {best.best:.4f} "
             f"with {best.settings['loss.name']}."]  # fmt: skip

@@ -148,8 +148,8 @@ def _baselines(dataset: Dataset, folder: Path, launcher: Launcher) -> list[dict[
     if not file.is_file():
         asking = {"baselines": Asking(dataset.path, "test", (CUT_OFF,))}
         ((_, found),) = launcher.each(measure_baselines, asking)
-        write_json(file, {"digest": dataset.digest, "baselines": found})
-    return list(read_json(file)["baselines"])
+        write_json(file, found)
+    return list(read_json(file))
 
 
 def base_config(arguments: CompareArguments) -> Config:

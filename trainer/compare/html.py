@@ -6,13 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from trainer.compare.results import TITLES, CaseResult, Comparison, tables
+from trainer.compare.results import JUDGED, TITLES, CaseResult, Comparison, tables
 from trainer.files.storage import write_whole
 from trainer.live.document import Document
 from trainer.live.drawing import Bars, Chart, Level, Series
-
-JUDGED = "ndcg@20"
-JUDGED_BY = (JUDGED, "recall@20")
+from trainer.retrieval.measures.meanings import group_names, titled
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
@@ -62,7 +60,7 @@ def verdict(comparison: Comparison) -> list[str]:
         said.append(f"{best.label} is the best: {shown}, {ahead:.1%} ahead of {losses[1].label}.")
         if near:
             said.append(f"These seeds do not tell it from {', '.join(near)}.")
-    levels = _levels(comparison, JUDGED)
+    levels = comparison.levels(JUDGED)
     if levels:
         name, value = max(levels, key=lambda level: level[1])
         word = "ahead of" if value > best.mean(JUDGED) else "behind"
@@ -76,23 +74,12 @@ def _apart(first: CaseResult, second: CaseResult) -> bool:
     return first.mean(JUDGED) - second.mean(JUDGED) > 2 * sum(variances) ** 0.5
 
 
-def _levels(comparison: Comparison, measure: str) -> list[Level]:
-    """What is reached without training, where it was measured."""
-    measured = comparison.baselines
-    return [
-        (each["name"], each["values"][measure])
-        for each in measured
-        if measure in each.get("values", {})
-    ]
-
-
 def _drawings(comparison: Comparison) -> dict[str, list[Chart | Bars]]:
     """Section -> charts."""
     losses = comparison.section("losses")
     made: dict[str, list[Chart | Bars]] = {
         "losses": [
-            _bars(losses, measure, _levels(comparison, measure))
-            for measure in (JUDGED, "recall@20")
+            _bars(losses, measure, comparison.levels(measure)) for measure in (JUDGED, "recall@20")
         ]
     }
     if losses:
@@ -125,7 +112,7 @@ def _bars(results: list[CaseResult], measure: str, levels: list[Level] | tuple[(
     values = [one.mean(measure) for one in results]
     several = any(len(one.seeds) > 1 for one in results)
     return Bars(
-        measure.replace("ndcg", "NDCG").replace("recall", "Recall"),
+        titled(measure),
         "Mean over seeds, and a standard deviation to each side." if several else "One seed.",
         [one.label for one in results],
         values,
@@ -136,9 +123,8 @@ def _bars(results: list[CaseResult], measure: str, levels: list[Level] | tuple[(
 
 
 def _groups(losses: list[CaseResult]) -> Chart:
-    count = len(losses[0].group_means(JUDGED))
-    names = ["rarest", *map(str, range(2, count)), "most popular"][:count]
-    places = list(range(count))
+    names = group_names(len(losses[0].group_means(JUDGED)))
+    places = list(range(len(names)))
     return Chart(
         "NDCG@20 by the items' popularity",
         "Of targets in groups that share the training rows evenly.",

@@ -22,6 +22,8 @@ TITLES = {
 GROUPED = {"losses": "groups", "clipping": "clipping groups"}
 """Sections that have a second table, by popularity group, and its name."""
 Row = list[str]
+JUDGED = "ndcg@20"
+"""What decides which is better."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,14 @@ class Comparison:
     def has_dislikes(self) -> bool:
         return "disliked@20" in self.results[0].seeds[0]["values"]
 
+    def levels(self, measure: str) -> list[tuple[str, float]]:
+        """What is reached without training, where it was measured."""
+        return [
+            (each["name"], each["values"][measure])
+            for each in self.baselines
+            if measure in each.get("values", {})
+        ]
+
     def to_json(self) -> dict[str, Any]:
         results = [asdict(result) for result in self.results]
         return {
@@ -118,18 +128,16 @@ def _baseline_table(baselines: list[dict[str, Any]], measures: list[str]) -> tup
 
 def baseline_ahead(comparison: Comparison) -> str | None:
     """A sentence where a baseline is ahead of every loss by NDCG@20."""
-    measured = [each for each in comparison.baselines if "values" in each]
-    losses = comparison.section("losses")
-    if not measured or not losses:
+    levels, losses = comparison.levels(JUDGED), comparison.section("losses")
+    if not levels or not losses:
         return None
-    best = max(measured, key=lambda each: each["values"]["ndcg@20"])
-    trained = max(losses, key=lambda result: result.mean("ndcg@20"))
-    reached = best["values"]["ndcg@20"]
-    if reached <= trained.mean("ndcg@20"):
+    name, reached = max(levels, key=lambda level: level[1])
+    trained = max(losses, key=lambda result: result.mean(JUDGED))
+    if reached <= trained.mean(JUDGED):
         return None
     return (
-        f"{best['name']}, for which nothing is trained, is ahead of every loss: NDCG@20 "
-        f"{reached:.4f} beside {trained.mean('ndcg@20'):.4f} of {trained.label}"
+        f"{name}, for which nothing is trained, is ahead of every loss: NDCG@20 "
+        f"{reached:.4f} beside {trained.mean(JUDGED):.4f} of {trained.label}"
     )
 
 

@@ -20,11 +20,10 @@ from trainer.data.schema import Dataset
 from trainer.files.json_files import read_json, write_json
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.launcher import Launcher, Worker
-from trainer.model.trained import load_run
 from trainer.observe.per_user import per_user_file, write_per_user
 from trainer.observe.progress import Progress
-from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
+from trainer.retrieval.opened import OpenedRun
 from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
@@ -79,11 +78,11 @@ def run_trial(given: tuple[Trial, str], worker: Worker) -> dict[str, Any]:
     spec = RunSpec("compare", trial.config, trial.data, str(out))
     with clipped_log_q() if trial.clipped else nullcontext():
         summary = run_worker(spec, worker.progress, worker.hooks)
-    trained = load_run(out, ranks)
-    encoder = Encoder(trained.model, trained.dataset, ranks, trained.config.data.history_length)
+    opened = OpenedRun(out, ranks)
+    dataset = opened.trained.dataset
     evaluation = evaluate_split(
-        encoder,
-        trained.dataset,
+        opened.encoder,
+        dataset,
         trial.split,
         [CUT_OFF],
         num_groups=POPULARITY_GROUPS,
@@ -98,7 +97,7 @@ def run_trial(given: tuple[Trial, str], worker: Worker) -> dict[str, Any]:
     shutil.rmtree(out / "checkpoints")
     assert evaluation.per_user is not None
     file = per_user_file(out, trial.split)
-    write_per_user(file, evaluation.per_user, trained.dataset.digest)
+    write_per_user(file, evaluation.per_user, dataset.digest)
     write_json(out / "result.json", result)
     return result
 

@@ -9,10 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.compare.results import CaseResult
+from trainer.compare.results import JUDGED, CaseResult
 from trainer.observe.per_user import paired, per_user_file
-
-MEASURE = "ndcg@20"
 
 
 def verdicts(results: Sequence[CaseResult], folder: Path, slugs: Sequence[str]) -> list[str]:
@@ -26,10 +24,10 @@ def verdicts(results: Sequence[CaseResult], folder: Path, slugs: Sequence[str]) 
     tables = [
         _over_seeds(folder, slug, len(r.seeds)) for r, slug in zip(results, slugs, strict=True)
     ]
-    best = max(range(len(results)), key=lambda place: results[place].mean(MEASURE))
+    best = max(range(len(results)), key=lambda place: results[place].mean(JUDGED))
     return [
         f"{results[best].label} against {results[place].label}: "
-        f"{paired(tables[best], tables[place], MEASURE)}"
+        f"{paired(tables[best], tables[place], JUDGED)}"
         for place in range(len(results))
         if place != best
     ]
@@ -39,5 +37,5 @@ def _over_seeds(folder: Path, slug: str, seeds: int) -> pa.Table:
     """Each user's mean over the seeds; all were evaluated on the same users."""
     files = [per_user_file(folder / f"{slug}-seed{seed}", "test") for seed in range(1, seeds + 1)]
     tables = [pq.read_table(file) for file in files]
-    values = np.stack([table[MEASURE].to_numpy() for table in tables])
-    return pa.table({"user": tables[0]["user"], MEASURE: values.mean(axis=0)})
+    values = np.stack([table[JUDGED].to_numpy() for table in tables])
+    return pa.table({"user": tables[0]["user"], JUDGED: values.mean(axis=0)})

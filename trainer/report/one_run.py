@@ -16,7 +16,7 @@ from trainer.report.quality import (
     watched,
 )
 from trainer.report.what_was_run import happened, minutes, state_of, what_was_run
-from trainer.retrieval.measures.meanings import MEANINGS
+from trainer.retrieval.measures.meanings import MEANINGS, group_names, titled
 
 
 def one_run(page: Document, run: dict[str, Any], people: list[Person] | str | None) -> None:
@@ -50,7 +50,7 @@ def _figures(page: Document, run: dict[str, Any], quality: Quality | None) -> No
             note = f"{quality.split}, all items ranked"
             shown = quality.of(measure)
             value = NOTHING if shown is None else f"{shown:.4f}"
-            name = f"{'NDCG' if measure == 'ndcg' else 'Recall'}@{quality.k}"
+            name = titled(f"{measure}@{quality.k}")
             figures.append((name, value, f"± {half:.4f} (95 %), {note}" if half else note))
         times = quality.times_popularity("ndcg")
         if times is not None:
@@ -146,14 +146,12 @@ def served(quality: Quality) -> list[Chart]:
     charts = []
     groups = record.get("popularity_groups", {}).get(name)
     if groups:
-        names = [str(place + 1) for place in range(len(groups))]
-        names[0], names[-1] = "rarest", "most popular"
         popular = record.get("popularity_groups_of_popularity", {}).get(name)
         charts.append(
             _by_group(
                 f"{name} by the items' popularity",
                 "Of targets in groups that share the training rows evenly.",
-                ("popularity group of the target", names, groups, popular),
+                ("popularity group of the target", group_names(len(groups)), groups, popular),
             )
         )
     activity = record.get("activity", {})

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.base.mistake import Mistake
+from trainer.config.sections import settings_of
 from trainer.files.storage import storage_path
 from trainer.live.document import NOTHING, Cell, Document
 from trainer.live.drawing import Bars, Chart, Series
 from trainer.observe.per_user import paired, read_per_user
-from trainer.report.differing import between, settings_of, words
+from trainer.report.differing import between, words
 from trainer.report.one_run import baseline_of
 from trainer.report.quality import Quality, quality_of, still_learning, watched
 from trainer.report.what_was_run import facts, minutes, state_of, troubles
+from trainer.retrieval.measures.meanings import group_names, titled
 
 
 def several_runs(page: Document, runs: list[dict[str, Any]]) -> None:
@@ -158,7 +160,7 @@ def _bars(runs: list[dict[str, Any]], found: list[Quality | None], best: int) ->
         baselines = [q.popularity[name] for _, q in known if name in q.popularity]
         made.append(
             Bars(
-                f"{'NDCG' if measure == 'ndcg' else 'Recall'}@{known[0][1].k}",
+                titled(name),
                 f"On the {known[0][1].split} split, with 95 % intervals over users.",
                 [run["name"] for run, _ in known],
                 values,
@@ -193,7 +195,7 @@ def _groups(runs: list[dict[str, Any]], found: list[Quality | None]) -> list[Cha
             continue
         groups = quality.record.get("popularity_groups", {}).get(f"recall@{quality.k}")
         if groups:
-            names = ["rarest", *map(str, range(2, len(groups))), "most popular"]
+            names = group_names(len(groups))
             places = list(range(len(groups)))
             series.append(Series(run["name"], places, groups, color=run["color"], points=True))
     help = "Of targets in groups that share the training rows evenly."

@@ -1,4 +1,4 @@
-"""What each measure means, in a line: `evaluate --explain`, the report."""
+"""What each measure means, in a line, and what it is called: `evaluate --explain`, the pages."""
 
 MEANINGS = {
     "recall": "share of what users liked next that is in their list",
@@ -15,3 +15,15 @@ GROUPS = (
     "1/5 is most of the items"
 )
 BASELINE = "popularity ranking: everybody is shown what most users took and they have not met"
+
+
+def titled(measure: str) -> str:
+    """`NDCG@20`, `Recall@20`: over a chart or a figure."""
+    return measure.replace("ndcg", "NDCG").replace("recall", "Recall")
+
+
+def group_names(count: int) -> list[str]:
+    """Of so many popularity groups of items, in their order."""
+    names = [str(place + 1) for place in range(count)]
+    names[0], names[-1] = "rarest", "most popular"
+    return names

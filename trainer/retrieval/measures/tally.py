@@ -20,9 +20,6 @@ from trainer.retrieval.measures.totals import Exposure, Means
 from trainer.retrieval.queries import QueryBlock
 from trainer.retrieval.search.item_lists import ItemLists
 
-KEPT = ("recall", "ndcg")
-"""Measures of which each user's are kept."""
-
 
 class Tally:
     """Measures of one ranking, added up over blocks and ranks."""
@@ -54,12 +51,14 @@ class Tally:
         targets = own.targets.to(self.device)
         hit_qK = is_member(item_qK, targets)
         found = ranking_metrics(hit_qK, targets.lengths, self.ks)
+        headline = _headline(found)
         self.means.add(found, real_q)
         if self.each is not None:
-            self.each.add(own.user_Q, found)
-        band_q = band_of(own.seen.lengths.to(self.device))
-        for band, means in enumerate(self.by_activity):
-            means.add(_headline(found), real_q & (band_q == band))
+            self.each.add(own.user_Q, headline)
+        if self.by_activity:
+            band_q = band_of(own.seen.lengths.to(self.device))
+            for band, means in enumerate(self.by_activity):
+                means.add(headline, real_q & (band_q == band))
         if self.with_dislikes:
             disliked = own.disliked_targets.to(self.device)
             self.means.add(disliked_metrics(item_qK, disliked, self.ks), real_q)
@@ -124,6 +123,7 @@ class Tally:
 
 
 def _headline(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those that are told of groups, and kept of each user."""
     return {name: v for name, v in values.items() if name.startswith(("recall", "ndcg"))}
 
 
@@ -138,8 +138,7 @@ class PerUser:
         real_q = user_q >= 0
         block = {"user": user_q[real_q].cpu().numpy()}
         for name, value_q in values.items():
-            if name.partition("@")[0] in KEPT:
-                block[name] = value_q[real_q.to(value_q.device)].float().cpu().numpy()
+            block[name] = value_q[real_q.to(value_q.device)].float().cpu().numpy()
         self._blocks.append(block)
 
     def table(self) -> pa.Table:
