@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Element = Literal["exp", "sigmoid", "softplus", "hinge"]
 """What is summed over a row's negatives. `exp` makes a log-sum-exp, `sigmoid` the log of a sum of
 sigmoid(s_j) ** (1 / temperature), the others plain sums."""
+LOGARITHMS: frozenset[Element] = frozenset({"exp", "sigmoid"})
+"""Of these the reduction is the logarithm of a sum."""
 
 Correction = Literal["all", "negatives", "none"]
 """Scores that log Q is subtracted from: columns and positive, negatives alone, or none."""
@@ -179,7 +181,7 @@ class Loss(ABC):
     @property
     def sums_logarithm(self) -> bool:
         """The reduction is the logarithm of a sum."""
-        return self.element in ("exp", "sigmoid")
+        return self.element in LOGARITHMS
 
     @property
     def top(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from losses.formulas.formula import Loss, RowScores
+from losses.formulas.psl import PairwiseSoftmax
 from losses.formulas.sl_at_k import TopItems
 
 if TYPE_CHECKING:
@@ -40,14 +41,7 @@ class TopAccuracy(Loss):
     corrections = ("negatives", "none")
     has_threshold = True
     subtracts_threshold = True
-    settings = (
-        ({"temperature": 0.1}, 1.0),
-        ({"temperature": 0.05}, 1.0),
-        ({"temperature": 0.07}, 1.0),
-        ({"temperature": 0.1}, 0.5),
-        ({"temperature": 0.15}, 1.0),
-        ({"temperature": 0.1}, 2.0),
-    )
+    settings = PairwiseSoftmax.settings
 
     top_k: TopItems = 20
     """K: the place of the catalog's item whose score is the threshold."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from losses.choices import Element
+from losses.formulas.formula import LOGARITHMS
 from losses.kernels.hits import MaskRule
 
 LOG2_E = math.log2(math.e)
@@ -41,7 +42,7 @@ class Problem:
     @property
     def sums_logarithm(self) -> bool:
         """The reduction is the logarithm of a sum."""
-        return self.element in ("exp", "sigmoid")
+        return self.element in LOGARITHMS
 
     def columns_seen(self) -> Tensor:
         """0-d: columns that are not hidden from all rows, each as many as it stands for."""
