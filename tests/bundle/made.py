@@ -45,7 +45,7 @@ def make_bundle(
     user_known_U = np.ones(users, dtype=bool)
     user_known_U[-1:] = False
     for side, vectors, known in (("items", item_ID, known_I), ("users", user_UD, user_known_U)):
-        writer = VectorWriter(path / side, precision)
+        writer = VectorWriter(path / side, precision, searched=side == "items")
         writer.create(*vectors.shape)
         writer.write(0, vectors)
         save(path / side / "known.npy", known)

@@ -105,7 +105,7 @@ def by_hand(
 
 def scores(bundle: Bundle, query_D: np.ndarray) -> np.ndarray:
     """float32 products, summed in float64: what the search promises."""
-    item_ID = bundle.items.slice(0, ITEMS)
+    item_ID = bundle.items.at(slice(0, ITEMS))
     return (item_ID * query_D).sum(axis=1, dtype=np.float64).astype(np.float32)
 
 
@@ -118,7 +118,7 @@ def rows_of(found: Recommendations) -> list[int]:
 def test_a_user_is_answered_as_by_hand(bundle: Bundle, filters: Filters) -> None:
     for user, k in ((0, 10), (7, 1), (11, 600)):
         found = recommend(bundle, Ask(user=f"u{user}", k=k, filters=filters))
-        score_I = scores(bundle, bundle.users.take(np.array([user]))[0])  # type: ignore[union-attr]
+        score_I = scores(bundle, bundle.users.at(np.array([user]))[0])  # type: ignore[union-attr]
         seen = set(bundle.list_of("seen", user).tolist())
         wanted = by_hand(bundle, score_I, seen, filters, min(k, ITEMS))
         assert rows_of(found) == wanted
@@ -131,7 +131,7 @@ def test_a_user_is_answered_as_by_hand(bundle: Bundle, filters: Filters) -> None
 def test_items_like_one_are_as_by_hand(bundle: Bundle, filters: Filters) -> None:
     row = int(np.flatnonzero(bundle.known_I)[60])
     found = similar(bundle, AskSimilar(f"i{row}", 15, filters))
-    item_ID = bundle.items.slice(0, ITEMS)
+    item_ID = bundle.items.at(slice(0, ITEMS))
     unit_ID = item_ID / np.linalg.norm(item_ID, axis=1, keepdims=True)
     cosine_I = unit_ID.astype(np.float64) @ unit_ID[row]
     wanted = by_hand(bundle, np.round(cosine_I, 5), {row}, filters, 15)

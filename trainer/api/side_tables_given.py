@@ -16,7 +16,7 @@ def side_table(bundle: Bundle, side: Literal["item", "user"]) -> pa.Table:
     names = bundle.item_names if of_items else bundle.user_names
     vectors = bundle.items if of_items else bundle.users
     assert vectors is not None, "a run's bundle has its users' vectors"
-    flat = pa.array(vectors.slice(0, len(vectors)).reshape(-1))
+    flat = pa.array(vectors.at(slice(0, len(vectors))).reshape(-1))
     columns = {side: pa.array(np.arange(len(names))), "raw_id": names.raw_id}
     if names.title is not None:
         columns["title"] = names.title

@@ -2,8 +2,8 @@
 
 Each request is one query, as a server has it that is not busy. The ways take turns request by
 request, so that what else the machine does weighs on all of them alike: the exact search over
-float32, float16 and int8 vectors, the same under a filter that few items pass, and
-`IndexFlatIP.search`.
+float32, float16 and int8 vectors, as a bundle has them with int8 codes; over float32 without codes;
+the same under a filter that few items pass; and `IndexFlatIP.search`.
 
 Tensor shapes: I items, Q queries, D embedding width.
 """
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from trainer.base.screen import Sheet
 from trainer.bundle.choices import Precision
 from trainer.bundle.exact import exact_best
 from trainer.bundle.passing import Passing
-from trainer.bundle.stored_vectors import StoredVectors, packed, unpacked
+from trainer.bundle.stored_vectors import StoredVectors, VectorWriter
 
 CLUSTERS = 1000
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
@@ -143,20 +145,23 @@ def _ways(
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         precision: ours(_stored(item_ID, precision), everything) for precision in PRECISIONS
     }
-    ways["float32, filtered"] = ours(_stored(item_ID, "float32"), everything.with_mask(mask_I))
+    full = _stored(item_ID, "float32")
+    without = StoredVectors(full.code_ND, full.norm_N, None)
+    ways["float32 without codes"] = ours(without, everything)
+    ways["float32, filtered"] = ours(full, everything.with_mask(mask_I))
     index = _flat_index(item_ID)
     ways["FAISS flat"] = lambda query_1D: index.search(query_1D, arguments.k)[1][0]
     return ways
 
 
 def _stored(item_ID: np.ndarray, precision: Precision) -> StoredVectors:
-    code_ID, scale_I = packed(item_ID, precision)
-    scales = scale_I if precision == "int8" else None
-    norms = [
-        np.linalg.norm(unpacked(code_ID[part], None if scales is None else scales[part]), axis=1)
-        for part in (slice(n, n + (1 << 16)) for n in range(0, len(item_ID), 1 << 16))
-    ]
-    return StoredVectors(code_ID, np.concatenate(norms).astype(np.float32), scales)
+    """The vectors as a bundle has them, by way of the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = VectorWriter(Path(folder), precision, searched=True)
+        writer.create(*item_ID.shape)
+        for first in range(0, len(item_ID), 1 << 16):
+            writer.write(first, item_ID[first : first + (1 << 16)])
+        return StoredVectors.opened(Path(folder))  # mapped: it outlives the names of the files
 
 
 def _flat_index(item_ID: np.ndarray) -> Any:

@@ -93,7 +93,7 @@ def prepare(bundle: Bundle, ask: Ask) -> Prepared:
         query = Query(-1, rows, given=given, described=bool(ask.features))
     vector_D = None
     if query.user >= 0 and not given and bundle.users is not None:
-        vector_D = bundle.users.take(np.array([query.user]))[0]
+        vector_D = bundle.users.at(np.array([query.user]))[0]
         if not bundle.user_known_U[query.user]:
             vector_D = np.zeros_like(vector_D)
     return _filtered(bundle, ask.k, ask.filters, vector_D, query, seen)
@@ -102,7 +102,7 @@ def prepare(bundle: Bundle, ask: Ask) -> Prepared:
 def prepare_similar(bundle: Bundle, ask: AskSimilar) -> Prepared:
     """As `prepare`, for items like one. Raises Mistake."""
     row = bundle.item_names.row_of(ask.item)
-    vector_D = bundle.items.take(np.array([row]))[0]
+    vector_D = bundle.items.at(np.array([row]))[0]
     length = np.linalg.norm(vector_D)
     vector_D = vector_D / length if bundle.known_I[row] and length else np.zeros_like(vector_D)
     query = Query(history=np.array([row]))

@@ -25,8 +25,10 @@ class Chunk:
     passes_n: np.ndarray | None = None
     """Of consecutive ones, which may be in the answer; None: all."""
 
-    def __len__(self) -> int:
-        return self.stop - self.first if self.rows is None else len(self.rows)
+    @property
+    def place(self) -> slice | np.ndarray:
+        """What to look at, as an index."""
+        return slice(self.first, self.stop) if self.rows is None else self.rows
 
 
 @dataclass(frozen=True)

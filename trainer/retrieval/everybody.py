@@ -194,7 +194,7 @@ class EverybodyBatch:
         self.row_P = np.flatnonzero(mask_I)
         whole = len(self.row_P) == len(mask_I)
         vectors = bundle.items
-        item_PD = vectors.slice(0, len(vectors)) if whole else vectors.take(self.row_P)
+        item_PD = vectors.at(slice(0, len(vectors)) if whole else self.row_P)
         self.items: ItemRows | None = None
         if len(self.row_P):
             with warnings.catch_warnings():  # mapped files are not written, which torch warns of
@@ -252,7 +252,7 @@ class EverybodyBatch:
         bundle = self.bundle
         if bundle.users is not None:
             known = bundle.user_known_U[rows]
-            return bundle.users.take(rows) * known[:, None].astype(np.float32)
+            return bundle.users.at(rows) * known[:, None].astype(np.float32)
         return bundle.program.encode(
             [
                 Query(row, bundle.list_of("history", row), bundle.list_of("disliked", row))

@@ -41,7 +41,7 @@ def read_known(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for first in range(0, len(vectors), ROWS_AT_ONCE):
         stop = min(first + ROWS_AT_ONCE, len(vectors))
         known_n = known_I[first:stop]
-        yield np.arange(first, stop)[known_n], vectors.slice(first, stop)[known_n]
+        yield np.arange(first, stop)[known_n], vectors.at(slice(first, stop))[known_n]
 
 
 def build_index(
@@ -109,7 +109,7 @@ def write_index_of(
     users = StoredVectors.opened(folder / "users")
     rows = np.random.default_rng(0).permutation(len(users))[:QUERIES_OF_RECALL]
     k = min(arguments.index_k, known)
-    recall = index_recall(index, folder, torch.from_numpy(users.take(rows)), k)
+    recall = index_recall(index, folder, torch.from_numpy(users.at(rows)), k)
     write_index(index, folder / "items.faiss")
     return {
         "kind": arguments.index,

@@ -43,7 +43,7 @@ class SideWriter:
 
     def __init__(self, folder: Path, ranks: Ranks, rows: int, precision: Precision) -> None:
         self.folder, self.ranks, self.rows = folder, ranks, rows
-        self.vectors = VectorWriter(folder, precision)
+        self.vectors = VectorWriter(folder, precision, searched=folder.name == "items")
         self.width = 0
         self.unknown = 0
         """Rows of this rank of which the model knows nothing."""
