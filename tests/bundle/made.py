@@ -14,7 +14,7 @@ from trainer.bundle.manifest import describe
 from trainer.bundle.names_file import write_names
 from trainer.bundle.opened_bundle import LISTS
 from trainer.bundle.query_program import FEATURES
-from trainer.bundle.stored_vectors import VectorWriter
+from trainer.bundle.vectors.stored_vectors import VectorWriter
 
 GENRES = ("Jazz", "Rock", "Soul", None)
 

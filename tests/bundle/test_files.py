@@ -16,7 +16,7 @@ from trainer.bundle.flat_arrays import GrowingArray, GrowingLists, RangeArray, m
 from trainer.bundle.manifest import read_manifest
 from trainer.bundle.names_file import FEW, NamesFile, write_names
 from trainer.bundle.opened_bundle import Bundle
-from trainer.bundle.stored_vectors import packed, unpacked
+from trainer.bundle.vectors.stored_vectors import packed, unpacked
 
 STRANGE = ["", " lead", "Ä", "a", "a\0b", "ab", "b", "Doe, Jane", "é", "日本", "🎈", "10", "9", "Z"]
 

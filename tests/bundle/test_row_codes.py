@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from tests.bundle.made import make_bundle
 from trainer.base.mistake import Mistake
-from trainer.bundle import exact
 from trainer.bundle.choices import Precision
-from trainer.bundle.exact import exact_best
 from trainer.bundle.flat_arrays import GrowingArray
 from trainer.bundle.opened_bundle import Bundle
-from trainer.bundle.passing import Passing
-from trainer.bundle.row_codes import CodedQuery, products
-from trainer.bundle.stored_vectors import StoredVectors, VectorWriter
+from trainer.bundle.vectors import exact
+from trainer.bundle.vectors.exact import exact_best
+from trainer.bundle.vectors.passing import Passing
+from trainer.bundle.vectors.row_codes import CodedQuery, products
+from trainer.bundle.vectors.stored_vectors import StoredVectors, VectorWriter
 
 pytest.importorskip("simsimd")
 

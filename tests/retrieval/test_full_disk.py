@@ -14,7 +14,7 @@ from torch import nn
 
 from trainer.bundle.flat_arrays import GrowingArray
 from trainer.bundle.names_file import write_names
-from trainer.bundle.stored_vectors import VectorWriter
+from trainer.bundle.vectors.stored_vectors import VectorWriter
 from trainer.retrieval.index import write_index
 from trainer.retrieval.programs import save_program
 from trainer.retrieval.written.bundle_programs import save_table

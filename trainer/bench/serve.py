@@ -25,9 +25,9 @@ from trainer.base.mistake import Mistake
 from trainer.base.ranges import MOST, MOST_ROWS, MOST_TURNS, check_range, check_ranges
 from trainer.base.screen import Sheet
 from trainer.bundle.choices import Precision
-from trainer.bundle.exact import exact_best
-from trainer.bundle.passing import Passing
-from trainer.bundle.stored_vectors import StoredVectors, VectorWriter
+from trainer.bundle.vectors.exact import exact_best
+from trainer.bundle.vectors.passing import Passing
+from trainer.bundle.vectors.stored_vectors import StoredVectors, VectorWriter
 
 CLUSTERS = 1000
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")

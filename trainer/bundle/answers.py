@@ -13,11 +13,11 @@ import numpy as np
 from trainer.base.mistake import Mistake
 from trainer.base.typed import nearest
 from trainer.bundle.asked import Ask, AskSimilar, Filters, Item, Recommendations
-from trainer.bundle.exact import Ranking, exact_best
 from trainer.bundle.opened_bundle import Bundle
-from trainer.bundle.passing import Passing
 from trainer.bundle.query_program import Query
 from trainer.bundle.quota import Quota
+from trainer.bundle.vectors.exact import Ranking, exact_best
+from trainer.bundle.vectors.passing import Passing
 from trainer.bundle.vocabularies import Value
 
 NOTHING_OF_USER = (

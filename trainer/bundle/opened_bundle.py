@@ -23,10 +23,10 @@ from trainer.base.mistake import Mistake
 from trainer.bundle.flat_arrays import mapped, mapped_lists
 from trainer.bundle.manifest import Manifest, read_manifest
 from trainer.bundle.names_file import NamesFile
-from trainer.bundle.passing import Passing
 from trainer.bundle.query_program import QueryProgram
 from trainer.bundle.quota import group_codes
-from trainer.bundle.stored_vectors import StoredVectors
+from trainer.bundle.vectors.passing import Passing
+from trainer.bundle.vectors.stored_vectors import StoredVectors
 from trainer.bundle.vocabularies import Vocabularies
 from trainer.data.jagged import Jagged
 from trainer.files.filesystems import is_uri, local_path

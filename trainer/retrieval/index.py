@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainer.base.mistake import Mistake
 from trainer.bundle.flat_arrays import mapped
-from trainer.bundle.stored_vectors import StoredVectors
+from trainer.bundle.vectors.stored_vectors import StoredVectors
 from trainer.files.writing import written
 from trainer.retrieval.arguments import ExportArguments, IndexKind
 from trainer.retrieval.search.item_rows import ItemRows

@@ -21,7 +21,7 @@ from torch import Tensor
 from trainer.bundle.choices import Precision
 from trainer.bundle.flat_arrays import GrowingLists, RangeArray
 from trainer.bundle.opened_bundle import LISTS
-from trainer.bundle.stored_vectors import VectorWriter
+from trainer.bundle.vectors.stored_vectors import VectorWriter
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import together
 from trainer.distributed.ranks import Ranks

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.bundle.choices import Precision
-from trainer.bundle.stored_vectors import packed, unpacked
+from trainer.bundle.vectors.stored_vectors import packed, unpacked
 from trainer.distributed.agreement import gather_objects
 from trainer.retrieval.encode import Encoder, is_known
 from trainer.retrieval.known import known_at

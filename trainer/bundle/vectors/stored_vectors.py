@@ -16,7 +16,7 @@ import numpy as np
 from trainer.base.mistake import Mistake
 from trainer.bundle.choices import Precision
 from trainer.bundle.flat_arrays import RangeArray, mapped
-from trainer.bundle.row_codes import RowCodes, at, rounded
+from trainer.bundle.vectors.row_codes import RowCodes, at, rounded
 
 TYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
 

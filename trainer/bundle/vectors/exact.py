@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.bundle.passing import Chunk, Passing
-from trainer.bundle.row_codes import CodedQuery, RowCodes, products
-from trainer.bundle.stored_vectors import StoredVectors
+from trainer.bundle.vectors.passing import Chunk, Passing
+from trainer.bundle.vectors.row_codes import CodedQuery, RowCodes, products
+from trainer.bundle.vectors.stored_vectors import StoredVectors
 
 LOWEST = np.finfo(np.float32).min
 """Below every score but that of what is left out, which is minus infinity."""

@@ -1,0 +1,1 @@
+"""Stored vectors and their search: files, codes, what passes a filter, the k best."""
