@@ -308,7 +308,7 @@ def test_windows_appended_meanwhile_come_to_the_same(
     same(out, whole)
     assert len((out / "starts.jsonl").read_text().splitlines()) == 1
     assert any(line.startswith("waiting for a window after number 0") for line in notes.said)
-    names = sorted(path.name for path in exported[0].iterdir())
+    names = sorted(path.name for path in exported[0].glob("*.parquet"))
     assert len(names) == DAYS
     for name in names:
         assert (exported[0] / name).read_bytes() == (exported[1] / name).read_bytes()
@@ -325,9 +325,17 @@ def test_windows_appended_meanwhile_come_to_the_same(
 
 def test_two_ranks_train_as_one(days: list[Path], tmp_path: Path) -> None:
     spec = {"negatives": {"uniform": 16}, "model": {**MODEL, "dim": 8}}
-    trained(spec_of(days[-1], tmp_path / "one", **spec))
-    given = replace(spec_of(days[-1], tmp_path / "two", **spec), export_to=str(tmp_path / "items"))
-    run_ranks(2, _worker, given)
+    for name in ("one", "two"):
+        given = spec_of(days[-1], tmp_path / name, **spec)
+        given = replace(given, export_to=str(tmp_path / f"items_of_{name}"))
+        run_ranks(2, _worker, given) if name == "two" else trained(given)
+    for file in (tmp_path / "items_of_one").glob("*.parquet"):
+        first, second = (
+            pq.read_table(path) for path in (file, tmp_path / "items_of_two" / file.name)
+        )
+        assert second["item"] == first["item"] and second["raw_id"] == first["raw_id"]
+        vectors = [np.stack(table["embedding"].to_numpy()) for table in (first, second)]
+        assert np.allclose(*vectors, atol=0.05)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert two == pytest.approx(one, rel=1e-4)
     lines = (evaluations(tmp_path / name) for name in ("one", "two"))

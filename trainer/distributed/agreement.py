@@ -106,3 +106,11 @@ def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[A
     gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)
     return gathered
+
+
+def gather_at_first(value: Any) -> list[Any]:
+    """On rank 0 an object of each rank, in rank order; elsewhere nothing. Collective: gather."""
+    is_first = dist.get_rank() == 0
+    gathered: list[Any] = [None] * (dist.get_world_size() if is_first else 0)
+    dist.gather_object(value, gathered if is_first else None, dst=0)
+    return gathered

@@ -113,8 +113,12 @@ class WindowWatch:
 
         started = time.perf_counter()
         number = self.schedule.window(place.epoch)
+        dataset = self.stream.dataset
+        catalog = (dataset.file("items.parquet"), dataset.num_items)
         with self._encoder() as encoder:
-            items = export_changed(folder, encoder, self.stream.dataset, number)  # collective
+            items = export_changed(  # collective
+                folder, number, self.ranks, *catalog, encoder.candidates
+            )
         seconds = time.perf_counter() - started
         self.progress.message(f"window {number}: {items:,} items exported in {seconds:.1f} s")
 
