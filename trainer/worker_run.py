@@ -21,6 +21,7 @@ from trainer.model.optimizer import Schedule, build_optimizer
 from trainer.model.trained import restore, state_of
 from trainer.model.warm_start import start_from
 from trainer.model.windows.admission import stream_of
+from trainer.model.windows.met import Met, met_by, met_elsewhere, state_of_met
 from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import Progress
 from trainer.observe.trackers.mirror import Mirrors
@@ -35,7 +36,7 @@ from trainer.watch.recorder import Recorder, recorder_of
 from trainer.watch.run_phases import RunPhases, describe_run, mirrored, serve_metrics
 from trainer.watch.saving import Saving
 from trainer.watch.validation import Validation
-from trainer.watch.window_watch import WindowWatch, windows_of
+from trainer.watch.window_watch import WindowWatch
 
 
 class Run:
@@ -55,8 +56,7 @@ class Run:
         self.hooks, self.goes_on = hooks, goes_on
         self.metrics = RankMetrics()
         self.metrics.add("tandem_restarts_total", folder.restarts)  # before anyone can read a 0
-        told = folder if ranks.is_first else None
-        self.phases = RunPhases(hooks, told, progress, self.metrics)
+        self.phases = RunPhases(hooks, folder if ranks.is_first else None, progress, self.metrics)
         self.phases.at("starting")
         self.spec, self.config = spec, spec.config
         self.dataset, self.folder, self.ranks, self.progress = dataset, folder, ranks, progress
@@ -70,7 +70,7 @@ class Run:
         self._evaluated_step: int | None = None
         """Of the checkpoint that the run goes on from, where that was evaluated."""
         self._first_step = 0
-        self._trained = WindowsTrained()
+        self._met = Met()
         self.windows: WindowWatch | None = None
         """With `data.windows`."""
         self.validation = Validation(
@@ -188,7 +188,8 @@ class Run:
             known_rows={table.name: table.known_rows for table in self.inputs.tables},
             config=self.config.to_json(),
         )
-        self.checkpoints.save(state_of(self.model, self.optimizer), facts)  # collective
+        met = {} if self.windows is None else state_of_met(self.windows.met)
+        self.checkpoints.save(state_of(self.model, self.optimizer) | met, facts)  # collective
         self.hooks.on_checkpoint({"step": place.step})
 
     def _evaluate(self, place: Place) -> bool:
@@ -213,8 +214,8 @@ class Run:
         return WindowWatch(
             self.config,
             self.model,
-            stream_of(self.config, self.dataset, self.inputs),
-            self._trained,
+            stream_of(self.config, self.dataset, self.inputs, self._met.before),
+            self._met.trained,
             self.folder,
             self.ranks,
             self.progress,
@@ -244,7 +245,7 @@ class Run:
         )
         self.progress.message(taken.told)
         if self.config.data.windows:
-            self._trained = windows_of(run, taken.windows)
+            self._met = met_elsewhere(run, taken.found, self.dataset)  # collective
         return taken.origin
 
     def _restore(self) -> Place | None:
@@ -260,11 +261,10 @@ class Run:
         extended = facts.dataset_digest != self.dataset.digest
         # Other rows are held out: what was best on those of then need not be on these.
         self.validation.restore(ValidationState() if extended else facts.validation)
-        self._evaluated_step = None
         by_window = self.config.data.windows
-        self._trained = facts.windows or WindowsTrained()
-        if facts.validation.evaluated and (by_window or not extended):
-            self._evaluated_step = facts.step
+        self._met = met_by(found, self.dataset)  # collective
+        evaluated = facts.validation.evaluated and (by_window or not extended)
+        self._evaluated_step = facts.step if evaluated else None
         position = None if facts.position is None else asdict(facts.position)
         if extended and not by_window:
             position = None  # other rows, new epochs

@@ -94,4 +94,4 @@ class EpochRows:
             return self._count_I
         stream = self._schedule.stream
         count_I = stream.facts(window).count_I
-        return count_I if law == "popularity" else count_I + stream.before(window).count_I
+        return count_I if law == "popularity" else (count_I > 0) | stream.before(window).liked_I

@@ -26,7 +26,7 @@ from trainer.base.screen import Sheet
 from trainer.config.sections import Config
 from trainer.distributed.ranks import Ranks
 from trainer.model.trained import state_of
-from trainer.run.checkpoint_facts import Facts, WindowsTrained
+from trainer.run.checkpoint_facts import Facts
 from trainer.run.checkpoint_read import Found, OnBytes, load, misfit, newest_sound
 from trainer.run.folder import RunFolder
 from trainer.run.origin import Origin
@@ -57,8 +57,8 @@ class Taken:
     origin: Origin
     told: str
     """A table: what was taken, in part, or not, and why."""
-    windows: WindowsTrained | None
-    """Those that it was trained on; None: it does not say."""
+    found: Found
+    """Its checkpoint."""
 
 
 def start_from(
@@ -103,7 +103,7 @@ def start_from(
     whole = {table.name: table.num_rows for table in tables}
     initialise(model, tables, config.training.seed, trained, from_row=whole)
     told = _told(run, found.facts, flat, reasons, tables)
-    return Taken(Origin(run, found.facts.step), told, found.facts.windows)
+    return Taken(Origin(run, found.facts.step), told, found)
 
 
 def _averages(facts: Facts) -> bool:

@@ -138,7 +138,7 @@ def evaluate_asked(
     how = how or Filter.best_for(device)
     count_I = torch.from_numpy(asked.count_I).to(device)
     group_I = popularity_groups(count_I, num_groups).to(torch.uint8) if num_groups else None
-    is_new_I = count_I == 0 if num_groups else None
+    is_new_I = torch.from_numpy(asked.is_new_I).to(device) if num_groups else None
     ours = Tally(dataset, ks, device, group_I, num_groups, is_new_I, per_user)
     popular = Tally(dataset, ks, device, group_I, num_groups) if baseline else None
     by_popularity = PopularityRanking(count_I)

@@ -81,19 +81,23 @@ class Asked:
     """Blocks of so many of the queries at some rows (sorted), the last one smaller; queries are the
     users asked, ascending."""
     count_I: np.ndarray
-    """Train interactions of each item by then: 0 of those that are new."""
+    """Train interactions of each item by then, as far as the data still have them."""
+    is_new_I: np.ndarray
+    """Items that training has not met by then, bool."""
 
 
 def of_split(dataset: Dataset, split: str, count_I: np.ndarray) -> Asked:
     """What a split holds out."""
-    return Asked(dataset.splits[split].queries, partial(read_queries, dataset, split), count_I)
+    read = partial(read_queries, dataset, split)
+    return Asked(dataset.splits[split].queries, read, count_I, count_I == 0)
 
 
 def of_window(stream: EventStream, number: int) -> Asked:
     """All that is liked in a window, asked as of its beginning."""
     asked_G = stream.facts(number).asked_G
     read = partial(_read_window, stream, number, asked_G)
-    return Asked(int(asked_G.sum()), read, stream.before(number).count_I)
+    before = stream.before(number)
+    return Asked(int(asked_G.sum()), read, before.count_I, ~before.liked_I)
 
 
 def read_queries(

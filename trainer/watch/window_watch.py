@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from trainer.base.mistake import Mistake
 from trainer.config.sections import Config
 from trainer.data.events.event_stream import EventStream
 from trainer.data.schema import EventWindow
@@ -62,6 +61,8 @@ class WindowWatch:
         self.beside: dict[str, float] = {}
         """What lines of metrics say of the window in training."""
         self._told = ""
+        self.met = stream.met
+        """In all windows that were begun."""
 
     def trained(self, place: Place) -> WindowsTrained:
         """Those met when a place is reached."""
@@ -199,6 +200,7 @@ class WindowWatch:
         )
 
     def _note(self, number: int) -> None:
+        self.met = self.stream.before(number).and_then(self.stream.facts(number))
         self.metrics.set("tandem_window", number)
         self.beside["window"] = number
 
@@ -217,17 +219,3 @@ def span(window: EventWindow) -> str:
         for moment in (window.first_time, window.last_time)
     )
     return f"{first} to {last}, "
-
-
-def windows_of(run: str, trained: WindowsTrained | None) -> WindowsTrained:
-    """What a run that starts from `run` need not train on again.
-
-    Raises:
-        Mistake: where its checkpoint does not say which windows it has met.
-    """
-    if trained is None or trained.newest < 0:
-        raise Mistake(
-            f"--start-from {run}: its checkpoint does not say which windows it was trained on, so "
-            "--windows cannot go on after them; leave one of the two out"
-        )
-    return WindowsTrained(after=trained.newest)

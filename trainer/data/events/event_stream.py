@@ -45,11 +45,33 @@ class WindowFacts:
 
 @dataclass(frozen=True)
 class Before:
-    """What was met before a window, in all windows that the dataset still has."""
+    """What was met before a window."""
 
     count_I: np.ndarray
+    """Positive events of each item in windows that the dataset still has, int64."""
+    liked_I: np.ndarray
+    """Items with one, there or in what a run has met that is in the data no more, bool."""
     item_I: np.ndarray
+    """Items that training has looked up, likewise."""
     user_U: np.ndarray
+
+    @staticmethod
+    def nothing(dataset: Dataset) -> Before:
+        return Before(
+            np.zeros(dataset.num_items, dtype=np.int64),
+            np.zeros(dataset.num_items, dtype=bool),
+            np.zeros(dataset.num_items, dtype=bool),
+            np.zeros(dataset.num_users, dtype=bool),
+        )
+
+    def and_then(self, facts: WindowFacts) -> Before:
+        """After a window."""
+        return Before(
+            self.count_I + facts.count_I,
+            self.liked_I | (facts.count_I > 0),
+            self.item_I | facts.item_I,
+            self.user_U | facts.user_U,
+        )
 
 
 class EventStream:
@@ -61,11 +83,13 @@ class EventStream:
         trains_disliked: bool,
         reads_disliked: bool,
         context: Sequence[str] = (),
+        met: Before | None = None,
     ) -> None:
         """Args:
         trains_disliked: disliked rows are trained on too.
         reads_disliked: that, or disliked items are looked up as histories.
         context: keys of categories of the context that are looked up.
+        met: by a run before it goes on, whether or not the dataset still has it.
         """
         self.dataset = dataset
         self._reader = EventReader(dataset)
@@ -74,6 +98,7 @@ class EventStream:
         self.numbers = window_numbers(dataset)
         """Of all windows, ascending."""
         self._facts: dict[int, WindowFacts] = {}
+        self.met = met or Before.nothing(dataset)
         self._before: tuple[int, Before] | None = None
         self._lock = threading.RLock()
 
@@ -105,32 +130,21 @@ class EventStream:
             return self._facts[number]
 
     def before(self, number: int) -> Before:
-        """All earlier windows together. Asked for one after the other it reads none twice."""
+        """All earlier windows together, and what was met. Asked for one after the other it reads
+        none twice."""
         with self._lock:
-            at, found = self._before or (-1, self._nothing())
+            at, found = self._before or (-1, self.met)
             if at > number:
-                at, found = -1, self._nothing()
+                at, found = -1, self.met
             for each in self.numbers:
                 if at <= each < number:
-                    facts = self.facts(each)
-                    found = Before(
-                        found.count_I + facts.count_I,
-                        found.item_I | facts.item_I,
-                        found.user_U | facts.user_U,
-                    )
+                    found = found.and_then(self.facts(each))
             self._before = number, found
             return found
 
-    def _nothing(self) -> Before:
-        return Before(
-            np.zeros(self.dataset.num_items, dtype=np.int64),
-            np.zeros(self.dataset.num_items, dtype=bool),
-            np.zeros(self.dataset.num_users, dtype=bool),
-        )
-
     def _read(self, number: int) -> WindowFacts:
         dataset, groups = self.dataset, self.groups(number)
-        none = self._nothing()
+        none = Before.nothing(dataset)
         facts = WindowFacts(
             none.count_I,
             none.item_I,

@@ -11,18 +11,21 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from embeddings.sharding import initialise
 from trainer.config.sections import Config
-from trainer.data.events.event_stream import EventStream
+from trainer.data.events.event_stream import Before, EventStream
 from trainer.data.feature_bags import rows_of
 from trainer.data.schema import Dataset
 from trainer.data.trained_rows import with_values
 from trainer.model.inputs import Inputs
 
 
-def stream_of(config: Config, dataset: Dataset, inputs: Inputs) -> EventStream:
-    """The dataset's windows as a model trains on them."""
+def stream_of(
+    config: Config, dataset: Dataset, inputs: Inputs, met: Before | None = None
+) -> EventStream:
+    """The dataset's windows as a model trains on them that has met some."""
     context = [key for key in inputs.keys if key.startswith("context.")]
     trained = config.loss.uses_dislikes
-    return EventStream(dataset, trained, trained or inputs.positions("disliked") > 0, context)
+    read = trained or inputs.positions("disliked") > 0
+    return EventStream(dataset, trained, read, context, met)
 
 
 def admit(
@@ -43,5 +46,5 @@ def admit(
 def draw_from(model: DistributedModelParallel, stream: EventStream, number: int) -> None:
     """Have log Q be that of a window's rows, and of the items met by then. No collective."""
     count_I = stream.facts(number).count_I
-    known = count_I + stream.before(number).count_I
-    model.module.head.task.correction.enter(int(count_I.sum()), int((known > 0).sum()))
+    known_I = stream.before(number).liked_I | (count_I > 0)
+    model.module.head.task.correction.enter(int(count_I.sum()), int(known_I.sum()))
