@@ -15,6 +15,7 @@ import tyro
 from losses.choices import LOSSES
 from trainer.base.ending import is_first_rank
 from trainer.base.mistake import Mistake
+from trainer.base.paths import LastingPath, with_paths
 from trainer.base.ranges import check_given, check_ranges
 from trainer.base.screen import say, words_escaped
 from trainer.base.typed import nearest
@@ -37,15 +38,15 @@ RESUMES: dict[str, Resume] = {"never": False, "always": True, "auto": "auto"}
 class TrainArguments:
     """Train a two-tower model; every field of its config can be set by --section.field VALUE."""
 
-    data: str
+    data: LastingPath
     """Folder of a prepared dataset."""
-    out: str
+    out: LastingPath
     """Folder for the run: config, metrics, checkpoints."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: Literal["never", "always", "auto"] = "never"
     """Go on from the newest checkpoint in --out. Without a value: always, and there has to be a run
     there; auto: begin one where there is none, so that one command line serves every start."""
-    start_from: str | None = None
+    start_from: LastingPath | None = None
     """A run on these data, or on what they were appended to: a new run begins with the values of
     its best checkpoint, else its newest, wherever names and shapes agree."""
 
@@ -54,7 +55,7 @@ class TrainArguments:
     once, evaluated on before it is trained on, and a checkpoint after each."""
     follow: bool = False
     """With --windows: wait for windows that are appended, until Ctrl-C or SIGTERM."""
-    export_to: str | None = None
+    export_to: LastingPath | None = None
     """With --windows: folder for a Parquet file a window, of the items whose vectors changed."""
 
     def __post_init__(self) -> None:
@@ -64,18 +65,20 @@ class TrainArguments:
                 raise Mistake(f"{flag} goes with --windows: add it, or leave {flag} out")
 
     def run_spec(self, preset: str) -> RunSpec:
-        config = self.config
+        """Paths are absolute: workers, and whoever goes on with the run, stand elsewhere."""
+        given = with_paths(self, absolute)
+        config = given.config
         if self.windows:
             config = replace(config, data=replace(config.data, windows=True))
         return RunSpec(
             preset,
             config,
-            absolute(self.data),
-            absolute(self.out),
+            given.data,
+            given.out,
             RESUMES[self.resume],
-            start_from=None if self.start_from is None else absolute(self.start_from),
+            start_from=given.start_from,
             follow=self.follow,
-            export_to=None if self.export_to is None else absolute(self.export_to),
+            export_to=given.export_to,
         )
 
 
@@ -84,7 +87,7 @@ class PlanArguments:
     """Plan a run on a cluster that is not there; every field of the preset's config can be set.
     Exit status 3: it does not fit."""
 
-    data: str
+    data: LastingPath
     """Folder of a prepared dataset: its numbers of users, items and attributes."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     gpus: int = 8
@@ -165,7 +168,7 @@ class PrintArguments:
     """Print a preset as a file, with what flags change."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    data: str | None = None
+    data: LastingPath | None = None
     """Folder of a prepared dataset, which `default` is fitted to."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cluster.jobs.job_command import ARGUMENTS, WITH_PRESET, arguments_of
+from trainer.base.paths import UNNAMED
 from trainer.base.screen import say
 from trainer.base.typed import fields_of
 from trainer.base.usage import UsageError, suggest
@@ -106,7 +107,7 @@ def _flags(kind: type, before: str) -> dict[str, list[str]]:
     for name, annotation in fields_of(kind).items():
         plain: Any = _plain(annotation)
         if isinstance(plain, type) and dataclasses.is_dataclass(plain):
-            found |= _flags(plain, before if name in ("config", "filters") else f"{before}{name}.")
+            found |= _flags(plain, before if name in UNNAMED else f"{before}{name}.")
         elif "Positional" not in str(annotation):
             flag = f"--{before}{name}".replace("_", "-")
             found[flag] = _choices(plain)

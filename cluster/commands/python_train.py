@@ -10,6 +10,7 @@ from cluster.commands.train_run import OnRay
 from cluster.workers.options import launcher_for
 from trainer.api.run import Run, path_of
 from trainer.base.mistake import Mistake
+from trainer.base.paths import with_paths
 from trainer.base.typed import read_as
 from trainer.command_line import config_for, overridden, recorded_name
 from trainer.config.sections import Config
@@ -52,7 +53,7 @@ def train(
         config = config_for(name, folder, run if resume else None)
     spec = RunSpec(
         name,
-        overridden(config, overrides),
+        with_paths(overridden(config, overrides), absolute),
         absolute(folder),
         run,
         resume,

@@ -12,6 +12,7 @@ import tyro
 
 from cluster.workers.counts import Workers
 from cluster.workers.options import LaunchOptions
+from trainer.base.paths import LastingPath
 from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
 from trainer.command_line import TrainArguments, parse_preset, settings_given
@@ -79,7 +80,7 @@ class TrainOnRay(OnRay, TrainArguments):
 class ResumeArguments(OnRay):
     """Go on with a run from its newest checkpoint, with the config and data it was started with."""
 
-    run: Annotated[str, tyro.conf.Positional] = tyro.MISSING
+    run: Annotated[LastingPath, tyro.conf.Positional] = tyro.MISSING
     """Folder of the run."""
 
     def run_spec(self) -> RunSpec:

@@ -7,12 +7,13 @@ finds them: by an absolute path on shared storage, or by a URI. Sources may be f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import chdir
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from trainer.base.paths import LASTING, PathKind, paths_in
 from trainer.base.usage import UsageError, parse, suggest
 from trainer.files.filesystems import FILE_SCHEME, is_uri
 
@@ -36,8 +37,6 @@ WITH_PRESET = ("tune", "plan", "train")
 WITHOUT_PATHS = ("doctor", "bench")
 STARTS_WORKERS = ("train", "resume", "evaluate", "export", "compare", "tune")
 """Their workers have CPUs of their own; what is left of the command itself is light."""
-LASTING = ("data", "extend", "out", "run", "runs", "start_from", "export_to")
-"""Fields that name what is there before the job, or after it."""
 
 
 def check_command(command: Sequence[str], working_dir: Path) -> None:
@@ -58,15 +57,12 @@ def check_command(command: Sequence[str], working_dir: Path) -> None:
         raise UsageError(suggest("command for a job", name, sorted([*ARGUMENTS, *WITHOUT_PATHS])))
     with chdir(working_dir if working_dir.is_dir() else "."):  # preset files are named from there
         parsed = _parse(name, [argument for argument in arguments if argument != "--verbose"])
-    flags = {argument.partition("=")[0] for argument in arguments}
-    for field, path in _lasting_paths(parsed):
-        if not is_uri(path) and not Path(path.removeprefix(FILE_SCHEME)).is_absolute():
-            flag = f"--{field.replace('_', '-')}"
-            named = flag if flag in flags else field.upper()
-            raise UsageError(
-                f"{named} {path}: a job runs in a copy of the working directory that is deleted "
-                "with it; give an absolute path that every node sees, or a URI"
-            )
+    flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    for field, kind, path in paths_in(parsed):
+        flag = f"--{field.replace('_', '-')}"
+        named = flag if flag in flags or "." in field else field.upper()
+        in_place = field == "source" and not parsed.out
+        _check_path(named, LASTING if in_place else kind, path)
 
 
 def driver_cpus(name: str, asked: int | None) -> int:
@@ -99,9 +95,17 @@ def _parse(name: str, arguments: list[str]) -> Any:
     return parse_preset(arguments, program, kind)[1]
 
 
-def _lasting_paths(parsed: Any) -> Iterator[tuple[str, str]]:
-    """Each path of LASTING that was given, and its field."""
-    for field in LASTING:
-        value = vars(parsed).get(field)
-        for path in (value,) if isinstance(value, str) else value or ():
-            yield field, path
+def _check_path(named: str, kind: PathKind, path: str) -> None:
+    """Raise UsageError for a path that means nothing on another machine."""
+    if is_uri(path) or Path(path.removeprefix(FILE_SCHEME)).is_absolute():
+        return
+    if kind == LASTING:
+        raise UsageError(
+            f"{named} {path}: a job runs in a copy of the working directory that is deleted "
+            "with it; give an absolute path that every node sees, or a URI"
+        )
+    if ".." in Path(path).parts:
+        raise UsageError(
+            f"{named} {path}: a job is sent a copy of the working directory, and this is not in "
+            "it; give an absolute path that every node sees, or a URI"
+        )

@@ -23,6 +23,7 @@ from cluster.workers.options import existing_address
 from cluster.workers.session import ray_session
 from losses.choices import LOSSES, LossName
 from trainer.base.mistake import Mistake
+from trainer.base.paths import LastingPath, with_paths
 from trainer.base.ranges import MOST, check_given, check_ranges
 from trainer.base.screen import say
 from trainer.command_line import parse_preset
@@ -42,9 +43,9 @@ MOST_TRIALS = 10_000
 class TuneArguments:
     """Search loss, temperature and learning rates on the validation split."""
 
-    data: str
+    data: LastingPath
     """Folder of a prepared dataset."""
-    out: str
+    out: LastingPath
     """Folder for the trials' runs, the table, the page and the preset file."""
     config: Annotated[Config, tyro.conf.arg(name="")]
     trials: int = 20
@@ -234,7 +235,7 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     out = local_path(parsed.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Mistake(f"{out} exists already; choose another --out")
-    config = parsed.config
+    config = with_paths(parsed.config, absolute)
     spec = RunSpec(preset, config, absolute(parsed.data), str(out.resolve()))
     is_here = existing_address(parsed.address) is None
     for settings in draw_settings(config, parsed.losses, len(parsed.losses) or 1, parsed.seed):

@@ -1,15 +1,17 @@
 """What a job is made of, without a cluster: its command, its folder, its end."""
 
+import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
 from cluster.cli import COMMANDS
 from cluster.jobs.job_command import (
     ARGUMENTS,
-    LASTING,
     STARTS_WORKERS,
     WITHOUT_PATHS,
     arguments_of,
@@ -21,7 +23,11 @@ from cluster.jobs.submit import what_stopping_takes
 from cluster.workers.ray_private import LARGEST_PACKAGE_BYTES
 from tandem import PACKAGES
 from trainer.base.mistake import Mistake
+from trainer.base.paths import LASTING, kind_of_path
+from trainer.base.typed import fields_of
 from trainer.base.usage import UsageError
+from trainer.config.preset_file import field_helps
+from trainer.train import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "/shared/run"
@@ -39,6 +45,10 @@ TRAIN = ("train", "demo", "--data", "/shared/data", "--out", RUN)
         ("report", RUN, "/shared/other"),
         ("export", RUN, "/shared/vectors"),
         ("resume", RUN, "--verbose"),
+        (*TRAIN, "--negatives.mined", "s3://bucket/hard.parquet"),
+        ("evaluate", RUN, "--against", "/shared/a", "/shared/b"),
+        ("prepare", "plays.csv", "/shared/data", "--features", "types.toml"),
+        ("prepare", "/shared/data", "--keep-windows", "30"),
         ("bench", "loss"),
         ("doctor",),
     ],
@@ -54,6 +64,13 @@ def test_commands_that_every_node_understands(command: tuple[str, ...], tmp_path
         (("train", "demo", "--data", "data", "--out", RUN), "--data data: "),
         (("train", "demo", "--data", "/d", "--out=runs/a"), "--out runs/a: "),
         ((*TRAIN, "--start-from", "runs/a"), "--start-from runs/a: "),
+        ((*TRAIN, "--start_from", "runs/a"), "--start-from runs/a: "),
+        ((*TRAIN, "--negatives.mined", "hard.parquet"), "--negatives.mined hard.parquet: "),
+        (("train", "mine.toml", *TRAIN[2:]), "--negatives.mined of/file: "),
+        (("evaluate", RUN, "--against", "/d", "b"), "--against b: "),
+        (("plan", "demo", "--data", "d"), "--data d: "),
+        (("mine", RUN, "hard.parquet"), "OUT hard.parquet: "),
+        (("prepare", "DATA", "--keep-windows", "30"), "SOURCE DATA: "),
         (("prepare", "plays.csv", "DATA"), "OUT DATA: "),
         (("prepare", "/plays.csv", "/d", "--extend", "OLD"), "--extend OLD: "),
         (("synth", "SYN", "--users", "200"), "OUT SYN: "),
@@ -73,9 +90,63 @@ def test_commands_that_every_node_understands(command: tuple[str, ...], tmp_path
 def test_paths_that_end_with_the_job_are_refused(
     command: tuple[str, ...], told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="an absolute path") as raised:
+    (tmp_path / "mine.toml").write_text('[negatives]\nmined = "of/file"\n')
+    with pytest.raises(UsageError, match="is deleted with it; give an absolute path") as raised:
         check_command(command, tmp_path)
     assert str(raised.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("prepare", "../plays.csv", "/d"), "SOURCE ../plays.csv: "),
+        (("prepare", "/plays.csv", "/d", "--items=a/../../b.csv"), "--items a/../../b.csv: "),
+        (("prepare", "/d", "--forget-users", "../gone"), "--forget-users ../gone: "),
+        (("recommend", RUN, "--all", "--out", "/o", "--users", "../u"), "--users ../u: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_files_outside_of_what_is_sent_are_refused(
+    command: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="this is not in it") as raised:
+        check_command(command, tmp_path)
+    assert str(raised.value).startswith(told)
+
+
+NO_PATHS = {"address", "exclude", "format", "only", "split"}
+"""Fields whose help speaks of files or folders and that are none; `exclude` and `only` are ids, or
+a file of them."""
+SPEAKS_OF_ONE = re.compile(r"\b(file|folder|parquet)s?\b", re.IGNORECASE)
+
+
+def texts(kind: type[Any]) -> Iterator[tuple[str, Any, str]]:
+    """(field, annotation, help) of the fields that take a text."""
+    for name, annotation in fields_of(kind).items():
+        plain = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+        if isinstance(plain, type) and is_dataclass(plain):
+            yield from texts(plain)
+        elif "str" in str(annotation):
+            yield name, annotation, field_helps(kind).get(name, "")
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_what_is_a_path_is_declared_one(name: str) -> None:
+    """Whose help speaks of a file or folder."""
+    for field, annotation, told in texts(arguments_of(name)):
+        if SPEAKS_OF_ONE.search(told) and field not in NO_PATHS:
+            assert kind_of_path(annotation) is not None, (field, told)
+
+
+def test_a_run_records_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers, and who goes on with it, stand elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["demo", "--data=d", "--out=r", "--start-from=a", "--negatives.mined=hard.parquet"]
+    spec = parse(flags)[1].run_spec("demo")
+    assert spec.config.negatives.mined == str(tmp_path / "hard.parquet")
+    assert (spec.data, spec.out, spec.start_from) == tuple(str(tmp_path / x) for x in "dra")
+    given = parse([*flags[:-1], "--negatives.mined=s3://b/hard"])[1].run_spec("demo")
+    assert given.config.negatives.mined == "s3://b/hard"
 
 
 @pytest.mark.parametrize(
@@ -137,8 +208,8 @@ def test_every_command_is_known_by_its_arguments() -> None:
     at_home = {"demo", "dashboard", "serve", "submit", "status", "logs", "stop"}
     assert {*ARGUMENTS, *WITHOUT_PATHS} == set(COMMANDS) - at_home
     for name in ARGUMENTS:
-        fields = set(arguments_of(name).__dataclass_fields__)
-        assert fields & set(LASTING), name
+        kinds = [kind_of_path(each) for each in fields_of(arguments_of(name)).values()]
+        assert LASTING in kinds, name
 
 
 class TestFolder:

@@ -10,6 +10,7 @@ import tyro
 from losses.choices import LossName
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
+from trainer.base.paths import LastingPath
 from trainer.base.ranges import check_given, check_ranges
 from trainer.compare.cases import MOST_TUNING_TRIALS, Section
 
@@ -23,9 +24,9 @@ MOST_WORKERS = 100_000
 class CompareArguments:
     """Train losses at equal tuning budgets and show how they compare."""
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[LastingPath, tyro.conf.Positional]
     """Folder of a prepared dataset with validation and test splits."""
-    out: str
+    out: LastingPath
     """Folder for the results; one that was begun with the same flags is gone on with."""
     losses: tuple[LossName, ...] = ("ssm", "sl", "bsl", "ccl", "ova", "bpr", "ntr", "ssm_ntr")
     """Losses compared."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from trainer.base.mistake import require
+from trainer.base.paths import LastingPath
 from trainer.base.typed import Range, check
 from trainer.config.limits import MOST_STEPS, Columns
 
@@ -22,7 +23,7 @@ class NegativesConfig:
     """Items drawn uniformly from the catalog a step, shared by all ranks."""
     popularity: Columns = 0
     """Items drawn by their count in train a step, shared by all ranks."""
-    mined: str | None = None
+    mined: LastingPath | None = None
     """File of hard negatives that `tandem mine` made of an earlier run: columns of their own row's
     user alone, there by construction and not by a draw, so without a log Q of their own."""
     mined_each: Annotated[int, Range(least=1, most=1000)] = 1

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from trainer.base.mistake import Mistake
+from trainer.base.paths import LastingPath, SentPath
 from trainer.data.schema import MAX_HISTORY_LENGTH
 from trainer.files.filesystems import check_text
 from trainer.prepare.features.column_types import ColumnTypes
@@ -26,9 +27,9 @@ DEFAULT_HISTORY_LENGTH = 20
 class PrepareArguments:
     """Make a dataset of interactions: dense ids, splits, histories, attributes."""
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    source: Annotated[SentPath, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """File, folder, glob or URI with interactions."""
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
+    out: Annotated[LastingPath, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = ""
     """Folder or URI of the dataset; it must not exist yet, unless --append adds to it. Left out
     with --forget-users or --keep-windows, SOURCE is the dataset, and nothing is added."""
     format: str | None = None
@@ -53,9 +54,9 @@ class PrepareArguments:
     context: tuple[str, ...] = ()
     """Columns of SOURCE that are known when recommendations are asked for (the hour, the device):
     features of the event. Never what is known only afterwards, such as the time watched."""
-    items: str | None = None
+    items: SentPath | None = None
     """File of item titles and attributes, one row an item."""
-    users: str | None = None
+    users: SentPath | None = None
     """File of user attributes, one row a user."""
     title_column: str | None = None
     """Column of --items that holds the title; recognised are title, movie_title, name."""
@@ -70,13 +71,13 @@ class PrepareArguments:
     """Columns that stay numbers, however few values they have."""
     buckets: tuple[str, ...] = ()
     """Columns whose numbers become 16 categories, of equal counts."""
-    features: str | None = None
+    features: SentPath | None = None
     """TOML file of columns' types: [items], [users] and [context] with NAME = "category", "number",
     "buckets", "vector" or "leave-out". Flags come before it."""
-    item_vectors: tuple[str, ...] = ()
+    item_vectors: tuple[SentPath, ...] = ()
     """Files of item vectors: Parquet with an id column and lists of numbers, or .npy whose rows are
     those of --items. Columns of --items that hold lists of numbers are vectors anyhow."""
-    user_vectors: tuple[str, ...] = ()
+    user_vectors: tuple[SentPath, ...] = ()
     """Files of user vectors, likewise."""
     positive_threshold: float | None = None
     """Ratings of at least this are positive; 4 where ratings go from 1 to 5."""
@@ -119,7 +120,7 @@ class PrepareArguments:
     """Add SOURCE to OUT, a dataset that prepare made before. Its users and items keep their rows,
     all its rows become training rows, its settings and names of columns hold; new users and items
     come after the others. With times the cost follows SOURCE, which becomes a window of its own."""
-    extend: str | None = None
+    extend: LastingPath | None = None
     """Like --append, to another dataset than OUT, which stays as it is."""
     window: str | None = None
     """Deal rows into windows of time: hour, day, week, a number of them (12h, 7d), or a number of
@@ -127,7 +128,7 @@ class PrepareArguments:
     what is appended is another."""
     keep_windows: Annotated[int, tyro.conf.arg(metavar="N")] | None = None
     """Keep the newest N windows; older ones leave with their rows. Users and items stay."""
-    forget_users: str | None = None
+    forget_users: SentPath | None = None
     """File of user ids, one a line, whose events and ids leave the dataset; what SOURCE has of
     them is dropped."""
     look: bool = False
@@ -136,7 +137,7 @@ class PrepareArguments:
     """Memory for DuckDB's buffers, beyond which it spills to --scratch."""
     threads: int | None = None
     """Threads; all cores where left out."""
-    scratch: str | None = None
+    scratch: SentPath | None = None
     """Folder on a local disk for what DuckDB keeps meanwhile; beside OUT where left out (the
     system's temporary folder where OUT is a URI)."""
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from trainer.base.mistake import Mistake
+from trainer.base.paths import LastingPath
 from trainer.base.ranges import check_range
 from trainer.base.screen import say
 from trainer.data.schema import Dataset
@@ -31,9 +32,9 @@ class ReportArguments:
     """One self-contained HTML page of a run: how good it is, whether it still learns, whom it
     serves, what it recommends, what was run and what happened; or of several side by side."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[LastingPath, ...], tyro.conf.Positional]
     """Folders or URIs of runs."""
-    out: str | None = None
+    out: LastingPath | None = None
     """File to write. Left out: RUN/report.html; of several runs reports.html in the first."""
     people: int = 10
     """Of one run: users whose recommendations are shown; 0: none."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from trainer.base.mistake import Mistake
+from trainer.base.paths import LastingPath, SentPath
 from trainer.base.ranges import MOST, check_given, check_range, check_ranges
 from trainer.bundle.choices import Precision
 
@@ -19,7 +20,7 @@ MOST_MINED = 10_000
 class EvaluateArguments:
     """Rank the whole catalog for every held-out user, seen items left out, and measure it."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[LastingPath, tyro.conf.Positional]
     """Folder of a trained run."""
     split: Literal["validation", "test"] = "validation"
     """test is for the final figures; every choice is made on validation."""
@@ -39,9 +40,9 @@ class EvaluateArguments:
     address: str | None = None
     """Ray cluster whose workers do it ("auto": the one of this machine). Left out: RAY_ADDRESS,
     else this machine."""
-    data: str | None = None
+    data: LastingPath | None = None
     """The dataset's folder, where it is no longer where it was in training."""
-    against: tuple[str, ...] = ()
+    against: tuple[LastingPath, ...] = ()
     """Folders of runs on the same data that were evaluated on the split: how this one stands
     beside them, user by user, and whether that is more than chance."""
 
@@ -79,7 +80,7 @@ class RecommendArguments:
     """Recommend items to a user of the dataset, to somebody new who liked some items, or to all
     users."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[LastingPath, tyro.conf.Positional]
     """Folder of a trained run, or of a bundle that `tandem export` wrote."""
     user: str | None = None
     """Raw id of a user, as in the source."""
@@ -92,16 +93,16 @@ class RecommendArguments:
     context: tuple[str, ...] = ()
     """NAME=VALUE of the moment (hour=20 device=phone), for models that read it. What is left out
     counts as missing."""
-    data: str | None = None
+    data: LastingPath | None = None
     """The dataset's folder, where it is no longer where it was in training."""
     filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
     json: bool = False
     """Print one line of JSON in place of tables."""
     all: bool = False
     """Every user, into --out. A command that was ended goes on where it stood."""
-    users: str | None = None
+    users: SentPath | None = None
     """With --all: of these users only, a file with a raw id a line."""
-    out: str | None = None
+    out: LastingPath | None = None
     """With --all: folder for the Parquet files."""
     workers: int | None = None
     """With --all: processes that share the work. Left out: one."""
@@ -123,13 +124,13 @@ class RecommendArguments:
 class SimilarArguments:
     """The items whose embeddings have the largest cosine with an item's."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[LastingPath, tyro.conf.Positional]
     """Folder of a trained run, or of a bundle that `tandem export` wrote."""
     item: str
     """Raw id of an item, as in the source; or its title, or a part that no other title has."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items listed."""
-    data: str | None = None
+    data: LastingPath | None = None
     """The dataset's folder, where it is no longer where it was in training."""
     filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
     json: bool = False
@@ -144,9 +145,9 @@ class SimilarArguments:
 class ExportArguments:
     """Write a bundle: what answers are given from, without the run."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[LastingPath, tyro.conf.Positional]
     """Folder of a trained run."""
-    out: Annotated[str, tyro.conf.Positional]
+    out: Annotated[LastingPath, tyro.conf.Positional]
     """Folder or URI to write; it must not exist yet."""
     precision: Precision = "float32"
     """Of the item and user vectors: float16 halves them, int8 quarters them. What lists lose by it
@@ -166,7 +167,7 @@ class ExportArguments:
     address: str | None = None
     """Ray cluster whose workers do it ("auto": the one of this machine). Left out: RAY_ADDRESS,
     else this machine. OUT must lie in a folder that all machines share."""
-    data: str | None = None
+    data: LastingPath | None = None
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:
@@ -180,9 +181,9 @@ class ExportArguments:
 class MineArguments:
     """Write hard negatives for each user: what a run ranks high that the user has not met."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[LastingPath, tyro.conf.Positional]
     """Folder of a trained run."""
-    out: Annotated[str, tyro.conf.Positional]
+    out: Annotated[LastingPath, tyro.conf.Positional]
     """Parquet file to write, for --negatives.mined; it must not exist yet."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
     """Items mined for each user."""
@@ -194,7 +195,7 @@ class MineArguments:
     address: str | None = None
     """Ray cluster whose workers do it ("auto": the one of this machine). Left out: RAY_ADDRESS,
     else this machine. OUT must lie in a folder that all machines share."""
-    data: str | None = None
+    data: LastingPath | None = None
     """The dataset's folder, where it is no longer where it was in training."""
 
     def __post_init__(self) -> None:

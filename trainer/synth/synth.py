@@ -22,6 +22,7 @@ import tyro
 
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
+from trainer.base.paths import LastingPath
 from trainer.base.ranges import MOST_THREADS
 from trainer.base.screen import say
 from trainer.data.feature_types import LARGEST_VECTOR
@@ -57,7 +58,7 @@ MOST_WINDOWS, MOST_NEW = 1000, 0.9
 class SynthArguments:
     """Generate a dataset with planted preferences, its best possible recall beside it."""
 
-    out: Annotated[str, tyro.conf.Positional]
+    out: Annotated[LastingPath, tyro.conf.Positional]
     """Folder or URI of the dataset; it must not exist yet."""
     users: int = 5_000
     """Number of users."""
