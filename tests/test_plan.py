@@ -4,8 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.profiler import ProfilerActivity
 
 from embeddings.sharding import Layout, make_planner
 from tests.datasets import make_dataset
@@ -16,9 +20,11 @@ from trainer.base.mistake import Mistake
 from trainer.config.presets import find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.distributed.ranks import Ranks
+from trainer.distributed.ranks import Ranks, process_group
+from trainer.loader.mined import MinedItems, mined_schema
 from trainer.model.build import build_loader, build_model
 from trainer.model.inputs import build_inputs
+from trainer.model.memory import least_bytes
 from trainer.run.folder import RunSpec
 from trainer.tools.distinct_columns import distinct_share
 from trainer.tools.plan import device_bytes, make_plan
@@ -86,6 +92,86 @@ def test_two_real_ranks_hold_what_the_plan_says(tmp_path: Path, precision: str) 
     held = run_ranks(2, _bytes_held, config, dataset)
     assert plan.estimate.weights == max(weights for weights, _ in held)
     assert plan.estimate.optimizer_state == max(state for _, state in held)
+
+
+def test_what_settings_allocate_is_in_the_plan(tmp_path: Path) -> None:
+    """Each kind of state by the bytes of the objects themselves, on one rank."""
+    data = tmp_path / "data"
+    dataset = make_dataset(data, users=80, items=60, rows=1500)
+    mined = tmp_path / "mined.parquet"
+    lists = {"user": [2, 5], "items": [[1, 2, 3], [4]], "scores": [[3.0, 2.0, 1.0], [1.0]]}
+    pq.write_table(pa.table(lists, schema=mined_schema(dataset)), mined)
+    plain = make_plan(small_config(), dataset, gpus=1, gpu_bytes=GIB).estimate
+    config = small_config(
+        negatives={"queue": 40, "log_q": "streaming", "mined": str(mined), "mined_each": 2},
+        optimizer={"tower_averaging": 0.9},
+        loss={"hardness": 0.5, "learn_temperature": True},
+    )
+    estimate = make_plan(config, dataset, gpus=1, gpu_bytes=GIB).estimate
+    with process_group() as ranks:
+        head = build_model(config, dataset, ranks).module.head
+    parts = {
+        "queue": head.task.queue,
+        "frequencies": head.task.correction.estimator,
+        "tower_average": head.averaged,
+    }
+    for name, module in parts.items():
+        held = [*module.parameters(), *module.buffers()]
+        assert getattr(estimate, name) == sum(each.nbytes for each in held) > 0, name
+        assert getattr(plain, name) == 0
+    least = least_bytes(config, dataset, 1)
+    assert (least["queue"], least["frequencies"]) == (estimate.queue, estimate.frequencies)
+    learned = [each.numel() for each in head.parameters() if each.requires_grad]
+    assert estimate.towers == 16 * sum(learned)
+    items = MinedItems(str(mined), dataset, 2, 0)
+    arrays = [each for each in vars(items).values() if isinstance(each, np.ndarray)]
+    assert estimate.host == {"mined negatives": sum(each.nbytes for each in arrays)}
+    assert plain.host == {}
+    # 128 rows with two mined columns each, and hardness: more is looked up, scored and scaled.
+    assert estimate.activations > plain.activations
+    state = estimate.tower_average + estimate.queue + estimate.frequencies
+    others = estimate.weights + estimate.optimizer_state + estimate.towers + estimate.activations
+    assert estimate.total == others + state
+
+
+@pytest.mark.parametrize(
+    "negatives, loss",
+    [({"queue": 4096}, {}), ({}, {"hardness": 0.5}), ({"queue": 4096}, {"hardness": 0.5})],
+)
+def test_the_loss_needs_no_more_than_is_planned(
+    negatives: dict[str, Any], loss: dict[str, Any], tmp_path: Path
+) -> None:
+    """What a queue, and harder negatives, add to the largest that a step holds at once."""
+    dataset = make_dataset(tmp_path / "data", users=80, items=60, rows=1500)
+    model = {"tower": "mf", "use_history": False, "dim": 64}
+    plain = small_config(model=model, negatives={"uniform": 512})
+    config = small_config(model=model, negatives={"uniform": 512, **negatives}, loss=loss)
+    planned = [
+        estimate.activations + estimate.queue
+        for estimate in (
+            make_plan(each, dataset, gpus=1, gpu_bytes=GIB).estimate for each in (plain, config)
+        )
+    ]
+    with process_group() as ranks:
+        peaks = [_peak_of_a_step(each, dataset, ranks) for each in (plain, config)]
+    queue = 4096 * (64 * 4 + 24) if negatives else 0
+    assert peaks[1] - peaks[0] + queue <= 1.05 * (planned[1] - planned[0])
+
+
+def _peak_of_a_step(config: Config, dataset: Dataset, ranks: Ranks) -> int:
+    """Most bytes that forward and backward of a step hold beyond those before it."""
+    model = build_model(config, dataset, ranks)
+    loader = build_loader(config, dataset, model.module.inputs, ranks, None)
+    batch = next(iter(loader.epoch(0)))
+    model(batch)[0].backward()  # what is allocated once
+    with torch.profiler.profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as seen:
+        model(batch)[0].backward()
+    held = most = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
 
 
 def _bytes_held(config: Config, dataset: Dataset) -> tuple[int, int]:

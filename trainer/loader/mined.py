@@ -20,6 +20,7 @@ from trainer.data.parquet import open_parquet
 from trainer.data.schema import Dataset
 
 DIGEST = b"tandem.dataset"
+NARROW = 2**31
 
 
 def mined_schema(dataset: Dataset) -> pa.Schema:
@@ -32,6 +33,26 @@ def mined_schema(dataset: Dataset) -> pa.Schema:
         ],
         metadata={DIGEST: dataset.digest},
     )
+
+
+def mined_bytes(path: str, dataset: Dataset) -> int:
+    """What `MinedItems` of a file holds, by the file's footer.
+
+    Raises:
+        Mistake: where it is no Parquet file.
+    """
+    with open_parquet(path) as file:
+        footer = file.metadata
+    column = [footer.schema.column(place).path for place in range(footer.num_columns)].index(
+        "items.list.element"
+    )
+    groups = [footer.row_group(group).column(column) for group in range(footer.num_row_groups)]
+    an_item = np.dtype(_item_type(dataset)).itemsize
+    return 8 * (dataset.num_users + 1) + an_item * sum(group.num_values for group in groups)
+
+
+def _item_type(dataset: Dataset) -> type[np.signedinteger]:
+    return np.int32 if dataset.num_items < NARROW else np.int64
 
 
 class MinedItems:
@@ -96,4 +117,4 @@ def _read(path: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarr
             raise Mistake(f"negatives.mined {path} has {name} ids outside 0..{limit - 1}: {again}")
     if (np.diff(user_n) <= 0).any():
         raise Mistake(f"negatives.mined {path}: its users do not ascend: {again}")
-    return user_n, item_V.astype(np.int32 if dataset.num_items < 2**31 else np.int64), length_n
+    return user_n, item_V.astype(_item_type(dataset)), length_n

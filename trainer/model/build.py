@@ -49,8 +49,7 @@ def build_model(
         inputs = inputs.sized(known_rows)
     else:
         trained = trained_of_tables(config, dataset, inputs)
-        if not config.data.windows:  # whose items come one after the other
-            num_trained_items = int(trained_items(dataset, config.data.train_splits).sum())
+        num_trained_items = drawn_items(config, dataset)
     graphs = [inputs.neighbours] if inputs.neighbours is not None else []
     if config.model.spectral_start and known_rows is None:
         graphs = rules(dataset, config.data.train_splits)
@@ -155,6 +154,14 @@ def trained_of_tables(config: Config, dataset: Dataset, inputs: Inputs) -> dict[
     return {
         table.name: torch.from_numpy(found[rows_of(table.features[0])]) for table in inputs.tables
     }
+
+
+def drawn_items(config: Config, dataset: Dataset) -> int:
+    """Items that uniform negatives are drawn from; all where windows bring them one after the
+    other."""
+    if config.data.windows:
+        return dataset.num_items
+    return int(trained_items(dataset, config.data.train_splits).sum())
 
 
 def build_layout(ranks: Ranks) -> Layout:

@@ -1,20 +1,23 @@
 """Whether a run can fit into this machine's memory at all, reckoned before anything is allocated.
 
 A lower bound of what training holds: tables with their optimizer's state, candidates and negatives,
-the queue, rows looked up and what a tower makes of them. What is refused here could not have run;
-what is let through may still be too much (`tandem plan` reckons closer).
+the queue, the estimate of log Q, rows looked up and what a tower makes of them. What is refused
+here could not have run; what is let through may still be too much (`tandem plan` reckons closer).
 """
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from trainer.base.machine import usable_memory_bytes
 from trainer.base.mistake import Mistake
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
+from trainer.model.build import build_task, drawn_items
 from trainer.model.inputs import build_inputs
+from trainer.model.task import RetrievalTask
 
 FLOAT_BYTES = 4
 STATE_BYTES_A_COLUMN = {"rowwise_adagrad": 0, "adagrad": 4, "adam": 8, "sgd": 0}
@@ -22,6 +25,7 @@ REMEDIES = {
     "tables": "lower model.dim, set model.table_precision to fp16, or take more workers",
     "candidates": "lower training.global_batch_size or the sampled negatives",
     "queue": "lower negatives.queue",
+    "frequencies": "set negatives.log_q to counts",
     "rows": "lower training.global_batch_size or the sampled negatives",
 }
 
@@ -50,6 +54,7 @@ def least_bytes(config: Config, dataset: Dataset, world_size: int) -> dict[str, 
     """Bytes that a worker holds at the same time, at least, by what holds them."""
     model, negatives = config.model, config.negatives
     inputs = build_inputs(model, dataset, config.data.train_splits)
+    task = task_without_memory(config, dataset)
     weight_bytes = FLOAT_BYTES if model.table_precision == "fp32" else 2
     column_bytes = weight_bytes + STATE_BYTES_A_COLUMN[config.optimizer.tables]
     sampled = negatives.uniform + negatives.popularity
@@ -65,9 +70,25 @@ def least_bytes(config: Config, dataset: Dataset, world_size: int) -> dict[str, 
             -(-table.num_rows // world_size) * table.dim * column_bytes for table in inputs.tables
         ),
         "candidates": 2 * columns * model.width * FLOAT_BYTES,  # and their gradient
-        "queue": negatives.queue * model.width * FLOAT_BYTES,
+        "queue": held_bytes(task.queue),
+        "frequencies": held_bytes(task.correction.estimator),
         "rows": 2 * pooled + kept + inputs.dense_bytes(bags, bags),
     }
+
+
+def task_without_memory(config: Config, dataset: Dataset) -> RetrievalTask:
+    """Loss, queue and estimate of log Q by their shapes alone."""
+    estimates = config.negatives.log_q == "streaming"
+    with torch.device("meta"):
+        items = drawn_items(config, dataset) if estimates else dataset.num_items
+        return build_task(config, dataset, items)
+
+
+def held_bytes(module: nn.Module | None) -> int:
+    """Of a module's parameters and buffers, whether or not memory is behind them."""
+    if module is None:
+        return 0
+    return sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
 
 
 def _gib(size: int) -> str:

@@ -25,6 +25,9 @@ from trainer.data.schema import Dataset, EventWindow
 
 KEPT = 3
 """Windows whose facts are kept: that in training, and those read ahead."""
+WINDOW_BYTES_AN_ITEM, WINDOW_BYTES_A_USER = 9 * KEPT + 30, KEPT + 3
+"""That a stream holds at most: of `KEPT` windows, of what was met before the run, before a window,
+and until its end."""
 
 
 @dataclass(frozen=True)
