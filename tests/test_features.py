@@ -44,8 +44,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return data_of_every_type(tmp_path_factory.mktemp("features"))
 
 
-def data_of_every_type(folder: Path) -> Dataset:
-    """Users and items in a plane of tastes; the hour turns it."""
+KINDS = {"buy": (0.6, "2"), "view": (0.4, "0.5")}
+
+
+def data_of_every_type(
+    folder: Path,
+    kinds: dict[str, tuple[float, str]] = KINDS,
+    more: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> Dataset:
+    """Users and items in a plane of tastes; the hour turns it.
+
+    Args:
+        kinds: how often each is, and what becomes of it.
+        more: further columns of the items.
+        arguments: of prepare.
+    """
     random = np.random.default_rng(0)
     taste, place = random.normal(size=(USERS, WIDTH)), random.normal(size=(ITEMS, WIDTH))
     rows = 2500
@@ -56,7 +70,7 @@ def data_of_every_type(folder: Path) -> Dataset:
         "user": user,
         "item": drawn[np.arange(rows), score.argmax(1)],
         "time": 1_600_000_000 + random.permutation(rows) * 1000,
-        "what": random.choice(["buy", "view"], rows, p=[0.6, 0.4]),
+        "what": random.choice([*kinds], rows, p=[share for share, _ in kinds.values()]),
         "worth": random.random(rows) + 0.5,
         "hour": hour,
         "temperature": np.where(random.random(rows) < 0.1, np.nan, random.normal(size=rows)),
@@ -70,22 +84,24 @@ def data_of_every_type(folder: Path) -> Dataset:
         "text": pa.array(vectors, pa.list_(pa.float32())),
         "price": price,
         "brand": [f"b{n % 4}" for n in range(ITEMS)],
+        **(more or {}),
     }
     pq.write_table(pa.table(items), folder / "items.parquet")
     users = {"user": range(USERS), "age": random.random(USERS) * 60, "taste": taste.tolist()}
     pq.write_table(pa.table(users), folder / "users.parquet")
-    arguments = PrepareArguments(
+    given = PrepareArguments(
         str(folder / "log.parquet"),
         str(folder / "data"),
         items=str(folder / "items.parquet"),
         users=str(folder / "users.parquet"),
         number=("price",),
         event_column="what",
-        event_weights=("buy=2", "view=0.5"),
+        event_weights=tuple(f"{kind}={use}" for kind, (_, use) in kinds.items()),
         weight_column="worth",
         context=("hour", "temperature"),
+        **arguments,
     )
-    prepare(arguments, SilentProgress())
+    prepare(given, SilentProgress())
     return Dataset.load(folder / "data")
 
 
