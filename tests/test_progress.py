@@ -5,10 +5,17 @@ import logging
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from tests.terminal import seen
 from trainer.observe.progress import TerminalProgress, format_seconds, format_value, quiet_libraries
+from trainer.observe.waiting import waits
+
+
+PATH = {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 class Terminal(io.StringIO):
@@ -87,3 +94,47 @@ def test_libraries_are_quiet_unless_verbose() -> None:
     assert quiet.split() == [str(logging.ERROR), "ERROR"]
     assert verbose.split() == ["0", "None"]
     quiet_libraries(verbose=True)
+
+
+def test_a_wait_is_told_when_it_begins_and_every_ten_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = TerminalProgress(stream, every_seconds=10, clock=clock)
+    for second in range(26):
+        clock.now = float(second)
+        progress.waiting("starting 2 workers", second)
+    progress.waiting(None)
+    progress.waiting("starting Ray", 0)
+    assert stream.getvalue().splitlines() == [
+        "starting 2 workers",
+        "starting 2 workers  10 s",
+        "starting 2 workers  20 s",
+        "starting Ray",
+    ]
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_a_wait_leaves_nothing_on_a_terminal(columns: int, tmp_path: Path) -> None:
+    code = (
+        "import time\n"
+        "from trainer.observe.progress import TerminalProgress\n"
+        "from trainer.observe.waiting import waits\n"
+        "with TerminalProgress() as progress:\n"
+        "    with waits(progress, 'starting 2 workers'): time.sleep(1.4)\n"
+        "    progress.message('here they are')\n"
+        "    with waits(progress, lambda: 'tried 0 of 4'): progress.message('one was tried')\n"
+        "    progress.update('training', 1, 1)\n"
+        "print('over')\n"
+    )
+    text = seen([sys.executable, "-c", code], columns, tmp_path, PATH)
+    assert any("starting 2 workers" in each and "1 s" in each for each in text)
+    last = text[-1].splitlines()
+    assert last[:2] == ["here they are", "one was tried"]
+    assert last[2].startswith("training") and last[3:] == ["over"]
+
+
+def test_a_wait_goes_on_where_a_thread_is_busy() -> None:
+    stream = io.StringIO()
+    with waits(TerminalProgress(stream, every_seconds=0.01), "loading", every_seconds=0.02):
+        time.sleep(0.3)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "loading" and len(lines) > 3

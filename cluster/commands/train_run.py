@@ -20,6 +20,8 @@ from trainer.config.presets import PRESETS
 from trainer.effort.choices import Effort
 from trainer.files.filesystems import absolute
 from trainer.fitting import precheck
+from trainer.observe.progress import TerminalProgress
+from trainer.observe.waiting import waits
 from trainer.run.folder import RunFolder, RunSpec
 
 
@@ -109,11 +111,12 @@ def train(
     given: Iterable[str] = (),
 ) -> int:
     """Check, try what the effort allows, train, report. `given`: settings that the user set."""
-    precheck(spec, options.is_here)
-    # Ray Train and torch: seconds, and mistakes are told before.
-    from cluster.workers.ray_workers import RayWorkers
-    from trainer.effort.choose import chosen
-    from trainer.train import resumable, train_on_rank
+    with TerminalProgress() as progress, waits(progress, "loading torch and Ray"):
+        precheck(spec, options.is_here)
+        # Ray Train and torch: seconds, and mistakes are told before.
+        from cluster.workers.ray_workers import RayWorkers
+        from trainer.effort.choose import chosen
+        from trainer.train import resumable, train_on_rank
 
     spec = chosen(spec, effort, None if options.is_here else RayWorkers(options), given)
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))

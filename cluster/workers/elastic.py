@@ -121,7 +121,7 @@ def wait_for_room(
         RunFailedError: after `patience_seconds` without room.
         Terminated: where the driver is told to end while it waits.
     """
-    started, reminded, before = time.monotonic(), -REMIND_SECONDS, -1
+    started, told_of, before = time.monotonic(), False, -1
     while True:
         there = room()
         count = None if there is None else choose(workers, there, global_batch_size)
@@ -138,9 +138,10 @@ def wait_for_room(
                 f"{found}; add nodes or wait for other work to end, and {go_on}",
                 retry=False,
             )
-        if count is None and waited > NOTICE_SECONDS and waited - reminded >= REMIND_SECONDS:
-            reminded = waited
-            progress.message(f"waiting for {workers.least} workers: {found}")
+        if count is None and waited > NOTICE_SECONDS:
+            words = f"waiting for {workers.least} workers: {found}"
+            progress.waiting(words, waited if told_of else 0.0)
+            told_of = True
         waiting()
         before = -1 if there is None else there
         told.wait(LOOK_SECONDS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ import ray.util
 
 from cluster.workers.elastic import LOOK_SECONDS, REMIND_SECONDS
 from cluster.workers.failures import RunFailedError
+from cluster.workers.pulses import Beat
 from cluster.workers.relay import Look, RelayLink
 from trainer.base.stopping import Told
 from trainer.observe.progress import Progress
@@ -107,6 +108,7 @@ class GroupWatch:
             KeyboardInterrupt: on a second Ctrl-C.
         """
         started = looked = grown = reminded = time.monotonic()
+        has_place = True
         while not over.wait(GLANCE_SECONDS):
             now = time.monotonic()
             if self._told.is_set() and not self._can_stop:
@@ -115,12 +117,14 @@ class GroupWatch:
                 continue
             looked = now
             self.last = self._link.look(self._group, self._count) or self.last
-            began = self.last is not None and bool(self.last.beats)
+            beats = () if self.last is None else self.last.beats
+            began = bool(beats)
             if not began and not over.is_set():
                 self._check_start(now - started)
-                if now - reminded >= REMIND_SECONDS and is_waiting_for_place():
-                    reminded = now
-                    self._progress.message(f"waiting: the cluster has no place for {self._workers}")
+                if now - reminded >= REMIND_SECONDS:
+                    reminded, has_place = now, not is_waiting_for_place()
+            if all(beat.phase == "starting" for beat in beats) and not over.is_set():
+                self._progress.waiting(self._waited_for(beats, has_place), now - started)
             if not self._stopping and now - grown >= self._look_every_seconds:
                 grown = now
                 self.grows = began and self._could_grow()
@@ -131,6 +135,14 @@ class GroupWatch:
     def _workers(self) -> str:
         return f"{self._count} worker{'s' if self._count > 1 else ''}"
 
+    def _waited_for(self, beats: Sequence[Beat], has_place: bool) -> str:
+        """Of a group none of whose ranks trains yet."""
+        if not has_place and not beats:
+            return f"waiting: the cluster has no place for {self._workers}"
+        if len(beats) < self._count:
+            return f"starting: {len(beats)} of {self._workers} up, each loads torch first"
+        return f"starting: {self._workers} up, reading data and building the model"
+
     def _check_start(self, waited: float) -> None:
         """Of a group none of whose workers runs yet."""
         if self._told.is_set():
@@ -138,7 +150,7 @@ class GroupWatch:
         if waited > START_SECONDS:
             raise RunFailedError(
                 f"the cluster did not start {self._workers} within {START_SECONDS:.0f} s: it has "
-                "no place for them (`ray status` says what is free); {self._go_on}",
+                f"no place for them (`ray status` says what is free); {self._go_on}",
                 retry=False,
             )
 

@@ -26,7 +26,7 @@ from cluster.workers.elastic import Demand, check_divides
 from cluster.workers.failures import first_cause
 from cluster.workers.groups import Groups
 from cluster.workers.heartbeat import Heartbeat
-from cluster.workers.options import LaunchOptions
+from cluster.workers.options import LaunchOptions, existing_address
 from cluster.workers.ray_private import autoscaling_coordinator
 from cluster.workers.relay import RelayLink, RelayLog, RelayProgress, RelayReader, start_relay
 from cluster.workers.service_discovery import ReachableTargets, ServiceDiscovery
@@ -35,6 +35,7 @@ from trainer.base.stopping import Told, terminations
 from trainer.distributed.hooks import Hooks
 from trainer.launch.launcher import Resumable, Work, failure_noted
 from trainer.observe.progress import Progress, TerminalProgress, quiet_libraries
+from trainer.observe.waiting import waits
 
 GLANCE_SECONDS = 0.2
 
@@ -54,25 +55,28 @@ class RayWorkers:
         options, wanted = self.options, self.options.workers
         with ExitStack() as stack:
             stack.enter_context(failure_noted(resumable))
-            resources = self._session(stack)
+            # Around the session, which turns standard output away while the live line has it.
+            progress = stack.enter_context(TerminalProgress())
+            with waits(progress, self._whence):
+                resources = self._session(stack)
             workers = wanted or default_workers(resources, options.device)
             workers.check_fits(resources, options.device)
             if resumable is not None:
                 check_divides(workers, resumable.global_batch_size)
             told = stack.enter_context(terminations())
-            progress = stack.enter_context(TerminalProgress())
             listed: dict[str, Callable[..., None]] = {"world_size": lambda count: None}
             if resumable is not None:
                 listed = self._discovery(stack, resumable, progress)
-            progress.message(f"starting workers ({workers}), which takes up to a minute")
             relay = start_relay(options.step_timeout_seconds)
             shown: dict[str, Callable[..., None]] = {
                 "update": progress.update,
                 "message": progress.message,
+                "waiting": progress.waiting,
             }
             stack.enter_context(RelayReader(relay, shown | listed))
             link = RelayLink(relay)
-            link.wait_until_up()
+            with waits(progress, f"starting workers ({workers}), which takes up to a minute"):
+                link.wait_until_up()
             groups = Groups(
                 worker=on_rank,
                 payload={
@@ -116,6 +120,12 @@ class RayWorkers:
                     running[task.remote(work, many[name], self.options.verbose)] = name
                 for ended in _wait_for_one(list(running), told):
                     yield running.pop(ended), _result(ended)
+
+    @property
+    def _whence(self) -> str:
+        """What is waited for until there is a session."""
+        joined = existing_address(self.options.address)
+        return "starting Ray on this machine" if joined is None else f"joining Ray at {joined.text}"
 
     def _session(self, stack: ExitStack) -> Resources:
         wanted, options = self.options.workers, self.options

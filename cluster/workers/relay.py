@@ -173,6 +173,9 @@ class RelayProgress:
     def message(self, text: str) -> None:
         self._relay.put.remote(self._group, "message", text)
 
+    def waiting(self, words: str | None, seconds: float = 0.0) -> None:
+        self._relay.put.remote(self._group, "waiting", words, seconds)
+
     def close(self) -> None:
         """The driver ends its own display."""
 

@@ -50,12 +50,17 @@ class Screen:
     """A `Progress` that remembers."""
 
     lines: list[str] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
 
     def update(self, name: str, done: int, total: int | None = None, **values: float) -> None:
         pass
 
     def message(self, text: str) -> None:
         self.lines.append(text)
+
+    def waiting(self, words: str | None, seconds: float = 0.0) -> None:
+        if words is not None and words not in self.waits:
+            self.waits.append(words)
 
     def close(self) -> None:
         pass
@@ -125,6 +130,11 @@ def said(run: Groups) -> list[str]:
     """What the user read."""
     assert isinstance(run.progress, Screen)
     return run.progress.lines
+
+
+def waited_for(run: Groups) -> list[str]:
+    assert isinstance(run.progress, Screen)
+    return run.progress.waits
 
 
 def failure(*errors: Exception) -> WorkerGroupError:
@@ -301,7 +311,33 @@ class TestEnds:
             run.to_the_end()
         never.set()
         assert not raised.value.retry
-        assert "waiting: the cluster has no place for 2 workers" in said(run)
+        assert "waiting: the cluster has no place for 2 workers" in waited_for(run)
+        assert str(raised.value).endswith("; go on with --resume")
+
+    def test_what_is_waited_for_is_told_until_it_trains(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        link = Link(look_at=None)
+        starting = tuple(replace(beat, phase="starting") for beat in BEATS)
+        looks = [
+            Look((), None, False),
+            Look(starting[:1], None, False),
+            Look(starting, None, False),
+        ]
+
+        def end_once_told() -> dict[str, Any]:
+            for look in [*looks, CALM]:
+                link.look_at = look
+                time.sleep(0.1)
+            return DONE
+
+        run = groups([end_once_told], monkeypatch, link)
+        run.to_the_end()
+        assert waited_for(run) == [
+            "starting: 0 of 2 workers up, each loads torch first",
+            "starting: 1 of 2 workers up, each loads torch first",
+            "starting: 2 workers up, reading data and building the model",
+        ]
 
     def test_a_node_that_leaves_costs_no_failure(self, monkeypatch: pytest.MonkeyPatch) -> None:
         link = Link(Look(BEATS, None, leaving=True))
@@ -417,4 +453,4 @@ class TestRoom:
         threading.Timer(0.2, told.hear, [signal.SIGINT]).start()
         with pytest.raises(Terminated, match=r"Ctrl-C while waiting for . workers: 2 CPUs are"):
             self.wait([2], workers, told, screen=screen)
-        assert screen.lines == [f"waiting for {workers.least} workers: 2 CPUs are free"]
+        assert screen.waits == [f"waiting for {workers.least} workers: 2 CPUs are free"]

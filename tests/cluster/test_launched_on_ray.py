@@ -145,7 +145,8 @@ def test_a_mistake_is_one_line(
     """Also of data that only the workers look for: this machine need not see them."""
     flags = ["--address", cluster.address, "--data", str(run.parent / "none")]
     assert main(["evaluate", str(run), *flags]) == 1
-    starting, error = capsys.readouterr().err.splitlines()
+    joining, starting, *_, error = capsys.readouterr().err.splitlines()
+    assert joining == f"joining Ray at {cluster.address}"
     assert starting.startswith("starting workers") and error.startswith("error: ")
     assert str(run.parent / "none") in error
     many = ["--address", cluster.address, "--workers", "3"]

@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
 from typing import Any
 
 from trainer.base.mistake import Mistake
@@ -29,6 +27,7 @@ from trainer.files.storage import storage_path
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.launcher import Launcher, Worker
 from trainer.observe.progress import Progress
+from trainer.observe.waiting import waits
 from trainer.retrieval.baselines.measured import Asking, measure_baselines
 from trainer.retrieval.evaluate import evaluate_split
 from trainer.retrieval.opened import OpenedRun
@@ -43,7 +42,6 @@ QUICK_BASELINES = {"popularity": 1 << 62, "item neighbours": 200_000, "EASE": 4_
 """By the most items for which they take seconds."""
 MOST_WORK = 2 * 10**10
 """Training rows times users asked: a minute or two."""
-TELL_SECONDS = 10.0
 NAME = "tried"
 """What such a training records as its preset: settings of a program's, which fit the data as they
 are."""
@@ -108,12 +106,10 @@ class Tries:
             if spec.config.digest in self._known
         }
         waiting = {name: spec for name, spec in specs.items() if name not in found}
-        label = f"tried {{}} of {len(specs)}, seconds"
-        with _ticking(self._progress, label, len(found)) as done:
+        with waits(self._progress, lambda: f"tried {len(found)} of {len(specs)}"):
             try:
                 for name, result in self._launcher.each(try_out, waiting):
                     found[name] = self._noted(name, why[name], specs[name].config, result)
-                    done(len(found))
             except WorkFailedError as error:
                 self._progress.message(f"a try failed, and those after it are left out: {error}")
             finally:
@@ -148,7 +144,7 @@ class Tries:
             names = ["popularity"]
         cutoff = int(evaluation.metric.partition("@")[2])
         asking = Asking(self._spec.data, "validation", (cutoff,), users, names)
-        with _ticking(self._progress, "closed forms, seconds"):
+        with waits(self._progress, "closed forms, for which nothing is trained"):
             ((_, found),) = self._launcher.each(measure_baselines, {"baselines": asking})
         return {each["name"]: each["values"][evaluation.metric] for each in found}
 
@@ -212,30 +208,6 @@ def _evaluated(run: str, config: Config, worker: Worker) -> float:
     opened, evaluation = OpenedRun(run, worker.ranks), config.evaluation
     asked = (opened.trained.dataset, "validation", evaluation.k, evaluation.users)
     return evaluate_split(opened.encoder, *asked).values[evaluation.metric]
-
-
-@contextmanager
-def _ticking(progress: Progress, label: str, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Says every few seconds that the tries go on: they themselves are silent."""
-    state, over, began = [done], Event(), time.monotonic()
-
-    def tell() -> None:
-        while True:
-            seconds = round(time.monotonic() - began)
-            progress.update(label.format(state[0]), seconds)
-            if over.wait(TELL_SECONDS):
-                return
-
-    def set_done(count: int) -> None:
-        state[0] = count
-
-    thread = Thread(target=tell, name="tandem-tries", daemon=True)
-    thread.start()
-    try:
-        yield set_done
-    finally:
-        over.set()
-        thread.join()
 
 
 def _tried(record: dict[str, Any]) -> Tried | None:

@@ -10,12 +10,13 @@ standard output. Nothing here touches a device: callers hand over plain numbers.
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -23,6 +24,8 @@ from rich.progress import Progress as RichProgress
 from trainer.base.screen import plain_console, shown, wrapped
 
 PLAIN_LINE_SECONDS = 10.0
+WAIT = "what is waited for"
+"""The name of that line; no work has it."""
 RECENT_UPDATES = 100  # that the time left is reckoned from
 LOUD_LOGGERS = (
     "torchrec",
@@ -64,6 +67,12 @@ class Progress(Protocol):
     def message(self, text: str) -> None:
         """A line the user should keep: a checkpoint was written, a warning."""
 
+    def waiting(self, words: str | None, seconds: float = 0.0) -> None:
+        """What is waited for since `seconds`, 0 where it begins: nothing of it can be counted.
+
+        To be called again and again. None: it is over, as it is with the next update.
+        """
+
     def close(self) -> None:
         """The work is over."""
 
@@ -75,6 +84,9 @@ class SilentProgress:
         pass
 
     def message(self, text: str) -> None:
+        pass
+
+    def waiting(self, words: str | None, seconds: float = 0.0) -> None:
         pass
 
     def close(self) -> None:
@@ -101,19 +113,42 @@ class TerminalProgress:
         self._tasks: dict[str, TaskID] = {}
         self._recent: dict[str, deque[tuple[float, int]]] = {}
         self._printed: dict[str, float] = {}
+        self._lock = threading.RLock()
+        """Waits are told by threads of their own."""
 
     def update(self, name: str, done: int, total: int | None = None, **values: float) -> None:
         recent = self._recent.setdefault(name, deque(maxlen=RECENT_UPDATES))
         if recent and done < recent[-1][1]:  # gone back, to a checkpoint
             recent.clear()
         recent.append((self._clock(), done))
+        self.waiting(None)
         if self._console.is_terminal:
-            self._draw(name, done, total, values)
+            beside = "  ".join(format_value(key, value) for key, value in values.items())
+            with self._lock:
+                self._draw(
+                    name, name, counted(done, total), completed=done, total=total, values=beside
+                )
         elif self._is_due(name, done == total):
             self._print(self._plain_line(name, done, total, values))
 
     def message(self, text: str) -> None:
         self._print(text)
+
+    def waiting(self, words: str | None, seconds: float = 0.0) -> None:
+        with self._lock:
+            if words is None:
+                self._end_wait()
+            elif self._console.is_terminal:
+                self._draw(WAIT, words, f"{seconds:,.0f} s")
+            elif self._is_due(WAIT, seconds == 0):
+                self._print(f"{words}  {seconds:,.0f} s" if seconds else words)
+
+    def _end_wait(self) -> None:
+        if WAIT in self._tasks and self._live is not None:
+            self._live.remove_task(self._tasks.pop(WAIT))
+            if not self._tasks:
+                self._live.live.transient = True  # no blank line in its place
+                self.close()
 
     def _print(self, text: str) -> None:
         kept = shown(text, keep="\n")
@@ -138,7 +173,8 @@ class TerminalProgress:
     ) -> None:
         self.close()
 
-    def _draw(self, name: str, done: int, total: int | None, values: dict[str, float]) -> None:
+    def _draw(self, name: str, description: str, count: str, **fields: Any) -> None:
+        """The live line `name`, which has a bar of `total` where that is known."""
         if self._live is None:
             self._live = RichProgress(
                 TextColumn("{task.description:<12}", markup=False),
@@ -151,12 +187,9 @@ class TerminalProgress:
             )
             self._live.start()
         if name not in self._tasks:
-            self._tasks[name] = self._live.add_task(shown(name), total=total, values="", count="")
-        beside = "  ".join(format_value(key, value) for key, value in values.items())
-        count = f"{done:,}/{total:,}" if total is not None else f"{done:,}"
-        self._live.update(
-            self._tasks[name], completed=done, total=total, values=beside, count=count
-        )
+            self._tasks[name] = self._live.add_task("", total=None, values="", count="")
+        words = {"description": shown(description), "count": count}
+        self._live.update(self._tasks[name], **words, **fields)
 
     def _is_due(self, name: str, is_last: bool) -> bool:
         now = self._clock()
@@ -166,13 +199,18 @@ class TerminalProgress:
         return True
 
     def _plain_line(self, name: str, done: int, total: int | None, values: dict[str, float]) -> str:
-        parts = [name, f"{done:,}/{total:,}" if total is not None else f"{done:,}"]
+        parts = [name, counted(done, total)]
         parts += [format_value(key, value) for key, value in values.items()]
         then, first = self._recent[name][0]
         if total is not None and first < done < total:
             remaining = (total - done) * (self._clock() - then) / (done - first)
             parts.append(f"eta {format_seconds(remaining)}")
         return "  ".join(parts)
+
+
+def counted(done: int, total: int | None) -> str:
+    """`1,200/4,000`, or `1,200` of nobody knows how many."""
+    return f"{done:,}" if total is None else f"{done:,}/{total:,}"
 
 
 def format_value(name: str, value: float) -> str:

@@ -1,0 +1,41 @@
+"""What has nothing to count, libraries that load or workers that start, is told as a wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+from trainer.observe.progress import Progress
+
+TELL_SECONDS = 1.0
+
+
+@contextmanager
+def waits(
+    progress: Progress, words: str | Callable[[], str], every_seconds: float = TELL_SECONDS
+) -> Iterator[None]:
+    """Tells again and again that the body goes on, which says little or nothing itself.
+
+    Args:
+        words: what is waited for; a function's are asked for each time.
+    """
+    over, began = Event(), time.monotonic()
+
+    def tell(seconds: float) -> None:
+        progress.waiting(words if isinstance(words, str) else words(), seconds)
+
+    def repeat() -> None:
+        while not over.wait(every_seconds):
+            tell(time.monotonic() - began)
+
+    tell(0.0)  # before the body may keep other threads from running
+    thread = Thread(target=repeat, name="tandem-waiting", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        progress.waiting(None)
