@@ -14,7 +14,6 @@ from tests.terminal import seen
 from trainer.observe.progress import TerminalProgress, format_seconds, format_value, quiet_libraries
 from trainer.observe.waiting import waits
 
-
 PATH = {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 

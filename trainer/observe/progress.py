@@ -188,8 +188,7 @@ class TerminalProgress:
             self._live.start()
         if name not in self._tasks:
             self._tasks[name] = self._live.add_task("", total=None, values="", count="")
-        words = {"description": shown(description), "count": count}
-        self._live.update(self._tasks[name], **words, **fields)
+        self._live.update(self._tasks[name], description=shown(description), count=count, **fields)
 
     def _is_due(self, name: str, is_last: bool) -> bool:
         now = self._clock()
