@@ -117,4 +117,20 @@ def test_a_line_is_broken_between_words_alone(width: int) -> None:
     assert " ".join(lines) == text
     assert all(len(line) <= width or " " not in line for line in lines)
     assert wrapped("  indented", 80) == "  indented" and wrapped("", 80) == ""
+    assert wrapped("  indented", 80) == "  indented"
     assert wrapped("日本語 タイトル", 8) == "日本語\nタイトル"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("length", [30, 36, 39, 74, 79, 80, 200])
+def test_a_label_never_stands_alone_before_a_path(width: int, length: int) -> None:
+    """A path is no word to be broken by us; the terminal folds what it cannot show."""
+    path = "/" + "p" * (length - 1)
+    for label in ("error:", "next:", "warning:"):
+        text = f"{label} {path} is no run, and nothing of it can be read"
+        first, *rest = wrapped(text, width).split("\n")
+        assert first.startswith(f"{label} {path}") and " ".join([first, *rest]) == text
+        # What goes on behind the path stays within the row that the terminal has folded it to.
+        behind = len(first) - len(f"{label} {path}")
+        assert behind == 0 or (len(first) - 1) % width >= behind - 1
+        assert all(len(line) <= width for line in rest)

@@ -1,27 +1,72 @@
 """What `tandem train` says first and last."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from cluster.commands.train_run import ending
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.commands.train_run import Took, ending
 from tests.one_rank import begun, small_data
+from trainer.command_line import overridden
 from trainer.config.presets import find_preset
 from trainer.files.json_files import read_json
 from trainer.run.folder import RunSpec
 
 SPEC = RunSpec("demo", find_preset("demo"), "data", "/runs/a run")
-SUMMARY = {"steps": 1234, "workers": 1, "seconds": 39.6}
-QUALITY = {"metric": "ndcg@20", "value": 0.1753, "popularity": 0.0809, "step": 405, "epoch": 9}
+SUMMARY = {"steps": 1234, "workers": 1, "epochs": 12}
+QUALITY = {
+    "metric": "ndcg@20",
+    "value": 0.1753,
+    "popularity": 0.0809,
+    "step": 405,
+    "epoch": 9,
+    "out_of_patience": False,
+}
+TOOK = Took(tries=61.2, training=39.6, whole=135.4)
 
 
 def test_it_ends_with_quality_beside_popularity_and_what_comes_next() -> None:
-    best, following, report, last = ending({**SUMMARY, "quality": QUALITY}, SPEC)
+    best, following, people, report, took, last = ending(
+        {**SUMMARY, "quality": QUALITY}, SPEC, TOOK
+    )
     assert best == (
         "best ndcg@20 0.1753 on validation, after epoch 9, 2.17 times popularity (0.0809)"
     )
     assert following == "next: tandem evaluate '/runs/a run' --split test"
+    assert people == "      tandem recommend '/runs/a run' --user ID"
     assert report == "      tandem report '/runs/a run'"
-    assert last == "trained 1,234 steps with 1 worker in 40 s: /runs/a run"
-    assert len(list(ending({**SUMMARY, "quality": None}, SPEC))) == 3
+    assert took == (
+        "trained 1,234 steps with 1 worker in 2 min 15 s: 1 min 1 s trying models, "
+        "35 s loading and starting workers, 40 s training"
+    )
+    assert last == "the run: /runs/a run"
+    without = Took(tries=0.01, training=40, whole=60)
+    *_, took, _ = ending({**SUMMARY, "quality": None}, SPEC, without)
+    assert took.endswith("in 1 min 0 s: 20 s loading and starting workers, 40 s training")
+
+
+def test_a_run_that_its_patience_ended_says_so() -> None:
+    config = overridden(SPEC.config, {"training.epochs": 12, "evaluation.patience": 3})
+    spec = replace(SPEC, config=config)
+    quality = {**QUALITY, "epoch": 4, "out_of_patience": True}
+    early, best, *_ = ending({**SUMMARY, "epochs": 7, "quality": quality}, spec, TOOK)
+    assert early == (
+        "stopped early, after epoch 7 of 12: validation ndcg@20 was best after epoch 4, and "
+        "3 evaluations since (--evaluation.patience) brought nothing better"
+    )
+    assert best.startswith("best ndcg@20")
+    last = next(ending({**SUMMARY, "quality": quality}, spec, TOOK))
+    assert last.startswith("best ndcg@20"), "its last epoch ended it"
+
+
+@pytest.mark.parametrize(("given", "shown"), [("user 0", " 'user 0'"), ("7", " 7"), ("-x", "=-x")])
+def test_a_user_of_the_data_is_named(given: str, shown: str, tmp_path: Path) -> None:
+    table = pa.table({"raw_id": [given]})
+    pq.write_table(table, tmp_path / "users.parquet")
+    lines = ending({**SUMMARY, "quality": None}, replace(SPEC, data=str(tmp_path)), TOOK)
+    assert any(line.endswith(f" --user{shown}") for line in lines)
 
 
 def test_a_run_says_what_it_is_of_and_keeps_its_best(tmp_path: Path) -> None:

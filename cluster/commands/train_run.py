@@ -4,14 +4,19 @@ Imports torch and torchrec: `check_versions` comes before the import of this mod
 """
 
 import shlex
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
+from pyarrow.lib import ArrowException
+from pyarrow.parquet import ParquetFile
 
 from cluster.workers.counts import Workers
 from cluster.workers.options import LaunchOptions
+from trainer.base.durations import in_words
+from trainer.base.mistake import Mistake
 from trainer.base.paths import LastingPath
 from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
@@ -19,6 +24,7 @@ from trainer.command_line import TrainArguments, parse_preset, settings_given
 from trainer.config.presets import PRESETS
 from trainer.effort.choices import Effort
 from trainer.files.filesystems import absolute
+from trainer.files.storage import storage_path
 from trainer.fitting import precheck
 from trainer.observe.progress import TerminalProgress
 from trainer.observe.waiting import waits
@@ -111,6 +117,7 @@ def train(
     given: Iterable[str] = (),
 ) -> int:
     """Check, try what the effort allows, train, report. `given`: settings that the user set."""
+    loading = time.monotonic()
     with TerminalProgress() as progress, waits(progress, "loading torch and Ray"):
         precheck(spec, options.is_here)
         # Ray Train and torch: seconds, and mistakes are told before.
@@ -118,16 +125,45 @@ def train(
         from trainer.effort.choose import chosen
         from trainer.train import resumable, train_on_rank
 
+    began = time.monotonic()
     spec = chosen(spec, effort, None if options.is_here else RayWorkers(options), given)
+    tries = time.monotonic() - began
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
-    for line in ending(summary, spec):
+    took = Took(tries, summary["seconds"], time.monotonic() - loading)
+    for line in ending(summary, spec, took):
         say(line)
     return 0
 
 
-def ending(summary: dict[str, Any], spec: RunSpec) -> Iterator[str]:
+@dataclass(frozen=True)
+class Took:
+    """Seconds of a command."""
+
+    tries: float
+    training: float
+    """Of the last group of workers, evaluations and checkpoints with it."""
+    whole: float
+
+    def __str__(self) -> str:
+        parts = [
+            *([f"{in_words(self.tries)} trying models"] if self.tries >= 1 else []),
+            f"{in_words(self.whole - self.tries - self.training)} loading and starting workers",
+            f"{in_words(self.training)} training",
+        ]
+        return f"{in_words(self.whole)}: {', '.join(parts)}"
+
+
+def ending(summary: dict[str, Any], spec: RunSpec, took: Took) -> Iterator[str]:
     """What was trained, how good it was at its best, and what comes next; the run's place last."""
     quality, workers = summary["quality"], summary["workers"]
+    epochs = spec.config.training.epochs
+    if quality is not None and quality["out_of_patience"] and summary["epochs"] < epochs:
+        yield (
+            f"stopped early, after epoch {summary['epochs']} of {epochs}: validation "
+            f"{quality['metric']} was best after epoch {quality['epoch']}, and "
+            f"{spec.config.evaluation.patience} evaluations since (--evaluation.patience) brought "
+            "nothing better"
+        )
     if quality is not None:
         beside = ""
         if quality["popularity"]:
@@ -139,10 +175,26 @@ def ending(summary: dict[str, Any], spec: RunSpec) -> Iterator[str]:
         )
     run = shlex.quote(spec.out)
     yield f"next: tandem evaluate {run} --split test"
+    yield f"      tandem recommend {run} {asked_of(some_user(spec.data))}"
     yield f"      tandem report {run}"
     hands = "worker" if workers == 1 else "workers"
-    took = f"in {summary['seconds']:.0f} s"
-    yield f"trained {summary['steps']:,} steps with {workers} {hands} {took}: {spec.out}"
+    yield f"trained {summary['steps']:,} steps with {workers} {hands} in {took}"
+    yield f"the run: {spec.out}"
+
+
+def asked_of(user: str) -> str:
+    """The flag as a shell takes it."""
+    return f"--user{'=' if user.startswith('-') else ' '}{shlex.quote(user)}"
+
+
+def some_user(data: str) -> str:
+    """An id that a user of the data has; where they are not seen from here, a word for one."""
+    try:
+        with (storage_path(data) / "users.parquet").open("rb") as stream:
+            found = next(ParquetFile(stream).iter_batches(batch_size=1, columns=["raw_id"]))
+        return str(found["raw_id"][0])
+    except (OSError, Mistake, ArrowException, StopIteration, IndexError):
+        return "ID"
 
 
 def parse_train(arguments: Sequence[str]) -> tuple[str, TrainOnRay]:

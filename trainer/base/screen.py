@@ -10,6 +10,7 @@ a file), as wide as its cells.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import unicodedata
@@ -29,6 +30,7 @@ SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 SILENT_SECONDS = 0.2
 """So long a command may print nothing before it says that it is loading: with Python's own start
 half a second."""
+LABEL = re.compile(r"\S{1,9}:")
 GAP = 2
 """Blanks between columns that no lines part."""
 LONGEST_WHOLE = 20
@@ -94,13 +96,20 @@ def say(*words: object, file: TextIO | None = None) -> None:
 
 
 def wrapped(text: str, width: int) -> str:
-    """A line in lines of at most `width` columns, broken between words alone."""
+    """A line in lines of at most `width` columns, broken between words alone.
+
+    A label ("error:") is not left alone before a word that is too long: the terminal folds that,
+    and what follows goes on in its last row.
+    """
     from rich.cells import cell_len
 
     line, *words = text.split(" ")
-    lines = []
+    lines: list[str] = []
     for word in words:
-        if line.strip() and cell_len(f"{line} {word}") > width:
+        used = cell_len(line)
+        room = width - 1 - (used if used <= width else (used - 1) % width + 1)
+        is_label = not lines and LABEL.fullmatch(line) is not None
+        if line.strip() and cell_len(word) > room and not is_label:
             lines.append(line)
             line = word
         else:

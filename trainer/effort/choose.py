@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from trainer.base.durations import in_words
 from trainer.base.mistake import Mistake
 from trainer.command_line import overridden
 from trainer.config.default_preset import default_preset
@@ -22,10 +23,12 @@ from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
 from trainer.effort.proposals import Proposal, proposals, variations
 from trainer.effort.tries import NAME, Tried, Tries
+from trainer.files.storage import storage_path
 from trainer.fitting import fitted
 from trainer.launch.launcher import Launcher
 from trainer.launch.processes import Processes, most_workers
 from trainer.observe.progress import Progress, TerminalProgress
+from trainer.run.choice import Choice, TriedModel, write_choice
 from trainer.run.folder import RunSpec, open_run
 
 Settings = dict[str, Any]
@@ -108,21 +111,23 @@ def choose(
     baselines = tries.baselines(found[0].config.evaluation)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
     progress.message(f"  nothing trained: {found[0].config.evaluation.metric} of {shown}")
-    best, tried = _search(found, effort, tries, lambda near: _fitting(near, fixed, spec, dataset))
-    if tried is None:
+    ranked = _search(found, effort, tries, lambda near: _fitting(near, fixed, spec, dataset))
+    if not ranked:
         progress.message("nothing that was tried could be trained: the rules decide")
         return spec
+    (best, tried), took = ranked[0], time.monotonic() - began
+    models = tuple(TriedModel(each.name, each.why, each.best) for _, each in ranked)
+    choice = Choice(tried.metric, best.name, took, baselines, models)
+    write_choice(storage_path(spec.out), choice)
     config = _final(best.config, tried, effort, fixed)
     trained_on = " and ".join(config.data.train_splits)
-    ahead = {name: value for name, value in baselines.items() if value > tried.best}
-    for name, value in ahead.items():
+    for name, value in choice.ahead.items():
         progress.message(
             f"{name}, for which nothing is trained, is ahead of all that was tried so far: "
             f"{value:.4f} beside {tried.best:.4f}"
         )
-    took = time.monotonic() - began
     progress.message(
-        f"chosen: {best.name} ({best.why}), after {took:,.0f} s of tries; it is now trained on "
+        f"chosen: {best.name} ({best.why}), after {in_words(took)} of tries; it is now trained on "
         f"{trained_on}"
     )
     return replace(spec, config=config)
@@ -133,8 +138,8 @@ def _search(
     effort: Effort,
     tries: Tries,
     fitting: Callable[[list[Proposal]], list[Proposal]],
-) -> tuple[Proposal, Tried | None]:
-    """The best proposal and what its longest try found; None where none could be trained."""
+) -> list[tuple[Proposal, Tried]]:
+    """Proposals that could be trained, the best first, each with what its longest try found."""
     by_name = {each.name: each for each in found}
     short = best_first(tries.of(found, SHORT))
     if effort == "best" and short:
@@ -143,7 +148,7 @@ def _search(
         near = fitting(variations(by_name[full[0].name]))
         by_name |= {each.name: each for each in near}
         short = best_first([*full, *tries.of(near, 1.0)])
-    return (by_name[short[0].name], short[0]) if short else (found[0], None)
+    return [(by_name[each.name], each) for each in short]
 
 
 def _is_large(dataset: Dataset) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from trainer.base.durations import in_words
 from trainer.config.sections import settings_of
 from trainer.live.document import NOTHING, Document
 from trainer.report.differing import from_preset, words
@@ -94,5 +95,4 @@ def minutes(summary: dict[str, Any] | None) -> str:
     """How long the last start took."""
     if summary is None or "seconds" not in summary:  # it failed, or goes on
         return NOTHING
-    minutes, seconds = divmod(round(summary["seconds"]), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    return in_words(summary["seconds"])

@@ -27,7 +27,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
+from trainer.base.run_files import CHOICE_FILE, CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
 from trainer.base.typed import read_as
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
@@ -49,7 +49,7 @@ from trainer.run.start import (
 )
 
 logger = logging.getLogger(__name__)
-BEFORE_CONFIG = {".lock", "owner.json", TRIES_FILE}
+BEFORE_CONFIG = {".lock", "owner.json", TRIES_FILE, CHOICE_FILE}
 """All that a start killed before config.json was written leaves behind: no run yet."""
 PACKAGES = ("torch", "torchrec", "pyarrow")
 Resume = bool | Literal["auto"]

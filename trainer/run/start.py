@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.base.machine import processor, usable_cpus, usable_memory_bytes
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
+from trainer.base.run_files import CHOICE_FILE, CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
 from trainer.base.transient import is_lasting
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
@@ -29,6 +29,7 @@ FILES = (
     "validation.jsonl",
     SUMMARY_FILE,
     TRIES_FILE,
+    CHOICE_FILE,
 )
 FOLDERS = ("checkpoints", "trackers")
 FIXED_FIELDS = (

@@ -98,6 +98,7 @@ class Validation:
             "popularity": self.popularity.get(self.config.metric),
             "step": self.state.best_step,
             "epoch": -(-self.state.best_step // max(steps_per_epoch, 1)),
+            "out_of_patience": self.is_over,
         }
 
     def _beside(self) -> dict[str, float]:
