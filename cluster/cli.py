@@ -68,9 +68,9 @@ def plan(arguments: Arguments, verbose: bool) -> int:
 
     expect_preset("tandem plan", arguments, list(PRESETS))
     _, parsed = parse_preset(arguments, "tandem plan", PlanArguments)
-    from trainer.tools.plan import plan
+    from cluster.commands.plan_run import main
 
-    return plan(parsed)
+    return main(parsed, verbose)
 
 
 def train(arguments: Arguments, verbose: bool) -> int:

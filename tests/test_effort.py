@@ -25,6 +25,7 @@ from trainer.effort.tries import try_out
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.here import Here
 from trainer.launch.launcher import Work
+from trainer.observe.choice import read_choice
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval.baselines.measured import measure_baselines
 from trainer.run.folder import RunFolder, RunSpec
@@ -128,6 +129,10 @@ def test_the_best_on_validation_is_trained(timed: Dataset, tmp_path: Path) -> No
     assert any("0.3000" in line and "places" in line for line in told.lines)
     assert told.lines[-1].startswith("chosen: places")
     assert not any("is ahead" in line for line in told.lines)
+    kept = read_choice(tmp_path / "run")
+    assert kept is not None and kept.chosen == "places" and kept.baselines == {"popularity": 0.01}
+    values = [each.value for each in kept.models]
+    assert len(values) == 4 and values == sorted(values, reverse=True) and values[0] == 0.3
     # Cut off and started again: what was tried is there.
     again = Graded({})
     assert choose(spec_of(timed, tmp_path / "run"), "normal", again, told).config == found.config

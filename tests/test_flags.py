@@ -17,7 +17,7 @@ from trainer.config.presets import find_preset
 from trainer.launch.causes import WorkFailedError
 from trainer.live.dashboard import DashboardArguments
 from trainer.live.server import LivePage
-from trainer.tools.plan import device_bytes
+from trainer.tools.planned_gpus import device_bytes
 
 HUGE = 1 << 70
 DEMO = find_preset("demo")

@@ -17,6 +17,7 @@ from tests.distributed import run_ranks
 from tests.test_training import losses, small_config, train
 from trainer.base.byte_sizes import as_bytes, bytes_of
 from trainer.base.mistake import Mistake
+from trainer.command_line import PlanArguments
 from trainer.config.presets import find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
@@ -27,7 +28,8 @@ from trainer.model.inputs import build_inputs
 from trainer.model.memory import least_bytes
 from trainer.run.folder import RunSpec
 from trainer.tools.distinct_columns import distinct_share
-from trainer.tools.plan import device_bytes, make_plan
+from trainer.tools.plan import make_plan
+from trainer.tools.planned_gpus import FoundGpus, device_bytes, planned_gpus
 
 GIB = 1024**3
 
@@ -250,3 +252,48 @@ def test_the_columns_that_are_different_are_expected_as_they_come(
     assert expected == pytest.approx(sum(shares) / len(shares), rel=0.05) and expected < 0.7
     off = small_config(negatives={"uniform": 0, **negatives, "distinct": False})
     assert distinct_share(off, dataset) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "found", "gpus", "told"),
+    [
+        (
+            {},
+            FoundGpus("this machine", 0, 0, None),
+            (8, 8, 80_000_000_000),
+            [
+                "8 GPUs, 74.5 GiB each, at most 8 a machine: assumed, since this machine has no "
+                "GPU; set by --gpus, --gpu-memory, --gpus-a-node"
+            ],
+        ),
+        (
+            {},
+            FoundGpus("this machine", 1, 1, 16 * GIB),
+            (1, 1, 16 * GIB),
+            ["1 GPU, 16.0 GiB each, at most 1 a machine: as this machine has"],
+        ),
+        (
+            {"gpus_a_node": 2},
+            FoundGpus("the cluster at auto", 16, 4, None),
+            (16, 2, 80_000_000_000),
+            [
+                "16 GPUs: as the cluster at auto has",
+                "74.5 GiB each: assumed, since the cluster at auto does not say it; set by "
+                "--gpu-memory",
+            ],
+        ),
+        (
+            {"gpus": 3, "gpu_memory": "1GiB", "gpus_a_node": 1},
+            FoundGpus("this machine", 8, 8, GIB),
+            (3, 1, GIB),
+            [],
+        ),
+    ],
+)
+def test_a_plan_is_of_the_gpus_there_are_and_says_what_it_assumes(
+    flags: dict[str, Any], found: FoundGpus, gpus: tuple[int, int, int], told: list[str]
+) -> None:
+    arguments = PlanArguments("DATA", find_preset("default"), **flags)
+    planned = planned_gpus(arguments, found)
+    assert (planned.count, planned.a_node, planned.memory) == gpus
+    assert list(planned.told) == told

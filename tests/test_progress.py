@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.terminal import seen
-from trainer.observe.progress import TerminalProgress, format_seconds, format_value, quiet_libraries
+from trainer.observe.progress import (
+    TerminalProgress,
+    format_seconds,
+    format_value,
+    in_words,
+    quiet_libraries,
+)
 from trainer.observe.waiting import waits
 
 PATH = {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -78,6 +84,8 @@ def test_values_are_formatted_by_name() -> None:
     assert format_value("rows", 146464) == "rows 146,464"
     assert format_value("rows_per_second", 21407.2) == "21,407 rows/s"
     assert format_seconds(3 * 3600 + 62) == "3:01:02"
+    spoken = [in_words(seconds) for seconds in (3.6, 59.6, 110, 7_500)]
+    assert spoken == ["4 s", "1 min 0 s", "1 min 50 s", "2 h 5 min"]
 
 
 def test_libraries_are_quiet_unless_verbose() -> None:

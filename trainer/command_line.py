@@ -90,18 +90,23 @@ class PlanArguments:
     data: LastingPath
     """Folder of a prepared dataset: its numbers of users, items and attributes."""
     config: Annotated[Config, tyro.conf.arg(name="")]
-    gpus: int = 8
-    """GPUs of the cluster."""
-    gpu_memory: str = "80GB"
-    """Memory of each GPU, as 80GB or 80GiB."""
-    gpus_a_node: int = 8
-    """GPUs of one machine."""
+    gpus: int | None = None
+    """GPUs of the cluster. Left out: those of --address, else of this machine, else 8."""
+    gpu_memory: str | None = None
+    """Memory of each GPU, as 80GB or 80GiB. Left out: of this machine's GPUs, else 80GB."""
+    gpus_a_node: int | None = None
+    """GPUs of one machine. Left out: as many as the largest has, else 8."""
+    address: str | None = None
+    """Ray cluster whose GPUs are counted ("auto": the one of this machine). Left out: RAY_ADDRESS,
+    else this machine's GPUs are."""
     json: bool = False
     """Print the plan as JSON."""
 
     def __post_init__(self) -> None:
         check_given(self, ("data",))
-        check_ranges(self, gpus=(1, MOST_GPUS), gpus_a_node=(1, MOST_GPUS))
+        limits = dict.fromkeys(("gpus", "gpus_a_node"), (1, MOST_GPUS))
+        given = {name: limit for name, limit in limits.items() if vars(self)[name] is not None}
+        check_ranges(self, **given)
 
 
 Parsed = TypeVar("Parsed")

@@ -15,7 +15,6 @@ from pyarrow.parquet import ParquetFile
 
 from cluster.workers.counts import Workers
 from cluster.workers.options import LaunchOptions
-from trainer.base.durations import in_words
 from trainer.base.mistake import Mistake
 from trainer.base.paths import LastingPath
 from trainer.base.screen import say
@@ -26,7 +25,7 @@ from trainer.effort.choices import Effort
 from trainer.files.filesystems import absolute
 from trainer.files.storage import storage_path
 from trainer.fitting import precheck
-from trainer.observe.progress import TerminalProgress
+from trainer.observe.progress import TerminalProgress, in_words
 from trainer.observe.waiting import waits
 from trainer.run.folder import RunFolder, RunSpec
 

@@ -23,6 +23,7 @@ from cluster.workers.session import asks_for_a_token, token_message, without_var
 from trainer.base.mistake import Mistake
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+BY_DEFAULT = "the default"
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_SECONDS = 10.0
 PROCESSES = Path("/proc")
@@ -34,7 +35,12 @@ class Dashboard:
 
     address: str
     named_by: str
-    """--address, a variable, or "the default"."""
+    """--address, a variable, or BY_DEFAULT."""
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nobody has named it."""
+        return self.named_by == BY_DEFAULT
 
     def __str__(self) -> str:
         return f"{self.address} ({self.named_by})"
@@ -64,7 +70,7 @@ def find_dashboard(address: str | None, environment: Mapping[str, str] = os.envi
                 f"{name} {text}: jobs go to a cluster's dashboard, as --address http://HEAD:8265"
             )
         return Dashboard(text.rstrip("/"), name)
-    return Dashboard(DEFAULT_ADDRESS, "the default")
+    return Dashboard(DEFAULT_ADDRESS, BY_DEFAULT)
 
 
 def is_web_address(text: str) -> bool:

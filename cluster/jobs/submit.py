@@ -15,7 +15,13 @@ from typing import Annotated
 import tyro
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from cluster.jobs.job_api import JobCluster, connect, interpreter
+from cluster.jobs.job_api import (
+    DEFAULT_ADDRESS,
+    JobCluster,
+    connect,
+    find_dashboard,
+    interpreter,
+)
 from cluster.jobs.job_command import check_command, driver_cpus
 from cluster.jobs.job_package import refusal_message, runtime_env, variables_of
 from cluster.jobs.submitted import Submitted, remember, remembered, run_of
@@ -25,6 +31,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_ranges
 from trainer.base.screen import say
 from trainer.base.usage import parse
+from trainer.live.below import show_newest
 from trainer.run.state import read_state
 
 LOOK_SECONDS = 1.0
@@ -91,7 +98,8 @@ class StatusArguments(OfCluster):
     """Jobs of a cluster, or the state of a run."""
 
     job: Annotated[str | None, tyro.conf.Positional] = None
-    """A job's id, or the folder or URI of a run; left out: all of Tandem's jobs."""
+    """A job's id, or the folder or URI of a run. Left out: Tandem's jobs on the cluster that
+    --address or the environment names; where neither does, the newest runs below this folder."""
 
 
 def submit(arguments: Sequence[str]) -> int:
@@ -130,6 +138,11 @@ def status(arguments: Sequence[str]) -> int:
         state = read_state(parsed.job)
         say(state.describe())
         return 1 if state.phase in ("stopped", "failed") else 0
+    if parsed.job is None and find_dashboard(parsed.address).is_default:  # no cluster is named
+        jobs = f"--address {DEFAULT_ADDRESS}"
+        show_newest(Path(), f"a cluster, whose jobs are shown ({jobs} is this machine's)")
+        say(f"jobs of this machine's cluster: tandem status {jobs}")
+        return 0
     cluster = connect(parsed.address)
     known = {job.submission_id: job for job in cluster.client.list_jobs()}
     lost = [job for job in remembered(cluster.address) if job.job not in known]

@@ -48,6 +48,12 @@ def cluster_resources() -> Resources:
     return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
 
 
+def gpus_by_node() -> list[int]:
+    """GPUs of each living node of the connected cluster."""
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [int(resources.get("GPU", 0)) for resources in alive]
+
+
 def metrics_addresses() -> list[str]:
     """Where each living node of the connected cluster serves Ray's own metrics."""
     return [

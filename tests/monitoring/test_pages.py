@@ -26,11 +26,13 @@ from trainer.live.panels import DASHBOARDS
 from trainer.live.runs import MOST_POINTS, read_run, thinned
 from trainer.live.server import LivePage
 from trainer.live.troubles import troubles_of
+from trainer.observe.choice import Choice, TriedModel, write_choice
 from trainer.observe.per_user import per_user_file, write_per_user
 from trainer.report.norms import bands
 from trainer.report.people import Person, spread_users
 from trainer.report.quality import best_evaluation, quality_of, still_learning
 from trainer.report.report import ReportArguments, report, report_html
+from trainer.retrieval.evaluate_run import tried_before
 
 GROUPS = {"recall@20": [0.1, 0.2, 0.4], "ndcg@20": [0.1, 0.2, 0.3]}
 EVALUATION = {
@@ -331,7 +333,8 @@ def learnt(*values: float) -> dict:
     return {
         "validation": columns,
         "evaluation": None,
-        "config": {"evaluation": {"metric": "ndcg@20"}},
+        "summary": None,
+        "config": {"evaluation": {"metric": "ndcg@20"}, "training": {"epochs": 12}},
     }
 
 
@@ -344,12 +347,35 @@ def test_the_verdicts_follow_the_curve() -> None:
     assert "still learning" in still_learning(patient)
     patient["config"]["evaluation"]["patience"] = 2  # it ended by itself
     assert "best at evaluation 3 of 5, and 2 evaluations since" in still_learning(patient)
+    patient["summary"] = {"epochs": 5, "quality": {"out_of_patience": True}}
+    assert still_learning(patient).endswith(", which ended it early: after epoch 5 of 12.")
+    patient["summary"]["epochs"] = 12
+    assert "early" not in still_learning(patient)
     assert "too few" in still_learning(learnt(0.1))
     assert "not evaluated while training" in still_learning(learnt())
     quality = quality_of(learnt(0.1, 0.3, 0.2))
     assert quality is not None and quality.of("ndcg") == 0.3
     assert quality.times_popularity("ndcg") == pytest.approx(3)
     assert best_evaluation(learnt()) is None and quality_of(learnt()) is None
+
+
+def test_what_was_tried_stands_beside_the_closed_forms(evaluated: Path, tmp_path: Path) -> None:
+    hostile = "<b>x</b>"
+    models = (TriedModel("places", "the last items", 0.3), TriedModel(hostile, "in case", 0.2))
+    choice = Choice("ndcg@20", "places", 61.0, {"popularity": 0.1, "EASE": 0.25}, models)
+    run = tmp_path / "run"
+    shutil.copytree(evaluated, run)
+    assert tried_before(str(run)) == []
+    write_choice(run, choice)
+    assert tried_before(str(run)) == [
+        "tried on validation before it began, ndcg@20: places 0.3000, the best of 2 models; "
+        "nothing trained: EASE 0.2500, popularity 0.1000"
+    ]
+    page = report_html([{**read_run(run), "norms": "", "dataset": None}], None)
+    places = [page.index(f">{name}</td>") for name in ("places", "EASE", "&lt;b&gt;x&lt;/b&gt;")]
+    assert places == sorted(places) and "for 1 min 1 s, beside what needs no training" in page
+    (run / "choice.json").write_text('{"metric": 1}')  # of another version
+    assert tried_before(str(run)) == []
 
 
 def test_people_shown_go_from_the_least_active_to_the_most() -> None:

@@ -7,7 +7,7 @@ import pytest
 from trainer.bundle.asked import Item, Recommendations
 from trainer.retrieval.evaluate import Evaluation
 from trainer.retrieval.evaluate_run import as_sheet
-from trainer.retrieval.recommend import sheets
+from trainer.retrieval.recommend import notes_on, sheets
 
 UUID = "0b1e4a57-7b1a-4e0c-9a51-0d5a3f1d9b1{}"
 
@@ -68,3 +68,11 @@ def test_an_evaluation_keeps_its_figures_whole_at_40_columns(
     assert title.endswith("seen ones left out; 0.7 s")
     assert max(map(len, lines)) <= 40
     assert sum(line.count("0.1234") + line.count("0.2345") for line in lines) == 4
+
+
+def test_scores_below_zero_are_explained() -> None:
+    item = Item(0, "i0", None)
+    assert notes_on(Recommendations([item], [0.5], [])) == []
+    assert notes_on(Recommendations([], [], [])) == []
+    both = notes_on(Recommendations([item] * 2, [0.5, -0.1], [], note="nothing is known"))
+    assert both[0] == "nothing is known" and "below zero is no dislike" in both[1]

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from trainer.base.durations import in_words
 from trainer.base.mistake import Mistake
 from trainer.command_line import overridden
 from trainer.config.default_preset import default_preset
@@ -27,8 +26,8 @@ from trainer.files.storage import storage_path
 from trainer.fitting import fitted
 from trainer.launch.launcher import Launcher
 from trainer.launch.processes import Processes, most_workers
-from trainer.observe.progress import Progress, TerminalProgress
-from trainer.run.choice import Choice, TriedModel, write_choice
+from trainer.observe.choice import Choice, TriedModel, write_choice
+from trainer.observe.progress import Progress, TerminalProgress, in_words
 from trainer.run.folder import RunSpec, open_run
 
 Settings = dict[str, Any]

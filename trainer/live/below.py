@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from trainer.run.folder import RunFolder
 from trainer.run.state import RunState, read_state
 
 DEPTH = 3
+MOST_SHOWN = 10
 PASSED_OVER = {"checkpoints", "bundles", "trackers", "ray"}
 
 
@@ -53,13 +55,34 @@ def show_runs(folder: Path) -> None:
             f"there is no run in {folder} or below it: name one, or train one first "
             "(tandem train PRESET --data DIR --out RUN)"
         )
+    _print(found)
+    say(f"tandem dashboard {shlex.quote(found[0].state.run)}   opens the newest")
+
+
+def show_newest(folder: Path, otherwise: str) -> None:
+    """A table of the newest of them.
+
+    Raises:
+        Mistake: where there is none; `otherwise`: what else may have been meant.
+    """
+    found = runs_below(folder)
+    if not found:
+        raise Mistake(
+            "there is no run in this folder or below it: give one (tandem status RUN), or "
+            f"{otherwise}"
+        )
+    _print(found[:MOST_SHOWN])
+    if len(found) > MOST_SHOWN:
+        say(f"and {len(found) - MOST_SHOWN:,} older")
+
+
+def _print(found: Sequence[Listed]) -> None:
     sheet = Sheet("run", "is", "step", "last evaluation", numbers=("step",), whole=("is",))
     for each in found:
         state = each.state
         total = "" if state.total_steps is None else f" of {state.total_steps:,}"
         sheet.add(state.run, state.shown_phase, f"{state.step:,}{total}", each.quality)
     sheet.print()
-    say(f"tandem dashboard {found[0].state.run}   opens the newest")
 
 
 def _places(folder: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from trainer.files.line_file import read_records
 from trainer.files.storage import StoragePath, modified_at, storage_path
 from trainer.live.growing import Columns, GrowingColumns, finite
 from trainer.live.troubles import troubles_of
+from trainer.observe.choice import read_choice
 from trainer.run.folder import RunFolder
 from trainer.run.state import read_state
 
@@ -46,7 +47,7 @@ class RunReader:
     def read(self) -> dict[str, Any]:
         """Everything the pages draw, as plain JSON-able data; NaN and infinities become None."""
         facts, root = self._folder.read_config(), self._root
-        starts = read_records(root / "starts.jsonl")
+        starts, choice = read_records(root / "starts.jsonl"), read_choice(root)
         metrics = self._metrics.read()
         read = {
             "name": root.resolve().name if isinstance(root, Path) else root.name,
@@ -60,6 +61,7 @@ class RunReader:
             "metrics": thinned(metrics),
             "validation": self._validation.read(),
             "summary": _read_json(root / SUMMARY_FILE),
+            "choice": None if choice is None else asdict(choice),
             "evaluation": _read_evaluation(root / "evaluation.json"),
             "now": _now(self._folder, self._metrics.newest),
         }

@@ -225,6 +225,15 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+def in_words(seconds: float) -> str:
+    """How long something took: `4 s`, `1 min 50 s`, `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 def quiet_libraries(verbose: bool = False) -> None:
     """Hide the chatter of torch, torchrec, fbgemm and Ray, unless `verbose`.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.live.document import NOTHING, Document
 from trainer.live.drawing import Chart, Series
+from trainer.observe.progress import in_words
 from trainer.report.people import Person
 from trainer.report.quality import (
     Quality,
@@ -28,6 +29,8 @@ def one_run(page: Document, run: dict[str, Any], people: list[Person] | str | No
     _figures(page, run, quality)
     if quality is not None:
         _measures(page, run, quality)
+    if run["choice"] is not None:
+        _tried(page, run["choice"])
     page.heading("Is it still learning?")
     page.drawn(*learning(run))
     if quality is not None and quality.record:
@@ -64,6 +67,23 @@ def _figures(page: Document, run: dict[str, Any], quality: Quality | None) -> No
     figures.append(("Steps", f"{run['now']['step']:,}", trained))
     figures.append(("Time trained", minutes(run["summary"]), "of the last start"))
     page.figures(figures)
+
+
+def _tried(page: Document, choice: dict[str, Any]) -> None:
+    """The models and closed forms that stood beside each other before the run began."""
+    page.words(
+        f"Before it began, --effort tried models on validation for {in_words(choice['seconds'])}, "
+        "beside what needs no training:"
+    )
+    found = [(value, name, "nothing is trained") for name, value in choice["baselines"].items()]
+    for each in choice["models"]:
+        taken = "taken: " if each["name"] == choice["chosen"] else ""
+        found.append((each["value"], each["name"], f"{taken}{each['why']}"))
+    rows = [
+        [(name, "name"), f"{value:.4f}", (why, "soft left")]
+        for value, name, why in sorted(found, reverse=True)
+    ]
+    page.table(["tried", choice["metric"], ""], rows, "figures")
 
 
 def _measures(page: Document, run: dict[str, Any], quality: Quality) -> None:

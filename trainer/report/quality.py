@@ -102,6 +102,14 @@ def how_good(quality: Quality | None) -> str:
     return f"{said}: it has learnt less than a count of plays." if times < 1 else f"{said}."
 
 
+def _ended_early(run: dict[str, Any]) -> str:
+    """Of a run that its patience ended: after how many of its epochs."""
+    summary = run["summary"] or {}
+    epochs, trained = run["config"]["training"]["epochs"], summary.get("epochs", 0)
+    early = (summary.get("quality") or {}).get("out_of_patience") and trained < epochs
+    return f", which ended it early: after epoch {trained} of {epochs}" if early else ""
+
+
 def still_learning(run: dict[str, Any]) -> str:
     """In a sentence: whether more training would help."""
     values, best = watched(run), best_evaluation(run)
@@ -115,7 +123,8 @@ def still_learning(run: dict[str, Any]) -> str:
     if since >= min(patience, LOOKED_BACK):
         return (
             f"It has come to its end: {metric} was best at evaluation {best + 1} of "
-            f"{len(values)}, and {since} evaluations since brought nothing better."
+            f"{len(values)}, and {since} evaluations since brought nothing better"
+            f"{_ended_early(run)}."
         )
     before = values[-1 - LOOKED_BACK]
     growth = values[-1] / before - 1 if before else 0.0

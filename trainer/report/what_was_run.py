@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from trainer.base.durations import in_words
 from trainer.config.sections import settings_of
 from trainer.live.document import NOTHING, Document
+from trainer.observe.progress import in_words
 from trainer.report.differing import from_preset, words
 
 

@@ -18,6 +18,7 @@ from trainer.files.storage import StoragePath, storage_path
 from trainer.launch.here import is_first_process
 from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
+from trainer.observe.choice import read_choice
 from trainer.observe.per_user import (
     paired,
     per_user_file,
@@ -72,10 +73,16 @@ def evaluate(arguments: EvaluateArguments, launcher: Launcher | None = None) -> 
             say(line)
         for key, count in found.record["unknown_ids"].items():
             say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
-        for line in found.beside:
+        for line in (*found.beside, *tried_before(arguments.run)):
             say(line)
         found.kept_record()
     return found.record
+
+
+def tried_before(run: str) -> list[str]:
+    """A line of what `--effort` tried before the run began, where it did."""
+    choice = read_choice(storage_path(run))
+    return [] if choice is None else [choice.told()]
 
 
 def _beside(arguments: EvaluateArguments, own: pa.Table, digest: str) -> Iterator[str]:

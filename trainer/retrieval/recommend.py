@@ -26,6 +26,10 @@ from trainer.retrieval.run_bundle import opened_bundle
 
 MOST_FILE_BYTES = 1 << 30
 MOST_TITLES = 20
+BELOW_ZERO = (
+    "scores order the items of one list and are no chances or ratings: higher is better, and below "
+    "zero is no dislike"
+)
 
 
 def answer(arguments: RecommendArguments) -> None:
@@ -54,7 +58,7 @@ def recommend(arguments: RecommendArguments) -> Recommendations:
     title = "somebody new" if arguments.user is None else f"user {arguments.user}"
     for sheet in sheets(found, title, window_width()):
         sheet.print()
-    _say_note(found)
+    _say_notes(found)
     return found
 
 
@@ -70,7 +74,7 @@ def similar(arguments: SimilarArguments) -> Recommendations:
     for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1):
         sheet.add(rank, item.label, f"{score:.4f}")
     sheet.print()
-    _say_note(found)
+    _say_notes(found)
     return found
 
 
@@ -196,9 +200,17 @@ def _opened(arguments: RecommendArguments | SimilarArguments) -> Iterator[Bundle
         yield bundle
 
 
-def _say_note(found: Recommendations) -> None:
-    if found.note is not None:
-        say(found.note)
+def _say_notes(found: Recommendations) -> None:
+    for note in notes_on(found):
+        say(note)
+
+
+def notes_on(found: Recommendations) -> list[str]:
+    """What to know of a list: what it rests on, and how its scores are read."""
+    notes = [] if found.note is None else [found.note]
+    if min(found.scores, default=0.0) < 0:
+        notes.append(BELOW_ZERO)
+    return notes
 
 
 def sheets(found: Recommendations, title: str, window: int | None) -> list[Sheet]:

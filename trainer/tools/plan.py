@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from torchrec.distributed.planner.types import PlannerError
 
 from embeddings.sharding import STORAGE_RESERVED, Layout, describe, make_planner, sharders
-from trainer.base.byte_sizes import as_bytes, bytes_of
+from trainer.base.byte_sizes import as_bytes
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say
 from trainer.command_line import PlanArguments
@@ -22,9 +22,8 @@ from trainer.model.inputs import Inputs, build_inputs
 from trainer.model.memory import task_without_memory
 from trainer.model.two_tower import TwoTower
 from trainer.tools.plan_bytes import Estimate, estimate_bytes
+from trainer.tools.planned_gpus import FoundGpus, PlannedGpus, gpus_here, planned_gpus
 
-SMALLEST_DEVICE = 2**20
-LARGEST_DEVICE = 2**50
 MAYBE = ("tower_average", "queue", "frequencies")
 """Parts that are shown where there are some."""
 DOES_NOT_FIT = 3
@@ -42,9 +41,11 @@ class Plan:
     """The planner's shards by table; None where the planner found none that fits."""
     advice: tuple[str, ...]
 
-    def to_json(self) -> str:
+    def to_json(self, gpus: PlannedGpus) -> str:
+        """gpus: what it was made for."""
         estimate = {**asdict(self.estimate), "total": self.estimate.total}
-        return json.dumps({**asdict(self), "estimate": estimate, "fits": self.estimate.fits})
+        beside = {"estimate": estimate, "fits": self.estimate.fits, "gpus_told": gpus.told}
+        return json.dumps({**asdict(self), **beside})
 
 
 def make_plan(
@@ -108,18 +109,6 @@ def advise(config: Config, inputs: Inputs, gpus: int, estimate: Estimate) -> tup
     return tuple(advice)
 
 
-def device_bytes(text: str) -> int:
-    """Memory of a GPU: "80GB", "80 GiB" or a plain number of bytes. Raises Mistake on others."""
-    size = bytes_of(text, "--gpu-memory", "80GB")
-    if size > LARGEST_DEVICE:
-        raise Mistake(
-            f"--gpu-memory {text!r} is {size:,} bytes, more than any GPU's memory: write 80GB"
-        )
-    if size < SMALLEST_DEVICE:
-        raise Mistake(f"--gpu-memory {text!r} is {size} bytes, no GPU's memory: write {size}GB")
-    return size
-
-
 def show(plan: Plan) -> None:
     """Print the plan as tables."""
     estimate = plan.estimate
@@ -152,17 +141,18 @@ def show(plan: Plan) -> None:
         say(f"  {line}")
 
 
-def plan(arguments: PlanArguments) -> int:
-    """Plan and print; returns the exit status."""
-    made = make_plan(
-        arguments.config,
-        Dataset.load(arguments.data),
-        arguments.gpus,
-        device_bytes(arguments.gpu_memory),
-        arguments.gpus_a_node,
-    )
+def plan(arguments: PlanArguments, found: FoundGpus | None = None) -> int:
+    """Plan and print; returns the exit status.
+
+    found: GPUs of the cluster that is named; None: of this machine.
+    """
+    gpus = planned_gpus(arguments, found or gpus_here())
+    dataset = Dataset.load(arguments.data)
+    made = make_plan(arguments.config, dataset, gpus.count, gpus.memory, gpus.a_node)
     if arguments.json:
-        print(made.to_json())
+        print(made.to_json(gpus))
     else:
+        for line in gpus.told:
+            say(line)
         show(made)
     return 0 if made.estimate.fits else DOES_NOT_FIT
