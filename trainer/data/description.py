@@ -53,6 +53,8 @@ class SourceFacts:
     duplicates: Literal["first", "last"] = "first"
     title_column: str | None = None
     context: list[str] = field(default_factory=list)
+    item_columns: list[str] = field(default_factory=list)
+    user_columns: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     kinds_dropped: list[str] = field(default_factory=list)
     attributes_left_out: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -114,7 +114,8 @@ def known_columns(parent: Dataset | None) -> dict[str, str]:
 
 
 def inherited_columns(columns: Columns, parent: Dataset | None) -> Columns:
-    """The columns of kinds, weights and context that the parent's source had, if none are named."""
+    """The columns of kinds, weights and context, and those that describe items and users, that the
+    parent's source had, if none are named."""
     if parent is None:
         return columns
     known, context = columns.known, tuple(parent.source.get("context", ()))
@@ -123,6 +124,8 @@ def inherited_columns(columns: Columns, parent: Dataset | None) -> Columns:
         event=columns.event or known.get("event"),
         weight=columns.weight or known.get("weight"),
         context=columns.context or context,
+        of_items=columns.of_items or tuple(parent.source.get("item_columns", ())),
+        of_users=columns.of_users or tuple(parent.source.get("user_columns", ())),
     )
 
 

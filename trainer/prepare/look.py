@@ -18,6 +18,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say
 from trainer.prepare.features.event_kinds import parse_event_weights
 from trainer.prepare.look_columns import ROWS_LOOKED_AT, Look, limit_of
+from trainer.prepare.look_repeated import Repeated, repeated
 from trainer.prepare.look_rows import LookedRows
 from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.prepare_arguments import PrepareArguments
@@ -51,7 +52,7 @@ def look(arguments: PrepareArguments) -> None:
         except Mistake as mistake:
             _show_columns(connection, arguments, None)
             raise Mistake(f"it cannot be prepared like this yet: {mistake}") from mistake
-        _show_columns(connection, arguments, source)
+        found = _show_columns(connection, arguments, source)
         for note in source.all_notes:
             say(note)
         with readable(arguments.source, source.format):
@@ -64,19 +65,21 @@ def look(arguments: PrepareArguments) -> None:
                 f"CREATE TABLE looked AS SELECT {', '.join(columns)} FROM ({source.select}){limit}"
             )
         thresholds, looked = _show_facts(connection, arguments, source)
-        _show_splits(source, looked, choose_rule(arguments, source, thresholds))
-    say("to go on:", _command(arguments))
+        keep = arguments.duplicates or ("last" if source.has_rating else "first")
+        _show_splits(source, looked.one_a_pair(keep), choose_rule(arguments, source, thresholds))
+    say("to go on:", _command(found.taken(arguments)))
 
 
 def _show_columns(
     connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments, source: Source | None
-) -> None:
-    """A line a column of each table, where the format has columns with names.
+) -> Repeated:
+    """A line a column of each table, where the format has columns with names; what describes items
+    and users.
 
     source: None where the arguments do not suffice to read it.
     """
     table = _interactions(connection, arguments)
-    types = arguments.column_types()
+    types, found = arguments.column_types(), Repeated()
     if table is not None:
         roles = {}
         if source is not None:
@@ -84,7 +87,13 @@ def _show_columns(
         roles |= {
             name: "context" for name in table.types if name.split(":")[0] in arguments.context
         }
+        roles |= _described(source)
         unread = Look(table, "columns_looked", roles, (), types.context).show(connection)
+        if unread and source is not None:
+            found = repeated(connection, table, source, unread, arguments)
+        for line in found.told():
+            say(line)
+        unread = [name for name in unread if name not in (*found.item, *found.user)]
         if unread and source is not None:
             say(
                 f"nothing reads {', '.join(unread)}. What is known when recommendations are asked "
@@ -92,18 +101,30 @@ def _show_columns(
                 "only afterwards is not"
             )
     if source is None:
-        return
+        return found
     title = title_column(source.items, arguments.columns({}))
-    for side, found in (("item", source.items), ("user", source.users)):
-        if found is None or found.table is None:
+    for side, given in (("item", source.items), ("user", source.users)):
+        if given is None or given.table is None:
             continue
-        roles = {found.id_column: f"{side} id"}
+        roles = {given.id_column: f"{side} id"}
         if side == "item" and title is not None:
             roles[title] = "title"
         named = getattr(arguments, f"{side}_attributes")
         Look(
-            found.table, f"{side}s_looked", roles, named, types.of(side), f"--{side}s {found.label}"
+            given.table, f"{side}s_looked", roles, named, types.of(side), f"--{side}s {given.label}"
         ).show(connection)
+    return found
+
+
+def _described(source: Source | None) -> dict[str, str]:
+    """Roles of the columns that --item-columns and --user-columns name."""
+    sides = {} if source is None else {"item": source.items, "user": source.users}
+    return {
+        name: f"of the {side}"
+        for side, given in sides.items()
+        if given is not None and given.varying is not None
+        for name in given.kinds
+    }
 
 
 def _interactions(
@@ -132,7 +153,16 @@ def _show_facts(
     times, moment = "none: histories have no order (--in-order if the rows stand in it)", "rowid"
     if source.has_timestamp and not source.in_order:
         times, moment = _times(connection, source)
-    looked = LookedRows.read(connection, moment)
+    thresholds = None
+    if source.has_rating:
+        thresholds = check_ratings(
+            connection,
+            "looked",
+            f"column {source.columns['rating']!r}",
+            arguments.positive_threshold,
+            arguments.dislike_threshold,
+        )
+    looked = LookedRows.read(connection, moment, thresholds)
     given = len(looked.user_E)
     facts = Sheet("", "", framed=False)
     which = "all" if rows < ROWS_LOOKED_AT else "the first"
@@ -146,15 +176,7 @@ def _show_facts(
         facts.add("kinds of events", _kinds(connection, arguments))
     if source.has_weight:
         facts.add("weights", _weights(connection))
-    thresholds = None
-    if source.has_rating:
-        thresholds = check_ratings(
-            connection,
-            "looked",
-            f"column {source.columns['rating']!r}",
-            arguments.positive_threshold,
-            arguments.dislike_threshold,
-        )
+    if thresholds is not None:
         facts.add("ratings", _ratings(connection, thresholds))
     facts.add("times", times)
     facts.print()

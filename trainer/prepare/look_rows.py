@@ -16,7 +16,7 @@ import numpy as np
 from trainer.data.candidates import hash_counter
 from trainer.prepare.partitions.sorting import begins_of, order_by
 from trainer.sources import sql
-from trainer.sources.checks import INTEGERS
+from trainer.sources.checks import INTEGERS, Thresholds
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class HeldOut:
 
     rows: int
     users: int
+    """Who have something that they like among them: they are asked."""
     new_share: float
     """Of the rows, those whose items are in no other."""
 
@@ -37,25 +38,39 @@ class LookedRows:
     item_E: np.ndarray
     moment_E: np.ndarray
     """The time, or the place where rows stand in order; zeros where there is neither."""
+    kept_E: np.ndarray
+    """Bool: liked or disliked; what lies between is dropped."""
+    liked_E: np.ndarray
+    """Bool."""
 
     @staticmethod
-    def read(connection: duckdb.DuckDBPyConnection, moment: str) -> LookedRows:
+    def read(
+        connection: duckdb.DuckDBPyConnection, moment: str, thresholds: Thresholds | None = None
+    ) -> LookedRows:
         """Out of table `looked`. moment: SQL of the time; rows without one come first."""
+        liked, disliked = "true", "false"
+        if thresholds is not None:
+            rating = "coalesce(TRY_CAST(rating AS DOUBLE), 'NaN'::DOUBLE)"
+            liked = f"({rating} >= {thresholds.positive} AND NOT isnan({rating}))"
+            if thresholds.dislike is not None:
+                disliked = f"{rating} <= {thresholds.dislike}"
         types = sql.columns_of(connection, "looked")
         sides = []
         for side in ("user", "item"):
             whole = types[f"raw_{side}"] in INTEGERS
             sides.append(f"raw_{side}::BIGINT" if whole else f"hash(raw_{side})")
-        user_E, item_E, moment_E = (
+        user_E, item_E, moment_E, liked_E, disliked_E = (
             connection.execute(
                 f"""SELECT {sides[0]} AS user, {sides[1]} AS item,
-                coalesce({moment}, {1 - 2**63})::BIGINT AS moment
+                coalesce({moment}, {1 - 2**63})::BIGINT AS moment,
+                {liked} AS liked, {disliked} AS disliked
             FROM looked WHERE raw_user IS NOT NULL AND raw_item IS NOT NULL"""
             )
             .fetchnumpy()
             .values()
         )
-        return LookedRows(_numbered(user_E), _numbered(item_E), moment_E)
+        kept_E = liked_E | disliked_E
+        return LookedRows(_numbered(user_E), _numbered(item_E), moment_E, kept_E, liked_E)
 
     @cached_property
     def users(self) -> int:
@@ -75,6 +90,19 @@ class LookedRows:
         key_E = np.sort(self._pair_E)
         return int(np.count_nonzero(begins_of(key_E)))
 
+    def one_a_pair(self, keep: str) -> LookedRows:
+        """The rows that `prepare` keeps of these: of each user and item one, by time the `keep`
+        ("first", "last"), which is dropped where it is neutral."""
+        order_E = order_by(self.user_E, self.item_E, self.moment_E)
+        key_E = self._pair_E[order_E]
+        begin_P = np.flatnonzero(begins_of(key_E))
+        at_P = begin_P if keep == "first" else np.append(begin_P[1:], len(key_E)) - 1
+        place_P = np.sort(order_E[at_P])
+        place_P = place_P[self.kept_E[place_P]]
+        columns = (self.user_E, self.item_E, self.moment_E, self.kept_E, self.liked_E)
+        user_P, item_P, *rest = (column[place_P] for column in columns)
+        return LookedRows(_numbered(user_P), _numbered(item_P), *rest)
+
     def held_out(self, rule: str, share: float | None, default_share: float) -> HeldOut:
         """By a rule. share: of the rows, as the user says; None: as the rule has it."""
         match rule:
@@ -92,7 +120,7 @@ class LookedRows:
         known_I = np.bincount(self.item_E[~held_E], minlength=self.items) > 0
         item_h = self.item_E[held_E]
         new = float(np.mean(~known_I[item_h])) if len(item_h) else 0.0
-        users = np.count_nonzero(np.bincount(self.user_E[held_E]))
+        users = np.count_nonzero(np.bincount(self.user_E[held_E & self.liked_E]))
         return HeldOut(len(item_h), int(users), new)
 
     def _last(self, share: float | None) -> np.ndarray:

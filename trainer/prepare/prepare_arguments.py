@@ -58,6 +58,11 @@ class PrepareArguments:
     """File of item titles and attributes, one row an item."""
     users: SentPath | None = None
     """File of user attributes, one row a user."""
+    item_columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """In place of --items, columns of SOURCE that describe the item, each of whose rows says the
+    same: they become its title and attributes."""
+    user_columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """In place of --users, columns of SOURCE that describe the user."""
     title_column: str | None = None
     """Column of --items that holds the title; recognised are title, movie_title, name."""
     item_attributes: tuple[str, ...] | None = None
@@ -165,6 +170,7 @@ class PrepareArguments:
         ):
             if least is not None and not 1 <= least < 2**31:
                 raise Mistake(f"{flag} {least} must be a number of rows, at least 1")
+        self._check_sides()
         self._check_shares()
         self._check_windows()
         if self.event_weights:
@@ -188,6 +194,16 @@ class PrepareArguments:
     def only_trims(self) -> bool:
         """Whether a dataset loses rows, and none is made."""
         return not self.out and self.trims
+
+    def _check_sides(self) -> None:
+        for side, file, columns in (
+            ("item", self.items, self.item_columns),
+            ("user", self.users, self.user_columns),
+        ):
+            if file is not None and columns:
+                raise Mistake(
+                    f"--{side}s and --{side}-columns are two places for the same: leave one out"
+                )
 
     def _check_shares(self) -> None:
         for flag, share in (
@@ -228,5 +244,7 @@ class PrepareArguments:
             self.event_column,
             self.weight_column,
             self.context,
+            self.item_columns,
+            self.user_columns,
             known,
         )

@@ -45,6 +45,7 @@ from trainer.prepare.staging import (
 from trainer.sources import sql
 from trainer.sources.checks import IdColumn, Thresholds
 from trainer.sources.formats.every import read_source
+from trainer.sources.row_columns import check_varying
 from trainer.sources.side_tables import SideFiles
 from trainer.sources.sources import Source, in_order
 from trainer.sources.statement_watch import watched
@@ -131,6 +132,8 @@ class Build:
             "duplicates": plan.keep,
             "title_column": encoded.title,
             "context": list(source.context),
+            "item_columns": list(self.columns.of_items),
+            "user_columns": list(self.columns.of_users),
             "unused": list(source.unused),
             "kinds_dropped": list(encoded.kinds.away),
             "attributes_left_out": encoded.left_out,
@@ -216,6 +219,8 @@ class Build:
         """Tables side_user and side_item; ids' kinds, theirs taken into account."""
         kinds = []
         for side, own, table in (("user", users, source.users), ("item", items, source.items)):
+            for note in () if table is None else check_varying(connection, table, side):
+                self.progress.message(note)
             theirs, dropped = load_side(connection, side, table, self.arguments.drop_null_ids)
             kinds.append(IdColumn(own.is_integer and theirs.is_integer))
             if dropped:

@@ -84,7 +84,7 @@ def _columns(source: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if source.get("unused"):
         yield (
             "columns not read",
-            f"{', '.join(source['unused'])} (--context: what is known when asked)",
+            f"{', '.join(source['unused'])} (--look says what they could be)",
         )
     thresholds = source.get("thresholds")
     if thresholds is not None:

@@ -34,6 +34,9 @@ class Columns:
     """What kind of event a row is."""
     weight: str | None = None
     context: tuple[str, ...] = ()
+    of_items: tuple[str, ...] = ()
+    """Columns of the interactions that describe the item: each of its rows says the same."""
+    of_users: tuple[str, ...] = ()
     known: dict[str, str] = field(default_factory=dict)
     """Names that the extended dataset's source had: they come before the usual ones."""
 

@@ -50,6 +50,8 @@ class SideTable:
     vectors: dict[str, str] = field(default_factory=dict)
     """By name of a column that holds vectors by its type: SELECT of `raw` and `value`. It is read
     by itself; in `select` it is NULL."""
+    varying: str | None = None
+    """Of a table that rows of interactions repeat, see row_columns.py; None: it is a file."""
 
     def column(self, name: str) -> str:
         """The column's name in table `side_<side>`: none of the user's, which may be any."""
@@ -207,7 +209,10 @@ def title_column(items: SideTable | None, columns: Columns) -> str | None:
     """The title's column of the item table: as the user names it, or by a usual name."""
     if items is None:
         if columns.title is not None:
-            raise Mistake("--title-column needs a file of items: give --items FILE")
+            raise Mistake(
+                "--title-column needs items: give --items FILE, or --item-columns where the "
+                "interactions hold it"
+            )
         return None
     usual = columns.usual("title", TITLE_NAMES)
     known = dict.fromkeys(items.kinds, "")

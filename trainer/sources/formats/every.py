@@ -85,6 +85,8 @@ def read_source(
         ("--event-column", columns.event),
         ("--weight-column", columns.weight),
         ("--context", columns.context),
+        ("--item-columns", columns.of_items),
+        ("--user-columns", columns.of_users),
     ):
         if wanted and source.format in ("lightgcn", "movielens"):
             raise Mistake(

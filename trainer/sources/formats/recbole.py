@@ -46,7 +46,12 @@ def recbole(
             )
     read = [each for each in files if suffix_of(each) in (".inter", ".item", ".user")]
     notes = [*source.notes, *notes]
-    source = replace(source, items=sides["item"], users=sides["user"], notes=tuple(notes))
+    source = replace(
+        source,
+        items=source.items or sides["item"],
+        users=source.users or sides["user"],
+        notes=tuple(notes),
+    )
     return source, read
 
 

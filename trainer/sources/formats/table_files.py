@@ -11,12 +11,14 @@ from trainer.base.mistake import Mistake
 from trainer.sources import sql
 from trainer.sources.columns import Columns, Table, required, resolve
 from trainer.sources.kinds import Kind
+from trainer.sources.row_columns import side_of_rows
 from trainer.sources.sources import (
     GIVEN,
     ITEM_NAMES,
     RATING_NAMES,
     TIMESTAMP_NAMES,
     USER_NAMES,
+    SideTable,
     Source,
     given_splits,
 )
@@ -94,7 +96,13 @@ def table_source(
     first = tables[next(iter(tables))]
     found = {name: _named(name, first) for name in columns.context}
     context = {name.split(":")[0]: first.kind_of(column) for name, column in found.items()}
-    read = {*names.values(), *found.values()}
+    sides = {
+        which: _of_rows(which, wanted, list(tables.values()), list(used.values()), columns.context)
+        for which, wanted in (("item", columns.of_items), ("user", columns.of_users))
+        if wanted
+    }
+    repeated = {name for side in sides.values() for name in side.kinds}
+    read = {*names.values(), *found.values(), *repeated}
     return Source(
         format=format,
         select=" UNION ALL ".join(select(split, True) for split in by_split),
@@ -106,6 +114,8 @@ def table_source(
         has_timestamp=names["timestamp"] is not None,
         columns=names,
         context=context,
+        items=sides.get("item"),
+        users=sides.get("user"),
         unused=tuple(name for name in first.types if name not in read),
         notes=tuple(note for table in tables.values() for note in table.notes),
     )
@@ -140,6 +150,38 @@ def _used_columns(table: Columnar, columns: Columns) -> dict[str, str | None]:
     return used
 
 
-def _named(name: str, table: Columnar) -> str:
-    """A column of the context, as the table calls it."""
-    return required(name, table.types, (), "--context", table.label)
+def _of_rows(
+    which: str,
+    wanted: tuple[str, ...],
+    tables: list[Columnar],
+    used: list[dict[str, str | None]],
+    context: tuple[str, ...],
+) -> SideTable:
+    """The side table of columns that rows repeat; they have no other role."""
+    flag, first = f"--{which}-columns", tables[0]
+    kinds = {}
+    for name in wanted:
+        column = _named(name, first, flag)
+        taken = next((role for role, each in used[0].items() if each == column), None)
+        taken = "context" if name in context else taken
+        if taken is not None:
+            raise Mistake(f"{flag} {name}: the column is that of the {taken}s: leave it out")
+        if column in kinds:
+            raise Mistake(f"{flag} names {name} twice")
+        kinds[column] = first.kind_of(column)
+    selects = []
+    for table, names in zip(tables, used, strict=True):
+        values = "".join(
+            f", {table.value(_named(name, table, flag))} AS c{place}"
+            for place, name in enumerate(kinds)
+        )
+        key, relation = table.value(names[which]), table.relation(nulls=True)
+        selects.append(f"SELECT {key} AS raw{values} FROM {relation}")
+    id_column = names[which]
+    assert id_column is not None
+    return side_of_rows(" UNION ALL ".join(selects), first.label, which, id_column, kinds)
+
+
+def _named(name: str, table: Columnar, flag: str = "--context") -> str:
+    """A column, as the table calls it."""
+    return required(name, table.types, (), flag, table.label)
