@@ -17,8 +17,8 @@ import duckdb
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say
 from trainer.prepare.features.event_kinds import parse_event_weights
+from trainer.prepare.features.repeated_columns import Repeated, repeated
 from trainer.prepare.look_columns import ROWS_LOOKED_AT, Look, limit_of
-from trainer.prepare.look_repeated import Repeated, repeated
 from trainer.prepare.look_rows import LookedRows
 from trainer.prepare.partitions.splits import SplitRule
 from trainer.prepare.prepare_arguments import PrepareArguments
