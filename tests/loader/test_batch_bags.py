@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from losses.kernels.native import library_of
 from trainer.data.jagged import Column, Jagged, Ranges, offsets_of
 from trainer.data.schema import Dataset
 from trainer.loader import assemble
-from trainer.loader.batch_bags import SOURCE, addresses_of, bags_of
+from trainer.loader.batch_bags import SOURCE, addresses_of, parts_of
 from trainer.loader.loader import Loader
 
 needs_compiler = pytest.mark.skipif(library_of(SOURCE)[0] is None, reason="no compiler")
@@ -41,33 +42,79 @@ def rows_of(column: Column | Ranges) -> list[list[int]]:
 
 @needs_compiler
 @pytest.mark.parametrize("of", [np.uint8, np.int8, np.int16, np.int32, np.int64])
-def test_pieces_of_windows(of: Any) -> None:
+@pytest.mark.parametrize("extra", [0, 4])
+def test_pieces_of_windows(of: Any, extra: int) -> None:
     keys = ("one", "bags", "ranges")
-    windows = [window(0, of), window(1, np.int64), window(2, of)]
-    cuts = [(2, 3), (0, 9), (5, 0)]
-    rows = np.tile([count for _, count in cuts], (3, 1))
-    rows[1, 1] = 0  # a key without rows of a piece
-    pieces = [(addresses_of(w, keys), first) for w, (first, _) in zip(windows, cuts, strict=True)]
-    made = bags_of(pieces, rows, 14)
-    assert made is not None
-    values, lengths, sizes = made
-    expected = [
-        [
+    windows = [window(0, of), window(1, np.int64), window(2, of), window(3, np.int32)]
+    random = np.random.default_rng(4)
+    plain = [
+        [random.integers(-1, 9, 9).astype(each) for each in (np.int32, np.int64, of, np.int32)]
+        + [random.random(9).astype(np.float32)]
+        for _ in windows
+    ]
+    known = [
+        addresses_of(w, keys, [*columns[:4], columns[4].view(np.int32)])
+        for w, columns in zip(windows, plain, strict=True)
+    ]
+    cuts = [(2, 3), (0, 9), (5, 0), (1, extra)]
+    pieces = [(each, *cut) for each, cut in zip(known, cuts, strict=True) if each]
+    made = parts_of(pieces[:3], pieces[3] if extra else None, keys, 2)
+    lengths = made.features.lengths().view(3, -1)
+    values = iter(made.features.values().tolist())
+    for number, key in enumerate(keys):
+        expected = [
             row
-            for w, (first, _), count in zip(windows, cuts, rows[number], strict=True)
+            for place, (w, (first, count)) in enumerate(zip(windows, cuts, strict=True))
+            if place < 3 or number == 2  # extra candidates have the last key alone
             for row in rows_of(w[key])[first : first + count]
         ]
-        for number, key in enumerate(keys)
-    ]
-    assert values.tolist() == [value for key in expected for row in key for value in row]
-    for found, wanted in zip(lengths.tolist(), expected, strict=True):
-        assert found == [len(row) for row in wanted] + [0] * (14 - len(wanted))
-    assert sizes.tolist() == [sum(map(len, key)) for key in expected]
+        expected += [[]] * (12 + extra - len(expected))
+        assert lengths[number].tolist() == [len(row) for row in expected]
+        assert [next(values) for row in expected for _ in row] == list(chain(*expected))
+        assert made.features.length_per_key()[number] == sum(map(len, expected))
+    assert next(values, None) is None
+
+    def column(number: int, parts: int) -> np.ndarray:
+        here = zip(plain[:parts], cuts, strict=False)
+        return np.concatenate([each[number][a : a + count] for each, (a, count) in here])
+
+    for number, found in enumerate((made.user_B, made.item_S, made.count_S)):
+        assert found.tolist() == column(number, 3 if number == 0 else 4).tolist()
+    assert made.feedback_B.tolist() == column(3, 3).astype(np.int8).tolist()
+    assert made.weight_B.tolist() == column(4, 3).tolist()
+    assert made.real_rows == (column(0, 3) >= 0).sum()
+
+
+@needs_compiler
+def test_a_column_of_a_table_is_read_where_it_lies() -> None:
+    table = np.arange(40, dtype=np.int32).reshape(10, 4)
+    bounds = np.array([[0, 2], [1, 1], [5, 8]] * 3, dtype=np.int32)
+    columns = {"one": table[:, 1], "ranges": Ranges(table[:, 2].copy(), bounds[:, 0], bounds[:, 1])}
+    known = addresses_of(columns, ("one", "ranges"), [table[:, 0]] * 5)
+    assert known is not None
+    made = parts_of([(known, 1, 3)], None, ("one", "ranges"), 1)
+    assert made.user_B.tolist() == [4, 8, 12]
+    assert made.features.lengths().tolist() == [1, 1, 1, 0, 3, 2]
+    assert made.features.values().tolist() == [5, 9, 13, 22, 26, 30, 2, 6]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 9])
+@needs_compiler
+def test_bags_at_the_very_end_of_their_values(size: int) -> None:
+    """Values are copied some at a time, but never from behind the last."""
+    values = np.arange(size, dtype=np.int32)
+    columns = {"a": Ranges(values, np.arange(size), np.arange(1, size + 1))}
+    known = addresses_of(columns, ("a",), [values] * 5)
+    assert known is not None
+    made = parts_of([(known, 0, size)], None, ("a",), 1)
+    assert made.features.values().tolist() == values.tolist()
 
 
 def test_what_the_kernel_cannot_read_is_left_to_numpy() -> None:
+    none = np.zeros(3, dtype=np.int64)
     assert addresses_of({"a": np.zeros(3, dtype=np.float32)}, ("a",)) is None
-    assert addresses_of({"a": np.zeros(6, dtype=np.int64)[::2]}, ("a",)) is None
+    assert addresses_of({"a": Ranges(np.zeros(6)[::2], none, none)}, ("a",)) is None
+    assert addresses_of({"a": Ranges(none, none, none.astype(np.int32))}, ("a",)) is None
     assert addresses_of({}, ("a",)) is None, "drawn anew in every step"
 
 
@@ -85,11 +132,14 @@ def test_batches_are_those_of_numpy(dataset: Dataset, monkeypatch: pytest.Monkey
         return list(loader.epoch(0))
 
     fast = batches()
-    calls = []
-    monkeypatch.setattr(assemble, "bags_of", lambda *others: calls.append(others))
+    monkeypatch.setattr(assemble, "addresses_of", lambda *others: None)
     slow = batches()
-    assert len(calls) == len(slow) == len(fast) > 3
+    assert len(slow) == len(fast) > 3
     for one, other in zip(fast, slow, strict=True):
         for name in ("values", "lengths", "offset_per_key", "length_per_key"):
             a, b = (getattr(each.features, name)() for each in (one, other))
             assert np.array_equal(a, b), name
+        for name in ("user_B", "item_S", "count_S", "feedback_B", "weight_B"):
+            a, b = getattr(one, name), getattr(other, name)
+            assert a.dtype == b.dtype and a.equal(b), name
+        assert one.local_rows == other.local_rows

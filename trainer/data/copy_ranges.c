@@ -28,3 +28,21 @@ COPY(copy_ranges_1, int8_t, int8_t)
 COPY(copy_ranges_2, int16_t, int16_t)
 COPY(copy_ranges_4, int32_t, int32_t)
 COPY(copy_ranges_8, int64_t, int64_t)
+
+/* Where the bags of some rows lie, and their offsets when they lie end to end; returns their size.
+   A row is the 32-bit number found `step` bytes after the one before it. */
+int64_t find_bags(const int32_t *offsets, const char *rows, int64_t step, int64_t count,
+                  int64_t *start, int64_t *stop, int64_t *out) {
+    int64_t total = 0;
+    for (int64_t place = 0; place < count; place++, rows += step) {
+        if (place + 2 * AHEAD < count)
+            __builtin_prefetch(offsets + *(const int32_t *)(rows + 2 * AHEAD * step));
+        const int32_t row = *(const int32_t *)rows;
+        start[place] = offsets[row];
+        stop[place] = offsets[row + 1];
+        out[place] = total;
+        total += stop[place] - start[place];
+    }
+    out[count] = total;
+    return total;
+}

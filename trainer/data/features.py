@@ -100,12 +100,13 @@ class FeatureStore:
         """Positive interactions of each item in the splits trained on, [num_items]."""
 
     def count(self, item_n: np.ndarray, count_I: np.ndarray | None = None) -> np.ndarray:
-        """Train count of each item, or what `count_I` says, int64 [n]; 0 for id -1."""
+        """Train count of each item, or what `count_I` says, [n]; 0 for id -1."""
         counted_I = self.item_count_I if count_I is None else count_I
         if len(counted_I) == 0:
             return np.zeros(len(item_n), dtype=np.int64)
-        count_n = counted_I.take(item_n).astype(np.int64)
-        count_n[item_n < 0] = 0
+        count_n, missing_n = counted_I.take(item_n), item_n < 0
+        if missing_n.any():
+            count_n[missing_n] = 0
         return count_n
 
     def column(self, key: str, id_n: np.ndarray) -> Column:

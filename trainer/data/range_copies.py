@@ -32,12 +32,30 @@ def copy_ranges(ranges: Ranges, out_V: np.ndarray) -> None:
 
 def copy_bags(bags: Jagged, row_n: np.ndarray) -> Jagged:
     """The bags `row_n` in that order, as `take_bags`: values keep their type."""
-    ranges = Ranges(bags.values, bags.offsets.take(row_n), bags.offsets[1:].take(row_n))
-    offsets = offsets_of(ranges.stop - ranges.start)
+    ranges, offsets = _found(bags, row_n)
     out_V = np.empty(offsets[-1], dtype=bags.values.dtype)
     if not _copied(f"copy_ranges_{bags.values.itemsize}", ranges, out_V):
         return take_ranges(*ranges)
     return Jagged(out_V, offsets)
+
+
+def _found(bags: Jagged, row_n: np.ndarray) -> tuple[Ranges, np.ndarray]:
+    """The bags `row_n` where they lie, and their offsets when they lie end to end."""
+    kernel = _kernel("find_bags")
+    if kernel is None or bags.offsets.dtype != np.int32 or row_n.dtype != np.int32:
+        ranges = Ranges(bags.values, bags.offsets.take(row_n), bags.offsets[1:].take(row_n))
+        return ranges, offsets_of(ranges.stop - ranges.start)
+    if len(row_n) and not 0 <= int(row_n.min()) <= int(row_n.max()) < len(bags.offsets) - 1:
+        raise IndexError(f"rows {row_n.min()}..{row_n.max()} of {len(bags.offsets) - 1} bags")
+    start_n, stop_n = np.empty((2, len(row_n)), dtype=np.int64)
+    offsets = np.empty(len(row_n) + 1, dtype=np.int64)
+    kernel(
+        ctypes.c_void_p(np.ascontiguousarray(bags.offsets).ctypes.data),
+        ctypes.c_void_p(row_n.ctypes.data),
+        *map(ctypes.c_int64, (row_n.strides[0], len(row_n))),
+        *(ctypes.c_void_p(each.ctypes.data) for each in (start_n, stop_n, offsets)),
+    )
+    return Ranges(bags.values, start_n, stop_n), offsets
 
 
 def _copied(kernel_name: str, ranges: Ranges, out_V: np.ndarray) -> bool:

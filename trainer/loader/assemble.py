@@ -16,12 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.data.feature_bags import (
     Bags,
     in_tables,
-    jagged_of,
     keyed_jagged,
     list_column,
     list_of,
@@ -31,11 +29,11 @@ from trainer.data.features import FeatureStore
 from trainer.data.jagged import Column, Jagged, Ranges, spread
 from trainer.data.neighbours import NEIGHBOUR_KEYS, Draw, WeightedBags
 from trainer.loader.batch import Batch
-from trainer.loader.batch_bags import Addresses, addresses_of, bags_of
+from trainer.loader.batch_bags import Addresses, Parts, addresses_of, parts_of
 from trainer.loader.epoch_plan import Step
 from trainer.loader.mined import MinedItems
+from trainer.loader.row_table import WindowRows
 from trainer.loader.sequence_batches import SequenceReading, with_items_of
-from trainer.loader.windows import WindowRows
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,8 @@ class Assembler:
                 columns[key] = self._store.column(key, ids)
         count_n = self._store.count(rows.item_n, self._counts(epoch))
         numbers = {key: rows.context[key] for key in self._dense_keys if key in rows.context}
-        addresses = addresses_of(columns, self._keys)
+        plain = (rows.user_n, rows.item_n, count_n, rows.feedback_n, rows.weight_n.view(np.int32))
+        addresses = addresses_of(columns, self._keys, plain)
         return Window(
             rows.user_n,
             rows.item_n,
@@ -129,39 +128,32 @@ class Assembler:
     ) -> Batch:
         """The batch of a step whose B rows are `pieces`; its extra candidates come after them, what
         is mined for the rows last."""
-        user_B = np.concatenate([w.user_n[start:stop] for w, start, stop in pieces])
-        item_B = np.concatenate([w.item_n[start:stop] for w, start, stop in pieces])
-        feedback_B = np.concatenate([w.feedback_n[start:stop] for w, start, stop in pieces])
-        counts = [w.count_n[start:stop] for w, start, stop in pieces]
         mined = 0 if self._mined is None else self._mined.each
         if self._mined is not None:
+            user_B, item_B = (end_to_end(each, np.int64) for each in _columns(pieces)[:2])
             mined_X = self._mined.take(user_B, item_B, step.order.epoch)
             extra_item_E = np.concatenate([extra_item_E, mined_X])
-        count_E = self._store.count(extra_item_E, self._counts(step.order.epoch))
-        item_S = np.concatenate([item_B, extra_item_E])
-        features = self._at_once(pieces, item_S, extra_item_E)
-        if features is None:
-            bags = self._bags(step, pieces, user_B, item_S)
-            features = keyed_jagged(self._keys, bags, len(item_S))
+        made = self._at_once(pieces, extra_item_E, step) or self._by_numpy(
+            pieces, extra_item_E, step
+        )
+        user_B, item_S = made.user_B, made.item_S
         packed = None
         if self._sequences is not None:
             packed = self._sequences.packed(user_B, pieces)
-        real_B = user_B >= 0
-        weight_B = np.concatenate([w.weight_n[start:stop] for w, start, stop in pieces])
         batch = Batch(
-            features=features,
+            features=made.features,
             user_B=torch.from_numpy(user_B),
             item_S=torch.from_numpy(item_S),
-            feedback_B=torch.from_numpy(feedback_B),
+            feedback_B=torch.from_numpy(made.feedback_B),
             dense={
                 key: torch.from_numpy(self._dense(key, pieces, user_B, item_S))
                 for key in self._dense_keys
             },
-            weight_B=torch.from_numpy(weight_B),
-            count_S=torch.from_numpy(np.concatenate([*counts, count_E])),
+            weight_B=torch.from_numpy(made.weight_B),
+            count_S=torch.from_numpy(made.count_S),
             global_weight=None if self._weighted else torch.tensor(float(step.global_rows)),
             mined=mined,
-            local_rows=int(np.count_nonzero(real_B)),
+            local_rows=made.real_rows,
             plan=None,
             step=step.number,
             position=position,
@@ -184,26 +176,36 @@ class Assembler:
             return number_B[:, None]
         return self._store.dense(key, user_B if side_of(key) == "query" else item_S)
 
-    def _at_once(
-        self, pieces: list[Piece], item_S: np.ndarray, extra_item_E: np.ndarray
-    ) -> KeyedJaggedTensor | None:
-        """The features by the kernel; None where it cannot make them."""
-        none = np.empty(0, dtype=np.int64)
-        extra = {
-            key: none if number < self._num_query_keys else self._store.column(key, extra_item_E)
-            for number, key in enumerate(self._keys)
-            if len(extra_item_E) and key not in NEIGHBOUR_KEYS
-        }
-        found = [(window.addresses, start) for window, start, _ in pieces]
-        rows_P = [stop - start for _, start, stop in pieces]
-        if extra:
-            found.append((addresses_of(extra, self._keys), 0))
-            rows_P.append(len(extra_item_E))
-        rows_KP = np.tile(np.array(rows_P, dtype=np.int64), (len(self._keys), 1))
-        if extra:
-            rows_KP[: self._num_query_keys, -1] = 0
-        made = bags_of(found, rows_KP, len(item_S))
-        return None if made is None else jagged_of(self._keys, *made)
+    def _at_once(self, pieces: list[Piece], extra_item_E: np.ndarray, step: Step) -> Parts | None:
+        """A batch by the kernel; None where it cannot make it."""
+        taken = [
+            (window.addresses, start, stop - start)
+            for window, start, stop in pieces
+            if window.addresses is not None
+        ]
+        if len(taken) < len(pieces):
+            return None
+        keys, query_keys = self._keys, self._num_query_keys
+        if not len(extra_item_E):
+            return parts_of(taken, None, keys, query_keys)
+        columns: dict[str, Column | Ranges] = dict.fromkeys(keys, extra_item_E)
+        columns |= {key: self._store.column(key, extra_item_E) for key in keys[query_keys:]}
+        count_E = self._store.count(extra_item_E, self._counts(step.order.epoch))
+        addresses = addresses_of(columns, keys, (extra_item_E, extra_item_E, count_E))
+        assert addresses is not None
+        return parts_of(taken, (addresses, 0, len(extra_item_E)), keys, query_keys)
+
+    def _by_numpy(self, pieces: list[Piece], extra_item_E: np.ndarray, step: Step) -> Parts:
+        """The same without a kernel."""
+        types: tuple[type[np.generic], ...] = (np.int64, np.int64, np.int64, np.int8, np.float32)
+        user_B, item_B, count_B, feedback_B, weight_B = map(end_to_end, _columns(pieces), types)
+        item_S = np.concatenate([item_B, extra_item_E])
+        count_E = self._store.count(extra_item_E, self._counts(step.order.epoch))
+        count_S = np.concatenate([count_B, count_E])
+        bags = self._bags(step, pieces, user_B, item_S)
+        features = keyed_jagged(self._keys, bags, len(item_S))
+        real = int(np.count_nonzero(user_B >= 0))
+        return Parts(user_B, item_S, count_S, feedback_B, weight_B, features, real)
 
     def _bags(
         self, step: Step, pieces: list[Piece], user_B: np.ndarray, item_S: np.ndarray
@@ -224,6 +226,20 @@ class Assembler:
                 parts.append((self._store.column(key, item_E), 0, len(item_E)))
             bags.append(join_slices(parts))
         return bags
+
+
+def _columns(pieces: list[Piece]) -> list[list[np.ndarray]]:
+    """Of each piece user, item, count, feedback and weight of its rows."""
+    columns = [(w.user_n, w.item_n, w.count_n, w.feedback_n, w.weight_n) for w, _, _ in pieces]
+    return [
+        [each[start:stop] for each, (_, start, stop) in zip(of_all, pieces, strict=True)]
+        for of_all in zip(*columns, strict=True)
+    ]
+
+
+def end_to_end(parts: list[np.ndarray], of: type[np.generic]) -> np.ndarray:
+    """All values as another type, which holds them."""
+    return np.concatenate(parts, dtype=of, casting="unsafe")
 
 
 def spread_out(value_n: np.ndarray, user_n: np.ndarray) -> Column:

@@ -38,8 +38,9 @@ from trainer.loader.epoch_rows import EpochRows, WindowSchedule
 from trainer.loader.mined import MinedItems
 from trainer.loader.order import EpochOrder, Position, chosen_streams
 from trainer.loader.prefetch import BatchStream, WindowCache
+from trainer.loader.row_table import WindowRows
 from trainer.loader.sequence_batches import SequenceReading
-from trainer.loader.windows import RowGroups, WindowRows
+from trainer.loader.windows import RowGroups
 
 DEFAULT_WINDOW_ROWS = 1 << 18
 READER_THREADS = min(4, usable_cpus())

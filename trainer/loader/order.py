@@ -15,6 +15,7 @@ Shapes: G = row groups, W = windows of an epoch.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,7 @@ class EpochOrder:
         self._first_group_W = np.append(first_W, len(rows))
         self.num_rows = int(rows.sum())
         self.window_start_W = np.append(group_start[first_W], self.num_rows)
+        self._starts: list[int] = self.window_start_W.tolist()
 
     @property
     def num_windows(self) -> int:
@@ -111,9 +113,9 @@ class EpochOrder:
         assert 0 <= start <= stop <= self.num_rows, (start, stop, self.num_rows)
         pieces = []
         while start < stop:
-            window = int(np.searchsorted(self.window_start_W, start, side="right")) - 1
-            begin = int(self.window_start_W[window])
-            end = min(stop, int(self.window_start_W[window + 1]))
+            window = bisect_right(self._starts, start) - 1
+            begin = self._starts[window]
+            end = min(stop, self._starts[window + 1])
             pieces.append(Segment(window, start - begin, end - begin))
             start = end
         return pieces

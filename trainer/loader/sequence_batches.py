@@ -21,7 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from trainer.data.jagged import Jagged, concatenate, take_ranges
 from trainer.data.packing import Packed, pack
 from trainer.loader.batch import Batch
-from trainer.loader.windows import begins_sequence
+from trainer.loader.row_table import begins_sequence
 
 if TYPE_CHECKING:
     from trainer.loader.assemble import Piece
