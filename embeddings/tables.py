@@ -49,15 +49,14 @@ class Table:
             )
 
 
-def build_embedding_bags(tables: Sequence[Table], weighted: bool = False) -> EmbeddingBagCollection:
+def build_embedding_bags(tables: Sequence[Table]) -> EmbeddingBagCollection:
     """An EmbeddingBagCollection of `tables` on the meta device: it has shapes and no memory.
 
     The output's keys are the features, in table order; each bag is the sum of its rows, and an
-    empty bag is zeros [S, D]. `weighted`: each row is multiplied by its value's weight first.
+    empty bag is zeros [S, D].
     """
     return EmbeddingBagCollection(
         device=torch.device("meta"),
-        is_weighted=weighted,
         tables=[
             EmbeddingBagConfig(
                 name=table.name,

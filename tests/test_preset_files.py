@@ -30,7 +30,7 @@ def test_words_that_toml_would_not_take_as_they_stand(tmp_path: Path) -> None:
     odd = replace(
         config,
         metrics=replace(config.metrics, host='a"b\\c\n', advertise=None),
-        model=replace(config.model, neighbours=None, hidden=(), spectral_start=1e-7),
+        model=replace(config.model, hidden=(), item_vectors=None, spectral_start=1e-7),
         data=replace(config.data, history_length=3),
     )
     (tmp_path / "my.toml").write_text(as_toml(odd, "odd"))

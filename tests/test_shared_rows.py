@@ -129,14 +129,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "mf": {},
     "places": {"tower": "history", "history_pooling": "places", "sequence_length": 3},
     "apart": {"shared_item_table": False},
-    "graph": {"tower": "graph", "use_history": False},
 }
 
 
 @pytest.mark.parametrize("tower", MODELS)
 def test_it_does_what_equal_rows_do(tower: str, root: Path) -> None:
     """Loss by loss, each row of a table then having moved by the sum of what its ids would."""
-    masks = {"mask_history": tower not in ("graph", "places")}
+    masks = {"mask_history": tower != "places"}
     config = config_of(model=MODELS[tower], loss=masks, negatives={"log_q": "counts"})
     with both(root, config) as pair:
         before = [tables_of(model) for model, *_ in pair]

@@ -1,4 +1,4 @@
-"""Every tower trains alike on one rank and on two; neighbours and lists reach it whole."""
+"""Every tower trains alike on one rank and on two; lists and the spectral start reach it whole."""
 
 import gc
 import os
@@ -17,9 +17,9 @@ from tests.distributed import run_ranks
 from tests.test_training import losses, small_config, train
 from trainer.base.mistake import Mistake
 from trainer.config.model_section import ModelConfig
-from trainer.data import neighbours
+from trainer.data import met_pairs
 from trainer.data.feature_bags import list_bags
-from trainer.data.neighbours import Draw, NeighbourRule, Neighbours
+from trainer.data.met_pairs import MetPairs, PairRule
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
 from trainer.model.build import build_model
@@ -31,13 +31,13 @@ pytestmark = pytest.mark.xdist_group("ranks")
 
 PLAIN = {"use_history": False, "user_attributes": False, "item_attributes": False}
 TOWERS: dict[str, dict[str, Any]] = {
-    "graph": {**PLAIN, "tower": "graph", "neighbours": 3, "spectral_start": 1.0},
     "history": {**PLAIN, "tower": "history", "history_pooling": "attention"},
     "places": {
         **PLAIN,
         "tower": "history",
         "history_pooling": "places",
         "sequence_length": 3,
+        "spectral_start": 1.0,
     },
     "sasrec": {**PLAIN, "tower": "sequence", "block": "sasrec", "sequence_length": 4},
     "ligr": {**PLAIN, "tower": "sequence", "sequence_length": 30, "user_attributes": True},
@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_two_ranks_train_a_tower_as_one_does(name: str, data: str, tmp_path: Path) -> None:
-    """Neighbours are drawn alike, and tables start at the same spectrum, on any number of ranks."""
+    """Tables start at the same spectrum on any number of ranks."""
     config = small_config(
         model=TOWERS[name],
         training={"epochs": 1},
@@ -67,19 +67,21 @@ def test_two_ranks_train_a_tower_as_one_does(name: str, data: str, tmp_path: Pat
     assert one == pytest.approx(two, rel=1e-3)
 
 
-def test_neighbours_are_those_of_train_weighed_by_degrees(tmp_path: Path) -> None:
+def test_pairs_are_those_of_train_by_user_and_by_item(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", users=20, items=12, rows=200)
-    graph = Neighbours(dataset, NeighbourRule())
-    values, lengths, weights = graph.bags("user", np.array([3, -1]))
-    assert lengths[1] == 0
-    _, user_degree, _ = graph.bags("user", np.arange(20))
-    _, item_degree, _ = graph.bags("item", np.arange(12))
-    assert user_degree.sum() == item_degree.sum() == dataset.splits["train"].positives
-    expected = 1 / np.sqrt(user_degree[3] * item_degree[values].astype(float))
-    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    pairs = MetPairs(dataset, PairRule())
+    of_users, of_items = pairs.of("user", 0, 20), pairs.of("item", 0, 12)
+    user_P = np.repeat(np.arange(20), np.diff(of_users.offsets))
+    item_P = np.repeat(np.arange(12), np.diff(of_items.offsets))
+    by_user = sorted(zip(user_P.tolist(), of_users.values.tolist(), strict=True))
+    assert by_user == sorted(zip(of_items.values.tolist(), item_P.tolist(), strict=True))
+    assert len(by_user) == pairs.degree("item").sum() == dataset.splits["train"].positives
+    few = pairs.of("user", 3, 5)
+    assert [few.offsets[0], few.offsets[-1]] == [0, int(np.isin(user_P, (3, 4)).sum())]
+    assert few.values.tolist() == of_users.values[np.isin(user_P, (3, 4))].tolist()
 
 
-def test_one_rank_of_a_machine_makes_the_graph(data: str, tmp_path: Path) -> None:
+def test_one_rank_of_a_machine_reads_the_pairs(data: str, tmp_path: Path) -> None:
     """All pairs are read and sorted in memory: not by each of eight ranks at once."""
     shutil.rmtree(Path(data) / ".derived", ignore_errors=True)
     made = run_ranks(3, _ranks_that_read_pairs, data)
@@ -89,14 +91,14 @@ def test_one_rank_of_a_machine_makes_the_graph(data: str, tmp_path: Path) -> Non
 def _ranks_that_read_pairs(data: str) -> list[int]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     made: list[int] = []
-    read = neighbours._read_pairs
+    read = met_pairs._read_pairs
 
     def watched(*arguments: Any) -> Any:
         made.append(rank)
         return read(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "_read_pairs", watched)
+        patch.setattr(met_pairs, "_read_pairs", watched)
         config = small_config(model={"tower": "mf", "spectral_start": 1.0})
         ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"))
         model = build_model(config, Dataset.load(data), ranks)
@@ -106,15 +108,15 @@ def _ranks_that_read_pairs(data: str) -> list[int]:
 
 
 @pytest.mark.parametrize("what", ["a file", "a link"])
-def test_the_graph_of_read_only_data_is_kept_in_a_folder_of_our_own(
+def test_the_pairs_of_read_only_data_are_kept_in_a_folder_of_our_own(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make_dataset(tmp_path / "data", users=20, items=12, rows=200)
-    monkeypatch.setattr(neighbours.os, "access", lambda *arguments: False)
-    monkeypatch.setattr(neighbours.tempfile, "gettempdir", lambda: str(tmp_path / "temp"))
+    monkeypatch.setattr(met_pairs.os, "access", lambda *arguments: False)
+    monkeypatch.setattr(met_pairs.tempfile, "gettempdir", lambda: str(tmp_path / "temp"))
     folder = tmp_path / "temp" / f"tandem-{os.getuid()}"
-    graph = Neighbours(dataset, NeighbourRule())
-    assert graph.degree("item").sum() == dataset.splits["train"].positives
+    pairs = MetPairs(dataset, PairRule())
+    assert pairs.degree("item").sum() == dataset.splits["train"].positives
     assert folder.stat().st_mode & 0o777 == 0o700
     shutil.rmtree(folder)
     if what == "a file":
@@ -122,26 +124,7 @@ def test_the_graph_of_read_only_data_is_kept_in_a_folder_of_our_own(
     else:
         folder.symlink_to(tmp_path)
     with pytest.raises(Mistake, match=r"is not a folder of this user's.*in TMPDIR"):
-        Neighbours(dataset, NeighbourRule())
-
-
-def test_drawn_neighbours_keep_the_sum_and_leave_the_partner_out(tmp_path: Path) -> None:
-    """Over many draws, the mean of a bag's weights at each neighbour is the complete bag's."""
-    dataset = make_dataset(tmp_path / "data", users=20, items=12, rows=400)
-    graph = Neighbours(dataset, NeighbourRule(limit=2))
-    values, _, weights = graph.bags("user", np.array([3]))
-    complete = np.bincount(values, weights, minlength=12)
-    total, draws = np.zeros(12), 3000
-    for step in range(draws):
-        drawn, lengths, drawn_weights = graph.bags(
-            "user", np.array([3]), np.array([-1]), Draw(0, 0, step)
-        )
-        assert lengths[0] == 2
-        total += np.bincount(drawn, drawn_weights, minlength=12)
-    np.testing.assert_allclose(total / draws, complete, atol=0.1 * complete.max())
-    for step in range(20):
-        drawn, _, _ = graph.bags("user", np.array([3]), values[:1], Draw(0, 0, step))
-        assert values[0] not in drawn
+        MetPairs(dataset, PairRule())
 
 
 def test_a_position_of_a_list_counts_from_the_most_recent() -> None:

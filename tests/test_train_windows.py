@@ -361,7 +361,6 @@ def test_what_windows_cannot_have_is_told(days: list[Path], tmp_path: Path) -> N
     for sections, wanted in (
         ({"optimizer": {"schedule": "linear"}}, "optimizer.schedule=linear with --windows"),
         ({"model": {"spectral_start": 1.0}}, "model.spectral_start=1.0 with --windows"),
-        ({"model": {"tower": "graph", "use_user_id": True}}, "'graph'"),
     ):
         spec = replace(spec_of(days[0], tmp_path / "run", **sections), preset="gowalla")
         spec = replace(spec, preset=str(tmp_path / "no.toml"))

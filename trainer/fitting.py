@@ -81,11 +81,6 @@ def _windows(config: Config, default: Config | None, dataset: Dataset) -> Fit:
         f"--windows: {dataset.path} has no times, so nothing of it comes first; prepare it with "
         "--timestamp-column, or leave --windows out",
     )
-    require(
-        config.model.tower != "graph",
-        "--windows with model.tower='graph': its neighbours are those of all windows at once; take "
-        "another tower",
-    )
     for section, name, value, why in (
         ("evaluation", "every_epochs", 0, "every window is evaluated on before it is trained on"),
         ("evaluation", "patience", None, "nothing is held out"),

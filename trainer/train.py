@@ -124,7 +124,7 @@ def _fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, lis
     """
     spec, notes = fitted(spec, dataset)
     config = spec.config
-    build_inputs(config.model, dataset, config.data.train_splits)
+    build_inputs(config.model, dataset)
     if config.model.item_vectors is not None:
         vector_attribute(dataset, config.model.item_vectors)
     local_batch_size(config, ranks)

@@ -51,7 +51,6 @@ TOWERS: dict[str, dict[str, Any]] = {
     "attention": {"tower": "history", "history_pooling": "attention", "sequence_length": 4},
     "mean": {"tower": "history", "history_pooling": "mean", **FEATURES},
     "sequence": {"tower": "sequence", "sequence_length": 4, **FEATURES},
-    "graph": {"tower": "graph", "use_history": False},
     "dcn": {"tower": "dcn", "use_history": True, "attribute_widths": ("cardinality",), **FEATURES},
 }
 K = 12
@@ -150,7 +149,7 @@ def test_answers_are_those_of_the_training_code(
             for user, raw_id in zip(users, ids, strict=True):
                 found = asked(bundle, Ask(raw_id, context=said, k=K))
                 check_same(found, best(user, known_at(data, [user]), context))
-        if bundle.manifest.reads_history and bundle.program.can_encode:
+        if bundle.manifest.reads_history:
             for rows in ([3], [3, 8, 20], list(range(30))):
                 liked = tuple((str(bundle.item_names.id_of(row)),) for row in rows)
                 check_same(asked(bundle, Ask(items=liked, k=K)), best(-1, new_person(rows), {}))
@@ -189,13 +188,6 @@ def source(data: Dataset) -> dict[str, dict[str, Any]]:
     """Features of users by raw id, as the source has them."""
     rows = pq.read_table(Path(data.path).parent / "users.parquet").to_pylist()
     return {str(row["user"]): {"age": row["age"], "taste": row["taste"]} for row in rows}
-
-
-def test_the_graph_tower_answers_those_it_has_met(run_of: Callable[[str], Path]) -> None:
-    with opened_bundle(str(run_of("graph"))) as bundle:
-        with pytest.raises(Mistake, match="does not read histories"):
-            recommend(bundle, Ask(items=(("3",),)))
-        assert not bundle.program.can_encode
 
 
 def test_a_bundle_without_user_vectors_computes_them(

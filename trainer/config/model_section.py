@@ -12,7 +12,7 @@ from trainer.base.typed import Range, check
 
 HistoryPooling = Literal["mean", "attention", "places"]
 Block = Literal["sasrec", "ligr", "hstu"]
-Tower = Literal["mf", "mlp", "dcn", "graph", "history", "sequence"]
+Tower = Literal["mf", "mlp", "dcn", "history", "sequence"]
 MOST_WIDTH = 1024
 """FBGEMM's tables are silently zero beyond it."""
 Layer = Annotated[int, Range(least=1, most=65_536)]
@@ -24,10 +24,9 @@ class ModelConfig:
 
     tower: Tower = "mf"
     """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them. dcn: the
-    same after layers that cross features with one another (DCN-v2). graph: mf plus each side's
-    neighbours in train, weighted as LightGCN's first hop. history: a gate between user and pooled
-    history. sequence: a causal transformer over the ordered history, trained on every position of
-    it at once."""
+    same after layers that cross features with one another (DCN-v2). history: a gate between
+    user and pooled history. sequence: a causal transformer over the ordered history, trained on
+    every position of it at once."""
     dim: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 64
     """Width of every embedding table, but for what attribute_widths says."""
     attribute_widths: tuple[str, ...] = ()
@@ -71,8 +70,6 @@ class ModelConfig:
     """sequence: layers of the transformer."""
     sequence_heads: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 2
     """sequence: attention heads; must divide dim."""
-    neighbours: Annotated[int, Range(least=1, most=100_000)] | None = 16
-    """graph: most neighbours drawn for a row in training; None: all. Evaluation takes all."""
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of each tower's inputs dropped in training."""
     init_std: Annotated[float, Range(above=0, most=100)] = 0.1
@@ -117,10 +114,6 @@ class ModelConfig:
         require(
             self.tower != "sequence" or self.dim % self.sequence_heads == 0,
             f"model.sequence_heads={self.sequence_heads} does not divide model.dim={self.dim}",
-        )
-        require(
-            self.tower != "graph" or self.use_user_id,
-            "model.tower='graph' needs the users' table: leave model.use_user_id on",
         )
 
     @property

@@ -40,7 +40,7 @@ class NegativesConfig:
     distinct: bool = True
     """Encode, send and score each distinct item of a step once: exactly the same loss, in a part of
     the time where batches repeat items (dropout of the candidate tower then draws one mask an
-    item). Not for the graph tower."""
+    item)."""
 
     def __post_init__(self) -> None:
         check(self, "negatives")

@@ -103,25 +103,6 @@ def _gowalla_ccl() -> Config:
     )
 
 
-def _gowalla_graph() -> Config:
-    """`gowalla-mf` with LightGCN's first hop: each side's neighbours as weighted bags.
-
-    Far behind plain factors so far (docs/quality.md).
-
-    2026-11-25, test Recall@20 .1432, NDCG@20 .1068 after 120 s, one worker on one shared core:
-        tandem train gowalla-graph --data G --out R --workers 1 --data.train-splits train validation
-        tandem evaluate R --split test
-    """
-    factors = _gowalla_mf()
-    return replace(
-        factors,
-        model=replace(factors.model, tower="graph", dim=64, neighbours=16),
-        loss=factors.loss.but(negative_weight=1.2),
-        optimizer=replace(factors.optimizer, table_learning_rate=0.3, warmup_steps=0),
-        training=replace(factors.training, epochs=8),
-    )
-
-
 def _ml_100k() -> Config:
     """MLP towers over ids, history and attributes for MovieLens 100K.
 
@@ -191,7 +172,6 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "gowalla": _gowalla,
     "gowalla-mf": _gowalla_mf,
     "gowalla-ccl": _gowalla_ccl,
-    "gowalla-graph": _gowalla_graph,
     "beauty": _beauty,
     "ml-100k": _ml_100k,
     "ml-100k-mf": _ml_100k_mf,

@@ -17,7 +17,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.base.mistake import Mistake
 from trainer.data.jagged import Jagged, Ranges, offsets_of
-from trainer.data.neighbours import WeightedBags
 from trainer.data.packing import Packed
 from trainer.data.range_copies import copy_ranges, size_of
 
@@ -94,7 +93,7 @@ def rows_of(key: str) -> str:
     """What a feature's ids are rows of: "user", "item", or the key of an attribute."""
     if "." in key:
         return key
-    return "user" if key in ("user", "item_users") else "item"
+    return "user" if key == "user" else "item"
 
 
 def in_tables(
@@ -114,7 +113,6 @@ def in_tables(
     mapped = KeyedJaggedTensor(
         keys=features.keys(),
         values=torch.from_numpy(rows_V),
-        weights=features.weights_or_none(),
         lengths=features.lengths(),
         stride=features.stride(),
         length_per_key=features.length_per_key(),
@@ -125,23 +123,20 @@ def in_tables(
 
 def side_of(key: str) -> Literal["query", "candidate"]:
     """Which tower a feature key belongs to."""
-    if key in ("user", "user_items") or key.startswith(("user.", "context.")) or list_of(key):
+    if key == "user" or key.startswith(("user.", "context.")) or list_of(key):
         return "query"
-    if key in ("item", "item_users") or key.startswith("item."):
+    if key == "item" or key.startswith("item."):
         return "candidate"
     raise Mistake(
         f"unknown feature key {key!r}: take user, history, disliked (or one position: history@0), "
-        "user_items, item, item_users, user.<attribute>, item.<attribute> or context.<attribute>"
+        "item, user.<attribute>, item.<attribute> or context.<attribute>"
     )
 
 
-def keyed_jagged(
-    keys: Sequence[str], bags: Sequence[Bags | WeightedBags], stride: int
-) -> KeyedJaggedTensor:
+def keyed_jagged(keys: Sequence[str], bags: Sequence[Bags], stride: int) -> KeyedJaggedTensor:
     """Bags of each key as one KeyedJaggedTensor; bags shorter than the stride end in empty ones.
 
-    Where one key has weights, the others weigh 1. Lengths per key are given along, so that
-    TorchRec need not read them back from a device.
+    Lengths per key are given along, so that TorchRec need not read them back from a device.
     """
     lengths = np.zeros((len(keys), stride), dtype=np.int64)
     pieces = [_pieces(bag[0]) for bag in bags]
@@ -149,14 +144,7 @@ def keyed_jagged(
     for row, bag in enumerate(bags):
         lengths[row, : len(bag[1])] = bag[1]
     values_V = _end_to_end([piece for each in pieces for piece in each])
-    weights_V = None
-    if any(len(bag) == 3 for bag in bags):
-        weights = [
-            bag[2] if len(bag) == 3 else np.ones(size, dtype=np.float32)
-            for bag, size in zip(bags, sizes, strict=True)
-        ]
-        weights_V = np.concatenate(weights, dtype=np.float32)
-    return jagged_of(keys, values_V, lengths, sizes, weights_V)
+    return jagged_of(keys, values_V, lengths, sizes)
 
 
 def jagged_of(
@@ -164,13 +152,11 @@ def jagged_of(
     values_V: np.ndarray,
     lengths_KS: np.ndarray,
     size_K: np.ndarray,
-    weights_V: np.ndarray | None = None,
 ) -> KeyedJaggedTensor:
     """Values key after key, lengths [K, S] and values of each key [K], as TorchRec takes them."""
     return KeyedJaggedTensor(
         keys=list(keys),
         values=torch.from_numpy(values_V),
-        weights=None if weights_V is None else torch.from_numpy(weights_V),
         lengths=torch.from_numpy(lengths_KS.reshape(-1)),
         stride=lengths_KS.shape[1],
         length_per_key=size_K.tolist(),

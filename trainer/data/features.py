@@ -1,11 +1,10 @@
 """Attributes and counts of users and items, and the bags of ids that the towers look up.
 
 Keys are "user", "history", "disliked", "user.<attribute>", "context.<attribute>" (query), "item",
-"item.<attribute>" (candidate), and the weighted bags "user_items" (query) and "item_users"
-(candidate); "history@P" is position P of that list, 0 the most recent. Attributes that are numbers
-or vectors are dense: arrays of a row each in place of bags, NaN or zeros where missing. The store
-holds one row a user or item in the smallest integer type that fits, and maps vectors; its lookups
-cost as much as the ids asked for. Ids of -1 (padding) get empty bags.
+"item.<attribute>" (candidate); "history@P" is position P of that list, 0 the most recent.
+Attributes that are numbers or vectors are dense: arrays of a row each in place of bags, NaN or
+zeros where missing. The store holds one row a user or item in the smallest integer type that fits,
+and maps vectors; its lookups cost as much as the ids asked for. Ids of -1 (padding) get empty bags.
 
 Shapes: n = rows asked for, S = stride of a KeyedJaggedTensor.
 """
@@ -30,13 +29,6 @@ from trainer.data.feature_bags import (
 )
 from trainer.data.feature_types import Attribute
 from trainer.data.jagged import Column, Jagged, from_arrow, spread
-from trainer.data.neighbours import (
-    NEIGHBOUR_KEYS,
-    Draw,
-    NeighbourRule,
-    Neighbours,
-    WeightedBags,
-)
 from trainer.data.packing import Packed
 from trainer.data.parquet import open_parquet
 from trainer.data.range_copies import copy_bags
@@ -54,7 +46,6 @@ class FeatureStore:
     """Columns of users.parquet and items.parquet that some feature keys need.
 
     keys: feature keys, query and candidate side mixed; unknown attributes are an error.
-    neighbours: the rule of "user_items" and "item_users", where they are among the keys.
     count_column: items' counts over the splits that are trained on.
     known_rows: by "user" and "item", rows of the model's tables, where rare ids share some: who got
         a row after the model was trained has the shared one, as before.
@@ -64,11 +55,9 @@ class FeatureStore:
         self,
         dataset: Dataset,
         keys: Sequence[str],
-        neighbours: NeighbourRule | None = None,
         count_column: CountColumn = "count",
         known_rows: Mapping[str, int] | None = None,
     ) -> None:
-        self._neighbours = None if neighbours is None else Neighbours(dataset, neighbours)
         self.num_users = dataset.num_users
         self.num_items = dataset.num_items
         model_rows = known_rows or {}
@@ -110,7 +99,7 @@ class FeatureStore:
         return count_n
 
     def column(self, key: str, id_n: np.ndarray) -> Column:
-        """What any key but the lists and the neighbours holds for user or item rows.
+        """What any key but the lists holds for user or item rows.
 
         id -1: an empty bag. Values keep the small type that the store holds them in.
         """
@@ -133,25 +122,12 @@ class FeatureStore:
         number_n[id_n < 0] = np.nan
         return number_n[:, None]
 
-    def bags(self, key: str, id_n: np.ndarray) -> Bags | WeightedBags:
+    def bags(self, key: str, id_n: np.ndarray) -> Bags:
         """Bags of any key but the lists, for user or item rows; id -1: empty."""
-        if key in NEIGHBOUR_KEYS:
-            return self._graph.bags(NEIGHBOUR_KEYS[key], id_n)
         column = self.column(key, id_n)
         if isinstance(column, Jagged):
             return column.values.astype(np.int64), np.diff(column.offsets)
         return column.astype(np.int64), np.ones(len(column), dtype=np.int64)
-
-    def drawn_neighbours(
-        self, key: str, id_n: np.ndarray, partner_n: np.ndarray, draw: Draw
-    ) -> WeightedBags:
-        """Neighbours drawn for a step, a row's partner (the other of its pair) left out."""
-        return self._graph.bags(NEIGHBOUR_KEYS[key], id_n, partner_n, draw)
-
-    @property
-    def _graph(self) -> Neighbours:
-        assert self._neighbours is not None, "neighbour keys need a NeighbourRule"
-        return self._neighbours
 
     def candidate_features(
         self, keys: Sequence[str], item_n: np.ndarray, dense: Sequence[str] = ()
@@ -178,7 +154,7 @@ class FeatureStore:
         out are missing. sequences: what the key "history" is then. stride: None is n.
         """
         given = context or {}
-        bags: list[Bags | WeightedBags] = []
+        bags: list[Bags] = []
         for key in keys:
             if key == "history" and sequences is not None:
                 bags.append((sequences.item_D.numpy(), np.ones(len(sequences.item_D))))

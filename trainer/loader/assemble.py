@@ -27,7 +27,6 @@ from trainer.data.feature_bags import (
 )
 from trainer.data.features import FeatureStore
 from trainer.data.jagged import Column, Jagged, Ranges, spread
-from trainer.data.neighbours import NEIGHBOUR_KEYS, Draw, WeightedBags
 from trainer.loader.batch import Batch
 from trainer.loader.batch_bags import Addresses, Parts, addresses_of, parts_of
 from trainer.loader.epoch_plan import Step
@@ -48,7 +47,7 @@ class Window:
     weight_n: np.ndarray
     """Of the rows in the loss, float32; 0 in rows without data."""
     columns: dict[str, Column | Ranges]
-    """By feature key; keys whose bags are drawn anew in every step are not among them."""
+    """By feature key."""
     numbers: dict[str, np.ndarray]
     """By dense key of the context; those of users and items are looked up batch by batch."""
     addresses: Addresses | None
@@ -74,7 +73,6 @@ class Assembler:
         store: FeatureStore,
         query_keys: Sequence[str],
         candidate_keys: Sequence[str],
-        seed: int,
         dense_keys: Sequence[str] = (),
         weighted: bool = False,
         sequences: SequenceReading | None = None,
@@ -89,7 +87,7 @@ class Assembler:
             mined: of them rows take further candidates.
         """
         self._mined = mined
-        self._store, self._seed, self._counts = store, seed, counts
+        self._store, self._counts = store, counts
         self._dense_keys, self._weighted = tuple(dense_keys), weighted
         self._sequences = sequences
         query_keys = [key for key in query_keys if key != "history" or sequences is None]
@@ -104,7 +102,7 @@ class Assembler:
                 columns[key] = list_column(key, rows.lists)
             elif key.startswith("context."):
                 columns[key] = spread_out(rows.context[key], rows.user_n)
-            elif key not in NEIGHBOUR_KEYS:
+            else:
                 ids = rows.user_n if side_of(key) == "query" else rows.item_n
                 columns[key] = self._store.column(key, ids)
         count_n = self._store.count(rows.item_n, self._counts(epoch))
@@ -202,28 +200,17 @@ class Assembler:
         item_S = np.concatenate([item_B, extra_item_E])
         count_E = self._store.count(extra_item_E, self._counts(step.order.epoch))
         count_S = np.concatenate([count_B, count_E])
-        bags = self._bags(step, pieces, user_B, item_S)
-        features = keyed_jagged(self._keys, bags, len(item_S))
+        features = keyed_jagged(self._keys, self._bags(pieces, extra_item_E), len(item_S))
         real = int(np.count_nonzero(user_B >= 0))
         return Parts(user_B, item_S, count_S, feedback_B, weight_B, features, real)
 
-    def _bags(
-        self, step: Step, pieces: list[Piece], user_B: np.ndarray, item_S: np.ndarray
-    ) -> list[Bags | WeightedBags]:
+    def _bags(self, pieces: list[Piece], extra_item_E: np.ndarray) -> list[Bags]:
         """The bags of every key: B of a query key, S of a candidate key."""
-        num_rows, item_E = len(user_B), item_S[len(user_B) :]
-        draw = Draw(self._seed, step.order.epoch, step.number)
-        user_S = np.concatenate([user_B, np.full(len(item_E), -1, dtype=np.int64)])
-        bags: list[Bags | WeightedBags] = []
+        bags: list[Bags] = []
         for number, key in enumerate(self._keys):
-            is_query = number < self._num_query_keys
-            if key in NEIGHBOUR_KEYS:
-                ids = (user_B, item_S[:num_rows]) if is_query else (item_S, user_S)
-                bags.append(self._store.drawn_neighbours(key, *ids, draw))
-                continue
             parts = [(window.columns[key], start, stop) for window, start, stop in pieces]
-            if not is_query and len(item_E):
-                parts.append((self._store.column(key, item_E), 0, len(item_E)))
+            if number >= self._num_query_keys and len(extra_item_E):
+                parts.append((self._store.column(key, extra_item_E), 0, len(extra_item_E)))
             bags.append(join_slices(parts))
         return bags
 

@@ -28,7 +28,6 @@ from trainer.base.split_names import count_column
 from trainer.data.candidates import Distribution
 from trainer.data.feature_bags import LIST_KEYS, list_of
 from trainer.data.features import FeatureStore
-from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
 from trainer.loader.arguments_checked import check_reading
 from trainer.loader.assemble import Assembler, Piece, Window
@@ -64,7 +63,6 @@ class Loader:
     history_length: longest `history` and `disliked`; None: as the dataset says.
     sequences: rows are positions of sequences, the last query key (sequence_batches.py).
     position: `Batch.position` of a checkpoint, made by any number of ranks.
-    neighbours: the rule of the keys "user_items" and "item_users", where they are asked for.
     skip_corrupt: count the rows of damaged row groups and go on; they come as padding, while
         `global_weight` still counts them.
     schedule: windows that are epochs, each of its own rows: `splits` is all of them then, and
@@ -94,7 +92,6 @@ class Loader:
         skip_corrupt: bool = False,
         batches_ahead: int = 4,
         pin_memory: bool = False,
-        neighbours: NeighbourRule | None = None,
         sequences: SequenceReading | None = None,
         schedule: WindowSchedule | None = None,
         mined: MinedItems | None = None,
@@ -136,10 +133,10 @@ class Loader:
             **({} if sequences is None else {"sequence_length": sequences.length}),
         }
         keys = (*query_keys, *candidate_keys, *dense_keys)
-        self.store = FeatureStore(self.dataset, keys, neighbours, count_column(splits))
+        self.store = FeatureStore(self.dataset, keys, count_column(splits))
         self._law = extra_distribution
         self._epochs = EpochRows(self._groups.rows_G, self.store.item_count_I, schedule)
-        read = (self.store, self.query_keys, self.candidate_keys, seed, self.dense_keys)
+        read = (self.store, self.query_keys, self.candidate_keys, self.dense_keys)
         read_as = (self.dataset.is_weighted, sequences, self._epochs.counts, mined)
         self._assembler = Assembler(*read, *read_as)
         self._padding = self._assembler.join(

@@ -18,7 +18,7 @@ from trainer.config.negatives_section import NegativesConfig
 from trainer.config.sections import Config
 from trainer.data.candidates import Distribution
 from trainer.data.feature_bags import rows_of
-from trainer.data.neighbours import store_neighbours
+from trainer.data.met_pairs import store_pairs
 from trainer.data.schema import Dataset
 from trainer.data.trained_rows import trained_items, trained_rows
 from trainer.distributed.agreement import together
@@ -43,21 +43,18 @@ def build_model(
     The `TwoTower` inside is `result.module`. Tables have the dataset's sizes, or `known_rows`,
     those of a checkpoint whose values follow.
     """
-    inputs = build_inputs(config.model, dataset, config.data.train_splits)
+    inputs = build_inputs(config.model, dataset)
     trained, num_trained_items = None, dataset.num_items
     if known_rows is not None:
         inputs = inputs.sized(known_rows)
     else:
         trained = trained_of_tables(config, dataset, inputs)
         num_trained_items = drawn_items(config, dataset)
-    graphs = [inputs.neighbours] if inputs.neighbours is not None else []
     if config.model.spectral_start and known_rows is None:
-        graphs = rules(dataset, config.data.train_splits)
-    if graphs:
         together(  # collective: one rank of a machine makes the arrays, the others read them
             lambda: [
-                store_neighbours(dataset, rule.splits, rule.with_disliked)
-                for rule in graphs
+                store_pairs(dataset, rule)
+                for rule in rules(dataset, config.data.train_splits)
                 if ranks.local_rank == 0
             ]
         )
@@ -204,8 +201,7 @@ def build_task(config: Config, dataset: Dataset, num_trained_items: int) -> Retr
         disliked_negatives=config.loss.disliked_negatives,
         mined=negatives.mined is not None,
         ring=config.loss.ring,
-        # A row's neighbours leave its own pair out: the same item is another candidate in each row.
-        distinct=negatives.distinct and config.model.tower != "graph",
+        distinct=negatives.distinct,
         queue=CandidateQueue(negatives.queue, config.model.width, negatives.queue_warmup_steps)
         if negatives.queue
         else None,
@@ -283,7 +279,6 @@ def build_loader(
         history_length=config.data.history_length,
         sequences=sequence_reading(config, inputs),
         position=position,
-        neighbours=inputs.neighbours,
         skip_corrupt=config.data.skip_corrupt,
         pin_memory=ranks.device.type == "cuda",
         schedule=schedule,

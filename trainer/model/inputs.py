@@ -1,8 +1,7 @@
 """Which features each tower reads, and the tables behind them, from a config and a dataset.
 
-Feature keys: "user", "history", "item", "user_items" and "item_users" (neighbours in the training
-graph), "history@P" (one position of the list, 0 the most recent), and "user.NAME",
-"item.NAME" and "context.NAME" for attributes.
+Feature keys: "user", "history", "item", "history@P" (one position of the list, 0 the most recent),
+and "user.NAME", "item.NAME" and "context.NAME" for attributes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from embeddings.tables import Table
 from trainer.base.mistake import Mistake
 from trainer.config.model_section import ModelConfig
 from trainer.data.feature_types import Attribute
-from trainer.data.neighbours import NeighbourRule
 from trainer.data.schema import Dataset
 from trainer.model.dense import module_name
 
@@ -30,8 +28,6 @@ class Inputs:
     tables: tuple[Table, ...]
     dense: dict[str, Attribute]
     """By key, the numbers and vectors that the towers read beside the tables."""
-    neighbours: NeighbourRule | None = None
-    """The graph behind "user_items" and "item_users"; its bags are weighted sums."""
     sequence_length: int = 0
     """Most items of a sequence, where the query tower reads "history" as such; 0: it does not."""
 
@@ -109,13 +105,8 @@ class Inputs:
         return self.query_keys + self.candidate_keys
 
 
-def build_inputs(
-    model: ModelConfig, dataset: Dataset, train_splits: tuple[str, ...] = ("train",)
-) -> Inputs:
+def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
     """State keys and tables for `model` on `dataset`.
-
-    Args:
-        train_splits: whose pairs make the graph of the graph tower.
 
     Raises:
         Mistake: if the model asks for attributes, a history or an order that the dataset lacks.
@@ -132,17 +123,14 @@ def build_inputs(
     pooled = model.use_history and not (sequence or model.tower == "history")
     history = ("history",) if pooled else ()
     lists = ("history",) if pooled_last or sequence else _positions(model, dataset)
-    graph = model.tower == "graph"
     query_keys = (
         (("user",) if model.use_user_id else ())
         + history
-        + (("user_items",) if graph else ())
         + tuple(key for key in looked_up if not key.startswith("item."))
         + lists  # the list that a query tower reads comes last
     )
     candidate_keys = (
         "item",
-        *(("item_users",) if graph else ()),
         *(key for key in looked_up if key.startswith("item.")),
     )
     multi = [key for key, each in looked_up.items() if each.kind == "multi"]
@@ -152,7 +140,6 @@ def build_inputs(
         frozenset([*(set() if sequence else {"history"} & {*query_keys}), *multi]),
         _tables(model, dataset, history + lists, looked_up),
         {key: each for key, each in read.items() if each.is_dense},
-        NeighbourRule(train_splits, model.neighbours) if graph else None,
         min(model.sequence_length, dataset.history_length) if sequence else 0,
     )
 
@@ -210,13 +197,11 @@ def _tables(
             name, rows, width, features, model.init_std, model.table_precision, unknown_row
         )
 
-    graph = model.tower == "graph"
     share = bool(histories) and model.shared_item_table
-    item_features = ("item", *(histories if share else ()), *(("user_items",) if graph else ()))
+    item_features = ("item", *(histories if share else ()))
     tables = [table("item", dataset.rows_of_table("item"), *item_features)]
     if model.use_user_id:
-        user_features = ("user", *(("item_users",) if graph else ()))
-        tables.append(table("user", dataset.rows_of_table("user"), *user_features))
+        tables.append(table("user", dataset.rows_of_table("user"), "user"))
     if histories and not share:
         tables.append(table("history", dataset.rows_of_table("item"), *histories))
     for key, attribute in looked_up.items():

@@ -53,7 +53,7 @@ def check_memory(config: Config, dataset: Dataset, ranks: Ranks) -> None:
 def least_bytes(config: Config, dataset: Dataset, world_size: int) -> dict[str, int]:
     """Bytes that a worker holds at the same time, at least, by what holds them."""
     model, negatives = config.model, config.negatives
-    inputs = build_inputs(model, dataset, config.data.train_splits)
+    inputs = build_inputs(model, dataset)
     task = task_without_memory(config, dataset)
     weight_bytes = FLOAT_BYTES if model.table_precision == "fp32" else 2
     column_bytes = weight_bytes + STATE_BYTES_A_COLUMN[config.optimizer.tables]

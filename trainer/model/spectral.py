@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from embeddings.sharding import sharded_weights
 from trainer.data.features import read_table_rows
-from trainer.data.neighbours import NeighbourRule, Neighbours, Side
+from trainer.data.met_pairs import MetPairs, PairRule, Side
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks
 
@@ -99,10 +99,10 @@ class Graph:
     """d of each item, of all ranks."""
 
 
-def rules(dataset: Dataset, splits: tuple[str, ...]) -> list[NeighbourRule]:
+def rules(dataset: Dataset, splits: tuple[str, ...]) -> list[PairRule]:
     """The pairs that a spectral start reads: liked ones and, where others are known, all."""
     disliked = any(dataset.splits[split].disliked for split in splits)
-    liked = NeighbourRule(splits)
+    liked = PairRule(splits)
     return [liked, replace(liked, with_disliked=True)] if disliked else [liked]
 
 
@@ -147,16 +147,16 @@ def singular_vectors(graph: Graph, dim: int, seed: int) -> tuple[Tensor, Tensor]
 def training_graph(dataset: Dataset, splits: tuple[str, ...], ranks: Ranks) -> Graph:
     """The matrix over this rank's users. No collective: degrees are read with the pairs."""
     first, stop = _user_range(dataset.num_users, ranks)
-    graphs = [Neighbours(dataset, rule) for rule in rules(dataset, splits)]
-    user_P, item_P = _pairs(graphs[-1], first, stop)
+    pairs = [MetPairs(dataset, rule) for rule in rules(dataset, splits)]
+    user_P, item_P = _of_users(pairs[-1], first, stop)
     weight_P = np.ones(len(user_P), dtype=np.float32)
-    if len(graphs) > 1:
-        liked_user_P, liked_item_P = _pairs(graphs[0], first, stop)
+    if len(pairs) > 1:
+        liked_user_P, liked_item_P = _of_users(pairs[0], first, stop)
         key_P = user_P * dataset.num_items + item_P
         liked_P = np.isin(key_P, liked_user_P * dataset.num_items + liked_item_P)
         weight_P = np.where(liked_P, 1, MET).astype(np.float32)
-    degree_u = _degree(graphs, "user")[first:stop]
-    degree_I = _degree(graphs, "item")
+    degree_u = _degree(pairs, "user")[first:stop]
+    degree_I = _degree(pairs, "item")
     weight_P /= np.sqrt(degree_u[user_P] * degree_I[item_P])
     order_P = np.lexsort((user_P, item_P))
     shape = (stop - first, dataset.num_items)
@@ -165,20 +165,20 @@ def training_graph(dataset: Dataset, splits: tuple[str, ...], ranks: Ranks) -> G
         _sparse(
             np.bincount(item_P, minlength=shape[1]), user_P[order_P], weight_P[order_P], shape[::-1]
         ),
-        torch.from_numpy(graphs[0].degree("item")).float(),
+        torch.from_numpy(pairs[0].degree("item")).float(),
         torch.from_numpy(degree_I).float(),
     )
 
 
-def _degree(graphs: Sequence[Neighbours], side: Side) -> np.ndarray:
-    """Of liked pairs 1 and of disliked MET; graphs of liked pairs and, where there is one, all."""
-    return (1 - MET) * graphs[0].degree(side) + MET * graphs[-1].degree(side)
+def _degree(pairs: Sequence[MetPairs], side: Side) -> np.ndarray:
+    """Of liked pairs 1 and of disliked MET. pairs: liked ones and, where there are others, all."""
+    return (1 - MET) * pairs[0].degree(side) + MET * pairs[-1].degree(side)
 
 
-def _pairs(graph: Neighbours, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+def _of_users(pairs: MetPairs, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """(users from 0, items) of the pairs of users `first` to `stop`, by user."""
-    item_P, lengths_u, _ = graph.bags("user", np.arange(first, stop))
-    return np.repeat(np.arange(stop - first), lengths_u), item_P
+    lists = pairs.of("user", first, stop)
+    return np.repeat(np.arange(stop - first), np.diff(lists.offsets)), lists.values.astype(np.int64)
 
 
 def _sparse(

@@ -144,7 +144,7 @@ def build_query_tower(model: ModelConfig, inputs: Inputs) -> nn.Module:
                 model.init_std,
                 normalise,
             )
-        case "mf" | "graph" | "mlp" | "dcn":
+        case "mf" | "mlp" | "dcn":
             return _plain_tower(model, len(inputs.query_dense) + len(inputs.query_keys))
 
 

@@ -181,9 +181,7 @@ class TwoTower(nn.Module):
     ) -> None:
         super().__init__()
         self.inputs = inputs
-        self.embeddings = build_embedding_bags(
-            inputs.tables, weighted=inputs.neighbours is not None
-        )
+        self.embeddings = build_embedding_bags(inputs.tables)
         self.head = Head(Towers(model, inputs), task, averaging, penalty, model.id_dropout)
         self.unknown_ids: dict[str, Tensor | int] = {}
         """Ids met by `encode_*` so far that no table row stands for, by feature."""
@@ -254,15 +252,10 @@ class TwoTower(nn.Module):
         device = features.values().device
         empty_lengths = torch.zeros(stride, dtype=features.lengths().dtype, device=device)
         parts = [given.get(key) for key in self.inputs.keys]
-        filled = [part for part in parts if part is not None]
-        weights = None
-        if self.inputs.neighbours is not None:
-            weights = torch.cat([part.weights() for part in filled])
         values = [self._known(k, given[k].values()) for k in self.inputs.keys if k in given]
         return KeyedJaggedTensor(
             keys=list(self.inputs.keys),
             values=torch.cat(values),
-            weights=weights,
             lengths=torch.cat([empty_lengths if p is None else p.lengths() for p in parts]),
             stride=stride,
         )

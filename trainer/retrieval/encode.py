@@ -52,7 +52,7 @@ class Encoder:
         """Column of items.parquet and users.parquet with their training interactions."""
         keys = (*model.inputs.keys, *model.inputs.dense)
         known = {table.name: table.known_rows for table in model.inputs.tables}
-        self.store = FeatureStore(dataset, keys, model.inputs.neighbours, self.counts, known)
+        self.store = FeatureStore(dataset, keys, self.counts, known)
 
     @staticmethod
     def of_run(trained: TrainedRun, ranks: Ranks) -> Encoder:

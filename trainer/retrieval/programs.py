@@ -6,8 +6,7 @@ Two kinds, both for any number of rows n at least 1:
                                looks the embeddings up itself, so size does not matter; rows of
                                narrower tables end in zeros.
     {item,query}_encoder.pt2   {key: ids [n, L of the key], -1 where there is none} -> [n, O];
-                               written where the tables together fit a limit, since it holds them,
-                               and no tower reads the graph, whose bags are weighted.
+                               written where the tables together fit a limit, since it holds them.
 
 The sequence tower's list is the key "history": ids oldest first in the encoder, embeddings of
 places in the tower.
@@ -187,13 +186,9 @@ def export_encoders(
     """`item_encoder` and `query_encoder`, with whole tables inside. No collective.
 
     row_of: by "user" and "item", the row of each id in its tables, where it is not the id.
-
-    None for the graph tower: its bags are weighted by degrees that the programs do not hold.
     """
     inputs = model.inputs
     programs: dict[str, ExportedProgram] = {}
-    if inputs.neighbours is not None:
-        return programs
     rows = Dim("rows")
     for side in _sides(model):
         several = {key for key in side.keys if key in inputs.several_keys}

@@ -18,7 +18,7 @@ def distinct_share(config: Config, dataset: Dataset) -> float:
     """
     negatives, batch = config.negatives, config.training.global_batch_size
     popular = (batch if negatives.in_batch else 0) + negatives.popularity
-    if not negatives.distinct or config.model.tower == "graph" or popular + negatives.uniform == 0:
+    if not negatives.distinct or popular + negatives.uniform == 0:
         return 1.0
     column = count_column(config.data.train_splits)
     with open_parquet(dataset.file("items.parquet")) as file:

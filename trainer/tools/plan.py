@@ -62,7 +62,7 @@ def make_plan(
             f"training.global_batch_size={batch} does not divide by {gpus} GPUs; "
             f"set it to a multiple, such as {-(-batch // max(gpus, 1)) * max(gpus, 1)}"
         )
-    inputs = build_inputs(config.model, dataset, config.data.train_splits)
+    inputs = build_inputs(config.model, dataset)
     task = task_without_memory(config, dataset)
     model = TwoTower(config.model, inputs, task, averaging=config.optimizer.tower_averaging)
     layout = Layout(gpus, min(gpus, gpus_a_node), "cuda", device_bytes=gpu_bytes)

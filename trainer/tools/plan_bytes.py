@@ -13,7 +13,6 @@ from embeddings.sharding import STORAGE_RESERVED
 from embeddings.tables import Table
 from trainer.config.sections import Config
 from trainer.data.events.event_stream import WINDOW_BYTES_A_USER, WINDOW_BYTES_AN_ITEM
-from trainer.data.neighbours import NEIGHBOUR_KEYS
 from trainer.data.packing import full_sequences
 from trainer.data.schema import Dataset
 from trainer.loader.mined import mined_bytes
@@ -154,10 +153,6 @@ def _ids_of_row(key: str, config: Config, dataset: Dataset) -> int:
         return 1  # at most an item of each token, and those are about as many as rows
     if key in ("history", "disliked"):
         return config.data.history_length or dataset.history_length
-    if key in NEIGHBOUR_KEYS:
-        rows = dataset.num_users if key == "user_items" else dataset.num_items
-        mean = -(-dataset.splits["train"].positives // max(rows, 1))
-        return config.model.neighbours or mean
     return 1
 
 

@@ -46,17 +46,13 @@ def write_programs(
         Names of the programs, and the tables' files by query key.
     """
     inputs = trained.model.inputs
-    with_encoders = inputs.neighbours is None and table_bytes(inputs) <= limit
-    of_query = (
-        {}
-        if inputs.neighbours is not None
-        else {
-            key: table.name
-            for key in inputs.query_keys
-            for table in inputs.tables
-            if key in table.features
-        }
-    )
+    with_encoders = table_bytes(inputs) <= limit
+    of_query = {
+        key: table.name
+        for key in inputs.query_keys
+        for table in inputs.tables
+        if key in table.features
+    }
     kept: dict[str, Tensor] = {}
     for name, sharded in trained.model.embeddings.state_dict().items():
         table = name.removeprefix("embedding_bags.").removesuffix(".weight")
