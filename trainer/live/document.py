@@ -14,8 +14,17 @@ from trainer.live.drawing import Bars, Chart
 from trainer.live.page import as_script_data, asset, page
 
 NOTHING = "–"
-Cell = str | tuple[str, str]
-"""Words, or words and a class of page.css."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image from elsewhere, of an origin that the page may ask."""
+
+    url: str
+
+
+Cell = str | tuple[str, str] | Picture
+"""Words, or words and a class of page.css, or a picture."""
 
 
 @dataclass
@@ -26,6 +35,8 @@ class Document:
     """Of the window."""
     parts: list[str] = field(default_factory=list)
     charts: list[dict[str, Any]] = field(default_factory=list)
+    images: tuple[str, ...] = ()
+    """Origins whose images it may show."""
 
     def head(self, name: str, words: str) -> None:
         self.parts.append(
@@ -69,6 +80,15 @@ class Document:
         table = f'<table class="{kind}">{head}<tbody>{lines}</tbody></table>'
         self.parts.append(f'<div class="card wide">{table}</div>')
 
+    def beside(self, tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[Any]]]]) -> None:
+        """Tables beside each other: (words above, headings, rows of cells)."""
+        made = []
+        for words, headings, rows in tables:
+            inside = self.part()
+            inside.table(headings, rows)
+            made.append(f"<section><h2>{html.escape(words)}</h2>{inside.parts[0]}</section>")
+        self.parts.append(f'<div class="grid">{"".join(made)}</div>')
+
     def panels(self, words: str) -> None:
         """Where the panels of runs go, folded away."""
         self.parts.append(f'<details id="panels"><summary>{html.escape(words)}</summary></details>')
@@ -89,6 +109,8 @@ class Document:
         Args:
             data: runs and rows of panels, for `panels`.
         """
+        if not self.charts and data is None:
+            return page(self.title, "\n".join(self.parts), [], images=self.images)
         scripts = [asset("echarts.min.js"), as_script_data("CHARTS", self.charts)]
         scripts.append(asset("charts.js"))
         if data is not None:
@@ -97,6 +119,9 @@ class Document:
 
 
 def _cell(cell: Cell) -> str:
+    if isinstance(cell, Picture):
+        url = html.escape(cell.url)
+        return f'<td class="picture"><img src="{url}" alt="" loading="lazy" height="48"></td>'
     words, kind = (cell, "") if isinstance(cell, str) else cell
     styled = f' class="{kind}"' if kind else ""
     return f"<td{styled}>{html.escape(words)}</td>"

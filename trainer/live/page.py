@@ -20,15 +20,28 @@ def asset(name: str) -> str:
     return (ASSETS / name).read_text()
 
 
-def page(title: str, body: str, scripts: Sequence[str], connect: str = "'none'") -> str:
-    """A whole page. `connect`: whom scripts may ask ("'self'" or "'none'")."""
-    policy = f"{POLICY}connect-src {connect}; img-src data:"
+def page(
+    title: str,
+    body: str,
+    scripts: Sequence[str],
+    connect: str = "'none'",
+    images: Sequence[str] = (),
+) -> str:
+    """A whole page.
+
+    Args:
+        connect: whom scripts may ask ("'self'" or "'none'").
+        images: origins ("https://cdn.example") whose images it may show; they learn of no more
+            than that.
+    """
+    policy = f"{POLICY}connect-src {connect}; img-src {' '.join(['data:', *images])}"
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">
+<meta name="referrer" content="no-referrer">
 <link rel="icon" href="data:,">
 <title>{html.escape(title)}</title>
 <style>

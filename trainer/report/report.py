@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -16,14 +15,13 @@ from trainer.data.schema import Dataset
 from trainer.files.storage import StoragePath, storage_path, write_whole
 from trainer.live.document import Document
 from trainer.live.page import panel_rows
+from trainer.live.page_place import free_place
 from trainer.live.runs import read_run
 from trainer.report.one_run import one_run
 from trainer.report.people import Person, people
 from trainer.report.several_runs import several_runs
 
 TITLE = "Tandem report: "
-PAGE_HEAD_BYTES = 4096
-"""The page's title is within them."""
 MOST_PEOPLE = 1000
 
 
@@ -76,19 +74,7 @@ def _free_place(arguments: ReportArguments) -> StoragePath:
         out = storage_path(arguments.runs[0]) / name
     else:
         out = storage_path(arguments.out)
-    if isinstance(out, Path) and out.is_symlink() and not out.exists():
-        raise Mistake(f"{out} is a link to what is not there: choose another --out, or remove it")
-    if not out.exists():
-        above = [each for each in out.parents if each.exists()] if isinstance(out, Path) else []
-        if above and not above[0].is_dir():
-            raise Mistake(f"{out} cannot be written: {above[0]} is no folder")
-        return out
-    if not out.is_file():
-        raise Mistake(f"{out} is no file: name one to write, such as {out}/report.html")
-    with out.open("rb") as stream:
-        if TITLE.encode() not in stream.read(PAGE_HEAD_BYTES):
-            raise Mistake(f"{out} is there already and is no report: choose another --out")
-    return out
+    return free_place(out, TITLE, "--out", "report.html")
 
 
 def report_html(runs: list[dict[str, Any]], shown: list[Person] | str | None = None) -> str:

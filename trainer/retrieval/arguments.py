@@ -75,6 +75,14 @@ class FilterArguments:
         check_given(self, ("where", "exclude", "only"))
 
 
+def check_page(html: str | None, images: str | None, json: bool) -> None:
+    """Raise Mistake where flags of a page contradict each other."""
+    if images is not None and html is None:
+        raise Mistake("--images are of a page: give --html FILE, too")
+    if html is not None and json:
+        raise Mistake("--html writes a page, --json prints a line: leave one out")
+
+
 @dataclass(frozen=True)
 class RecommendArguments:
     """Recommend items to a user of the dataset, to somebody new who liked some items, or to all
@@ -98,6 +106,12 @@ class RecommendArguments:
     filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
     json: bool = False
     """Print one line of JSON in place of tables."""
+    html: str | None = None
+    """Write a page, the history beside, to this file in place of tables."""
+    images: str | None = None
+    """With --html: pictures of the items, by their addresses (https://cdn.example/{item}.jpg) or by
+    a column of a table that holds them (items.csv:image_url). Left out: none, since whoever serves
+    them learns who looks at what."""
     all: bool = False
     """Every user, into --out. A command that was ended goes on where it stood."""
     users: SentPath | None = None
@@ -110,12 +124,13 @@ class RecommendArguments:
     def __post_init__(self) -> None:
         if (self.user is not None) + (self.items is not None) + self.all != 1:
             raise Mistake("give either --user ID or --items ID,ID,..., or --all --out OUT")
-        check_given(self, ("user", "items", "data", "users", "out"), ("run",))
+        check_given(self, ("user", "items", "data", "users", "out", "html", "images"), ("run",))
         check_range("-k", self.k, 1)
         if self.all and (self.out is None or self.context):
             raise Mistake("--all: give --out OUT" if self.out is None else "--all: no --context")
-        if self.all and self.json:
-            raise Mistake("--all writes Parquet: no --json")
+        if self.all and (self.json or self.html):
+            raise Mistake("--all writes Parquet: no --json, no --html")
+        check_page(self.html, self.images, self.json)
         if not self.all and (self.users or self.out or self.workers):
             raise Mistake("--users, --out and --workers belong to --all")
 
@@ -135,9 +150,14 @@ class SimilarArguments:
     filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
     json: bool = False
     """Print one line of JSON in place of a table."""
+    html: str | None = None
+    """Write a page to this file in place of a table."""
+    images: str | None = None
+    """With --html: pictures, as with `tandem recommend`."""
 
     def __post_init__(self) -> None:
-        check_given(self, ("item", "data"), ("run",))
+        check_given(self, ("item", "data", "html", "images"), ("run",))
+        check_page(self.html, self.images, self.json)
         check_range("-k", self.k, 1)
 
 

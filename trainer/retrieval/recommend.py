@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.base.mistake import Mistake
 from trainer.base.screen import Sheet, say, window_width
@@ -23,6 +23,9 @@ from trainer.bundle.opened_bundle import Bundle
 from trainer.retrieval.arguments import FilterArguments, RecommendArguments, SimilarArguments
 from trainer.retrieval.names import HOW_TO_QUOTE, split_ids
 from trainer.retrieval.run_bundle import opened_bundle
+
+if TYPE_CHECKING:  # imported where a page is asked for
+    from trainer.live.answers_page import AnswersPage
 
 MOST_FILE_BYTES = 1 << 30
 MOST_TITLES = 20
@@ -50,12 +53,17 @@ def answer(arguments: RecommendArguments) -> None:
 
 def recommend(arguments: RecommendArguments) -> Recommendations:
     """Print recommendations with the recent history beside them, and return them."""
+    page = _page(arguments)
     with _opened(arguments) as bundle:
         found = recommend_from(bundle, arguments)
+    title = "somebody new" if arguments.user is None else f"user {arguments.user}"
+    if page is not None:
+        page.write(found, f"For {title}", arguments.run, notes_on(found))
+        say(page.place)
+        return found
     if arguments.json:
         print(json.dumps(as_lists(found)))
         return found
-    title = "somebody new" if arguments.user is None else f"user {arguments.user}"
     for sheet in sheets(found, title, window_width()):
         sheet.print()
     _say_notes(found)
@@ -64,18 +72,33 @@ def recommend(arguments: RecommendArguments) -> Recommendations:
 
 def similar(arguments: SimilarArguments) -> Recommendations:
     """Print the items most like one item, and return them."""
+    page = _page(arguments)
     with _opened(arguments) as bundle:
         found = similar_from(bundle, arguments)
+    title = f"like {found.history[0].label}"
+    if page is not None:
+        heading = f"Like {found.history[0].label}"
+        page.write(found, heading, arguments.run, notes_on(found), "cosine", "the item")
+        say(page.place)
+        return found
     if arguments.json:
         print(json.dumps(as_lists(found)))
         return found
-    title = f"like {found.history[0].label}"
     sheet = Sheet("", "item", "cosine", numbers=("", "cosine"), title=title)
     for rank, (item, score) in enumerate(zip(found.items, found.scores, strict=True), 1):
         sheet.add(rank, item.label, f"{score:.4f}")
     sheet.print()
     _say_notes(found)
     return found
+
+
+def _page(arguments: RecommendArguments | SimilarArguments) -> AnswersPage | None:
+    """Of --html; None: none is asked for. Raises Mistake, before anything is opened."""
+    if arguments.html is None:
+        return None
+    from trainer.live.answers_page import AnswersPage
+
+    return AnswersPage(arguments.html, arguments.images)
 
 
 def as_lists(found: Recommendations) -> dict[str, Any]:
