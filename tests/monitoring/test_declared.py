@@ -9,14 +9,15 @@ import pytest
 
 from tests.monitoring.conftest import ROOT
 from trainer.live.grafana import DATASOURCE, dashboard_json
-from trainer.live.panels import DASHBOARDS
-from trainer.observe.declared import METRICS
+from trainer.live.panels import OF_GRAFANA
+from trainer.observe.declared import METRICS, SERVER_METRICS
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 GRAFANA = ROOT / "deploy" / "grafana"
 NAME = re.compile(r"\b(?:(?:run|rank):)?(?:tandem|ray)_\w+(?::\w+)?")
 SUFFIX = re.compile(r"_(bucket|sum|count)$")
 RECORD = re.compile(r"record: (\S+)")
+ALL = (*METRICS, *SERVER_METRICS)
 OF_RAY = {"ray_node_cpu_utilization", "ray_node_mem_used", "ray_node_mem_total"}
 
 
@@ -26,17 +27,17 @@ def rules_text() -> str:
 
 def names_in(text: str) -> set[str]:
     """Metric names, histograms without their suffixes, rules under their recorded names."""
-    histograms = {metric.name for metric in METRICS if metric.kind == "histogram"}
+    histograms = {metric.name for metric in ALL if metric.kind == "histogram"}
     found = set(NAME.findall(text))
     return {SUFFIX.sub("", n) if SUFFIX.sub("", n) in histograms else n for n in found}
 
 
 def queries() -> str:
-    return "\n".join(q.expr for d in DASHBOARDS for p in d.panels for q in p.queries)
+    return "\n".join(q.expr for d in OF_GRAFANA for p in d.panels for q in p.queries)
 
 
 def test_no_query_and_no_rule_names_a_metric_that_is_not_declared() -> None:
-    declared = {metric.name for metric in METRICS} | OF_RAY
+    declared = {metric.name for metric in ALL} | OF_RAY
     recorded = set(RECORD.findall(rules_text()))
     assert names_in(queries()) - declared - recorded == set()
     expressions = re.sub(r"record:.*|name:.*|alert:.*|#.*|summary:.*", "", rules_text())
@@ -45,7 +46,7 @@ def test_no_query_and_no_rule_names_a_metric_that_is_not_declared() -> None:
 
 def test_every_declared_metric_is_on_a_panel_or_an_alert() -> None:
     used = names_in(queries()) | names_in(rules_text())
-    assert {metric.name for metric in METRICS} - used == set()
+    assert {metric.name for metric in ALL} - used == set()
 
 
 def test_every_recorded_rule_is_used() -> None:
@@ -68,10 +69,10 @@ def test_panels_that_the_runbook_names_exist() -> None:
     runbook = (ROOT / "docs" / "runbooks" / "alerts.md").read_text()
     named = {" ".join(name.split()) for name in re.findall(r'"([^"]+)"', runbook)}
     assert len(named) > 10
-    assert named - {panel.title for d in DASHBOARDS for panel in d.panels} == set()
+    assert named - {panel.title for d in OF_GRAFANA for panel in d.panels} == set()
 
 
-@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)
+@pytest.mark.parametrize("dashboard", OF_GRAFANA, ids=lambda dashboard: dashboard.uid)
 def test_the_files_are_what_the_panels_make(dashboard: Any) -> None:
     written = json.loads((GRAFANA / "dashboards" / f"{dashboard.uid}.json").read_text())
     assert written == dashboard_json(dashboard), "run: python -m trainer.live.grafana"
@@ -97,7 +98,11 @@ def test_dashboards_have_the_shape_grafana_reads(path: Path) -> None:
     for variable in variables:
         assert variable["type"] == "query" and variable["multi"] and variable["includeAll"]
         assert variable["datasource"] == DATASOURCE
-    assert [variable["name"] for variable in variables] == ["run", "rank"]
+    names = [variable["name"] for variable in variables]
+    chosen = {name for name in ("run", "rank", "instance") if f"${name}" in path.read_text()}
+    assert names in (["run", "rank"], ["instance"]) and chosen == set(names)
+    if names == ["instance"]:
+        return
     newest = variables[0]
     assert newest["query"]["query"].startswith("query_result(sort_desc(") and newest["sort"] == 0
     assert "current" not in newest, "the first that the query finds is the one shown"

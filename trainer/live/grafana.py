@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainer.live.panels import DASHBOARDS
+from trainer.live.panels import OF_GRAFANA
 from trainer.live.panels.panel import Dashboard, Panel, Unit
 
 SCHEMA_VERSION = 39
@@ -23,6 +23,7 @@ UNITS: dict[Unit, str] = {
     "bytes": "bytes",
     "share": "percentunit",
     "rows/s": "rowsps",
+    "requests/s": "reqps",
     "steps/s": "ops",
     "rows": "short",
     "nats": "short",
@@ -45,15 +46,9 @@ def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
         "time": {"from": "now-30m", "to": "now"},
         "timepicker": {},
         "timezone": "browser",
-        "annotations": {"list": [_restarts()]},
-        "links": [_link(other) for other in DASHBOARDS if other is not dashboard],
-        "templating": {
-            "list": [
-                _datasource(),
-                _newest_run(),
-                _variable("rank", "Rank", 'label_values(tandem_step{run=~"$run"}, rank)'),
-            ]
-        },
+        "annotations": {"list": [_restarts()] if dashboard.of == "runs" else []},
+        "links": [_link(other) for other in OF_GRAFANA if other is not dashboard],
+        "templating": {"list": [_datasource(), *_choices(dashboard)]},
         "panels": _panels(dashboard),
     }
 
@@ -61,7 +56,7 @@ def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
 def write_dashboards(folder: Path) -> None:
     """Write every dashboard as FOLDER/UID.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    for dashboard in DASHBOARDS:
+    for dashboard in OF_GRAFANA:
         text = json.dumps(dashboard_json(dashboard), indent=2) + "\n"
         (folder / f"{dashboard.uid}.json").write_text(text)
 
@@ -163,6 +158,14 @@ def _mappings(panel: Panel) -> list[dict[str, Any]]:
     """Words in the place of values."""
     options = {f"{value:g}": {"text": words} for value, words in panel.words}
     return [{"type": "value", "options": options}] if options else []
+
+
+def _choices(dashboard: Dashboard) -> list[dict[str, Any]]:
+    """What is chosen above the dashboard."""
+    if dashboard.of == "servers":
+        return [_variable("instance", "Server", "label_values(tandem_serve_bundle_step, instance)")]
+    ranks = 'label_values(tandem_step{run=~"$run"}, rank)'
+    return [_newest_run(), _variable("rank", "Rank", ranks)]
 
 
 def _newest_run() -> dict[str, Any]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["", "s", "s ago", "bytes", "share", "rows/s", "steps/s", "rows", "nats", "steps"]
+Unit = Literal[
+    "", "s", "s ago", "bytes", "share", "rows/s", "steps/s", "rows", "nats", "steps", "requests/s"
+]
 
 RUN = 'run=~"$run"'
 RANK = 'run=~"$run",rank=~"$rank"'
@@ -50,6 +52,8 @@ class Dashboard:
     title: str
     help: str
     rows: tuple[tuple[str, tuple[Panel, ...]], ...]
+    of: Literal["runs", "servers"] = "runs"
+    """What is chosen above it."""
 
     @property
     def panels(self) -> tuple[Panel, ...]:
