@@ -49,6 +49,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "hardness": ({"hardness": 0.5}, {"uniform": 40}, {}),
     "history": ({"mask_history": True}, {}, {"use_history": True}),
     "sequence": ({}, {}, {"tower": "sequence"}),
+    "targets": ({"mask_history": True}, {}, {"tower": "sequence", "targets": 3}),
     "mlp": ({}, {}, {"tower": "mlp", "item_attributes": True, "use_history": True}),
 }
 
@@ -128,7 +129,12 @@ def test_no_value_is_read_on_the_host(
     inputs = build_inputs(config.model, data)
     batch = one_batch(config, data, inputs)
     head = Head(
-        Towers(config.model, inputs), build_task(config, data, data.num_items), 0.0, 0.1, 0.2
+        Towers(config.model, inputs),
+        build_task(config, data, data.num_items),
+        0.0,
+        0.1,
+        0.2,
+        config.model.targets,
     ).to(META)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         outputs = run(head, inputs, config.model.dim, on_meta(mode, batch))

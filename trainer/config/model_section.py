@@ -70,6 +70,8 @@ class ModelConfig:
     """sequence: layers of the transformer."""
     sequence_heads: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 2
     """sequence: attention heads; must divide dim."""
+    targets: Annotated[int, Range(least=1, most=64)] = 1
+    """sequence: next liked items that each position of the history learns to predict."""
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of each tower's inputs dropped in training."""
     init_std: Annotated[float, Range(above=0, most=100)] = 0.1
@@ -114,6 +116,10 @@ class ModelConfig:
         require(
             self.tower != "sequence" or self.dim % self.sequence_heads == 0,
             f"model.sequence_heads={self.sequence_heads} does not divide model.dim={self.dim}",
+        )
+        require(
+            self.tower == "sequence" or self.targets == 1,
+            f"model.targets={self.targets} is of the sequence tower, not of {self.tower}",
         )
 
     @property

@@ -51,6 +51,26 @@ class Packed:
     history_offsets: Tensor | None = None
     """[B + 1]."""
 
+    def with_targets(self, number: int) -> Packed:
+        """Each row as often as positions predict its item: of the last token that it sees, of the
+        one before that, and so on, `number` times B rows; where there is none, the start's."""
+        start_B = self.start_of_rows()
+        back_nB = torch.arange(number, device=start_B.device).unsqueeze(1)
+        token_nB = torch.maximum(self.query_B - back_nB, start_B)
+        return replace(self, query_B=token_nB.flatten())
+
+    def share_of_targets(self, number: int) -> Tensor:
+        """What each of those counts of its row, float32 [number x B]: all alike that there are."""
+        before_B = self.query_B - self.start_of_rows()
+        back_nB = torch.arange(number, device=before_B.device).unsqueeze(1)
+        there_B = (before_B + 1).clamp(max=number)
+        return ((back_nB < there_B) / there_B).flatten()
+
+    def start_of_rows(self) -> Tensor:
+        """Token of the start of each row's sequence, int64 [B]."""
+        start_M = self.start_M.sort().values
+        return start_M[torch.searchsorted(start_M, self.query_B, right=True) - 1]
+
     def moved(self, move: Callable[[Tensor], Tensor]) -> Packed:
         """Every tensor by `move`: to a device, or into page-locked memory."""
         tensors: dict[str, Any] = {

@@ -24,6 +24,7 @@ from losses import (
     stand_in,
 )
 from trainer.data.candidates import Distribution
+from trainer.data.packing import Packed
 from trainer.loader.column_plan import ColumnPlan, Entries, make_plan, side_of, weights_of
 from trainer.model.log_q import POPULAR, UNIFORM, FrequencyCorrection
 from trainer.observe.phases import PhaseClock
@@ -122,7 +123,8 @@ class RetrievalTask(nn.Module):
         return batch.pin_memory() if batch.item_S.is_pinned() else batch
 
     def forward(self, query_BO: Tensor, candidate_UO: Tensor, batch: Any) -> tuple[Tensor, Outputs]:
-        """The queries of the batch's rows, and the candidates that its plan says.
+        """The queries of the batch's rows, or that n times over where several positions predict
+        each row's item, and the candidates that its plan says.
 
         Collective: gathers candidates, with gradient; with `ring` the loss passes them round.
         """
@@ -142,15 +144,18 @@ class RetrievalTask(nn.Module):
             columns = replace(columns, embedding_CD=stand_in(embedding_CO, surplus_C))
             log_q_K = self.correction(self.queue.ids(), self.queue.count_K, draws)
             candidates = Candidates.concatenate([columns, self.queue.columns(log_q_K)])
-        rows = self._rows(query_BO, candidate_UO, batch, draws)
+        own_BO = query_BO[: batch.user_B.shape[0]]
+        rows = self._rows(own_BO, candidate_UO, batch, draws)
+        rows = several_times(rows, query_BO, batch.sequences)
         value, statistics = self.loss(rows, candidates)
         if self.queue is not None and self.training:
             entries = plan.positives if self.in_batch else plan.extras
             assert entries is not None
             self.queue.push(*self._queued(self.queue, embedding_CO, entries))
         if self.loss.watched:
-            count_B = batch.count_S[: query_BO.shape[0]]
-            statistics |= self.correction.statistics(rows.positive_logq_B, count_B, draws)
+            count_B = batch.count_S[: batch.user_B.shape[0]]
+            log_q_B = rows.positive_logq_B[: len(count_B)]
+            statistics |= self.correction.statistics(log_q_B, count_B, draws)
         return value, {**statistics, "loss": value.detach()}
 
     def _gather(self, candidate_UO: Tensor, plan: ColumnPlan) -> Tensor:
@@ -246,3 +251,32 @@ class RetrievalTask(nn.Module):
         # Rows of tables may be shared: items are told apart beside them.
         item_V = history.values() if batch.history_V is None else batch.history_V
         return item_V, history.offsets()[: num_rows + 1]
+
+
+def several_times(rows: Rows, query_nBO: Tensor, sequences: Packed | None) -> Rows:
+    """Rows whose items several positions predict (n times B queries), as so many rows. Together
+    they weigh what they did; of a disliked item, the position before it alone."""
+    number = len(query_nBO) // max(len(rows.user_B), 1)
+    if number <= 1:
+        return rows
+    assert sequences is not None
+    share_nB = sequences.share_of_targets(number).view(number, -1)
+    first_nB = torch.zeros_like(share_nB).index_fill_(0, share_nB.new_zeros(1).long(), 1.0)
+    share_nB = torch.where(rows.feedback_B < 0, first_nB, share_nB)
+    repeated: dict[str, Tensor] = {
+        name: torch.cat([getattr(rows, name)] * number)
+        for name in ("positive_BD", "positive_id_B", "positive_logq_B", "user_B", "feedback_B")
+    }
+    values, offsets = rows.history_values, rows.history_offsets
+    if values is not None and offsets is not None:
+        values = torch.cat([values] * number)
+        shift_n = torch.arange(number, device=offsets.device).unsqueeze(1) * offsets[-1]
+        offsets = torch.cat([offsets[:1], (offsets[1:] + shift_n).flatten()])
+    return replace(
+        rows,
+        query_BD=query_nBO,
+        **repeated,
+        weight_B=(rows.weight_B * share_nB).flatten(),
+        history_values=values,
+        history_offsets=offsets,
+    )

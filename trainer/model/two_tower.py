@@ -104,6 +104,7 @@ class Head(nn.Module):
         averaging: float,
         penalty: float,
         id_dropout: float,
+        targets: int,
     ) -> None:
         super().__init__()
         self.penalty = penalty
@@ -111,6 +112,8 @@ class Head(nn.Module):
         self.towers = towers
         self.task = task
         self.id_dropout = id_dropout
+        self.targets = targets
+        """Next items that a position of a sequence predicts."""
         self.averaging = averaging
         self.averaged = copy.deepcopy(towers).requires_grad_(False) if averaging else None
         """Exponential moving average of the towers, where `averaging` (its decay) is not 0."""
@@ -128,7 +131,10 @@ class Head(nn.Module):
             for key, each in batch.dense.items()
         }
         parts, inputs = self.towers.split(pooled, batch.features, dense), self.towers.inputs
-        query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0], batch.sequences)
+        sequences = batch.sequences
+        if self.training and self.targets > 1:
+            sequences = sequences.with_targets(self.targets)
+        query_BO = self.towers.encode_queries(parts, batch.user_B.shape[0], sequences)
         kept_U = None
         if self.training and self.id_dropout:
             kept_U = kept_ids(batch, self.id_dropout).index_select(0, bags_U)
@@ -182,7 +188,9 @@ class TwoTower(nn.Module):
         super().__init__()
         self.inputs = inputs
         self.embeddings = build_embedding_bags(inputs.tables)
-        self.head = Head(Towers(model, inputs), task, averaging, penalty, model.id_dropout)
+        self.head = Head(
+            Towers(model, inputs), task, averaging, penalty, model.id_dropout, model.targets
+        )
         self.unknown_ids: dict[str, Tensor | int] = {}
         """Ids met by `encode_*` so far that no table row stands for, by feature."""
 

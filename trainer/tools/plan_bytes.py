@@ -108,11 +108,13 @@ def estimate_bytes(
         frequencies=held_bytes(task.correction.estimator),
         # ids before and after their exchange; pooled rows and their gradient, a row-wise
         # reduce-scatter's input; what the towers keep for their backward and its gradients;
+        # further queries and positives of rows, and their gradient;
         # the columns as gathered, as scored and their gradient; with a queue, what they are put
         # together from; the loss's stripes
         activations=2 * id_bytes
         + pooled * (2 + gpus)
         + 2 * (local_rows * query_row + bags * candidate_row)
+        + (config.model.targets - 1) * local_rows * width * 12
         + (columns + queued) * (3 * width * 4 + COLUMN_BYTES)
         + (columns + queued if queued else 0) * width * 4
         + harder

@@ -55,7 +55,8 @@ class SequenceTower(nn.Module):
         item_ID: Tensor,
         packed: Packed,
     ) -> Tensor:
-        """Features of each row's user and moment, and looked-up items -> [B, D]."""
+        """Features of each row's user and moment, and looked-up items -> [B, D]; of rows that are
+        asked for several times ([n x B]), that many."""
         is_item_N1 = (packed.place_N >= 0).unsqueeze(1)
         x_ND = item_ID.index_select(0, packed.place_N.clamp(min=0)) * is_item_N1
         x_ND = x_ND + self.position_LD.index_select(0, packed.position_N)
@@ -68,7 +69,8 @@ class SequenceTower(nn.Module):
             x_ND = layer(x_ND, packed.blocks)
         query_BD = self.norm(x_ND.index_select(0, packed.query_B))
         if context_BD:
-            query_BD = query_BD + torch.stack(list(context_BD)).sum(0)
+            moment_BD = torch.stack(list(context_BD)).sum(0)
+            query_BD = query_BD + moment_BD.repeat(len(query_BD) // len(moment_BD), 1)
         return F.normalize(query_BD, dim=1) if self.normalise else query_BD
 
 
