@@ -6,7 +6,8 @@ All read the same data on all cores, in turn, several times; medians are reporte
     events    pyarrow's scan of the dataset's own files
     loader    decodes the events, checks ids, shuffles, makes histories, looks attributes up, builds
               batches
-    sequences the same rows as positions of packed sequences, where the data have an order
+    sequences the same rows as positions of packed sequences, where the data have an order: items in
+              the sequences a second, beside the events a second of pyarrow's scan of their columns
 
 A scan decodes every row group and drops it; of pyarrow's two ways the faster counts.
 """
@@ -117,7 +118,10 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
         wall, processor = _in_turns(work, arguments.repeats)
         row_bytes = Path(rows_file).stat().st_size
     seconds = {name: median(values) for name, values in wall.items()}
-    bare = min(("rows scanner", "rows iter_batches"), key=lambda name: seconds[name])
+    bare, bare_events = (
+        min((f"{what} scanner", f"{what} iter_batches"), key=lambda name: seconds[name])
+        for what in ("rows", "events")
+    )
     rows = loader.num_rows
     stored = sum(window.events for window in dataset.windows)
     return {
@@ -136,9 +140,32 @@ def measure(dataset: Dataset, arguments: DataBenchArguments) -> dict[str, Any]:
         "ratio_over": {name: seconds[name] / seconds["loader"] for name in work},
         "ratios": [b / l for b, l in zip(wall[bare], wall["loader"], strict=True)],
         "target_ratio": TARGET_RATIO,
-        "sequence_values_per_second": None
+        "sequences": None
         if sequences is None
-        else values_of(sequences) / seconds["sequences"],
+        else _of_sequences(values_of(sequences), stored, bare_events, wall),
+    }
+
+
+def _of_sequences(
+    values: int, events: int, bare: str, wall: dict[str, list[float]]
+) -> dict[str, Any]:
+    """Values a second of packed sequences, and of the bare scan of the events they are made of.
+
+    Args:
+        values: items in the sequences of an epoch; long ones are cut into chunks that overlap.
+        events: of the dataset.
+    """
+    ratios = [
+        values / mine / (events / scanned)
+        for mine, scanned in zip(wall["sequences"], wall[bare], strict=True)
+    ]
+    return {
+        "values": values,
+        "values_per_second": values / median(wall["sequences"]),
+        "bare": bare,
+        "bare_values_per_second": events / median(wall[bare]),
+        "ratio": median(ratios),
+        "ratios": ratios,
     }
 
 
@@ -263,6 +290,9 @@ def main(arguments: DataBenchArguments) -> None:
         f"{result['bytes_an_event']:.2f} bytes an event, "
         f"{result['bytes_a_row_written_out']:.1f} a row with its histories written out"
     )
-    if result["sequence_values_per_second"] is not None:
-        say(f"sequences: {result['sequence_values_per_second']:,.0f} values/s")
+    if (sequences := result["sequences"]) is not None:
+        say(
+            f"sequences: {sequences['values_per_second']:,.0f} values/s, {sequences['bare']} "
+            f"{sequences['bare_values_per_second']:,.0f}: ratio {sequences['ratio']:.2f}"
+        )
     say(f"ratio loader over {result['bare']}: {result['ratio']:.2f}  (target {TARGET_RATIO})")

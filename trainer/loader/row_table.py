@@ -198,7 +198,7 @@ def _by_kernel(
     """(rows that there are, values of each list, the event of each row); None: not possible."""
     kernel, events = _kernel(), len(rows.item_E)
     weight_E = rows.more.get("weight")
-    given = (
+    given: tuple[tuple[np.ndarray | None, type[np.generic]], ...] = (
         (rows.user_R, np.int64),
         (rows.offsets_R, np.int64),
         (rows.item_E, np.int32),
