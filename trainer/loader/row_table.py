@@ -219,6 +219,7 @@ def _by_kernel(
     values = [np.empty(events + 1, dtype=np.int32) for _ in NAMES]
     event_n = np.empty(len(out_n), dtype=np.int32)
     places = np.array(before, dtype=np.int64)
+    written: list[np.ndarray] = [places, *values, event_n, out_n]
     numbers = (
         wanted.positives_only,
         wanted.limit if wanted.chunk is None else wanted.chunk,
@@ -230,7 +231,7 @@ def _by_kernel(
         *(_pointer(each) for each, _ in given),
         *map(_pointer, (wanted.weight_K, pool_S)),
         *map(ctypes.c_int64, numbers),
-        *(_pointer(each) for each in (places, *values, event_n, out_n)),
+        *(_pointer(each) for each in written),
     )
     held = dict(zip(NAMES, (v[:n] for v, n in zip(values, places, strict=True)), strict=True))
     return count, held, event_n[:count]
