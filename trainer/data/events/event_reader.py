@@ -131,7 +131,7 @@ class EventReader:
         step_E = np.diff(found["user"], prepend=found["user"].dtype.type(-1))
         if (step_E < 0).any():
             raise Mistake(f"{where}: users do not ascend: {AGAIN}")
-        start_R = np.flatnonzero(step_E)
+        start_R = np.flatnonzero(step_E != 0)
         ends = found["user"][[0, -1]].tolist() if events else None
         if ends != self.users_G2[group].tolist():
             raise Mistake(f"{where}: its users are not those that the footer says: {AGAIN}")
@@ -140,7 +140,7 @@ class EventReader:
             np.append(start_R, events),
             found["item"].astype(np.int32 if self._small else np.int64, copy=False),
             kind_E,
-            self._feedback_K[kind_E],
+            self._feedback_K.take(kind_E),
             split_E.astype(np.int8, copy=False),
             found.get("time"),
             None if carried_E is None else carried_E > 0,
