@@ -5,7 +5,7 @@ import resource
 import numpy as np
 import pytest
 
-from trainer.base.freed_memory import keep_freed_memory
+from trainer.base.machine import keep_freed_memory
 
 
 def faults(rounds: int, size: int) -> int:

@@ -21,8 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trainer.base.freed_memory import keep_freed_memory
-from trainer.base.machine import usable_cpus
+from trainer.base.machine import keep_freed_memory, usable_cpus
 from trainer.base.mistake import Mistake
 from trainer.base.split_names import count_column
 from trainer.data.candidates import Distribution

@@ -22,6 +22,8 @@ from trainer.model.two_tower import TwoTower
 from trainer.tools.distinct_columns import distinct_share
 
 LOSS_WORKSPACE_BYTES = 160 * 1024**2
+SIDE_BYTES = 40
+"""Of a candidate, told to every rank before the step's columns are planned."""
 COLUMN_BYTES = 48
 """Of ids, counts and log Q of a column."""
 ROWS_TRIED = 256
@@ -88,7 +90,8 @@ def estimate_bytes(
         (local_rows if key in inputs.query_keys else bags) * _ids_of_row(key, config, dataset)
         for key in inputs.keys
     )
-    id_bytes = 8 * (ids + bags * len(inputs.keys))  # the values and the lengths
+    # every rank is told the lengths of all bags, and their sum by key
+    id_bytes = 8 * (ids + (bags + 1) * len(inputs.keys) * gpus)
     weights = sum(_weight_bytes(table, gpus) for table in inputs.tables)
     state = sum(_state_bytes(table, config.optimizer.tables, gpus) for table in inputs.tables)
     tower_parameters = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
@@ -121,7 +124,7 @@ def estimate_bytes(
         + inputs.dense_bytes(local_rows, bags)
         + LOSS_WORKSPACE_BYTES,
         limit=int(gpu_bytes * (1 - STORAGE_RESERVED)),
-        sent_ids=int(id_bytes * away),
+        sent_ids=int(id_bytes * away) + SIDE_BYTES * bags * (gpus - 1),
         sent_embeddings=int(2 * pooled * (gpus - 1)),
         sent_candidates=int(2 * columns * width * 4 * away),
         sent_tower_gradients=int(2 * tower_parameters * 4 * away),
