@@ -1,6 +1,7 @@
 """`--resume auto`: one command line for the first start and every other one."""
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,9 +13,9 @@ from cluster.jobs.submit import going_on
 from tests.one_rank import STEPS, Notes, begun, small_data, spec_of
 from trainer.base.mistake import Mistake
 from trainer.command_line import TrainArguments, parse_preset
+from trainer.files import signs
 from trainer.files.json_files import write_json
 from trainer.files.line_file import read_records
-from trainer.run import lock
 from trainer.run.lock import RunLock
 from trainer.train import run_worker
 
@@ -105,14 +106,16 @@ def test_a_job_goes_on_by_itself_unless_told_otherwise() -> None:
 
 def owner_elsewhere(folder: Path, age: float) -> None:
     theirs = {"run_id": "theirs", "token": "t", "host": "node-b", "machine": "m", "pid": 7}
-    write_json(folder / "owner.json", {**theirs, "renewed": time.time() - age})
+    there = time.time() - age
+    write_json(folder / "owner.json", {**theirs, "renewed": there})
+    os.utime(folder / "owner.json", (there, there))
 
 
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "SILENT_SECONDS", 1.5)
-    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.2)
-    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(signs, "SILENT_SECONDS", 1.5)
+    monkeypatch.setattr(signs, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(signs, "LOOK_SECONDS", 0.05)
 
 
 def test_a_node_that_died_a_moment_ago_is_waited_for(tmp_path: Path, short_waits: None) -> None:

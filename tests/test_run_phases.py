@@ -13,6 +13,7 @@ from tests.datasets import make_dataset
 from tests.test_training import small_config
 from trainer.base.mistake import Mistake
 from trainer.distributed.hooks import Hooks
+from trainer.files import signs
 from trainer.files.json_files import write_json
 from trainer.launch.here import Here
 from trainer.launch.launcher import Worker
@@ -20,7 +21,6 @@ from trainer.live.runs import read_run
 from trainer.observe.progress import SilentProgress
 from trainer.report.report import report_html
 from trainer.retrieval import evaluate
-from trainer.run import lock
 from trainer.run.folder import RunFolder, RunSpec
 from trainer.run.lock import RunLock, write_owner
 from trainer.run.outside import Outside
@@ -53,7 +53,7 @@ def test_phases_are_told_in_order_with_their_progress(
 def test_the_folder_says_what_its_run_is_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(signs, "RENEW_SECONDS", 0.05)
     config = {"run_id": "", "preset": "demo", "data": "", "dataset_digest": "", "world_size": 1}
     write_json(tmp_path / "config.json", {**config, "versions": {}, "config": {}})
     write_json(tmp_path / "summary.json", {"phase": "finished", "steps": 40})
@@ -161,7 +161,7 @@ def test_a_driver_that_waits_for_room_says_so(
     ours.failed("too late")
     assert read_state(tmp_path).phase == "training"
     (tmp_path / "owner.json").unlink()
-    monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0)  # a driver that was killed while it waited
+    monkeypatch.setattr(signs, "SILENT_SECONDS", 0.0)  # a driver that was killed while it waited
     (tmp_path / "summary.json").unlink()
     ours = Outside(str(tmp_path), "ours")
     ours.waiting()

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from tests.monitoring.test_pages import read_when_there
 from tests.s3 import s3_server
 from tests.test_training import _worker, losses, small_config, train
 from trainer.base.mistake import Mistake
-from trainer.files import line_file
+from trainer.files import line_file, signs
 from trainer.files.filesystems import filesystem_of
 from trainer.files.json_files import write_json
 from trainer.files.line_file import LineFile, read_records
-from trainer.files.storage import RemotePath, storage_path
+from trainer.files.storage import RemotePath, StoragePath, storage_path
 from trainer.live.dashboard import DashboardArguments, dashboard
 from trainer.report.norms import norms_by_popularity
 from trainer.report.report import ReportArguments, report
@@ -117,6 +118,15 @@ def test_a_storage_that_cannot_be_made_is_named(tmp_path: Path) -> None:
                 opening(uri)
 
 
+def written_at(file: StoragePath, seconds: float) -> None:
+    """Have its storage say that it was."""
+    if isinstance(file, Path):
+        os.utime(file, (seconds, seconds))
+    else:
+        stored = file._filesystem.store[file._inner]
+        stored.modified = datetime.fromtimestamp(seconds, UTC)
+
+
 @pytest.mark.parametrize("kind", ["folder", "object store"])
 def test_two_runs_to_one_folder_across_nodes(kind: str, tmp_path: Path) -> None:
     """The other node's kernel lock is not seen here: its sign in owner.json is."""
@@ -132,6 +142,7 @@ def test_two_runs_to_one_folder_across_nodes(kind: str, tmp_path: Path) -> None:
             "renewed": time.time() - 20,
         },
     )
+    written_at(folder / "owner.json", time.time() - 20)
     with pytest.raises(ValueError, match=r"in use by another run, on node-b \(its last sign: 2"):
         RunLock(folder).take("ours")
     again = RunLock(folder)
@@ -150,8 +161,8 @@ def test_a_silent_owner_is_given_up(tmp_path: Path) -> None:
     first.take("first")
     owner = json.loads((tmp_path / "owner.json").read_text())
     first.release()
-    old = {**owner, "machine": "another", "renewed": time.time() - lock.SILENT_SECONDS - 1}
-    write_json(tmp_path / "owner.json", old)
+    write_json(tmp_path / "owner.json", {**owner, "machine": "another"})
+    written_at(tmp_path / "owner.json", time.time() - signs.SILENT_SECONDS - 1)
     second = RunLock(tmp_path)
     second.take("second")
     second.release()
@@ -187,7 +198,7 @@ def test_an_earlier_attempt_of_the_same_start_is_waited_for(
     assert time.monotonic() - started > 1
     ending.join()
     assert json.loads((tmp_path / "owner.json").read_text())["run_id"] == "ours"
-    monkeypatch.setattr(lock, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(signs, "SILENT_SECONDS", 1.0)
     with pytest.raises(ValueError, match="in use by another run"):
         RunLock(tmp_path).take("ours")
     after.release()
@@ -197,7 +208,7 @@ def test_an_owner_that_was_replaced_writes_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It said so in the log, and went on writing checkpoints beside the new owner's."""
-    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(signs, "RENEW_SECONDS", 0.02)
     folder = RunFolder(tmp_path)
     folder.lock.take("ours")
     folder.lock.confirm()

@@ -135,7 +135,7 @@ def status(arguments: Sequence[str]) -> int:
     """One job's state, or a line for each of ours; or how far a run has come, by its folder."""
     parsed = parse(StatusArguments, "tandem status", arguments)
     if parsed.job is not None and ("/" in parsed.job or Path(parsed.job).is_dir()):
-        state = read_state(parsed.job)
+        state = read_state(parsed.job, watches=True)
         say(state.describe())
         return 1 if state.phase in ("stopped", "failed") else 0
     if parsed.job is None and find_dashboard(parsed.address).is_default:  # no cluster is named

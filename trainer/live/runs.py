@@ -11,12 +11,13 @@ from trainer.base.mistake import Mistake
 from trainer.base.run_files import SUMMARY_FILE
 from trainer.files.json_files import COMMIT_FILE, committed, read_json
 from trainer.files.line_file import read_records
+from trainer.files.signs import Signs
 from trainer.files.storage import StoragePath, modified_at, storage_path
 from trainer.live.growing import Columns, GrowingColumns, finite
 from trainer.live.troubles import troubles_of
 from trainer.observe.choice import read_choice
 from trainer.run.folder import RunFolder
-from trainer.run.state import read_state
+from trainer.run.state import RunState, read_state
 
 MOST_POINTS = 400
 FEW_POINTS = 50
@@ -38,6 +39,7 @@ class RunReader:
         self._folder, self._root = RunFolder(path), storage_path(path)
         self._metrics = GrowingColumns(self._folder.metrics_file)
         self._validation = GrowingColumns(self._root / "validation.jsonl")
+        self._signs = Signs()
 
     @property
     def is_begun(self) -> bool:
@@ -48,7 +50,7 @@ class RunReader:
         """Everything the pages draw, as plain JSON-able data; NaN and infinities become None."""
         facts, root = self._folder.read_config(), self._root
         starts, choice = read_records(root / "starts.jsonl"), read_choice(root)
-        metrics = self._metrics.read()
+        metrics, state = self._metrics.read(), read_state(root, self._signs)
         read = {
             "name": root.resolve().name if isinstance(root, Path) else root.name,
             "preset": facts.preset,
@@ -63,9 +65,9 @@ class RunReader:
             "summary": _read_json(root / SUMMARY_FILE),
             "choice": None if choice is None else asdict(choice),
             "evaluation": _read_evaluation(root / "evaluation.json"),
-            "now": _now(self._folder, self._metrics.newest),
+            "now": _now(self._folder, state, self._metrics.newest),
         }
-        troubles = [asdict(each) for each in troubles_of(read, time.time())]
+        troubles = [asdict(each) for each in troubles_of(read, state.now or time.time())]
         return {**read, "troubles": troubles}
 
 
@@ -85,11 +87,10 @@ def thinned(columns: Columns) -> Columns:
     return {key: [values[place] for place in sorted(kept)] for key, values in columns.items()}
 
 
-def _now(folder: RunFolder, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """The big numbers of the live page."""
-    now = time.time()
+def _now(folder: RunFolder, run: RunState, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """The big numbers of the live page, ages by the clock of the machine that trains."""
+    now = run.now or time.time()
     last = metrics[-1] if metrics else {}
-    run = read_state(folder.path)
     signs = [_number(last.get("time")), run.owner.renewed if run.owner else None]
     known = [each for each in signs if each is not None]
     silent = now - max(known or [modified_at(folder.config_file)])

@@ -34,6 +34,7 @@ from trainer.data.schema import Dataset
 from trainer.distributed.hooks import RunPhase
 from trainer.files.json_files import committed, read_json, write_json
 from trainer.files.line_file import LineFile, last_record, read_records
+from trainer.files.signs import CLOCK_FILE
 from trainer.files.storage import StoragePath, storage_path
 from trainer.run.lock import RunLock
 from trainer.run.origin import Origin, check_origin, check_same_origin
@@ -49,7 +50,7 @@ from trainer.run.start import (
 )
 
 logger = logging.getLogger(__name__)
-BEFORE_CONFIG = {".lock", "owner.json", TRIES_FILE, CHOICE_FILE}
+BEFORE_CONFIG = {".lock", CLOCK_FILE, "owner.json", TRIES_FILE, CHOICE_FILE}
 """All that a start killed before config.json was written leaves behind: no run yet."""
 PACKAGES = ("torch", "torchrec", "pyarrow")
 Resume = bool | Literal["auto"]

@@ -4,8 +4,7 @@ RUN/owner.json says who writes the folder: which start, on which machine, when i
 and what it was at. A thread renews it; an owner silent for SILENT_SECONDS has none, and another
 start takes over: one that finds itself replaced writes no more. On a file system there is RUN/.lock
 as well, where it has such locks: the kernel frees it in the moment its process dies, so that a run
-killed on this machine can be resumed at once. Clocks of the nodes must agree to within some
-seconds.
+killed on this machine can be resumed at once. Clocks of the nodes need not agree: files/signs.py.
 """
 
 from __future__ import annotations
@@ -25,13 +24,11 @@ from typing import IO
 from trainer.base.mistake import Mistake
 from trainer.base.typed import read_as
 from trainer.distributed.hooks import RunPhase
+from trainer.files import signs
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import StoragePath, modified_at
 
 logger = logging.getLogger(__name__)
-RENEW_SECONDS = 10.0
-SILENT_SECONDS = 60.0
-LOOK_SECONDS = 0.5
 SETTLE_SECONDS = 1.0
 """Where nothing but owner.json tells two starts apart, the later one to write it wins."""
 NAMELESS_SECONDS = 5.0
@@ -55,15 +52,11 @@ class Owner:
     machine: str
     pid: int
     renewed: float
-    """When it last gave a sign, in seconds since 1970."""
+    """When it last gave a sign, in seconds since 1970, by the clock of `host`."""
     phase: RunPhase = "starting"
     done: int = 0
     total: int | None = None
     """How far it is with the phase."""
-
-    @property
-    def is_alive(self) -> bool:
-        return time.time() - self.renewed < SILENT_SECONDS
 
 
 def this_machine() -> str:
@@ -113,6 +106,7 @@ class RunLock:
     def __init__(self, folder: StoragePath) -> None:
         self._folder = folder
         self._owner_file = folder / "owner.json"
+        self._silence = signs.Silence(self._owner_file)
         self._token = uuid.uuid4().hex
         self._file: IO[str] | None = None
         self._over = threading.Event()
@@ -155,7 +149,7 @@ class RunLock:
             run_id: of this start; an earlier attempt of the same start is no stranger.
             waits: for whoever holds it to go, as long as one that was killed may seem to hold it.
         """
-        self._patience = SILENT_SECONDS + 2 * RENEW_SECONDS if waits else 0.0
+        self._patience = signs.SILENT_SECONDS + 2 * signs.RENEW_SECONDS if waits else 0.0
         try:
             self._take(run_id)
         except BaseException:
@@ -170,15 +164,15 @@ class RunLock:
         self._lock_file(run_id)
         started = time.monotonic()
         while (owner := self._owner_elsewhere(run_id)) is not None:
-            silent = max(time.time() - owner.renewed, 0)
+            silent = self._silence.seconds(owner)
             if time.monotonic() - started >= self._patience:
                 raise Mistake(
                     f"{self._folder} is in use by another run, on {owner.host} (its last sign: "
                     f"{silent:.0f} s ago); wait for it, stop it, or choose another --out. "
-                    f"A run that was killed is given up after {SILENT_SECONDS:.0f} s"
+                    f"A run that was killed is given up after {signs.SILENT_SECONDS:.0f} s"
                 )
             self._say_waiting(f"on {owner.host}, its last sign {silent:.0f} s ago")
-            time.sleep(LOOK_SECONDS)
+            time.sleep(signs.LOOK_SECONDS)
         self._write(run_id)
         if self._file is None:
             time.sleep(SETTLE_SECONDS)
@@ -192,9 +186,15 @@ class RunLock:
         """A stranger that still writes the folder. On this machine the kernel has just said that
         its process is gone."""
         owner = read_owner(self._folder)
-        if owner is None or owner.run_id == run_id or not owner.is_alive:
+        if owner is None or owner.run_id == run_id:
             return None
-        return owner if self._file is None or owner.machine != this_machine() else None
+        if self._file is not None and owner.machine == this_machine():
+            return None
+        try:
+            silent = self._silence.seconds(owner)
+        except FileNotFoundError:  # it has just gone
+            return None
+        return owner if silent < signs.SILENT_SECONDS else None
 
     def _say_waiting(self, who: str) -> None:
         """Say once that another start holds the folder, and how long it is waited for."""
@@ -261,7 +261,7 @@ class RunLock:
         """Wait a moment for the holder of the kernel's lock to go, or raise Mistake."""
         owner = read_owner(self._folder)
         ours = owner is not None and owner.run_id == run_id
-        patience = SILENT_SECONDS if ours else NAMELESS_SECONDS if owner is None else 0.0
+        patience = signs.SILENT_SECONDS if ours else NAMELESS_SECONDS if owner is None else 0.0
         if time.monotonic() - started >= max(patience, self._patience):
             raise Mistake(
                 f"{self._folder} is in use by another run; wait for it, stop it, or choose "
@@ -269,13 +269,13 @@ class RunLock:
             ) from error
         if not ours and self._patience:
             self._say_waiting("on this machine")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(signs.LOOK_SECONDS)
 
     def _write(self, run_id: str) -> None:
         write_owner(self._folder, run_id, self._token, *self._phase)
 
     def _renew(self, run_id: str) -> None:
-        while not self._over.wait(RENEW_SECONDS):
+        while not self._over.wait(signs.RENEW_SECONDS):
             try:
                 self.confirm()
                 self._write(run_id)

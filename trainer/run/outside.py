@@ -13,8 +13,9 @@ import uuid
 from trainer.base.mistake import Mistake
 from trainer.base.run_files import SUMMARY_FILE
 from trainer.files.json_files import write_json
+from trainer.files.signs import RENEW_SECONDS
 from trainer.run.folder import RunFolder
-from trainer.run.lock import RENEW_SECONDS, read_owner, write_owner
+from trainer.run.lock import read_owner, write_owner
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from trainer.base.run_files import SUMMARY_FILE
 from trainer.base.typed import read_as
 from trainer.distributed.hooks import RunPhase
 from trainer.files.json_files import committed, read_json, step_of
+from trainer.files.signs import LOOK_SECONDS, Signs
 from trainer.files.storage import StoragePath
 from trainer.run.folder import RunFolder
 from trainer.run.lock import Owner, read_owner
@@ -32,6 +34,8 @@ class RunState:
     """Why it failed, in one line."""
     owner: Owner | None = None
     """Who writes it, while it is alive."""
+    now: float | None = None
+    """What the owner's clock shows now, to some seconds; None where nobody is alive."""
 
     @property
     def is_alive(self) -> bool:
@@ -65,18 +69,29 @@ class End:
     cause: str | None = None
 
 
-def read_state(run: str | StoragePath) -> RunState:
-    """The state of RUN. Raises Mistake where there is no run."""
-    folder = RunFolder(run)
+def read_state(
+    run: str | StoragePath, signs: Signs | None = None, watches: bool = False
+) -> RunState:
+    """The state of RUN. Raises Mistake where there is no run.
+
+    Args:
+        signs: of those who look again and again: what they have seen so far.
+        watches: for some seconds, where this machine's clock and the owner's leave a doubt.
+    """
+    folder, signs = RunFolder(run), signs or Signs()
     folder.read_config()
-    owner = read_owner(folder.path)
+    while (owner := read_owner(folder.path)) is not None:
+        sign = signs.noted(owner, owner.renewed)
+        if not (watches and sign.in_doubt):
+            break
+        time.sleep(LOOK_SECONDS)
     last = folder.last_metrics()
     step, steps = _whole(last.get("step")), _whole(last.get("total_steps"))
     checkpoints = committed(folder.checkpoints)
     saved = step_of(checkpoints[-1]) if checkpoints else None
-    if owner is not None and owner.is_alive:
+    if owner is not None and sign.is_alive:
         place = (owner.phase, step or 0, steps, saved, owner.done, owner.total)
-        return RunState(str(run), *place, owner=owner)
+        return RunState(str(run), *place, owner=owner, now=sign.now)
     end = read_end(folder)
     return RunState(str(run), end.phase, step or 0, steps, saved, cause=end.cause)
 
