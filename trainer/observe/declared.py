@@ -95,6 +95,11 @@ METRICS = (
         "bytes of a checkpoint; at first, of the start.",
     ),
     Metric(
+        "tandem_clock_timestamp_seconds",
+        "gauge",
+        "Unix time on this rank's machine when it was asked: what ages are reckoned from.",
+    ),
+    Metric(
         "tandem_phase",
         "gauge",
         "1 for what this rank is at, 0 for what it was at before: starting, training, evaluating, "

@@ -155,6 +155,7 @@ class RankMetrics(MetricSet):
     def render(self) -> bytes:
         """Prometheus' text format."""
         self.publish_steps()
+        self.set("tandem_clock_timestamp_seconds", time.time())
         return super().render()
 
     def serve(

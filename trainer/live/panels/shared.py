@@ -2,6 +2,13 @@
 
 from trainer.live.panels.panel import RANK, RUN, Panel, Query, gauge
 
+
+def since(moment: str, chosen: str) -> str:
+    """Seconds since a rank's moment, by the clock of its own machine; `chosen`: labels."""
+    clock = f"tandem_clock_timestamp_seconds{{{chosen}}}"
+    return f"{clock} - tandem_{moment}_timestamp_seconds{{{chosen}}}"
+
+
 SHOWN_METRICS = "(recall|ndcg|popularity/ndcg)@.*"
 LOSS = Panel(
     "Training loss",
@@ -43,7 +50,7 @@ CHECKPOINT_AGE = Panel(
     "s",
     (
         Query(
-            f"time() - min by (run) (tandem_checkpoint_timestamp_seconds{{{RUN}}})",
+            f"max by (run) ({since('checkpoint', RUN)})",
             "{{run}}",
         ),
     ),

@@ -10,7 +10,7 @@ from trainer.live.panels.panel import (
     mean_of,
     quantile_of,
 )
-from trainer.live.panels.shared import CHECKPOINT_AGE, DATA_WAIT
+from trainer.live.panels.shared import CHECKPOINT_AGE, DATA_WAIT, since
 
 SYSTEM = Dashboard(
     "tandem-system",
@@ -44,7 +44,7 @@ SYSTEM = Dashboard(
                     "s",
                     (
                         Query(
-                            f"time() - tandem_progress_timestamp_seconds{{{RANK}}}",
+                            since("progress", RANK),
                             "{{run}} rank {{rank}}",
                         ),
                     ),
@@ -55,7 +55,7 @@ SYSTEM = Dashboard(
                     "s",
                     (
                         Query(
-                            f"time() - tandem_last_step_timestamp_seconds{{{RANK}}}",
+                            since("last_step", RANK),
                             "{{run}} rank {{rank}}",
                         ),
                     ),
