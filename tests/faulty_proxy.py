@@ -1,14 +1,20 @@
-"""Between an S3 client and its server: every so many requests one is reset, throttled, or torn."""
+"""Between an S3 client and its server: every so many requests one is reset, throttled, or torn.
+
+Or listings lag: what was put within the last `lag` seconds is in none.
+"""
 
 import http.client
+import re
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from urllib.parse import unquote
 
 FAULTS = ("reset before", "slow down", "server error", "torn", "reset after")
 """One after the other. `reset after`: it was done, and the answer is lost."""
@@ -16,6 +22,7 @@ BUSY = {
     "slow down": (503, b"<Error><Code>SlowDown</Code><Message>reduce</Message></Error>"),
     "server error": (500, b"<Error><Code>InternalError</Code><Message>oops</Message></Error>"),
 }
+ENTRIES = rb"<Contents>.*?</Contents>|<CommonPrefixes>.*?</CommonPrefixes>"
 OF_A_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
@@ -24,17 +31,46 @@ class FaultyServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int, every: int) -> None:
+    def __init__(self, port: int, every: int, lag: float) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.port, self.every = port, every
+        self.port, self.every, self.lag = port, every, lag
+        self.put_at: dict[str, float] = {}
         self.numbers, self.met = count(1), Counter[str]()
 
     def next_fault(self) -> str:
         """What befalls the request that came now; "" mostly."""
         number = next(self.numbers)
-        fault = "" if number % self.every else FAULTS[number // self.every % len(FAULTS)]
+        fault = (
+            ""
+            if not self.every or number % self.every
+            else FAULTS[number // self.every % len(FAULTS)]
+        )
         self.met[fault] += 1
         return fault
+
+    def listed_late(self, command: str, path: str, found: bytes) -> bytes:
+        """An answer without what is too new to be listed, where it is a listing."""
+        place, _, query = path.partition("?")
+        now = time.monotonic()
+        if command == "PUT":
+            self.put_at[unquote(place).partition("/")[2].partition("/")[2]] = now
+        if command != "GET" or "list-type" not in query:
+            return found
+        new = {key for key, at in self.put_at.items() if now - at < self.lag}
+        old = self.put_at.keys() - new
+
+        def kept(entry: re.Match[bytes]) -> bytes:
+            key = re.search(rb"<(?:Key|Prefix)>(.*?)</", entry[0])
+            name = unquote(key[1].decode()) if key else ""
+            hidden = name in new or (
+                name.endswith("/")
+                and any(each.startswith(name) for each in new)
+                and not any(each.startswith(name) for each in old)
+            )
+            self.met["hidden"] += hidden
+            return b"" if hidden else entry[0]
+
+        return re.sub(ENTRIES, kept, found, flags=re.DOTALL)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -52,6 +88,9 @@ class Handler(BaseHTTPRequestHandler):
             self._reset()
         else:
             status, headers, found = self._forward(body)
+            if self.server.lag:
+                found = self.server.listed_late(self.command, self.path, found)
+                headers |= {"Content-Length": str(len(found))} if self.command == "GET" else {}
             if fault == "reset after":
                 self._reset()
             else:
@@ -110,14 +149,25 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty(port: int, every: int) -> Iterator[tuple[int, Counter[str]]]:
-    """A port that leads to `port`, and how often each fault was met so far."""
-    server = FaultyServer(port, every)
+def faulty_server(port: int, every: int, lag: float = 0) -> Iterator[FaultyServer]:
+    """In front of `port`; its `every` may be changed while it serves.
+
+    Args:
+        every: so many requests one fails; 0: none.
+    """
+    server = FaultyServer(port, every, lag)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield server.server_address[1], server.met
+        yield server
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def faulty(port: int, every: int, lag: float = 0) -> Iterator[tuple[int, Counter[str]]]:
+    """A port that leads to `port`, and how often each fault was met so far."""
+    with faulty_server(port, every, lag) as server:
+        yield server.server_address[1], server.met

@@ -27,6 +27,7 @@ from tests.distributed import free_port, start_rank
 from tests.test_training import small_config
 from trainer.distributed.ranks import process_group
 from trainer.files.json_files import committed
+from trainer.files.storage import StoragePath
 from trainer.observe.progress import SilentProgress
 from trainer.run.checkpoint_facts import DTYPES, read_facts
 from trainer.run.checkpoint_read import Found, load
@@ -84,7 +85,7 @@ def losses(out: Path) -> dict[int, float]:
     return found
 
 
-def tables(out: Path) -> dict[str, torch.Tensor]:
+def tables(out: StoragePath) -> dict[str, torch.Tensor]:
     """All tensors of the newest checkpoint."""
     path = committed(out / "checkpoints")[-1]
     facts = read_facts(path)

@@ -71,7 +71,8 @@ def test_killed_while_writing(
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on from {kept}" in resumed.stderr
     assert losses(out) == whole
-    assert sorted((out / "checkpoints").iterdir()) == checkpoints(out), "remains of the killed one"
+    left = sorted((out / "checkpoints").glob("step-*"))
+    assert left == checkpoints(out), "remains of the killed one"
 
 
 @pytest.mark.parametrize("hurt", ["truncated", "one byte", "gone"])
@@ -113,7 +114,7 @@ def test_a_full_disk_does_not_end_the_run(
     kept = losses(out)
     assert set(whole) - set(kept) <= {6, 7, 8, 9}
     assert all(kept[step] == whole[step] for step in kept)
-    left = [path.name for path in (out / "checkpoints").iterdir()]
+    left = [path.name for path in (out / "checkpoints").glob("step-*")]
     assert left == [f"step-{max(whole):08d}"]  # a broken one's bytes are needed
 
 

@@ -22,7 +22,7 @@ from tests.test_training import _worker, losses, small_config, train
 from trainer.base.mistake import Mistake
 from trainer.files import line_file, signs
 from trainer.files.filesystems import filesystem_of
-from trainer.files.json_files import write_json
+from trainer.files.json_files import committed, write_json
 from trainer.files.line_file import LineFile, read_records
 from trainer.files.storage import RemotePath, StoragePath, storage_path
 from trainer.live.dashboard import DashboardArguments, dashboard
@@ -321,7 +321,7 @@ def test_a_run_on_s3(data: str, tmp_path: Path) -> None:
         out = f"{bucket}/runs/a"
         stopped = replace(config, training=replace(config.training, max_steps=6))
         run_ranks(2, on_s3, RunSpec("ml-100k", stopped, data, out), variables)
-        saved = [path.name for path in storage_path(f"{out}/checkpoints").iterdir()]
+        saved = [path.name for path in committed(storage_path(f"{out}/checkpoints"))]
         assert saved == ["step-00000004", "step-00000006"]
         spec = RunSpec("ml-100k", config, data, out)
         with pytest.raises(AssertionError, match="exists already; choose another --out"):

@@ -15,13 +15,36 @@ from trainer.files.storage import StoragePath, file_size, write_whole
 
 STEP_FOLDER = "step-{:08d}"
 COMMIT_FILE = "checkpoint.json"
+NOTED_FILE = "steps.json"
+MOST_NOTED = 100
+MOST_NOTE_BYTES = 1 << 13
+MOST_STEPS = 10**18
 MOST_JSON_BYTES = 64 << 20
 _STEP_NAME = re.compile(r"step-(\d{8,18})")
 
 
 def committed(folder: StoragePath) -> list[StoragePath]:
-    """Finished checkpoints, oldest first."""
-    return [path for path in _steps(folder) if (path / COMMIT_FILE).is_file()]
+    """Finished checkpoints, oldest first: those that the folder's listing has, or that were noted
+    there, since a listing may lag behind what was written."""
+    paths = {*_steps(folder), *(folder / STEP_FOLDER.format(step) for step in _noted(folder))}
+    return [path for path in sorted(paths, key=step_of) if (path / COMMIT_FILE).is_file()]
+
+
+def note_newest(folder: StoragePath, step: int) -> None:
+    """Before the checkpoint of `step` is finished: whoever goes on looks for it by name."""
+    steps = [*map(step_of, committed(folder)[-MOST_NOTED:]), step]
+    write_json(folder / NOTED_FILE, {"steps": steps})
+
+
+def _noted(folder: StoragePath) -> list[int]:
+    """Steps whose checkpoints may be there; none where the note is missing or says something else
+    (a stranger may have written it)."""
+    try:
+        steps = read_json(folder / NOTED_FILE, MOST_NOTE_BYTES)["steps"]
+    except (Mistake, KeyError, TypeError):
+        return []
+    most = steps[: MOST_NOTED + 1] if isinstance(steps, list) else []
+    return [step for step in most if type(step) is int and 0 <= step < MOST_STEPS]
 
 
 def leftovers(folder: StoragePath, before: StoragePath) -> list[StoragePath]:

@@ -30,7 +30,14 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from trainer.distributed.agreement import gather_objects
 from trainer.distributed.ranks import Ranks
-from trainer.files.json_files import COMMIT_FILE, STEP_FOLDER, committed, leftovers, step_of
+from trainer.files.json_files import (
+    COMMIT_FILE,
+    STEP_FOLDER,
+    committed,
+    leftovers,
+    note_newest,
+    step_of,
+)
 from trainer.files.storage import StoragePath, remove_tree
 from trainer.run.checkpoint_facts import Facts, ValidationState, write_facts
 from trainer.run.shard_files import ShardWriter
@@ -208,6 +215,7 @@ class CheckpointWriter:
             )
             try:
                 self._before_commit()
+                note_newest(self.folder, facts.step)
                 write_facts(writer.path, facts)
             except OSError as problem:
                 error = str(problem)

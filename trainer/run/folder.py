@@ -5,7 +5,7 @@ RUN/config.json     preset, config, data, versions, where it started from, the i
 RUN/starts.jsonl    one line a start: the first, resumes, and restarts after failures
 RUN/metrics.jsonl   one line every `training.log_every_steps`
 RUN/validation.jsonl  one line an evaluation on the validation split
-RUN/checkpoints/    see checkpoint_facts.py
+RUN/checkpoints/    see checkpoint_facts.py; steps.json names those that are or will be whole
 RUN/trackers/       what --track needs to go on, see observe/trackers/
 RUN/owner.json      who writes the folder now, see lock.py
 RUN/summary.json    how the last start ended: stopped, failed (and why), finished
@@ -54,8 +54,7 @@ BEFORE_CONFIG = {".lock", CLOCK_FILE, "owner.json", TRIES_FILE, CHOICE_FILE}
 """All that a start killed before config.json was written leaves behind: no run yet."""
 PACKAGES = ("torch", "torchrec", "pyarrow")
 Resume = bool | Literal["auto"]
-SEEN_SECONDS = 60.0
-"""So long a network disk may take to show other nodes a new file."""
+SEEN_SECONDS = 60.0  # so long a network disk may take to show other nodes a new file
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,8 @@ class RunFolder:
                 config or data changed since its checkpoints; if it is no folder of a run's.
         """
         check_kinds(self.path)
-        if not self.path.exists() or names_in(self.path) <= BEFORE_CONFIG:
+        begun = self.config_file.is_file()  # asked by name: a listing may lag
+        if not begun and not (self.path.exists() and names_in(self.path) - BEFORE_CONFIG):
             if spec.resume is True:
                 raise Mistake(
                     f"--resume: {self.path} does not exist; leave --resume out, or --resume auto"
