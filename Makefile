@@ -9,6 +9,7 @@ STAMP := $(VENV)/installed-$(SET)
 KERNELS := $(VENV)/kernels-$(SET)
 DOCS := $(VENV)/docs
 TRACKERS := $(VENV)/trackers
+ENGINES := $(VENV)/engines
 CODE := tandem.py cluster trainer embeddings losses tests docs/site
 
 DEMO ?= demo
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint format types imports wheel test-faults test-hostile
-.PHONY: test-trackers gpu-check gpu-check-parity gpu-check-loss gpu-check-step doctor clean-demo
+.PHONY: test-trackers test-engines gpu-check gpu-check-parity gpu-check-loss gpu-check-step doctor clean-demo
 .PHONY: images docs screenshots charts
 
 help:  ## This list
@@ -106,6 +107,13 @@ $(TRACKERS): $(STAMP) requirements/trackers.txt
 
 test-trackers: $(TRACKERS)  ## Tests of --track with the real libraries, which base has not
 	$(BIN)/python -m pytest tests/trackers
+
+$(ENGINES): $(STAMP) requirements/engines.txt
+	@$(PIP) -r requirements/engines.txt
+	@touch $@
+
+test-engines: $(ENGINES)  ## Recipes of docs/serving.md with the engines themselves
+	$(BIN)/python -m pytest tests/engines
 
 $(DOCS): $(STAMP) requirements/docs.txt
 	@$(PIP) -r requirements/docs.txt

@@ -50,6 +50,10 @@ def make_plays(work: Path) -> None:
             at = 1_700_000_000 + 86_400 * minute + listener
             plays.append(f"user{listener},t{n:03},{at}")
     (work / "plays.csv").write_text("\n".join([*plays, ""]))
+    # The same with titles and genres in every row.
+    whole = [f"{line},{titles[int(line.split(',')[1][1:])]}" for line in plays[1:]]
+    whole = [f"{line},{GENRES[int(line.split(',')[1][1:]) % 4]}" for line in whole]
+    (work / "rows.csv").write_text("\n".join([f"{plays[0]},song,genre", *whole, ""]))
 
 
 def make(work: Path, made: str, *command: str) -> None:
@@ -62,14 +66,14 @@ def make(work: Path, made: str, *command: str) -> None:
 def terminals(work: Path, out: Path) -> None:
     """Commands that show what a newcomer sees, in the order in which they come."""
     commands = {
-        "look": [*PREPARE[:2], "--look", *PREPARE[3:]],
+        "look": ["prepare", "rows.csv", "--look", *PREPARE[3:-2]],
         "prepare": [*PREPARE[:2], "{new}", *PREPARE[3:]],
         "train": ["train", "default", "--data", "DATA", "--out", "{new}", "--workers", "1"],
         "evaluate": ["evaluate", "RUN", "--split", "test", "--explain"],
         "recommend": ["recommend", "RUN", "--user", "user42"],
         "similar": ["similar", "RUN", "--item", "midnight train"],
         "plan": ["plan", "gowalla", "--data", "DATA", "--gpus", "2", "--gpu-memory", "100MB"],
-        "status": ["status", "RUN"],
+        "status": ["status"],
     }
     for columns in COLUMNS:
         for name, command in commands.items():
@@ -160,8 +164,9 @@ def main(work: Path, out: Path) -> None:
     make(work, "TUNED/trials.html", "tune", "default", *TRAINED[:2], "--out", "TUNED", *search)
     make(work, "one.html", "report", "RUN", "--out", "one.html")
     make(work, "several.html", "report", "RUN", "SSM", "--out", "several.html")
-    pages = {"report": "one.html", "reports": "several.html", "compare": "COMPARED/report.html",
-             "tune": "TUNED/trials.html"}  # fmt: skip
+    make(work, "answers.html", "recommend", "RUN", "--user", "user42", "--html", "answers.html")
+    pages = {"report": "one.html", "answers": "answers.html", "reports": "several.html",
+             "compare": "COMPARED/report.html", "tune": "TUNED/trials.html"}  # fmt: skip
     for name, file in pages.items():
         pictures((work / file).resolve().as_uri(), name, out)
     live(work, out)
