@@ -119,6 +119,27 @@ def by_ranks(
     return run
 
 
+def recommend(arguments: Arguments, verbose: bool) -> int:
+    """One user's answers wait for no torch; those of all may be made by a cluster."""
+    from trainer.base.usage import parse
+    from trainer.observe.progress import quiet_libraries
+    from trainer.retrieval.arguments import RecommendArguments
+    from trainer.retrieval.recommend import answer
+
+    parsed = parse(RecommendArguments, "tandem recommend", arguments)
+    quiet_libraries(verbose)
+    started = None
+    if parsed.all:
+        from trainer.tools.ready import ready_for_torch
+
+        ready_for_torch(verbose)
+        from cluster.workers.options import launcher_for
+
+        started = launcher_for(parsed.workers, parsed.address, verbose)
+    answer(parsed, started)
+    return 0
+
+
 def resume(arguments: Arguments, verbose: bool) -> int:
     from trainer.tools.ready import ready_for_torch
 
@@ -203,7 +224,7 @@ COMMANDS = {
     ),
     "recommend": Command(
         "Items for a user",
-        without_torch("recommend", f"{ARGUMENTS}:RecommendArguments", f"{ANSWERS}:answer"),
+        recommend,
     ),
     "similar": Command(
         "Items like an item",

@@ -1,6 +1,8 @@
 """Everybody's recommendations: each user once, as asked alone; gone on with after an end."""
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,38 @@ def test_processes_make_what_one_does(place: Path, tmp_path: Path) -> None:
     answer(RecommendArguments(str(place), all=True, users=str(users), out=str(out), workers=2, k=4))
     names = ["u5", "u3", "u36", *(f"u{row}" for row in range(10, 30))]
     check(out, Bundle(place), names, 4, Filters())
+
+
+class Elsewhere:
+    """Machines that do not share our disk."""
+
+    is_here = False
+
+    def __init__(self) -> None:
+        self.shares: Mapping[str, Any] = {}
+
+    def each(self, work: Any, many: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        self.shares = many
+        yield from ((name, 1) for name in many)
+
+
+def test_parts_that_are_not_seen_are_missed(place: Path, tmp_path: Path) -> None:
+    machines = Elsewhere()
+    with pytest.raises(Mistake, match="parts that other machines wrote are not seen from here"):
+        recommend_everybody(
+            Bundle(place),
+            str(tmp_path / "out"),
+            None,
+            5,
+            Filters(),
+            launcher=machines,  # type: ignore[arg-type]
+        )
+    assert [share.parts for share in machines.shares.values()] == [[0], [1], [2], [3]]
+    assert all(share.rows is None for share in machines.shares.values())
+    assert not (tmp_path / "out/recommendations.json").exists()
+    share = replace(machines.shares["1 of 4"], out=tmp_path / "not here")
+    with pytest.raises(Mistake, match=r"not here is not there on \S+: RUN and OUT have to lie"):
+        everybody.make_parts(share, None)  # type: ignore[arg-type]
 
 
 def test_what_out_holds_is_left_alone(place: Path, tmp_path: Path) -> None:

@@ -103,6 +103,18 @@ def test_an_export_by_workers_of_ray_holds_what_one_process_writes(
     close_all()
 
 
+def test_everybody_is_answered_by_workers_as_by_one_process(
+    run: Path, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["recommend", str(run), "--all", "-k", "5", "--out"]
+    assert main([*command, str(tmp_path / "one")]) == 0
+    assert main([*command, str(tmp_path / "two"), "--address", cluster.address]) == 0
+    assert "50 users in 1 parts" in capsys.readouterr().out
+    tables = [pq.read_table(tmp_path / name / "part-00000.parquet") for name in ("one", "two")]
+    assert tables[0].num_rows == 50 and tables[0] == tables[1]
+    close_all()
+
+
 def test_the_cluster_of_this_machine_is_found_by_itself(
     run: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

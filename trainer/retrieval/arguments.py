@@ -119,20 +119,26 @@ class RecommendArguments:
     out: LastingPath | None = None
     """With --all: folder for the Parquet files."""
     workers: int | None = None
-    """With --all: processes that share the work. Left out: one."""
+    """With --all: processes that share the work. Left out: one; on a cluster as many as it has
+    GPUs, or CPUs."""
+    address: str | None = None
+    """With --all: a running Ray cluster whose workers share the work (auto: the one that this
+    machine is of). RUN and OUT lie on storage that all its machines share."""
 
     def __post_init__(self) -> None:
         if (self.user is not None) + (self.items is not None) + self.all != 1:
             raise Mistake("give either --user ID or --items ID,ID,..., or --all --out OUT")
-        check_given(self, ("user", "items", "data", "users", "out", "html", "images"), ("run",))
+        check_given(
+            self, ("user", "items", "data", "users", "out", "html", "images", "address"), ("run",)
+        )
         check_range("-k", self.k, 1)
         if self.all and (self.out is None or self.context):
             raise Mistake("--all: give --out OUT" if self.out is None else "--all: no --context")
         if self.all and (self.json or self.html):
             raise Mistake("--all writes Parquet: no --json, no --html")
         check_page(self.html, self.images, self.json)
-        if not self.all and (self.users or self.out or self.workers):
-            raise Mistake("--users, --out and --workers belong to --all")
+        if not self.all and (self.users or self.out or self.workers or self.address):
+            raise Mistake("--users, --out, --workers and --address belong to --all")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 
 A part has a fixed range of the users and is there whole or not at all, so that a command that was
 ended goes on where it stood, and each user is in one part once. Parts are made side by side by
-processes that map the same bundle.
+processes that map the same bundle, or by workers of a cluster on shared storage.
 
 Tensor shapes: Q users of a block, P items that pass, D width, K items kept of each user.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,7 +36,7 @@ from trainer.bundle.query_program import Query
 from trainer.files.filesystems import is_uri, local_path
 from trainer.files.json_files import read_json, write_json
 from trainer.files.writing import written
-from trainer.launch.launcher import Worker
+from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
 from trainer.retrieval.search.filter import Filter
 from trainer.retrieval.search.item_lists import ItemLists
@@ -46,6 +47,7 @@ from trainer.retrieval.search.topk import exact_topk
 PLAN, DONE = "plan.json", "recommendations.json"
 USERS_A_PART = 8192
 USERS_AT_ONCE = 1024
+SHARES_ON_A_CLUSTER = 64
 DEEPER = 8
 """Times k that is searched for under `--max-per`; who needs more is searched for alone."""
 
@@ -75,22 +77,24 @@ class Share:
     bundle: Path
     out: Path
     plan: Plan
-    rows: np.ndarray
-    """Of all users asked for."""
+    rows: np.ndarray | None
+    """Of the users asked for; None: all."""
     parts: Sequence[int]
 
 
 def recommend_everybody(
     bundle: Bundle, out: str, users: Sequence[str] | None, k: int, filters: Filters,
-    workers: int | None = None,
+    workers: int | None = None, launcher: Launcher | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write OUT, or what is missing of it; returns recommendations.json.
 
     Args:
         users: raw ids; None: all.
+        launcher: of the processes that do it; None: on this machine.
 
     Raises:
-        Mistake: where OUT holds something else, or a user is not there.
+        Mistake: where OUT holds something else, a user is not there, or a machine does not see the
+            bundle or OUT.
     """
     rows = _rows(bundle, users)
     digest = hashlib.sha256(rows.tobytes()).hexdigest()
@@ -98,17 +102,25 @@ def recommend_everybody(
     # What cannot be answered is told before the work.
     prepare(bundle, Ask(user=str(bundle.user_names.id_of(0)), k=k, filters=filters))
     folder = _begun(out, plan)
-    missing = [part for part in range(plan.num_parts) if not part_file(folder, part).is_file()]
+    missing = _missing(folder, plan)
     if len(missing) < plan.num_parts:
         say(f"{plan.num_parts - len(missing):,} of {plan.num_parts:,} parts are there already")
-    launcher = on_this_machine(workers)
-    count = max(1, min(workers or 1, len(missing)))
+    launcher = launcher or on_this_machine(workers)
+    wanted = workers or 1
+    if not launcher.is_here:  # several a worker, so that one that is slow or lost holds up little
+        wanted = SHARES_ON_A_CLUSTER
+    count = max(1, min(wanted, len(missing)))
+    asked = None if users is None else rows
     shares = {
-        f"{place + 1} of {count}": Share(bundle.path, folder, plan, rows, missing[place::count])
+        f"{place + 1} of {count}": Share(bundle.path, folder, plan, asked, missing[place::count])
         for place in range(count)
     }
-    for _ in launcher.each(make_parts, shares if missing else {}):
-        pass
+    for ended, _ in launcher.each(make_parts, shares if missing else {}):
+        say(f"share {ended}: {plan.num_parts - len(_missing(folder, plan)):,} of "
+            f"{plan.num_parts:,} parts are there")  # fmt: skip
+    if _missing(folder, plan):
+        raise Mistake(f"--out {out}: parts that other machines wrote are not seen from here: name "
+                      "a folder on storage that all of them share")  # fmt: skip
     facts = {"users": plan.users, "parts": plan.num_parts, "k": plan.k, "bundle": plan.bundle}
     write_json(folder / DONE, facts)
     say(f"{plan.users:,} users in {plan.num_parts:,} parts: {folder}")
@@ -117,6 +129,10 @@ def recommend_everybody(
 
 def part_file(folder: Path, part: int) -> Path:
     return folder / f"part-{part:05d}.parquet"
+
+
+def _missing(folder: Path, plan: Plan) -> list[int]:
+    return [part for part in range(plan.num_parts) if not part_file(folder, part).is_file()]
 
 
 def _rows(bundle: Bundle, users: Sequence[str] | None) -> np.ndarray:
@@ -160,15 +176,22 @@ def _as_json(plan: Plan) -> Any:
 
 def make_parts(share: Share, worker: Worker) -> int:
     """The parts of a share that nobody has made; their number."""
+    for place in (share.bundle, share.out):
+        if not place.is_dir():
+            raise Mistake(
+                f"{place} is not there on {socket.gethostname()}: RUN and OUT have to lie on "
+                "storage that all machines share"
+            )
     batch = EverybodyBatch(Bundle(share.bundle), share.plan)
+    rows = np.arange(share.plan.users) if share.rows is None else share.rows
     made = 0
     for part in share.parts:
         file = part_file(share.out, part)
         if file.is_file():
             continue
         first = part * share.plan.users_a_part
-        table = batch.table(share.rows[first : first + share.plan.users_a_part])
-        unfinished = file.with_name(f".{file.name}-{os.getpid()}")
+        table = batch.table(rows[first : first + share.plan.users_a_part])
+        unfinished = file.with_name(f".{file.name}-{socket.gethostname()}-{os.getpid()}")
         try:
             with written(unfinished) as stream:
                 pq.write_table(table, stream)

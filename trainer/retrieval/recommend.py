@@ -24,7 +24,8 @@ from trainer.retrieval.arguments import FilterArguments, RecommendArguments, Sim
 from trainer.retrieval.names import HOW_TO_QUOTE, split_ids
 from trainer.retrieval.run_bundle import opened_bundle
 
-if TYPE_CHECKING:  # imported where a page is asked for
+if TYPE_CHECKING:  # imported where a page is asked for, or everybody's answers
+    from trainer.launch.launcher import Launcher
     from trainer.live.answers_page import AnswersPage
 
 MOST_FILE_BYTES = 1 << 30
@@ -35,8 +36,8 @@ BELOW_ZERO = (
 )
 
 
-def answer(arguments: RecommendArguments) -> None:
-    """What `tandem recommend` does."""
+def answer(arguments: RecommendArguments, launcher: Launcher | None = None) -> None:
+    """What `tandem recommend` does. launcher: of what --all asks for; None: on this machine."""
     if not arguments.all:
         recommend(arguments)
         return
@@ -47,7 +48,7 @@ def answer(arguments: RecommendArguments) -> None:
 
         recommend_everybody(
             *(bundle, arguments.out, users, arguments.k, filters_of(arguments.filters)),
-            arguments.workers,
+            *(arguments.workers, launcher),
         )
 
 
