@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # CUDA wheels where a GPU answers, CPU wheels elsewhere; `make setup SET=cpu` overrides.
 SET ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+RUNS := $(VENV)/runs-$(SET)
 STAMP := $(VENV)/installed-$(SET)
 KERNELS := $(VENV)/kernels-$(SET)
 DOCS := $(VENV)/docs
@@ -35,7 +36,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 PYTORCH_CPU := https://download.pytorch.org/whl/cpu
 TORCH = $(shell grep '^torch==' requirements/$(SET).txt)
 
-$(STAMP): requirements/base.txt requirements/dev.txt requirements/$(SET).txt pyproject.toml
+$(RUNS): requirements/base.txt requirements/$(SET).txt pyproject.toml
 	@test "$$(uname -s)" = Linux || { echo "error: Tandem's libraries are made for Linux alone; use a \
 	container: docker build -f deploy/docker/Dockerfile.cpu -t tandem:cpu ."; exit 1; }
 	@test -n "$(PYTHON)" || { echo "error: no python3.11 or python3.12 found; install one"; exit 1; }
@@ -47,23 +48,27 @@ $(STAMP): requirements/base.txt requirements/dev.txt requirements/$(SET).txt pyp
 	  echo "The configured package index has no $(TORCH); trying PyTorch's own"; \
 	  $(PIP) --extra-index-url $(PYTORCH_CPU) $(TORCH); } || \
 	  { $(MAKE) --no-print-directory setup-failed; exit 1; }
-	@$(PIP) -r requirements/$(SET).txt -r requirements/dev.txt || \
-	  { $(MAKE) --no-print-directory setup-failed; exit 1; }
+	@$(PIP) -r requirements/$(SET).txt || { $(MAKE) --no-print-directory setup-failed; exit 1; }
 	@$(PIP) --no-build-isolation --config-settings editable_mode=compat --editable .
 	@$(BIN)/python -m trainer.tools.doctor
+	@rm -f $(VENV)/runs-* && touch $@
+
+# What tests and checks need beside: a demo waits for none of it.
+$(STAMP): $(RUNS) requirements/dev.txt
+	@$(PIP) -r requirements/dev.txt || { $(MAKE) --no-print-directory setup-failed; exit 1; }
 	@rm -f $(VENV)/installed-* && touch $@
 
 .PHONY: setup-failed
 setup-failed:
-	@echo "error: pip could not install requirements/$(SET).txt (its own message is above)."
+	@echo "error: pip could not install requirements/$(SET).txt or dev.txt (its own message is above)."
 	@echo "Packages come from the index that pip is configured with (PIP_INDEX_URL), and torch's CPU"
 	@echo "build from $(PYTORCH_CPU) where that has none: one of the two must be reachable."
 
-doctor: $(STAMP)  ## Versions, devices, and what is wrong with them
+doctor: $(RUNS)  ## Versions, devices, and what is wrong with them
 	@$(BIN)/tandem doctor
 
 # A fresh RUN folder each time, so that a second `make demo` works; the data are made once.
-demo: $(STAMP)  ## Data, training on Ray, exact evaluation, ten recommendations: under five minutes
+demo: $(RUNS)  ## Data, training on Ray, ten recommendations, exact evaluation: under five minutes
 	@$(BIN)/tandem demo $(DEMO) --workers $(WORKERS)
 
 clean-demo:  ## Remove what `make demo` wrote

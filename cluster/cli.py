@@ -200,7 +200,7 @@ def report(arguments: Arguments, verbose: bool) -> int:
 
 COMMANDS = {
     "doctor": Command("Versions and devices, and what is wrong with them", doctor),
-    "demo": Command("Data, training, evaluation, recommendations: under five minutes", demo),
+    "demo": Command("Data, training, recommendations, evaluation: under five minutes", demo),
     "prepare": Command("Make a dataset of your interactions", prepare),
     "synth": Command("Generate a dataset whose best possible recall is known", synth),
     "tune": Command("Search settings on the validation split", tune),

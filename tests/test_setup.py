@@ -25,7 +25,9 @@ exit 0
 class Setup:
     """What `make setup` did in a folder of its own."""
 
-    def __init__(self, folder: Path, kernel: str = "Linux", **variables: str) -> None:
+    def __init__(
+        self, folder: Path, kernel: str = "Linux", target: str = "setup", **variables: str
+    ) -> None:
         for name in ("Makefile", "pyproject.toml"):
             shutil.copy(ROOT / name, folder)
         shutil.copytree(ROOT / "requirements", folder / "requirements")
@@ -36,7 +38,7 @@ class Setup:
         defaults = {"HAS_CPU_TORCH": "yes", "HAS_THE_REST": "yes"}
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
         done = subprocess.run(
-            ["make", "setup", "SET=cpu", f"PYTHON={sys.executable}"],
+            ["make", target, "SET=cpu", f"PYTHON={sys.executable}"],
             cwd=folder,
             env=plain | {"ASKED": str(asked), "PATH": path} | defaults | variables,
             capture_output=True,
@@ -66,10 +68,19 @@ def test_an_index_that_has_everything_is_the_only_one_asked(tmp_path: Path) -> N
     assert setup.status == 0, setup.text
     assert len(setup.torch) == 1
     assert PYTORCH not in "".join(setup.asked)
-    assert setup.asked[-1] == "-m trainer.tools.doctor"
+    assert setup.asked[-2] == "-m trainer.tools.doctor"
+    assert setup.asked[-1].endswith("-r requirements/dev.txt")
     assert setup.text.splitlines() == [
         "Installing the cpu set into .venv (minutes, the first time)"
     ]
+
+
+def test_a_demo_waits_for_nothing_that_tests_alone_need(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, target="doctor")
+    assert "-m trainer.tools.doctor" in setup.asked
+    assert not any("dev.txt" in line for line in setup.asked)
+    text = (ROOT / "Makefile").read_text()
+    assert "\ndemo: $(RUNS) " in text and "\ntest: $(KERNELS) " in text
 
 
 def test_pytorchs_index_is_asked_where_the_configured_one_has_no_cpu_build(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`tandem demo [FOLDER]`: data, training on two Ray workers, exact evaluation, recommendations.
+"""`tandem demo [FOLDER]`: data, training on two Ray workers, recommendations, exact evaluation.
 
 The data are made once; every demo trains into a folder of its own. They hold a feature of each
 type: categories, numbers, vectors, the context, kinds and weights of events; and items that
@@ -30,7 +30,7 @@ NEW_ITEMS = "--model.id-dropout=0.2"
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """Data, training on Ray, exact evaluation, ten recommendations: under five minutes."""
+    """Data, training on Ray, ten recommendations, exact evaluation: under five minutes."""
 
     folder: Annotated[str, tyro.conf.Positional] = "demo"
     """Folder for the data and the runs."""
@@ -52,8 +52,8 @@ def demo(arguments: DemoArguments) -> int:
             *("train", "demo", f"--data={data}", f"--out={run}", f"--workers={arguments.workers}"),
             *(*READ, NEW_ITEMS),
         ],
-        ["evaluate", str(run), "--split=test"],
         ["recommend", str(run), "--user=1", "--context", "device=phone", "minutes=20", "-k", "10"],
+        ["evaluate", str(run), "--split=test"],
     ]
     if not (data / "dataset.json").exists():
         commands.insert(0, ["synth", str(data), *PLANTED])
