@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.datasets import make_dataset
 from trainer.base import screen
 from trainer.base.screen import never_silent, say
 
@@ -53,3 +54,24 @@ def test_a_command_on_a_terminal(tmp_path: Path) -> None:
         del lines[0]
     assert lines[0].startswith("error:") and lines[-1] == ""  # a long path begins a line
     assert not any(line.startswith("error:") for line in lines[1:])
+
+
+@pytest.mark.parametrize("flags", [[], ["--training.global-batch-size", "100000"]])
+def test_what_is_wrong_with_data_and_flags_is_told_before_torch_is_loaded(
+    flags: list[str], tmp_path: Path
+) -> None:
+    """Loading takes seconds, on a busy machine a minute and a half."""
+    if flags:
+        make_dataset(tmp_path / "data")
+    code = (
+        "import sys\n"
+        "from cluster.commands.train_run import main\n"
+        "from trainer.base.mistake import Mistake\n"
+        "try: main(sys.argv[1:], False)\n"
+        "except Mistake as mistake: print('torch' in sys.modules, mistake)\n"
+    )
+    given = ["demo", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *flags]
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    words = "is more than the" if flags else "is no prepared dataset"
+    assert done.stdout.startswith("False ") and words in done.stdout, done.stderr
+    assert done.stderr == "loading torch and Ray\n"

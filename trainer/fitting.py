@@ -42,12 +42,12 @@ def precheck(spec: RunSpec, is_here: bool) -> None:
     Args:
         is_here: whether the workers will be on this machine.
     """
-    if is_here:
-        check_trackers(spec.config.metrics.track, spec.out)
-        check_tables(spec.config.optimizer)
     if is_here or Path(spec.data).exists():
         dataset, _, _ = open_run(spec)
         fitted(spec, dataset)
+    if is_here:
+        check_trackers(spec.config.metrics.track, spec.out)
+        check_tables(spec.config.optimizer)  # torch: seconds, after what is told without it
 
 
 def _defaults(spec: RunSpec, dataset: Dataset) -> Config | None:

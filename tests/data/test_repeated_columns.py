@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,28 @@ def test_the_look_finds_them_and_its_command_takes_them(
     prepare(PrepareArguments(str(source), look=True, timestamp_column="at", **again, **NAMES))
     shown = capsys.readouterr().out
     assert shown.count("of the item") >= 3 and "wherever an item" not in shown
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("form", ["seconds", "dates", "moments"])
+def test_the_look_says_what_may_be_times(
+    form: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(5)
+    for row in rows:
+        moment = datetime.fromtimestamp(row.pop("at"), UTC)
+        row["when it was"] = {
+            "seconds": int(moment.timestamp()),
+            "dates": moment.strftime("%Y-%m-%d"),
+            "moments": moment.replace(tzinfo=None),
+        }[form]
+    source = written(rows, tmp_path / f"plays{suffix}")
+    prepare(PrepareArguments(str(source), look=True, **NAMES))
+    shown = " ".join(capsys.readouterr().out.split())
+    asked = "look again with --timestamp-column 'when it was'"
+    assert shown.count("looks like times") == 1 and asked in shown
+    prepare(PrepareArguments(str(source), look=True, timestamp_column="when it was", **NAMES))
+    assert "looks like times" not in capsys.readouterr().out
 
 
 def test_few_rows_prove_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

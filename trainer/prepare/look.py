@@ -93,7 +93,7 @@ def _show_columns(
             found = repeated(connection, table, source, unread, arguments)
         for line in found.told():
             say(line)
-        unread = [name for name in unread if name not in (*found.item, *found.user)]
+        unread = [name for name in unread if name not in (*found.item, *found.user, *found.times)]
         if unread and source is not None:
             say(
                 f"nothing reads {', '.join(unread)}. What is known when recommendations are asked "

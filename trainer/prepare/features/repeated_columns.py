@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from trainer.sources.columns import Table
 from trainer.sources.row_columns import MOST_VARYING, varying
 from trainer.sources.sources import TITLE_NAMES, Source
 from trainer.sources.text_files import readable
+from trainer.sources.times import unit_of_moment
 
 LEAST_IDS = 5
 """Of fewer that are met twice, nothing is concluded."""
@@ -29,10 +31,17 @@ class Repeated:
     user: tuple[str, ...] = ()
     title: str | None = None
     """Of the items' columns the one that tells them apart, where its name does not say it."""
+    times: tuple[str, ...] = ()
+    """Where no column of times is known, those that may be it."""
 
     def told(self) -> list[str]:
-        """A sentence for each side."""
-        return [
+        """A sentence for each side, and for what may be times."""
+        asked = [
+            f"{name} looks like times: look again with --timestamp-column {shlex.quote(name)}, and "
+            "histories have an order"
+            for name in self.times
+        ]
+        return asked + [
             f"{', '.join(names)}: the same wherever {one} is met. --{side}-columns, in the command "
             f"below, makes them {becomes}"
             for side, names, one, becomes in (
@@ -61,7 +70,11 @@ def repeated(
 ) -> Repeated:
     """Those of `unread` that describe the item or the user, by the rows looked at."""
     limit = limit_of(connection, table.is_typed, table.relation(nulls=True))
-    left, found = list(unread), dict[str, tuple[str, ...]]()
+    left, found, times = list(unread), dict[str, tuple[str, ...]](), tuple[str, ...]()
+    if not source.has_timestamp and left:
+        with readable(table.label, table.format):
+            times = _times(connection, table, left, limit)
+        left = [name for name in left if name not in times]
     for side, file in (("item", arguments.items), ("user", arguments.users)):
         column = source.columns[side]
         found[side] = ()
@@ -72,7 +85,7 @@ def repeated(
     title = None
     if found["item"] and arguments.title_column is None:
         title = _title(connection, table, str(source.columns["item"]), found["item"], limit)
-    return Repeated(found["item"], found["user"], title)
+    return Repeated(found["item"], found["user"], title, times)
 
 
 def _constant(
@@ -91,6 +104,27 @@ def _constant(
         for name, varies, has_several in zip(names, counted[::2], several, strict=True)
         if varies <= MOST_VARYING * ids and has_several
     )
+
+
+def _times(
+    connection: duckdb.DuckDBPyConnection, table: Table, names: Sequence[str], limit: str
+) -> tuple[str, ...]:
+    """Columns all of whose values are dates, or numbers that lie where moments do."""
+    asked = ", ".join(
+        f"count({v}), count(DISTINCT {v}) > 1, count(TRY_CAST({v} AS TIMESTAMP)), "
+        f"count(TRY_CAST({v} AS BIGINT)), median(TRY_CAST({v} AS BIGINT))::BIGINT"
+        for v in (f"c{place}::VARCHAR" for place in range(len(names)))
+    )
+    rows = _rows(table, names[0], names, limit)
+    found = sql.one(connection, f"SELECT {asked} FROM ({rows})")
+    likely = []
+    for name, count, varies, dates, numbers, middle in zip(
+        names, *(found[at::5] for at in range(5)), strict=True
+    ):
+        is_moment = numbers == count and middle is not None and unit_of_moment(middle) is not None
+        if count and varies and (dates == count or is_moment):
+            likely.append(name)
+    return tuple(likely)
 
 
 def _title(
