@@ -42,9 +42,9 @@ from trainer.run.folder import RunFolder, RunSpec
 
 NODES = 3
 STORE_FAILS_EVERY = 50
-PROGRESS_SECONDS = 420.0
+PROGRESS_SECONDS = 900.0
 PAUSE_SECONDS = 6.0
-STEP_TIMEOUT_SECONDS = 40
+STEP_TIMEOUT_SECONDS = 90
 STEPS_AFTER = 5
 FLAGS = (
     "--resume=auto",
@@ -153,8 +153,8 @@ class Soak:
 
     def befall(self, seconds: float) -> None:
         """Faults until the time is over."""
-        deadline, before = time.monotonic() + seconds, 0
         self.wait_for_progress(0)
+        deadline, before = time.monotonic() + seconds, 0
         while time.monotonic() < deadline:
             time.sleep(self.chance.uniform(0, 8))
             kind = self.chance.choice(list(self.faults))
@@ -165,7 +165,8 @@ class Soak:
             assert saved >= before, "a checkpoint was lost"
             before = saved
             self.wait_for_progress(saved)
-            print(f"{sum(self.met.values())}: {kind}, step {self.saved()}", flush=True)
+            told = f"{sum(self.met.values())}: {kind}, from step {saved} to {self.saved()}"
+            print(told, flush=True)
 
     def finish(self) -> int:
         """Tell the run to stop, and the same line to end a few steps later; the last step."""
