@@ -199,9 +199,13 @@ def _bytes_held(config: Config, dataset: Dataset) -> tuple[int, int]:
 def test_activations_grow_with_what_the_towers_keep(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", users=80, items=60, rows=1500)
     plain = {"tower": "mf", "item_attributes": False, "user_attributes": False}
+    sequence = {"tower": "sequence"}
+    marked, targets = {"sequence_reads": ("kinds", "dislikes", "gaps")}, {"targets": 3}
+    models = [plain, plain | {"tower": "mlp"}, plain | sequence, plain | sequence | marked]
+    models.append(models[-1] | targets)
     sizes = [
         make_plan(small_config(model=each), dataset, gpus=2, gpu_bytes=GIB).estimate.activations
-        for each in (plain, plain | {"tower": "mlp"}, plain | {"tower": "sequence"})
+        for each in models
     ]
     assert sizes == sorted(set(sizes))
 

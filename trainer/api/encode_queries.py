@@ -20,7 +20,7 @@ def encode_users(opened: OpenedRun, users: Sequence[str]) -> np.ndarray:
     """float32 [n, D] of users by raw ids, with their histories up to the present. Collective."""
     rows = find_rows(opened.trained.dataset, "user", users)
     if opened.encoder.uses_history:
-        known = known_at(opened.trained.dataset, rows)
+        known = known_at(opened.trained.dataset, rows, opened.encoder.marks)
         return _encode(opened, torch.tensor(rows), known.history, known.disliked)
     nothing = ItemLists.from_lists([[] for _ in rows])
     return _encode(opened, torch.tensor(rows), nothing, nothing)

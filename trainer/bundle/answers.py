@@ -19,6 +19,7 @@ from trainer.bundle.quota import Quota
 from trainer.bundle.vectors.exact import Ranking, exact_best
 from trainer.bundle.vectors.passing import Passing
 from trainer.bundle.vocabularies import Value
+from trainer.data.events.marks import items_of
 
 NOTHING_OF_USER = (
     "no training interaction of this user, and nothing else that the model reads: these "
@@ -266,7 +267,7 @@ def _named(bundle: Bundle, each: Prepared, ranking: Ranking, note: str | None) -
     notes = [*([note] if note else []), *each.notes]
     if not len(ranking.row_k) and note is None:
         notes.append("no item passes the filters and was not seen")
-    recent = each.query.history[::-1][: each.k].tolist()
+    recent = items_of(each.query.history)[::-1][: each.k].tolist()
     return Recommendations(
         [_item(bundle, row) for row in ranking.row_k.tolist()],
         [float(score) for score in ranking.score_k],

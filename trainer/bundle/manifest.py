@@ -17,6 +17,7 @@ from trainer.files.json_files import read_json, write_json
 MANIFEST = "bundle.json"
 FORM = 1
 Similarity = Literal["cosine", "dot"]
+MarkKey = Literal["history.kind", "history.gap"]
 Width = Annotated[int, Range(least=1, most=1 << 20)]
 
 
@@ -75,6 +76,8 @@ class Manifest:
     item_attributes: tuple[Attribute, ...]
     context_attributes: tuple[Attribute, ...]
     programs: dict[str, dict[str, Any]]
+    history_marks: tuple[MarkKey, ...] = ()
+    """What items of histories carry beside themselves, and the query tower's program reads."""
     recall: dict[str, Any] | None = None
     """Of lists by the stored precision, against those by float32."""
     index: dict[str, Any] | None = None

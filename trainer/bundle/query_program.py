@@ -19,6 +19,7 @@ import numpy as np
 from trainer.base.mistake import Mistake
 from trainer.bundle.flat_arrays import mapped, mapped_lists
 from trainer.bundle.manifest import Manifest
+from trainer.data.events.marks import items_of, mark_values, marks_of
 from trainer.data.feature_types import Attribute
 from trainer.data.jagged import Jagged
 
@@ -38,7 +39,8 @@ class Query:
     user: int = -1
     """A user row; -1: nobody of the dataset."""
     history: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """Rows of liked items, oldest first."""
+    """Rows of liked items, oldest first, with their marks or without them; with dislikes where the
+    model reads those (trainer/data/events/marks.py)."""
     disliked: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     given: Mapping[str, np.ndarray] = field(default_factory=dict)
     """By key ("user.country", "context.hour"), what was said: rows int64, a number, or a vector."""
@@ -68,6 +70,7 @@ class QueryProgram:
         import torch
 
         dense = {key: self._dense(key, queries) for key in self.manifest.query_dense}
+        dense |= self._marks(queries)
         with torch.inference_mode():
             features = self.manifest.query_features
             pooled_nFD = torch.stack([self._pooled(key, queries) for key in features], dim=1)
@@ -134,7 +137,7 @@ class QueryProgram:
         """What a query's key is looked up by, int64."""
         name, _, place = key.partition("@")
         if name in LISTS:
-            items: np.ndarray = getattr(query, name)
+            items = items_of(getattr(query, name))
             if not place:
                 limit = self.manifest.history_length
                 return items if limit is None else items[max(len(items) - limit, 0) :]
@@ -151,6 +154,20 @@ class QueryProgram:
             return self._stored(key, query.user)
         several = self._attribute(key).kind == "multi"
         return missing if query.described and not several else missing[:0]
+
+    def _marks(self, queries: Sequence[Query]) -> dict[str, Tensor]:
+        """int64 [n, places of the sequence], the most recent last; 0 where nothing is said."""
+        import torch
+
+        keys = self.manifest.history_marks
+        if not keys:
+            return {}
+        places = sum(key.startswith("history@") for key in self.manifest.query_features)
+        mark_nL = np.zeros((len(queries), places), dtype=np.int64)
+        for row, query in enumerate(queries):
+            marks = marks_of(query.history)[-places:]
+            mark_nL[row, places - len(marks) :] = marks
+        return {key: torch.from_numpy(each) for key, each in mark_values(mark_nL, keys).items()}
 
     def _dense(self, key: str, queries: Sequence[Query]) -> Tensor:
         """Numbers [n, 1], NaN where missing, or vectors [n, W], zeros where missing."""

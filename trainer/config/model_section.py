@@ -66,6 +66,10 @@ class ModelConfig:
     block: Block = "ligr"
     """sequence: layers of the transformer. sasrec: attention and a perceptron. ligr: both gated,
     the perceptron a SwiGLU (eSASRec). hstu: pointwise attention with a bias by distance."""
+    sequence_reads: tuple[Literal["kinds", "dislikes", "gaps"], ...] = ()
+    """sequence: what its items say beside themselves. kinds: of which kind each event is (view,
+    buy). dislikes: that, and disliked items are in the sequence too. gaps: the time since the event
+    before, as its logarithm."""
     sequence_layers: Annotated[int, Range(least=1, most=64)] = 2
     """sequence: layers of the transformer."""
     sequence_heads: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 2
@@ -116,6 +120,10 @@ class ModelConfig:
         require(
             self.tower != "sequence" or self.dim % self.sequence_heads == 0,
             f"model.sequence_heads={self.sequence_heads} does not divide model.dim={self.dim}",
+        )
+        require(
+            self.tower == "sequence" or not self.sequence_reads,
+            f"model.sequence_reads is of the sequence tower, not of {self.tower}",
         )
         require(
             self.tower == "sequence" or self.targets == 1,

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.events.marks import items_of, marks_of
 from trainer.data.jagged import Jagged, offsets_of, take_ranges
 
 SHORTEST_SHARE = 7 / 8
@@ -46,6 +47,8 @@ class Packed:
     """The last token that each row sees: that before its own item, in time."""
     blocks: tuple[tuple[int, int], ...]
     """(sequences, tokens of each) of the blocks, which lie end to end."""
+    mark_N: Tensor | None = None
+    """Kind and gap of each token's item (data/events/marks.py), where they are read; 0: none."""
     history_values: Tensor | None = None
     """Items that rows see, row after row, where they were asked for."""
     history_offsets: Tensor | None = None
@@ -85,15 +88,17 @@ def pack(
     sequence_B: np.ndarray,
     seen_B: np.ndarray,
     with_histories: bool = False,
+    with_marks: bool = False,
 ) -> Packed:
     """Lay sequences out in blocks.
 
     Args:
-        sequences: items of each, oldest first.
+        sequences: items of each, oldest first, marked or not.
         row_M: a row of each sequence's user.
         sequence_B: the sequence that each row sees.
         seen_B: how many of its items, from the first on.
         with_histories: say of each row which items these are.
+        with_marks: say what is marked of each token's item.
     """
     offsets_M = sequences.offsets - sequences.offsets[0]
     items_M = np.diff(offsets_M)
@@ -101,7 +106,8 @@ def pack(
     width_M, blocks = _blocks(items_M[order_M] + 1)
     start_M = np.empty_like(items_M)
     start_M[order_M] = np.cumsum(width_M) - width_M
-    values_V = sequences.values[sequences.offsets[0] : sequences.offsets[-1]]
+    code_V = sequences.values[sequences.offsets[0] : sequences.offsets[-1]]
+    values_V = items_of(code_V)
     place_in_V = np.arange(1, len(values_V) + 1) - np.repeat(offsets_M[:-1], items_M)
     token_V = np.repeat(start_M, items_M) + place_in_V
     item_D, place_V = np.unique(values_V, return_inverse=True)
@@ -109,6 +115,9 @@ def pack(
     place_N, position_N = np.full(tokens, -1, dtype=np.int64), np.zeros(tokens, dtype=np.int64)
     place_N[token_V] = place_V.reshape(-1)
     position_N[token_V] = place_in_V
+    mark_N = np.zeros(tokens if with_marks else 0, dtype=np.int64)
+    if with_marks:
+        mark_N[token_V] = marks_of(code_V)
     packed = Packed(
         item_D=torch.from_numpy(item_D.astype(np.int64)),
         place_N=torch.from_numpy(place_N),
@@ -117,6 +126,7 @@ def pack(
         row_M=torch.from_numpy(row_M),
         query_B=torch.from_numpy(start_M[sequence_B] + seen_B),
         blocks=blocks,
+        mark_N=torch.from_numpy(mark_N) if with_marks else None,
     )
     if not with_histories:
         return packed
@@ -124,26 +134,30 @@ def pack(
     histories = take_ranges(sequences.values, first_B, first_B + seen_B)
     return replace(
         packed,
-        history_values=torch.from_numpy(histories.values.astype(np.int64)),
+        history_values=torch.from_numpy(items_of(histories.values).astype(np.int64)),
         history_offsets=torch.from_numpy(histories.offsets),
     )
 
 
-def pack_lists(values_V: np.ndarray, lengths_n: np.ndarray, limit: int) -> Packed:
+def pack_lists(
+    values_V: np.ndarray, lengths_n: np.ndarray, limit: int, with_marks: bool = False
+) -> Packed:
     """A sequence a row, of the last `limit` items of each list; rows see all of it."""
     stop_n = np.cumsum(lengths_n)
     kept_n = np.minimum(lengths_n, limit)
     row_n = np.arange(len(lengths_n))
-    return pack(take_ranges(values_V, stop_n - kept_n, stop_n), row_n, row_n, kept_n)
+    kept = take_ranges(values_V, stop_n - kept_n, stop_n)
+    return pack(kept, row_n, row_n, kept_n, with_marks=with_marks)
 
 
-def full_sequences(rows: int, length: int) -> Packed:
+def full_sequences(rows: int, length: int, with_marks: bool = False) -> Packed:
     """Sequences of `length` items, a row each: what a batch is at most."""
     row_B = np.arange(rows)
     first_M = row_B[::length]
     sizes = np.diff(np.append(first_M, rows))
     sequences = Jagged(row_B, offsets_of(sizes))
-    return pack(sequences, first_M, np.repeat(np.arange(len(sizes)), sizes), row_B % length + 1)
+    number_B = np.repeat(np.arange(len(sizes)), sizes)
+    return pack(sequences, first_M, number_B, row_B % length + 1, with_marks=with_marks)
 
 
 def _blocks(length_M: np.ndarray) -> tuple[np.ndarray, tuple[tuple[int, int], ...]]:

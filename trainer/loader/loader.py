@@ -280,6 +280,7 @@ class Loader:
             history_length=self._history_length,
             skip_corrupt=skip_corrupt,
             sequence_length=None if self._sequences is None else self._sequences.length,
+            marks=None if self._sequences is None else self._sequences.marks,
         )
 
     @property

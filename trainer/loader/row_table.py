@@ -21,6 +21,7 @@ from losses.kernels.native import library_of
 from trainer.base.mistake import Mistake
 from trainer.data.events.event_rows import EventRows
 from trainer.data.events.histories import NAMES, Draw, before_events, cut_into_chunks
+from trainer.data.events.marks import Marks
 from trainer.data.jagged import Ranges
 
 SOURCE = Path(__file__).with_name("training_rows.c")
@@ -46,6 +47,8 @@ class Wanted:
     """Length of the chunks that lists are cut into; None: the last `limit` are seen."""
     context: tuple[str, ...] = ()
     """Keys of the context that are read with each event."""
+    marks: Marks | None = None
+    """What items of lists that are cut into chunks carry; numpy makes them."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def rows_by_numpy(rows: EventRows, wanted: Wanted, draw: Draw) -> WindowRows:
         if wanted.chunk is None:
             lists[name] = before_events(rows, event_n, name, pool_E, wanted.limit, draw)
         else:
-            whole = before_events(rows, event_n, name, pool_E, len(rows.item_E), draw)
+            whole = before_events(rows, event_n, name, pool_E, len(rows.item_E), draw, wanted.marks)
             lists[name] = cut_into_chunks(whole, wanted.chunk)
     return WindowRows(
         rows.user_R[rows.row_E[event_n]],
@@ -212,7 +215,8 @@ def _by_kernel(
     as_expected = all(
         each is None or (each.dtype == of and each.flags.c_contiguous) for each, of in given
     )
-    if kernel is None or rows.time_E is None or out_n.dtype != np.int32 or not as_expected:
+    plain = rows.time_E is not None and wanted.marks is None
+    if kernel is None or not plain or out_n.dtype != np.int32 or not as_expected:
         return None
     pool_S = np.isin(np.arange(np.iinfo(np.int8).max), wanted.splits)
     # A place more: what is written there is not kept.

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from trainer.data.events.marks import Marks
 from trainer.data.jagged import Jagged, concatenate, take_ranges
 from trainer.data.packing import Packed, pack
 from trainer.loader.batch import Batch
@@ -35,6 +36,8 @@ class SequenceReading:
     """Most items that a row sees."""
     with_histories: bool = False
     """Say of each row which items it sees."""
+    marks: Marks | None = None
+    """What is read of items beside their ids."""
 
     def packed(self, user_B: np.ndarray, pieces: Sequence[Piece]) -> Packed:
         """The sequences of a batch's rows."""
@@ -63,6 +66,7 @@ class SequenceReading:
             sequence_B,
             np.concatenate(seen),
             self.with_histories,
+            self.marks is not None,
         )
 
 

@@ -15,6 +15,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import DamagedGroup, EventReader
 from trainer.data.events.histories import Draw
+from trainer.data.events.marks import Marks
 from trainer.data.schema import Dataset
 from trainer.loader.order import EpochOrder
 from trainer.loader.row_table import NARROW, RowTable, Wanted, WindowRows
@@ -29,6 +30,7 @@ class RowGroups:
     history_length: longest list; None: as the dataset says.
     sequence_length: rows of one user stay together, in time order, and `history` begins where the
         row's chunk does (`cut_into_chunks`); None: rows are shuffled one by one.
+    marks: what items of sequences carry.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class RowGroups:
         history_length: int | None,
         skip_corrupt: bool,
         sequence_length: int | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self._reader = EventReader(dataset)
         self._wanted = Wanted(
@@ -52,6 +55,7 @@ class RowGroups:
             dataset.history_length if history_length is None else history_length,
             sequence_length,
             tuple(context),
+            marks,
         )
         self._narrow = max(dataset.num_users, dataset.num_items) < NARROW
         self._skip_corrupt = skip_corrupt

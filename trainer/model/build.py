@@ -146,7 +146,7 @@ def trained_of_tables(config: Config, dataset: Dataset, inputs: Inputs) -> dict[
         dataset,
         inputs.keys,
         config.data.train_splits,
-        config.loss.uses_dislikes,
+        config.loss.uses_dislikes or inputs.reads_disliked,
     )
     return {
         table.name: torch.from_numpy(found[rows_of(table.features[0])]) for table in inputs.tables
@@ -245,7 +245,7 @@ def sequence_reading(config: Config, inputs: Inputs) -> SequenceReading | None:
     if not inputs.sequence_length:
         return None
     length = min(inputs.sequence_length, config.data.history_length or inputs.sequence_length)
-    return SequenceReading(length, config.loss.mask_history)
+    return SequenceReading(length, config.loss.mask_history, inputs.marks)
 
 
 def build_loader(

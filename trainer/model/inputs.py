@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from embeddings.tables import Table
 from trainer.base.mistake import Mistake
 from trainer.config.model_section import ModelConfig
+from trainer.data.events.marks import Marks
 from trainer.data.feature_types import Attribute
 from trainer.data.schema import Dataset
 from trainer.model.dense import module_name
@@ -30,6 +31,13 @@ class Inputs:
     """By key, the numbers and vectors that the towers read beside the tables."""
     sequence_length: int = 0
     """Most items of a sequence, where the query tower reads "history" as such; 0: it does not."""
+    marks: Marks | None = None
+    """What the items of sequences carry; None: nothing."""
+
+    @property
+    def reads_disliked(self) -> bool:
+        """Whether disliked items are looked up as what a user has met."""
+        return self.positions("disliked") > 0 or (self.marks is not None and self.marks.dislikes)
 
     @property
     def query_dense(self) -> tuple[str, ...]:
@@ -141,6 +149,21 @@ def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
         _tables(model, dataset, history + lists, looked_up),
         {key: each for key, each in read.items() if each.is_dense},
         min(model.sequence_length, dataset.history_length) if sequence else 0,
+        _marks(model, dataset),
+    )
+
+
+def _marks(model: ModelConfig, dataset: Dataset) -> Marks | None:
+    reads = {*model.sequence_reads}
+    if not reads:
+        return None
+    liked = [number for number, kind in enumerate(dataset.kinds) if kind.role == "positive"]
+    return Marks(
+        kinds=bool(reads & {"kinds", "dislikes"}),
+        dislikes="dislikes" in reads,
+        gaps="gaps" in reads,
+        num_kinds=len(dataset.kinds),
+        usual_kind=max(liked, key=lambda number: dataset.kinds[number].weight),
     )
 
 

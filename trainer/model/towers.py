@@ -143,6 +143,7 @@ def build_query_tower(model: ModelConfig, inputs: Inputs) -> nn.Module:
                 model.dropout,
                 model.init_std,
                 normalise,
+                inputs.marks,
             )
         case "mf" | "mlp" | "dcn":
             return _plain_tower(model, len(inputs.query_dense) + len(inputs.query_keys))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.base.split_names import count_column
+from trainer.data.events.marks import Marks
 from trainer.data.feature_bags import list_of
 from trainer.data.features import FeatureStore
 from trainer.data.packing import pack_lists
@@ -63,6 +64,11 @@ class Encoder:
         )
 
     @property
+    def marks(self) -> Marks | None:
+        """What items of histories carry, for `queries`."""
+        return self.model.inputs.marks
+
+    @property
     def uses_history(self) -> bool:
         """Whether queries depend on the users' histories."""
         return any(list_of(key) is not None for key in self.model.inputs.query_keys)
@@ -92,7 +98,8 @@ class Encoder:
         inputs = self.model.inputs
         packed, stride = None, len(user_q)
         if inputs.sequence_length:
-            packed = pack_lists(*lists["history"], inputs.sequence_length)
+            marked = inputs.marks is not None
+            packed = pack_lists(*lists["history"], inputs.sequence_length, marked)
             stride = self._most(max(stride, len(packed.item_D)))  # collective
         features = self.store.query_features(
             inputs.query_keys, user_q.numpy(), lists, inputs.query_dense, context, packed, stride

@@ -102,7 +102,7 @@ def evaluate_split(
     """`evaluate_asked` of a split: `Mistake` where it has no queries. Collective."""
     check_queries(dataset, split, users)
     ks = cut_offs(ks, dataset)
-    asked = of_split(dataset, split, encoder.store.item_count_I)
+    asked = of_split(dataset, split, encoder.store.item_count_I, encoder.marks)
     return evaluate_asked(  # collective
         encoder, dataset, asked, ks, users, seed, num_groups, baseline, how, on_progress, per_user
     )

@@ -162,7 +162,7 @@ def write_bundle(
     )
     if ranks.is_first:
         if not arguments.users:
-            write_lists_alone(dataset, folder / "users", sign)
+            write_lists_alone(dataset, folder / "users", sign, encoder.marks)
         _write_tables(encoder, trained, folder)
     recalled = None if recall is None else recall.result()  # collective
     dist.barrier()  # collective: all parts are written
@@ -189,6 +189,7 @@ def write_bundle(
         "mean_keys": tuple(sorted(inputs.mean_keys)),
         "query_dense": inputs.query_dense,
         "history_length": encoder.history_length,
+        "history_marks": encoder.marks.keys if encoder.marks is not None else (),
         "tables": tables,
         **{f"{side}_attributes": getattr(dataset, f"{side}_attributes")
            for side in ("user", "item", "context")},

@@ -15,6 +15,7 @@ from trainer.base.split_names import SPLITS
 from trainer.data.events.event_reader import EventReader
 from trainer.data.events.event_rows import EventRows, joined
 from trainer.data.events.histories import known_by_now
+from trainer.data.events.marks import Marks
 from trainer.data.jagged import spread, take_bags
 from trainer.data.schema import Dataset
 from trainer.retrieval.search.item_lists import ItemLists
@@ -33,7 +34,7 @@ class KnownUsers:
     """All items, sorted."""
 
 
-def known_at(dataset: Dataset, rows: Sequence[int]) -> KnownUsers:
+def known_at(dataset: Dataset, rows: Sequence[int], marks: Marks | None = None) -> KnownUsers:
     """Users of any rows, in their order; `first` is -1.
 
     Reads the row groups that hold them.
@@ -47,7 +48,7 @@ def known_at(dataset: Dataset, rows: Sequence[int]) -> KnownUsers:
     for group in np.flatnonzero(within_G):
         found = reader.read(int(group))
         parts.append(found.of(np.isin(found.user_R, wanted)))
-    return _spread(joined(parts), dataset.history_length, wanted, -1)
+    return _spread(joined(parts), dataset.history_length, wanted, -1, marks)
 
 
 def known_users(
@@ -56,11 +57,13 @@ def known_users(
     stop: int,
     block_size: int,
     splits: Sequence[str] = SPLITS,
+    marks: Marks | None = None,
 ) -> Iterator[KnownUsers]:
     """Users first..stop-1 in blocks of `block_size`, in one pass over the row groups of theirs.
 
     Args:
         splits: whose events are known.
+        marks: what items of histories carry.
     """
     reader, numbers = EventReader(dataset), [SPLITS.index(split) for split in splits]
     for start in range(first, stop, block_size):
@@ -68,10 +71,12 @@ def known_users(
         rows = reader.of_users(start, end)
         if len(numbers) < len(SPLITS):
             rows = rows.only(np.isin(rows.split_E, numbers))
-        yield _spread(rows, dataset.history_length, np.arange(start, end), start)
+        yield _spread(rows, dataset.history_length, np.arange(start, end), start, marks)
 
 
-def _spread(rows: EventRows, limit: int, user_n: np.ndarray, first: int) -> KnownUsers:
+def _spread(
+    rows: EventRows, limit: int, user_n: np.ndarray, first: int, marks: Marks | None
+) -> KnownUsers:
     """What is known of some users, where `rows` hold the events of those who have any."""
     place_n = np.searchsorted(rows.user_R, user_n).clip(max=max(len(rows.user_R) - 1, 0))
     known_n = np.zeros(len(user_n), dtype=bool)
@@ -81,6 +86,6 @@ def _spread(rows: EventRows, limit: int, user_n: np.ndarray, first: int) -> Know
         first,
         *(
             ItemLists.from_jagged(spread(take_bags(bags, place_n[known_n]), known_n))
-            for bags in known_by_now(rows, limit)
+            for bags in known_by_now(rows, limit, marks)
         ),
     )

@@ -12,7 +12,8 @@ The sequence tower's list is the key "history": ids oldest first in the encoder,
 places in the tower.
 
 A tower that reads numbers or vectors takes a second argument: {key: numbers [n, 1], NaN where
-missing, or vectors [n, W], zeros where missing}.
+missing, or vectors [n, W], zeros where missing}; of a sequence whose items carry marks,
+"history.kind" and "history.gap" [n, L] are in it (trainer/data/events/marks.py).
 
 An encoder sends ids that the model does not know to its row for them, as the model does. The output
 is zeros for a row of which nothing is known: its features are zeros. How programs are called is
@@ -139,17 +140,30 @@ class _Side:
     keys: tuple[str, ...]
 
     def exported(
-        self, program: nn.Module, example: Any, shapes: Any, rows: Dim, inputs: Inputs
+        self,
+        program: nn.Module,
+        example: Any,
+        shapes: Any,
+        rows: Dim,
+        inputs: Inputs,
+        places: int | Dim,
     ) -> ExportedProgram:
-        """The program of the tower's bags, and of its dense features where it reads such."""
+        """The program of the tower's bags, and of its dense features and marks where it reads such.
+
+        places: of a sequence's list.
+        """
         dense = {
             key: torch.zeros((2, max(inputs.dense[key].width, 1))) for key in self.encoding.keys
         }
+        dense_shapes: dict[str, dict[int, Any]] = {key: {0: rows} for key in dense}
+        if isinstance(self.encoding, SequenceEncoding):
+            for key in self.encoding.mark_keys:
+                length = places if isinstance(places, int) else 3
+                dense[key] = torch.zeros((2, length), dtype=torch.int64)
+                dense_shapes[key] = {0: rows} | ({} if isinstance(places, int) else {1: places})
         if not dense:
             return torch.export.export(program, (example,), dynamic_shapes=(shapes,))
-        return torch.export.export(
-            program, (example, dense), dynamic_shapes=(shapes, {key: {0: rows} for key in dense})
-        )
+        return torch.export.export(program, (example, dense), dynamic_shapes=(shapes, dense_shapes))
 
 
 def _sides(model: TwoTower) -> tuple[_Side, _Side]:
@@ -176,7 +190,9 @@ def export_towers(model: TwoTower) -> dict[str, ExportedProgram]:
             program = SequenceTowerProgram(side.encoding)
         else:
             program = TowerProgram(side.encoding)
-        programs[f"{side.name}_tower"] = side.exported(program, example, {0: rows}, rows, inputs)
+        programs[f"{side.name}_tower"] = side.exported(
+            program, example, {0: rows}, rows, inputs, inputs.sequence_length
+        )
     return programs
 
 
@@ -193,12 +209,15 @@ def export_encoders(
     for side in _sides(model):
         several = {key for key in side.keys if key in inputs.several_keys}
         example = {key: torch.zeros((2, 3 if key in several else 1)).long() for key in side.keys}
+        lengths = {key: Dim(f"length_{place}") for place, key in enumerate(side.keys)}
         shapes: dict[str, Any] = {
-            key: {0: rows, 1: Dim(f"length_{place}")} if key in several else {0: rows}
-            for place, key in enumerate(side.keys)
+            key: {0: rows, 1: lengths[key]} if key in several else {0: rows} for key in side.keys
         }
         module = EncoderProgram(side.encoding, side.keys, tables, inputs, row_of)
-        programs[f"{side.name}_encoder"] = side.exported(module, example, shapes, rows, inputs)
+        places = lengths.get("history", 0)
+        programs[f"{side.name}_encoder"] = side.exported(
+            module, example, shapes, rows, inputs, places
+        )
     return programs
 
 
@@ -224,10 +243,12 @@ def program_facts(name: str, inputs: Inputs, width: int) -> dict[str, Any]:
     keys = inputs.candidate_keys if side == "item" else inputs.query_keys
     dense_keys = inputs.candidate_dense if side == "item" else inputs.query_dense
     facts: dict[str, Any] = {"output": f"float32 [n, {width}]"}
-    if dense_keys:
-        facts["dense"] = {
-            key: f"float32 [n, {max(inputs.dense[key].width, 1)}]" for key in dense_keys
-        }
+    dense = {key: f"float32 [n, {max(inputs.dense[key].width, 1)}]" for key in dense_keys}
+    if side == "query" and inputs.marks is not None:
+        places_of_list = inputs.sequence_length if kind == "tower" else "L"
+        dense |= dict.fromkeys(inputs.marks.keys, f"int64 [n, {places_of_list}]")
+    if dense:
+        facts["dense"] = dense
     if kind == "tower":
         places = program_features(keys, inputs)
         pooled = f"float32 [n, {len(places)}, {inputs.tables[0].dim}]"

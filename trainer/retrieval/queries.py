@@ -20,6 +20,7 @@ from trainer.data.events.event_reader import TEST, EventReader
 from trainer.data.events.event_rows import EventRows
 from trainer.data.events.event_stream import EventStream
 from trainer.data.events.histories import HeldOut, all_of, held_out, users_asked
+from trainer.data.events.marks import Marks
 from trainer.data.jagged import offsets_of
 from trainer.data.schema import Dataset
 from trainer.retrieval.search.item_lists import ItemLists
@@ -86,22 +87,28 @@ class Asked:
     """Items that training has not met by then, bool."""
 
 
-def of_split(dataset: Dataset, split: str, count_I: np.ndarray) -> Asked:
-    """What a split holds out."""
-    read = partial(read_queries, dataset, split)
+def of_split(
+    dataset: Dataset, split: str, count_I: np.ndarray, marks: Marks | None = None
+) -> Asked:
+    """What a split holds out; marks: what items of histories carry."""
+    read = partial(read_queries, dataset, split, marks=marks)
     return Asked(dataset.splits[split].queries, read, count_I, count_I == 0)
 
 
-def of_window(stream: EventStream, number: int) -> Asked:
+def of_window(stream: EventStream, number: int, marks: Marks | None = None) -> Asked:
     """All that is liked in a window, asked as of its beginning."""
     asked_G = stream.facts(number).asked_G
-    read = partial(_read_window, stream, number, asked_G)
+    read = partial(_read_window, stream, number, asked_G, marks)
     before = stream.before(number)
     return Asked(int(asked_G.sum()), read, before.count_I, ~before.liked_I)
 
 
 def read_queries(
-    dataset: Dataset, split: str, rows: np.ndarray, block_size: int
+    dataset: Dataset,
+    split: str,
+    rows: np.ndarray,
+    block_size: int,
+    marks: Marks | None = None,
 ) -> Iterator[QueryBlock]:
     """Blocks of `block_size` of the queries at `rows` (sorted), the last one smaller.
 
@@ -114,12 +121,17 @@ def read_queries(
         return reader.read(group) if one_window else reader.of_users(*reader.range_of(group))
 
     by_time, limit = dataset.held_out_by_time, dataset.history_length
-    found = _found(reader, range(reader.num_groups), number, known_of, by_time, limit)
+    found = _found(reader, range(reader.num_groups), number, known_of, by_time, limit, marks)
     return _blocks(found, reader.asked_GS[:, number], rows, block_size)
 
 
 def _read_window(
-    stream: EventStream, number: int, asked_G: np.ndarray, rows: np.ndarray, block_size: int
+    stream: EventStream,
+    number: int,
+    asked_G: np.ndarray,
+    marks: Marks | None,
+    rows: np.ndarray,
+    block_size: int,
 ) -> Iterator[QueryBlock]:
     dataset = stream.dataset
     reader, place = EventReader(dataset), stream.numbers.index(number)
@@ -128,7 +140,7 @@ def _read_window(
         return reader.of_users(*reader.range_of(group), asked_window=place)
 
     limit = dataset.history_length
-    found = _found(reader, stream.groups(number), TEST, known_of, True, limit)
+    found = _found(reader, stream.groups(number), TEST, known_of, True, limit, marks)
     return _blocks(found, asked_G, rows, block_size)
 
 
@@ -143,6 +155,7 @@ def _found(
     known_of: Callable[[int], EventRows],
     by_time: bool,
     limit: int,
+    marks: Marks | None,
 ) -> Found:
     def found(place: int, expected: int) -> HeldOut:
         known = known_of(groups[place])
@@ -152,7 +165,7 @@ def _found(
                 f"{reader.where(groups[place])} holds {asked} users with a liked item "
                 f"in {SPLITS[split]}, its footer says {expected}: {AGAIN}"
             )
-        return held_out(known, split, by_time, limit)
+        return held_out(known, split, by_time, limit, marks)
 
     return found
 

@@ -169,7 +169,9 @@ def saved_bytes_of_row(model: TwoTower, dim: int) -> tuple[int, int]:
     inputs, towers = model.inputs, model.head.towers
     keys = (*inputs.keys, *inputs.dense)
     parts = {key: torch.ones(ROWS_TRIED, dim, requires_grad=True) for key in keys}
-    packed = full_sequences(ROWS_TRIED, inputs.sequence_length) if inputs.sequence_length else None
+    packed, marked = None, inputs.marks is not None
+    if inputs.sequence_length:
+        packed = full_sequences(ROWS_TRIED, inputs.sequence_length, marked)
     known = {each.untyped_storage().data_ptr() for each in (*parts.values(), *towers.parameters())}
     counted = []
     for encode in (

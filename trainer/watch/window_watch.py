@@ -140,7 +140,7 @@ class WindowWatch:
         from trainer.retrieval.queries import of_window
 
         started, wanted, dataset = time.perf_counter(), self.config.evaluation, self.stream.dataset
-        asked = of_window(self.stream, number)
+        asked = of_window(self.stream, number, self.model.module.inputs.marks)
         if not asked.num_queries:
             return
         with self._encoder() as encoder:

@@ -20,6 +20,7 @@ import numpy as np
 
 from trainer.data.candidates import hash_counter, hash_key
 from trainer.data.events.event_rows import EventRows
+from trainer.data.events.marks import Marks, marked_items
 from trainer.data.jagged import Jagged, Ranges, concatenate, offsets_of, take_bags, take_ranges
 
 NAMES = ("history", "disliked")
@@ -33,13 +34,21 @@ class Draw:
     epoch: int
 
 
-def in_list(rows: EventRows, name: str) -> np.ndarray:
+def in_list(rows: EventRows, name: str, marks: Marks | None = None) -> np.ndarray:
     """Which events a list may hold, bool [E]."""
+    if name == "history" and marks is not None and marks.dislikes:
+        return np.ones(len(rows.item_E), dtype=bool)
     return rows.feedback_E < 0 if name == "disliked" else rows.feedback_E >= 0
 
 
 def before_events(
-    rows: EventRows, event_n: np.ndarray, name: str, pool_E: np.ndarray, limit: int, draw: Draw
+    rows: EventRows,
+    event_n: np.ndarray,
+    name: str,
+    pool_E: np.ndarray,
+    limit: int,
+    draw: Draw,
+    marks: Marks | None = None,
 ) -> Ranges:
     """The list `name` of each event, n of them: at most `limit` events of the pool.
 
@@ -47,10 +56,11 @@ def before_events(
         event_n: places among the E events.
         pool_E: which events may be seen at all, bool.
         draw: for data without times.
+        marks: what items of "history" carry.
     """
-    held_E = pool_E & in_list(rows, name)
+    held_E = pool_E & in_list(rows, name, marks)
     before = offsets_of(held_E)
-    values = rows.item_E[held_E]
+    values = marked_items(rows, held_E, marks if name == "history" else None)
     begin_n = rows.offsets_R[rows.row_E[event_n]]
     if rows.time_E is not None:
         stop_n = before[rows.first_of_moment_E[event_n]]
@@ -126,12 +136,15 @@ def users_asked(rows: EventRows, split: int) -> np.ndarray:
     return asked_R
 
 
-def held_out(rows: EventRows, split: int, by_time: bool, limit: int) -> HeldOut:
+def held_out(
+    rows: EventRows, split: int, by_time: bool, limit: int, marks: Marks | None = None
+) -> HeldOut:
     """The queries of a split.
 
     Args:
         split: 1 validation, 2 test.
         by_time: histories end before the first held-out event.
+        marks: what items of histories carry.
     """
     in_split_E = rows.split_E == split
     asked_R = users_asked(rows, split)
@@ -146,7 +159,7 @@ def held_out(rows: EventRows, split: int, by_time: bool, limit: int) -> HeldOut:
         _bags(rows, target_E, asked_R),
         _bags(rows, in_split_E & (rows.feedback_E < 0) & of_asked_E, asked_R),
         _sorted_bags(rows, known_E & _is_left_out(rows), asked_R),
-        _last(_bags(rows, earlier_E & in_list(rows, "history"), asked_R), limit),
+        _last(_bags(rows, earlier_E & in_list(rows, "history", marks), asked_R, marks), limit),
         _last(_bags(rows, earlier_E & in_list(rows, "disliked"), asked_R), limit),
         {name: rows.more[name][first_Q] for name in rows.more if name.startswith("context.")},
     )
@@ -179,20 +192,25 @@ def _before_split(rows: EventRows, split: int, by_time: bool) -> np.ndarray:
     return earlier_E
 
 
-def known_by_now(rows: EventRows, limit: int) -> tuple[Jagged, Jagged, Jagged]:
+def known_by_now(
+    rows: EventRows, limit: int, marks: Marks | None = None
+) -> tuple[Jagged, Jagged, Jagged]:
     """(history, disliked, seen) of every user, out of all of the events."""
     everybody_R = np.ones(len(rows.user_R), dtype=bool)
     history, disliked = (
-        _last(_bags(rows, in_list(rows, name), everybody_R), limit) for name in NAMES
+        _last(_bags(rows, in_list(rows, name, marks), everybody_R, carried), limit)
+        for name, carried in zip(NAMES, (marks, None), strict=True)
     )
     return history, disliked, _sorted_bags(rows, _is_left_out(rows), everybody_R)
 
 
-def _bags(rows: EventRows, chosen_E: np.ndarray, asked_R: np.ndarray) -> Jagged:
+def _bags(
+    rows: EventRows, chosen_E: np.ndarray, asked_R: np.ndarray, marks: Marks | None = None
+) -> Jagged:
     """Items of the chosen events, a bag a user asked for; no other user has chosen ones."""
     offsets = offsets_of(chosen_E)[rows.offsets_R]
     length_R = np.diff(offsets)
-    return Jagged(rows.item_E[chosen_E], offsets_of(length_R[asked_R]))
+    return Jagged(marked_items(rows, chosen_E, marks), offsets_of(length_R[asked_R]))
 
 
 def _sorted_bags(rows: EventRows, chosen_E: np.ndarray, asked_R: np.ndarray) -> Jagged:

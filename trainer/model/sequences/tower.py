@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config.model_section import Block
+from trainer.data.events.marks import GAPS, KIND_BITS, KIND_MASK, Marks
 from trainer.data.packing import Packed
 from trainer.model.sequences.blocks import build_layer
 
@@ -25,6 +26,7 @@ class SequenceTower(nn.Module):
 
     Args:
         length: most items of a sequence.
+        marks: what they carry; an item of a kind that is not said is of the usual one.
     """
 
     def __init__(
@@ -37,11 +39,16 @@ class SequenceTower(nn.Module):
         dropout: float,
         init_std: float,
         normalise: bool,
+        marks: Marks | None = None,
     ) -> None:
         super().__init__()
-        self.length, self.normalise = length, normalise
+        self.length, self.normalise, self.marks = length, normalise, marks
         self.start_D = nn.Parameter(torch.randn(dim) * init_std)
         self.position_LD = nn.Parameter(torch.randn(length + 1, dim) * init_std)
+        kinds = marks.num_kinds if marks is not None and marks.kinds else 0
+        gaps = GAPS if marks is not None and marks.gaps else 0
+        self.kind_KD = nn.Parameter(torch.randn(kinds, dim) * init_std) if kinds else None
+        self.gap_GD = nn.Parameter(torch.randn(gaps, dim) * init_std) if gaps else None
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
             build_layer(block, dim, heads, length + 1, dropout) for _ in range(layers)
@@ -59,6 +66,8 @@ class SequenceTower(nn.Module):
         asked for several times ([n x B]), that many."""
         is_item_N1 = (packed.place_N >= 0).unsqueeze(1)
         x_ND = item_ID.index_select(0, packed.place_N.clamp(min=0)) * is_item_N1
+        if self.marks is not None:
+            x_ND = x_ND + self._marked(packed, self.marks) * is_item_N1
         x_ND = x_ND + self.position_LD.index_select(0, packed.position_N)
         start_MD = self.start_D.expand(packed.start_M.shape[0], -1)
         if user_BD:
@@ -70,8 +79,25 @@ class SequenceTower(nn.Module):
         query_BD = self.norm(x_ND.index_select(0, packed.query_B))
         if context_BD:
             moment_BD = torch.stack(list(context_BD)).sum(0)
-            query_BD = query_BD + moment_BD.repeat(len(query_BD) // len(moment_BD), 1)
+            rows, moments = query_BD.shape[0], moment_BD.shape[0]
+            if rows != moments:  # not len(): a program is exported for any number
+                moment_BD = moment_BD.repeat(rows // moments, 1)
+            query_BD = query_BD + moment_BD
         return F.normalize(query_BD, dim=1) if self.normalise else query_BD
+
+    def _marked(self, packed: Packed, marks: Marks) -> Tensor:
+        """What the marks of items add to them, [N, D]."""
+        assert packed.mark_N is not None
+        added = []
+        if self.kind_KD is not None:
+            kind_N = packed.mark_N & KIND_MASK
+            kind_N = torch.where(kind_N == 0, marks.usual_kind, kind_N - 1)
+            kind_N = kind_N.clamp(max=self.kind_KD.shape[0] - 1)
+            added.append(self.kind_KD.index_select(0, kind_N))
+        if self.gap_GD is not None:
+            gap_N = (packed.mark_N >> KIND_BITS).clamp(max=GAPS - 1)
+            added.append(self.gap_GD.index_select(0, gap_N))
+        return torch.stack(added).sum(0)
 
 
 def has_known_item(item_ID: Tensor, packed: Packed) -> Tensor:

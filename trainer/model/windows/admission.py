@@ -24,7 +24,7 @@ def stream_of(
     """The dataset's windows as a model trains on them that has met some."""
     context = [key for key in inputs.keys if key.startswith("context.")]
     trained = config.loss.uses_dislikes
-    read = trained or inputs.positions("disliked") > 0
+    read = trained or inputs.reads_disliked
     return EventStream(dataset, trained, read, context, met)
 
 

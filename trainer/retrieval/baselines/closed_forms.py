@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.neighbours import NeighbourRule, Neighbours
+from trainer.data.jagged import Jagged
+from trainer.data.met_pairs import MetPairs, PairRule
 from trainer.data.schema import Dataset
 
 MOST_SQUARE = 15_000
@@ -58,17 +59,16 @@ Scorer = Callable[[Tensor], Tensor]
 
 def read_pairs(dataset: Dataset) -> Pairs:
     """The liked pairs of train."""
-    graph = Neighbours(dataset, NeighbourRule())
-    item_P, lengths_U, _ = graph.bags("user", np.arange(dataset.num_users))
-    user_P, lengths_I, _ = graph.bags("item", np.arange(dataset.num_items))
+    pairs = MetPairs(dataset, PairRule())
     shape = (dataset.num_users, dataset.num_items)
-    return Pairs(_ones(lengths_U, item_P, shape), _ones(lengths_I, user_P, shape[::-1]))
+    of_users, of_items = pairs.of("user", 0, shape[0]), pairs.of("item", 0, shape[1])
+    return Pairs(_ones(of_users, shape), _ones(of_items, shape[::-1]))
 
 
-def _ones(lengths: np.ndarray, columns: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
-    values = torch.ones(len(columns))
-    columns_P = torch.from_numpy(columns)
+def _ones(lists: Jagged, shape: tuple[int, ...]) -> Tensor:
+    offsets, columns_P = (torch.from_numpy(np.asarray(each, dtype=np.int64))
+                          for each in (lists.offsets, lists.values))  # fmt: skip
+    values = torch.ones(len(columns_P))
     return torch.sparse_csr_tensor(offsets, columns_P, values, size=shape, check_invariants=False)
 
 

@@ -70,7 +70,8 @@ def mine_on_rank(arguments: MineArguments, worker: Worker) -> int:
     users = 0
     file = together(lambda: _Writer(begun, mined_schema(dataset)) if ranks.is_first else None)
     try:
-        for known in known_users(dataset, 0, dataset.num_users, USERS_AT_ONCE, splits):
+        everybody = (dataset, 0, dataset.num_users, USERS_AT_ONCE, splits, opened.encoder.marks)
+        for known in known_users(*everybody):
             row_q, key_qK = _best_of(opened, known, most, how)  # collective
             parts = gather_objects((row_q, key_qK[:, arguments.skip :]))  # collective
             users += sum(len(rows) for rows, _ in parts)

@@ -22,6 +22,7 @@ from trainer.bundle.choices import Precision
 from trainer.bundle.flat_arrays import GrowingLists, RangeArray
 from trainer.bundle.opened_bundle import LISTS
 from trainer.bundle.vectors.stored_vectors import VectorWriter
+from trainer.data.events.marks import Marks
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import together
 from trainer.distributed.ranks import Ranks
@@ -111,7 +112,7 @@ def write_users(
     longest = min(ROWS_AT_ONCE, -(-dataset.num_users // ranks.world_size))
     first, stop = rank_range(dataset.num_users, ranks)
     with ExitStack() as stack:
-        known = _known(stack, dataset, folder, ranks, (first, stop))
+        known = _known(stack, dataset, folder, ranks, (first, stop), encoder.marks)
         for row_n in blocks_of_range(dataset.num_users, ranks):
             user_q = torch.full((longest,), -1)
             user_q[: len(row_n)] = torch.from_numpy(row_n)
@@ -129,29 +130,37 @@ def write_users(
     return side
 
 
-def write_lists_alone(dataset: Dataset, folder: Path, on_block: OnBlock) -> None:
+def write_lists_alone(
+    dataset: Dataset, folder: Path, on_block: OnBlock, marks: Marks | None
+) -> None:
     """Rank 0: what is known of all users, without their vectors."""
     with ExitStack() as stack:
         rank = Ranks(0, 1, 0, 1, torch.device("cpu"))
-        for _ in _known(stack, dataset, folder, rank, (0, dataset.num_users)):
+        for _ in _known(stack, dataset, folder, rank, (0, dataset.num_users), marks):
             on_block()
     RangeArray.create(folder / "known.npy", (dataset.num_users,), np.bool_)
     RangeArray(folder / "known.npy").write(0, np.ones(dataset.num_users, dtype=np.bool_))
 
 
 def _known(
-    stack: ExitStack, dataset: Dataset, folder: Path, ranks: Ranks, own: tuple[int, int]
+    stack: ExitStack,
+    dataset: Dataset,
+    folder: Path,
+    ranks: Ranks,
+    own: tuple[int, int],
+    marks: Marks | None,
 ) -> Iterator[KnownUsers]:
     """What is known of a rank's users, block by block; of rank 0 then of the others', and written
     as it goes by. The files are whole once the stack is left."""
     first, stop = own
     if not ranks.is_first:
-        return known_users(dataset, first, stop, ROWS_AT_ONCE)
+        return known_users(dataset, first, stop, ROWS_AT_ONCE, marks=marks)
     small = np.int32 if dataset.num_items < 2**31 else np.int64
-    files = [stack.enter_context(GrowingLists(folder, name, small)) for name in LISTS]
+    kinds = {name: np.int64 if marks and name == "history" else small for name in LISTS}
+    files = [stack.enter_context(GrowingLists(folder, name, kinds[name])) for name in LISTS]
     blocks = chain(
-        known_users(dataset, first, stop, ROWS_AT_ONCE),
-        known_users(dataset, stop, dataset.num_users, ROWS_AT_ONCE),
+        known_users(dataset, first, stop, ROWS_AT_ONCE, marks=marks),
+        known_users(dataset, stop, dataset.num_users, ROWS_AT_ONCE, marks=marks),
     )
 
     def written() -> Iterator[KnownUsers]:

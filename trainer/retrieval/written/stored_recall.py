@@ -36,7 +36,7 @@ class StoredRecall:
         """Of users drawn from all. Collective; the same on every rank."""
         random = np.random.default_rng(0)
         rows = np.sort(random.permutation(dataset.num_users)[:QUERIES])
-        known = known_at(dataset, rows.tolist())
+        known = known_at(dataset, rows.tolist(), encoder.marks)
         query_QD = encoder.queries(  # collective
             torch.from_numpy(rows), known.history, known.disliked
         )
