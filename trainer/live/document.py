@@ -74,7 +74,7 @@ class Document:
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> None:
         """rows: a `Cell` each. kind: "figures": all columns but the first stand at the right."""
-        heads = "".join(f"<th>{html.escape(each)}</th>" for each in headings)
+        heads = "".join(_head(each, rows, place) for place, each in enumerate(headings))
         head = f"<thead><tr>{heads}</tr></thead>" if any(headings) else ""
         lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
         table = f'<table class="{kind}">{head}<tbody>{lines}</tbody></table>'
@@ -116,6 +116,13 @@ class Document:
         if data is not None:
             scripts += [as_script_data("DATA", data), asset("panels.js")]
         return page(self.title, "\n".join(self.parts), [*scripts, asset("document.js")])
+
+
+def _head(words: str, rows: Sequence[Sequence[Any]], place: int) -> str:
+    """It stands where its column's words do."""
+    kinds = {cell[1] for row in rows for cell in row[place : place + 1] if isinstance(cell, tuple)}
+    at_left = ' class="left"' if any("left" in kind.split() for kind in kinds) else ""
+    return f"<th{at_left}>{html.escape(words)}</th>"
 
 
 def _cell(cell: Cell) -> str:

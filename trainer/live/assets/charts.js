@@ -73,7 +73,7 @@ function drawChart(card, spec) {
   drawn.set(card, chart);
   if (!measured.length) { place.textContent = "No values yet."; return; }
   if (!before || !before.measured.length) place.replaceChildren();
-  place.style.height = spec.kind === "bars" ? `${34 + 30 * measured[0].y.length}px` : "230px";
+  place.style.height = spec.kind === "bars" ? `${34 + 30 * measured[0].y.length + ROW * Math.max(0, ...inRows(spec.levels || [], Math.max(...all)).map((level) => level.row))}px` : "230px";
   legend.replaceChildren(...entries(chart));
   chart.draw();
 }
@@ -188,14 +188,29 @@ function whiskers(one, unit, flat) {
   };
 }
 
+// Rows for the names of levels, one above the other where they would lie on each other.
+const ROW = 14;
+function inRows(levels, most) {
+  const placed = [];
+  for (const level of [...levels].sort((a, b) => a.y - b.y)) {
+    const taken = placed.filter((other) => level.y - other.y < most * 0.035 * (level.name.length + other.name.length) / 2).map((other) => other.row);
+    let row = 0;
+    while (taken.includes(row)) row += 1;
+    placed.push({ ...level, row });
+  }
+  return placed;
+}
+
 function bars(chart) {
   const { spec, measured, unit, all } = chart, [one] = measured;
   const label = (index) => (spec.unit ? shortNumber(one.y[index] / unit.size) : one.y[index].toFixed(4));
   const tops = one.y.map((value, index) => (one.high ? one.high[index] : value) / unit.size);
-  const levels = (spec.levels || []).map(({ name, y }) => ({ xAxis: y / unit.size, label: { formatter: name, position: "start", color: css("--soft") }, lineStyle: { color: css("--soft"), type: [5, 4] } }));
+  const placed = inRows(spec.levels || [], Math.max(...all));
+  const levels = placed.map(({ name, y, row }) => ({ xAxis: y / unit.size, label: { formatter: name, position: "start", distance: 4 + ROW * row, color: css("--soft") }, lineStyle: { color: css("--soft"), type: [5, 4] } }));
+  const above = 20 + ROW * Math.max(0, ...placed.map((level) => level.row));
   const text = { show: true, position: "right", distance: 4, color: css("--ink"), formatter: ({ dataIndex }) => label(dataIndex) };
   return {
-    grid: { left: 6, right: 54, top: levels.length ? 20 : 4, bottom: 4, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
+    grid: { left: 6, right: 54, top: levels.length ? above : 4, bottom: 4, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
     xAxis: axis(false, 0, 1, { min: Math.min(0, ...all) / unit.size, splitNumber: 4 }),
     yAxis: axis(false, 0, 1, { type: "category", inverse: true, data: one.names, splitLine: { show: false }, axisLabel: { color: css("--ink"), fontSize: 12, width: 170, overflow: "truncate" } }),
     series: [
