@@ -12,6 +12,7 @@ from tests.monitoring.conftest import needs
 from trainer.base.mistake import Mistake
 from trainer.bundle.asked import Item, Recommendations
 from trainer.live.answers_page import TITLE, AnswersPage, images_of
+from trainer.live.document import Document
 from trainer.retrieval.arguments import RecommendArguments, SimilarArguments
 
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)>\" 'q' & 🎬 \u202e"
@@ -41,6 +42,13 @@ def test_words_are_escaped_and_nothing_is_asked_for(tmp_path: Path) -> None:
     assert "recent history" in text and text.count("A plain title") == 2
     assert len(text) < 20_000, "no chart library where there is no chart"
     assert "history" not in written(tmp_path, found=Recommendations(ITEMS, [1, 1, 1], []))
+
+
+def test_a_heading_stands_where_its_column_does() -> None:
+    page = Document("x")
+    rows = [[("a", "name"), "0.1", ("why", "soft left")], [("b", "name"), "0.2", ""]]
+    page.table(["tried", "ndcg", "reason"], rows, "figures")
+    assert '<th>tried</th><th>ndcg</th><th class="left">reason</th>' in page.parts[0]
 
 
 @pytest.mark.slow
