@@ -1,10 +1,10 @@
 """`train --windows`: each window once, evaluated on before; stopped or not, all is the same."""
 
 import json
+import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 import trainer.follow
 from tests.data.windows import Event, Log, day_of, events_of, make, make_log, write
-from tests.distributed import run_ranks
+from tests.distributed import run_ranks, start_rank
 from tests.one_rank import Notes, checkpoints
 from tests.test_training import _worker, losses, small_config
+from trainer.base.ending import guarded
 from trainer.base.mistake import Mistake
 from trainer.command_line import TrainArguments
 from trainer.data.events.event_stream import EventStream
@@ -32,7 +33,7 @@ from trainer.loader.loader import Loader
 from trainer.report.report import report_html
 from trainer.run.checkpoint_facts import rank_file
 from trainer.run.folder import RunSpec
-from trainer.train import parse, run_worker
+from trainer.train import main, parse, run_worker
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -380,20 +381,28 @@ def test_flags_that_go_with_windows_alone(days: list[Path], tmp_path: Path) -> N
     assert spec.follow and spec.config.data.windows and "test" in spec.config.data.train_splits
 
 
+def _command(arguments: list[str], said: Path) -> None:
+    """`python -m trainer.train`, in a process that has imported it; stderr goes to a pipe."""
+    sys.stderr = said.open("w", buffering=1)
+    sys.exit(guarded(lambda: main(arguments), "trainer.train", verbose=False))
+
+
 @pytest.mark.parametrize(("told", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_told_to_stop_while_it_waits_it_ends_with_a_checkpoint(
     told: signal.Signals, status: int, days: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "trainer.train", "demo", "--data", str(days[0])]
-    command += ["--out", str(out), "--windows", "--follow", "--metrics.no-enabled"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if "waiting for a window" in line:
-                process.send_signal(told)
-    assert process.returncode == status, "".join(said)
+    arguments = ["demo", "--data", str(days[0]), "--out", str(out)]
+    os.mkfifo(tmp_path / "said")
+    process = start_rank(
+        _command, [*arguments, "--windows", "--follow", "--metrics.no-enabled"], tmp_path / "said"
+    )
+    said = []
+    for line in (tmp_path / "said").open():
+        said.append(line)
+        if "waiting for a window" in line:
+            os.kill(process.pid, told)
+    process.join()
+    assert process.exitcode == status, "".join(said)
     assert "with a checkpoint" in said[-1] and checkpoints(out)
     assert json.loads((out / "summary.json").read_text())["phase"] == "stopped"

@@ -35,8 +35,10 @@ def test_it_needs_torch_alone() -> None:
     script = (
         "import sys; sys.modules |= dict.fromkeys("
         "('numpy', 'pyarrow', 'ray', 'torchrec', 'fbgemm_gpu', 'tyro', 'trainer', 'embeddings'))\n"
-        "import torch\n"
+        "import losses\n"
+        "assert 'torch' not in sys.modules\n"
         "from losses import build_loss, in_batch\n"
+        "import torch\n"
         "vectors = torch.eye(4, requires_grad=True)\n"
         "for name in sys.argv[1:]:\n"
         "    value, _ = build_loss(name)(*in_batch(vectors, vectors, torch.arange(4)))\n"
