@@ -1,30 +1,37 @@
-"""A long run that is killed again and again: python -m tests.soak KILLS DATA OUT [SLOWNESS]
+"""A long run that is hurt again and again: python -m tests.soak FAULTS DATA OUT SLOWNESS MINUTES
 
 Two ranks in plain processes, restarted as `cluster/workers/groups.py` would restart them but
-without Ray, whose start takes longer than the run lives. At a random moment (start, step,
-checkpoint, anything) one rank gets SIGKILL, and the other ends by itself. One that does not is
-ended, as Ray and torchrun do, and counted: a rank that waits for others to come at the start of a
-process group waits long.
-After KILLS of them the run is let finish, and its curve and tables are compared, bit by bit, with
-those of a run to which nothing happened. SLOWNESS stretches the time between kills where starting
-takes longer.
+without Ray, whose start takes longer than the run lives (with Ray: tests/soak_cluster.py). At a
+random moment (start, step, checkpoint, anything) one of KINDS befalls them. A rank whose peer was
+killed ends by itself; one that does not is ended, as Ray and torchrun do, and counted: a rank that
+waits for others to come at the start of a process group waits long.
+After FAULTS of them, or MINUTES, the run is let finish, and its curve and tables are compared, bit
+by bit, with those of a run to which nothing happened. SLOWNESS stretches the time between faults
+where starting takes longer.
 """
 
+import errno
 import json
 import os
 import random
 import signal
 import sys
+import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+import trainer.run.checkpoint_facts
+import trainer.run.shard_files
 from tests.datasets import make_dataset
 from tests.distributed import free_port, start_rank
 from tests.test_training import small_config
+from trainer.distributed.hooks import Hooks
 from trainer.distributed.ranks import process_group
 from trainer.files.json_files import committed
 from trainer.files.storage import StoragePath
@@ -35,6 +42,17 @@ from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
 RANKS = 2
+Kind = Literal["kill", "node", "hang", "pause", "stop", "storage"]
+KINDS: dict[Kind, str] = {
+    "kill": "SIGKILL of a rank",
+    "node": "SIGKILL of all ranks at once",
+    "hang": "SIGSTOP of a rank, and of all SIGKILL, as the driver does it",
+    "pause": "SIGSTOP of a rank and SIGCONT: it goes on, and is stopped later",
+    "stop": "SIGTERM of a rank: a checkpoint of that step, all end by themselves",
+    "storage": "a third of the writes of shards and commits fail (ESTALE); then SIGTERM",
+}
+DEADLY = ("kill", "node", "hang")
+PAUSE_SECONDS = 2.0
 SURVIVOR_SECONDS = 15.0
 LIFE_SECONDS = (0.3, 3.0)
 LAST_LIFE_SECONDS = 3600
@@ -42,7 +60,29 @@ EVERY_STEPS = 5
 STEPS_AFTER = 20
 
 
-def rank_main(rank: int, port: int, spec: RunSpec, met: Path) -> None:
+def fail_writes() -> None:
+    """A third of a checkpoint's writes raise ESTALE from now on."""
+    chance = random.Random(os.getpid())
+
+    def wrap(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def failing(*arguments: Any, **named: Any) -> Any:
+            if chance.random() < 1 / 3:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return real(*arguments, **named)
+
+        setattr(owner, name, failing)
+
+    wrap(trainer.run.shard_files.ShardWriter, "write_data")
+    wrap(trainer.run.checkpoint_facts, "write_json")
+
+
+def rank_main(rank: int, port: int, spec: RunSpec, met: Path, kind: Kind) -> None:
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    if kind == "storage":
+        fail_writes()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": str(port)}
     os.environ |= {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1"}
@@ -50,27 +90,64 @@ def rank_main(rank: int, port: int, spec: RunSpec, met: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # peers' deaths, again and again
     with process_group():
         (met / f"{port}-{rank}").touch()
-        run_worker(spec, SilentProgress())
+        run_worker(spec, SilentProgress(), Hooks(stop_requested=told.is_set))
 
 
-def live(spec: RunSpec, seconds: float | None, victim: int, met: Path) -> tuple[list[int], float]:
-    """Exit codes of the ranks of one life, and how long the survivor took to end.
+def have_met(met: Path, port: int) -> bool:
+    """Whether all ranks have come to the process group of that port."""
+    return len(list(met.glob(f"{port}-*"))) == RANKS
+
+
+def befall(kind: Kind, pids: list[int], victim: int) -> None:
+    """What happens to the ranks. A process that is a zombie already takes signals, too."""
+    hurt = pids[victim]
+    match kind:
+        case "kill":
+            os.kill(hurt, signal.SIGKILL)
+        case "node":
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        case "hang":
+            os.kill(hurt, signal.SIGSTOP)
+            time.sleep(PAUSE_SECONDS)
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        case "pause":
+            os.kill(hurt, signal.SIGSTOP)
+            time.sleep(PAUSE_SECONDS)
+            os.kill(hurt, signal.SIGCONT)
+            time.sleep(PAUSE_SECONDS)
+            os.kill(hurt, signal.SIGTERM)
+        case "stop" | "storage":
+            os.kill(hurt, signal.SIGTERM)
+
+
+def live(
+    spec: RunSpec, kind: Kind, seconds: float | None, victim: int, met: Path
+) -> tuple[list[int], float]:
+    """Exit codes of the ranks of one life, and how long the last one took to end.
 
     Args:
-        seconds: until `victim` gets SIGKILL; None: let them finish.
+        seconds: until `kind` befalls them; None: let them finish.
     """
     port = free_port()
-    ranks = [start_rank(rank_main, rank, port, spec, met) for rank in range(RANKS)]
+    ranks = [start_rank(rank_main, rank, port, spec, met, kind) for rank in range(RANKS)]
     if seconds is not None:
+        while kind not in DEADLY and not have_met(met, port):  # who listens to SIGTERM is up
+            assert all(process.is_alive() for process in ranks)
+            time.sleep(0.05)
         time.sleep(seconds)
-        os.kill(ranks[victim].pid or 0, signal.SIGKILL)
+        codes = [process.exitcode for process in ranks]
+        assert kind == "storage" or codes == [None] * RANKS, f"a healthy run ended: {codes}"
+        befall(kind, [process.pid or 0 for process in ranks], victim)
     killed_at = time.monotonic()
-    if seconds is not None and len(list(met.glob(f"{port}-*"))) < RANKS:
+    if seconds is not None and kind == "kill" and not have_met(met, port):
         time.sleep(1)
         for process in ranks:
             process.kill()
+    patience = LAST_LIFE_SECONDS if seconds is None or kind not in DEADLY else SURVIVOR_SECONDS
     for process in ranks:
-        process.join(timeout=SURVIVOR_SECONDS if seconds is not None else LAST_LIFE_SECONDS)
+        process.join(timeout=patience)
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -97,8 +174,16 @@ def tables(out: StoragePath) -> dict[str, torch.Tensor]:
     return state
 
 
-def soak(kills: int, data: Path, out: Path, seed: int = 0, slowness: float = 1.0) -> dict[str, Any]:
-    """Kill `kills` times, finish, compare; the figures. AssertionError if anything differs."""
+def soak(
+    faults: int,
+    data: Path,
+    out: Path,
+    kinds: Sequence[Kind] = tuple(KINDS),
+    slowness: float = 1.0,
+    minutes: float = 1e9,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Hurt it so often, finish, compare; the figures. AssertionError if anything differs."""
     chance = random.Random(seed)
     config = small_config(
         training={"epochs": 100_000, "log_every_steps": 1},
@@ -110,24 +195,34 @@ def soak(kills: int, data: Path, out: Path, seed: int = 0, slowness: float = 1.0
     met = out / "met"
     met.mkdir(parents=True)
     started, slowest, ended, at = time.monotonic(), 0.0, 0, []
-    for count in range(kills):
+    befallen: Counter[Kind] = Counter()
+    for count in range(faults):
+        if time.monotonic() - started > 60 * minutes:
+            break
         resume = (out / "killed" / "config.json").exists()
         attempt = replace(spec, resume=resume, run_id=f"start-{count}")
         life = slowness * chance.uniform(*LIFE_SECONDS)
-        codes, seconds = live(attempt, life, chance.randrange(RANKS), met)
-        slowest = max(slowest, seconds)
+        kind = chance.choice(kinds)
+        codes, seconds = live(attempt, kind, life, chance.randrange(RANKS), met)
+        befallen[kind] += 1
+        if kind in ("stop", "pause"):
+            assert codes == [0] * RANKS, f"{KINDS[kind]}: {codes}"
+        if kind == "kill":
+            slowest = max(slowest, seconds)
         kept = committed(out / "killed" / "checkpoints") if resume else []
-        ended += codes.count(-signal.SIGKILL) == RANKS
+        ended += kind == "kill" and codes.count(-signal.SIGKILL) == RANKS
         at.append(int(kept[-1].name.removeprefix("step-")) if kept else 0)
-        print(f"kill {count + 1}: exits {codes}, {seconds:.1f} s, checkpoint {at[-1]}", flush=True)
+        print(
+            f"{count + 1} {kind}: exits {codes}, {seconds:.1f} s, checkpoint {at[-1]}", flush=True
+        )
         assert at == sorted(at), "a checkpoint was lost"
     last = max(losses(out / "killed")) + STEPS_AFTER
     config = replace(config, training=replace(config.training, max_steps=last))
-    codes, _ = live(replace(spec, config=config, resume=True), None, 0, met)
+    codes, _ = live(replace(spec, config=config, resume=True), "kill", None, 0, met)
     assert codes == [0] * RANKS, codes
     killed_seconds = time.monotonic() - started
     whole = replace(spec, config=config, out=str(out / "whole"))
-    codes, _ = live(whole, None, 0, met)
+    codes, _ = live(whole, "kill", None, 0, met)
     assert codes == [0] * RANKS, codes
     curve = losses(out / "killed")
     assert list(curve) == list(range(1, last + 1)), "a step is missing or out of order"
@@ -137,7 +232,7 @@ def soak(kills: int, data: Path, out: Path, seed: int = 0, slowness: float = 1.0
     for name, value in ours.items():
         assert torch.equal(value, others[name]), f"{name} is another"
     return {
-        "kills": kills,
+        "faults": dict(befallen),
         "ended_by_the_launcher": ended,
         "steps": last,
         "starts_with_progress": len(set(at)),
@@ -150,5 +245,8 @@ def soak(kills: int, data: Path, out: Path, seed: int = 0, slowness: float = 1.0
 if __name__ == "__main__":
     if not Path(sys.argv[2]).exists():
         make_dataset(Path(sys.argv[2]), users=80, items=60, rows=1500)
-    slowness = float(sys.argv[4]) if len(sys.argv) > 4 else 1.0
-    print(json.dumps(soak(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 0, slowness)))
+    slowness, minutes = (*map(float, sys.argv[4:]), *(1.0, 1e9)[len(sys.argv[4:]) :])
+    figures = soak(
+        int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), slowness=slowness, minutes=minutes
+    )
+    print(json.dumps(figures))

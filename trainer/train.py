@@ -29,6 +29,7 @@ from trainer.fitting import fitted
 from trainer.follow import train_and_follow
 from trainer.launch.here import Here
 from trainer.launch.launcher import Resumable, Worker
+from trainer.launch.shared_memory import check_shared_memory
 from trainer.model.build import local_batch_size
 from trainer.model.inputs import build_inputs
 from trainer.model.memory import check_memory
@@ -133,6 +134,8 @@ def _fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, lis
         "loss.backend='triton' is the CUDA kernel, and there is no GPU here: use auto",
     )
     check_memory(config, dataset, ranks)
+    if ranks.device.type == "cuda":
+        check_shared_memory(ranks.local_world_size)
     if spec.export_to is not None:
         check_folder(spec.export_to)
     if ranks.is_first:

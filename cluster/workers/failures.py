@@ -12,6 +12,7 @@ from cluster.workers.pulses import Beat
 from cluster.workers.ray_private import health_check_error
 from trainer.base.mistake import Mistake
 from trainer.launch.causes import Gravity, WorkFailedError, is_consequence
+from trainer.launch.shared_memory import with_remedy
 
 MOST_LINES = 3
 MISSED_SECONDS = 10.0
@@ -48,7 +49,7 @@ def first_cause(error: Exception) -> RunFailedError | Mistake:
     told_alike = all(str(other) == str(cause) for other in failures.values())
     prefix = "" if told_alike and len(failures) > 1 else _rank_name(rank)
     return RunFailedError(
-        f"{prefix}{type(cause).__name__}: {text}",
+        with_remedy(f"{prefix}{type(cause).__name__}: {text}", str(cause)),
         retry=_is_retryable(cause),
         is_consequence=is_consequence(cause),
     )
@@ -125,7 +126,7 @@ def _death(error: ray.exceptions.RayActorError) -> str:
     detail = found.group(1) if found else _short(text)
     if "OOM" in detail or "memory" in detail.split("common causes")[0]:
         return f"{detail} (out of memory: lower training.global_batch_size, or add workers)"
-    return detail or "no reason given"
+    return with_remedy(detail) or "no reason given"
 
 
 def _short(text: str) -> str:

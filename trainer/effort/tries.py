@@ -112,8 +112,6 @@ class Tries:
                     found[name] = self._noted(name, why[name], specs[name].config, result)
             except WorkFailedError as error:
                 self._progress.message(f"a try failed, and those after it are left out: {error}")
-            finally:
-                self._lines.flush()
         return [found[each.name] for each in chosen if each.name in found]
 
     def _noted(self, name: str, why: str, config: Config, result: dict[str, Any]) -> Tried:
@@ -130,6 +128,7 @@ class Tries:
             **result,
         )
         self._lines.append(json.dumps(asdict(tried)))
+        self._lines.flush()  # an object store would have it half a minute later
         self._progress.message(told(tried))
         return tried
 

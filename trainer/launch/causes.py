@@ -6,6 +6,7 @@ import re
 from enum import IntEnum
 
 from trainer.distributed.agreement import ElsewhereError
+from trainer.launch.shared_memory import is_full
 
 # What a rank says when *another* one went away.
 CONSEQUENCES = re.compile(
@@ -30,4 +31,6 @@ class Gravity(IntEnum):
 
 def is_consequence(error: BaseException) -> bool:
     """Whether it tells of another rank."""
+    if is_full(str(error)):  # NCCL's words for it are about this rank's machine
+        return False
     return isinstance(error, ElsewhereError) or bool(CONSEQUENCES.search(str(error)))

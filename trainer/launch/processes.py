@@ -24,6 +24,7 @@ from trainer.launch.causes import Gravity, WorkFailedError
 from trainer.launch.here import Here
 from trainer.launch.launcher import Launcher, Resumable, Work, failure_noted
 from trainer.launch.rank_process import End, run_rank
+from trainer.launch.shared_memory import with_remedy
 
 CONTEXT = multiprocessing.get_context("forkserver")
 """The server imports what is slow once; the ranks are forked from it."""
@@ -233,7 +234,7 @@ def _death(process: Any) -> str:
         return f"ended without a result (exit status {process.exitcode})"
     name = signal.Signals(-process.exitcode).name
     reason = ": the memory does not suffice, most likely" if name == "SIGKILL" else ""
-    return f"was ended by {name}{reason}"
+    return with_remedy(f"was ended by {name}{reason}")
 
 
 def _environment(rank: int, count: int, device: int, port: int) -> dict[str, str]:

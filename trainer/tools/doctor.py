@@ -224,12 +224,22 @@ def machine_problems() -> list[Problem]:
     if shutil.which(os.environ.get("CC", "gcc")) is None and not gpu_names():
         what = "no gcc: the loss runs in plain torch, about half as fast as its compiled kernel"
         problems.append(Problem(what, "apt-get install gcc libc6-dev", fatal=False))
-    shared = Path("/dev/shm")
-    if shared.is_dir() and shutil.disk_usage(shared).total < MIN_SHARED_MEMORY_BYTES:
-        mebibytes = shutil.disk_usage(shared).total // 2**20
-        what = f"/dev/shm holds {mebibytes} MiB; Ray's object store wants 256 MiB or more"
-        problems.append(Problem(what, "start the container with --shm-size=2g", fatal=False))
-    return problems
+    return problems + shared_memory_problems(Path("/dev/shm"))
+
+
+def shared_memory_problems(shared: Path) -> list[Problem]:
+    """Too little of it, or too little left."""
+    if not shared.is_dir():
+        return []
+    usage = shutil.disk_usage(shared)
+    if usage.total < MIN_SHARED_MEMORY_BYTES:
+        what = f"{shared} holds {usage.total >> 20} MiB; Ray's object store wants 256 MiB or more"
+        return [Problem(what, "start the container with --shm-size=2g", fatal=False)]
+    if usage.free < MIN_SHARED_MEMORY_BYTES // 4:
+        what = f"{shared} has {usage.free >> 20} MiB left of {usage.total >> 20}"
+        remedy = f"remove what nobody needs there: ls -lS {shared}"
+        return [Problem(what, remedy, fatal=False)]
+    return []
 
 
 def import_problems() -> list[Problem]:
