@@ -15,7 +15,6 @@ import tyro
 from losses.choices import LOSSES
 from trainer.base.ending import is_first_rank
 from trainer.base.mistake import Mistake
-from trainer.base.paths import LastingPath, with_paths
 from trainer.base.ranges import check_given, check_ranges
 from trainer.base.screen import say, words_escaped
 from trainer.base.typed import nearest
@@ -26,6 +25,7 @@ from trainer.config.sections import Config, settings_of
 from trainer.config.short_help import ALL, MORE, PRINT, short_kind
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import absolute
+from trainer.files.paths import LastingPath, with_paths
 from trainer.run.folder import Resume, RunFolder, RunSpec
 from trainer.run.run_facts import RunFacts
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cluster.jobs.job_command import ARGUMENTS, WITH_PRESET, arguments_of
-from trainer.base.paths import UNNAMED
 from trainer.base.screen import say
 from trainer.base.typed import fields_of
 from trainer.base.usage import UsageError, suggest
+from trainer.files.paths import UNNAMED
 
 BASH = """\
 _tandem() {

@@ -10,13 +10,13 @@ from cluster.commands.train_run import OnRay
 from cluster.workers.options import launcher_for
 from trainer.api.run import Run, path_of
 from trainer.base.mistake import Mistake
-from trainer.base.paths import with_paths
 from trainer.base.typed import read_as
 from trainer.command_line import config_for, overridden, recorded_name
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
 from trainer.files.filesystems import absolute
+from trainer.files.paths import with_paths
 from trainer.fitting import precheck
 from trainer.launch.launcher import Launcher
 from trainer.observe.progress import quiet_libraries

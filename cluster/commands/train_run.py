@@ -16,13 +16,13 @@ from pyarrow.parquet import ParquetFile
 from cluster.workers.counts import Workers
 from cluster.workers.options import LaunchOptions
 from trainer.base.mistake import Mistake
-from trainer.base.paths import LastingPath
 from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
 from trainer.command_line import TrainArguments, parse_preset, settings_given
 from trainer.config.presets import PRESETS
 from trainer.effort.choices import Effort
 from trainer.files.filesystems import absolute
+from trainer.files.paths import LastingPath
 from trainer.files.storage import storage_path
 from trainer.fitting import precheck
 from trainer.observe.progress import TerminalProgress, in_words

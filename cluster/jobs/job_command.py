@@ -13,9 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from trainer.base.paths import LASTING, PathKind, paths_in
 from trainer.base.usage import UsageError, parse, suggest
 from trainer.files.filesystems import FILE_SCHEME, is_uri
+from trainer.files.paths import LASTING, PathKind, paths_in
 
 ARGUMENTS = {
     "prepare": "cluster.commands.prepare_run.PrepareAnywhere",

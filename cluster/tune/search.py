@@ -23,7 +23,6 @@ from cluster.workers.options import existing_address
 from cluster.workers.session import ray_session
 from losses.choices import LOSSES, LossName
 from trainer.base.mistake import Mistake
-from trainer.base.paths import LastingPath, with_paths
 from trainer.base.ranges import MOST, check_given, check_ranges
 from trainer.base.screen import say
 from trainer.command_line import parse_preset
@@ -31,6 +30,7 @@ from trainer.config.preset_file import as_toml
 from trainer.config.sections import Config
 from trainer.distributed.hooks import Hooks
 from trainer.files.filesystems import absolute, is_uri, local_path
+from trainer.files.paths import LastingPath, with_paths
 from trainer.fitting import precheck
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
 from trainer.run.folder import RunSpec

@@ -23,10 +23,10 @@ from cluster.jobs.submit import what_stopping_takes
 from cluster.workers.ray_private import LARGEST_PACKAGE_BYTES
 from tandem import PACKAGES
 from trainer.base.mistake import Mistake
-from trainer.base.paths import LASTING, kind_of_path
 from trainer.base.typed import fields_of
 from trainer.base.usage import UsageError
 from trainer.config.preset_file import field_helps
+from trainer.files.paths import LASTING, kind_of_path
 from trainer.train import parse
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ import tyro
 from losses.choices import LossName
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
-from trainer.base.paths import LastingPath
 from trainer.base.ranges import check_given, check_ranges
 from trainer.compare.cases import MOST_TUNING_TRIALS, Section
+from trainer.files.paths import LastingPath
 
 MOST_SEEDS = 1000
 MOST_EPOCHS = 100_000

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from trainer.base.mistake import require
-from trainer.base.paths import LastingPath
 from trainer.base.typed import Range, check
 from trainer.config.limits import MOST_STEPS, Columns
+from trainer.files.paths import LastingPath
 
 LogQ = Literal["none", "counts", "streaming"]
 

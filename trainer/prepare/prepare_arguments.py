@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import tyro
 
 from trainer.base.mistake import Mistake
-from trainer.base.paths import LastingPath, SentPath
 from trainer.data.schema import MAX_HISTORY_LENGTH
 from trainer.files.filesystems import check_text
+from trainer.files.paths import LastingPath, SentPath
 from trainer.prepare.features.column_types import ColumnTypes
 from trainer.prepare.features.event_kinds import parse_event_weights
 from trainer.prepare.partitions.event_windows import WindowRule

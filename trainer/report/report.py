@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import tyro
 
 from trainer.base.mistake import Mistake
-from trainer.base.paths import LastingPath
 from trainer.base.ranges import check_range
 from trainer.base.screen import say
 from trainer.data.schema import Dataset
+from trainer.files.paths import LastingPath
 from trainer.files.storage import StoragePath, storage_path, write_whole
 from trainer.live.document import Document
 from trainer.live.page import panel_rows

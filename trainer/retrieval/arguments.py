@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import tyro
 
 from trainer.base.mistake import Mistake
-from trainer.base.paths import LastingPath, SentPath
 from trainer.base.ranges import MOST, check_given, check_range, check_ranges
 from trainer.bundle.choices import Precision
+from trainer.files.paths import LastingPath, SentPath
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
 MOST_MINED = 10_000

@@ -22,12 +22,12 @@ import tyro
 
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake
-from trainer.base.paths import LastingPath
 from trainer.base.ranges import MOST_THREADS
 from trainer.base.screen import say
 from trainer.data.feature_types import LARGEST_VECTOR
 from trainer.data.schema import MAX_HISTORY_LENGTH, Dataset
 from trainer.files.filesystems import check_text
+from trainer.files.paths import LastingPath
 from trainer.files.whole_folder import whole_folder
 from trainer.observe.progress import Progress, TerminalProgress
 from trainer.prepare.summary import print_summary
