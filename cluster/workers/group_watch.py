@@ -23,6 +23,8 @@ from trainer.base.stopping import Told
 from trainer.observe.progress import Progress
 
 GLANCE_SECONDS = 0.2
+CONDEMNED_SECONDS = 10.0
+"""So long condemned ranks have to end by themselves."""
 START_SECONDS = 600.0
 """Workers of which none is heard for so long were not started: there is no place for them."""
 
@@ -93,6 +95,7 @@ class GroupWatch:
         self._progress = progress
         self._can_stop, self._go_on = can_stop, go_on
         self._stopping = False
+        self._condemned_at = 0.0
         self.grows = False
         """Whether it asked for room to grow."""
         self.last: Look | None = None
@@ -117,6 +120,7 @@ class GroupWatch:
                 continue
             looked = now
             self.last = self._link.look(self._group, self._count) or self.last
+            self._end_condemned(now)
             beats = () if self.last is None else self.last.beats
             began = bool(beats)
             if not began and not over.is_set():
@@ -130,6 +134,17 @@ class GroupWatch:
                 self.grows = began and self._could_grow()
             if self._can_stop and (self._wants_to_stop() or self._stopping):
                 self._stop()
+
+    def _end_condemned(self, now: float) -> None:
+        """Ranks that beat hear the verdict and end. One that hangs when the others have left, or
+        all that hang, do not."""
+        if self.last is None or self.last.verdict is None:
+            return
+        self._condemned_at = self._condemned_at or now
+        if now - self._condemned_at > CONDEMNED_SECONDS:
+            self._condemned_at = now
+            for beat in self.last.remaining:
+                self._link.end(beat)
 
     @property
     def _workers(self) -> str:

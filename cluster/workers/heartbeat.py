@@ -49,6 +49,7 @@ class Heartbeat:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join(timeout=2 * BEAT_SECONDS)
+        self._relay.leave.remote(self._group, self._rank)
 
     def on_step(self, step: int) -> None:
         """The rank has finished `step`: cheap, it only stores the number."""
@@ -67,7 +68,15 @@ class Heartbeat:
     def _beat(self) -> Beat:
         phase, done, total = self._phase
         return Beat(
-            self._rank, self._step, phase, done, total, self._signs, self._where, self._node
+            self._rank,
+            self._step,
+            phase,
+            done,
+            total,
+            self._signs,
+            self._where,
+            self._node,
+            os.getpid(),
         )
 
     def _run(self) -> None:

@@ -45,6 +45,7 @@ class Beat:
     where: str
     node: str
     """Ray's id of it."""
+    pid: int = 0
 
     @property
     def at(self) -> str:
@@ -89,6 +90,7 @@ class Pulses:
         self._count = 0
         self._stop = False
         self._ranks: dict[int, Pulse] = {}
+        self._left: set[int] = set()
         self._advanced_at = 0.0
         self.group = 0
         """The number of the group that is listened to."""
@@ -97,7 +99,7 @@ class Pulses:
     def begin(self, group: int, count: int) -> None:
         """Forget an earlier group's ranks; the new one has `count`."""
         self.group, self._count = group, count
-        self._ranks = {}
+        self._ranks, self._left = {}, set()
         self._advanced_at = self._clock()
         self._stop = False
         self.verdict = None
@@ -120,9 +122,24 @@ class Pulses:
         if known is None or beat.signs > known.beat.signs:
             self._advanced_at = now
         self._ranks[beat.rank] = Pulse(beat, now)
-        if self.verdict is None:
-            self.verdict = self._judge(now)
-        return Answer(self.verdict, self._stop)
+        return Answer(self.judge(), self._stop)
+
+    def leave(self, group: int, rank: int) -> None:
+        """A rank's work is over, well or not: it beats no more, and is not waited for."""
+        if group == self.group:
+            self._left.add(rank)
+            self._advanced_at = self._clock()
+
+    @property
+    def remaining(self) -> list[Beat]:
+        """The last of each rank that was heard and has not left."""
+        return [beat for beat in self.beats if beat.rank not in self._left]
+
+    def judge(self) -> str | None:
+        """The verdict of now. Asked by the driver, too: where the rest has left, nobody beats."""
+        if self.verdict is None and (self.remaining or not self._left):
+            self.verdict = self._judge(self._clock())
+        return self.verdict
 
     def _judge(self, now: float) -> str | None:
         stuck_seconds = now - self._advanced_at
@@ -131,7 +148,7 @@ class Pulses:
         absent = self._absent(now)
         if absent:
             return f"{absent}: {self._limit(1.0)}"
-        patience = max(PATIENCE[beat.phase] for beat in self.beats)
+        patience = max(PATIENCE[beat.phase] for beat in self.remaining)
         if stuck_seconds <= patience * self._step_timeout_seconds:
             return None
         behind = self._behind()
@@ -143,20 +160,21 @@ class Pulses:
 
     def _absent(self, now: float) -> str:
         """Who does not even beat; empty where all do."""
-        unheard = [f"rank {rank}" for rank in range(self._count) if rank not in self._ranks]
+        known = self._ranks.keys() | self._left
+        unheard = [f"rank {rank}" for rank in range(self._count) if rank not in known]
         if unheard:
             has = "has" if len(unheard) == 1 else "have"
             return f"{', '.join(unheard)} {has} not answered since the group began"
         return ", ".join(
             f"{_name(pulse.beat)} has not answered for {now - pulse.heard_at:.0f} s, last heard of "
             f"at {pulse.beat.at}"
-            for _, pulse in sorted(self._ranks.items())
-            if now - pulse.heard_at > SILENT_SECONDS
+            for rank, pulse in sorted(self._ranks.items())
+            if rank not in self._left and now - pulse.heard_at > SILENT_SECONDS
         )
 
     def _behind(self) -> list[Beat]:
         """Those that the others wait for, as far as steps and what is done of a phase tell."""
-        beats = self.beats
+        beats = self.remaining
         last = min(beat.step for beat in beats)
         behind = [beat for beat in beats if beat.step == last]
         if len(behind) == len(beats) and len({beat.phase for beat in beats}) == 1:

@@ -13,6 +13,8 @@ look tells it which group it serves. An event is kept until the driver says that
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 import uuid
@@ -55,6 +57,8 @@ class Look:
     verdict: str | None
     leaving: bool
     """One of the group's nodes will be taken away."""
+    remaining: tuple[Beat, ...] = ()
+    """Of the ranks heard so far whose work is not over."""
 
 
 class Relay:
@@ -98,7 +102,11 @@ class Relay:
         self.begin(group, count)
         beats = tuple(self._pulses.beats)
         leaving = not draining_nodes().isdisjoint(beat.node for beat in beats)
-        return Look(beats, self._pulses.verdict, leaving)
+        verdict = self._pulses.judge() if beats else None
+        return Look(beats, verdict, leaving, tuple(self._pulses.remaining))
+
+    def leave(self, group: int, rank: int) -> None:
+        self._pulses.leave(group, rank)
 
     def room(self, on_gpu: bool) -> int:
         """Workers that could start now, node by node: one a free CPU, or a free GPU with a CPU."""
@@ -139,6 +147,12 @@ class RelayLink:
         """How the group is; None: no answer."""
         found: Look | None = self._answer(self.relay.look.remote(group, count))
         return found
+
+    def end(self, beat: Beat) -> None:
+        """SIGKILL to a rank's process, on its node: one that hangs hears nothing else."""
+        there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+        ending = ray.remote(os.kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        self._answer(ending.remote(beat.pid, signal.SIGKILL))
 
     def room(self, on_gpu: bool) -> int | None:
         """Workers that could start now; None: no answer."""

@@ -266,6 +266,23 @@ class TestRestarts:
         assert run.unit == "GPU"
 
 
+def test_condemned_ranks_that_do_not_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that hangs after the others have left hears nothing, and the run stood for ever."""
+    monkeypatch.setattr(group_watch, "CONDEMNED_SECONDS", 0.0)
+    monkeypatch.setattr(group_watch, "LOOK_SECONDS", 0.0)
+    over, ended = threading.Event(), []
+
+    class Ending(Link):
+        def end(self, beat: Beat) -> None:
+            ended.append(beat.rank)
+            over.set()
+
+    link = Ending(Look(BEATS, "rank 1 hangs", leaving=False, remaining=BEATS[1:]))
+    watch = GroupWatch(link, 1, 2, Told(), lambda: False, 9.0, Screen(), can_stop=False)  # type: ignore[arg-type]
+    watch.until(over)
+    assert ended == [beat.rank for beat in BEATS[1:]]
+
+
 class TestEnds:
     @pytest.mark.parametrize(
         ("number", "name", "status"),

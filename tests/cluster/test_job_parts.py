@@ -19,7 +19,7 @@ from cluster.jobs.job_command import (
     driver_cpus,
 )
 from cluster.jobs.job_package import STOP_SECONDS, refusal_message, runtime_env, variables_of
-from cluster.jobs.submit import what_stopping_takes
+from cluster.jobs.submit import SubmitArguments, what_stopping_takes
 from cluster.workers.ray_private import LARGEST_PACKAGE_BYTES
 from tandem import PACKAGES
 from trainer.base.mistake import Mistake
@@ -194,6 +194,13 @@ def test_variables_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for given, told in (("NOWHERE", "it is not set here"), ("1A=2", "'1A' is no"), ("=2", "'' is")):
         with pytest.raises(Mistake, match=told):
             variables_of([given])
+
+
+def test_flags_that_are_left_out_are_no_mistake() -> None:
+    """--driver-cpus left out was compared with its limits: no job could be submitted without it."""
+    assert SubmitArguments().driver_cpus is None
+    with pytest.raises(Mistake, match="--driver-cpus -1: must be from 0"):
+        SubmitArguments(driver_cpus=-1)
 
 
 def test_a_command_that_works_by_itself_leaves_the_head_alone() -> None:

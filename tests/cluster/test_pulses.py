@@ -234,3 +234,31 @@ def test_every_call_of_a_hook_is_a_sign(monkeypatch: pytest.MonkeyPatch, quick_b
 def test_every_phase_that_a_rank_can_tell_has_its_patience() -> None:
     """A rank that waits for data tells a phase that nobody had counted on: a KeyError."""
     assert set(PATIENCE) == set(get_args(RunPhase))
+
+
+def test_one_that_hangs_after_the_others_have_left_is_found(group: Group) -> None:
+    """Nobody beats any more: the verdict was only ever asked for by a beat, and the run stood."""
+    group.beat(0, 7, "stopped", sign=True)
+    group.beat(1, 7, "checkpointing", sign=True)
+    group.pulses.leave(1, 0)
+    group.now += TIMEOUT - 1
+    assert group.pulses.judge() is None
+    group.now += 2
+    verdict = group.pulses.judge()
+    assert verdict is not None and verdict.startswith("rank 1 (pid 101 on node-a) has not answered")
+    assert [beat.rank for beat in group.pulses.remaining] == [1]
+
+
+def test_a_group_that_has_left_is_not_condemned(group: Group) -> None:
+    """However long Ray takes to notice."""
+    for rank in (0, 1):
+        group.beat(rank, 7, "finished", sign=True)
+        group.pulses.leave(1, rank)
+        group.now += 10 * TIMEOUT
+    assert group.pulses.judge() is None
+
+
+def test_one_that_goes_on_after_the_others_have_left_may(group: Group) -> None:
+    group.beat(1, 7, "stopped", sign=True)
+    group.pulses.leave(1, 1)
+    assert group.beat_on(5 * TIMEOUT, (0, 7, "evaluating"), sign=True) is None

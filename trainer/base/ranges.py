@@ -24,9 +24,11 @@ def check_range(flag: str, value: int, least: int, most: int = MOST, what: str =
 
 
 def check_ranges(arguments: object, **limits: tuple[int, int]) -> None:
-    """`check_range` of several flags by their fields' names."""
+    """`check_range` of several flags by their fields' names; None is a flag left out."""
     for name, (least, most) in limits.items():
-        check_range(f"--{name.replace('_', '-')}", vars(arguments)[name], least, most)
+        value = vars(arguments)[name]
+        if value is not None:
+            check_range(f"--{name.replace('_', '-')}", value, least, most)
 
 
 def check_given(arguments: object, flags: Iterable[str], positional: Iterable[str] = ()) -> None:
