@@ -1,6 +1,7 @@
 """A run's bundle answers as the code that trained it does: by id, by items, by features."""
 
 import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks, process_group
 from trainer.launch.launcher import Worker
 from trainer.model.trained import load_run
+from trainer.model.two_tower import TwoTower
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval import run_bundle
 from trainer.retrieval.arguments import ExportArguments
@@ -37,6 +39,7 @@ from trainer.retrieval.run_bundle import opened_bundle
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.keys import decode_keys
 from trainer.retrieval.search.topk import exact_topk
+from trainer.retrieval.written import bundle_programs
 from trainer.run.folder import RunSpec
 from trainer.train import run_worker
 
@@ -74,6 +77,28 @@ def run_of(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return made[tower]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def traced() -> dict[bytes, Any]:
+    """Programs of towers by their weights."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def traced_once(traced: dict[bytes, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towers are traced the first time that they are exported: seconds, nearly all of an export."""
+    trace = bundle_programs.export_towers
+
+    def programs_of(model: TwoTower) -> dict[str, Any]:
+        digest = hashlib.sha256(repr(model.head).encode())
+        for name, value in model.head.state_dict().items():
+            digest.update(name.encode() + value.numpy().tobytes())
+        if digest.digest() not in traced:
+            traced[digest.digest()] = trace(model)
+        return dict(traced[digest.digest()])
+
+    monkeypatch.setattr(bundle_programs, "export_towers", programs_of)
 
 
 @contextmanager
@@ -207,7 +232,8 @@ def test_a_bundle_without_user_vectors_computes_them(
 def test_what_a_precision_loses_is_told(
     precision: Any, run_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    facts = export(ExportArguments(str(run_of("mlp")), str(tmp_path / "B"), precision=precision))
+    arguments = ExportArguments(str(run_of("mlp")), str(tmp_path / "B"), precision=precision)
+    facts = export(replace(arguments, encoder_limit=0))
     assert f"stored as {precision}: recall@10 against float32 " in capsys.readouterr().out
     with opened_bundle(str(run_of("mlp"))) as whole:
         stored = Bundle(tmp_path / "B")
