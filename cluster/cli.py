@@ -126,9 +126,8 @@ def recommend(arguments: Arguments, verbose: bool) -> int:
     from trainer.retrieval.arguments import RecommendArguments
     from trainer.retrieval.recommend import answer
 
-    parsed = parse(RecommendArguments, "tandem recommend", arguments)
+    parsed, started = parse(RecommendArguments, "tandem recommend", arguments), None
     quiet_libraries(verbose)
-    started = None
     if parsed.all:
         from trainer.tools.ready import ready_for_torch
 

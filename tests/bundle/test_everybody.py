@@ -20,6 +20,7 @@ from trainer.retrieval import everybody
 from trainer.retrieval.arguments import RecommendArguments
 from trainer.retrieval.everybody import recommend_everybody
 from trainer.retrieval.recommend import answer
+from trainer.retrieval.search import everybody_batch
 
 FILTERS = {
     "none": Filters(),
@@ -38,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(everybody, "USERS_AT_ONCE", 4)
+    monkeypatch.setattr(everybody_batch, "USERS_AT_ONCE", 4)
     monkeypatch.setattr(everybody.Plan.__init__, "__defaults__", (10,))
     torch.set_num_threads(1)
 
