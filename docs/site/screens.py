@@ -168,7 +168,9 @@ def main(work: Path, out: Path) -> None:
     pages = {"report": "one.html", "answers": "answers.html", "reports": "several.html",
              "compare": "COMPARED/report.html", "tune": "TUNED/trials.html"}  # fmt: skip
     for name, file in pages.items():
-        pictures((work / file).resolve().as_uri(), name, out)
+        shown = work / f"shown-{name}.html"  # without the place of the work on this machine
+        shown.write_text((work / file).read_text().replace(f"{work}/", ""))
+        pictures(shown.as_uri(), name, out)
     live(work, out)
     terminals(work, out)
 
