@@ -178,7 +178,7 @@ def test_memory_that_cannot_suffice_is_told_before_it_is_asked_for(
     monkeypatch.setattr("trainer.model.memory.usable_memory_bytes", lambda: 1 << 30)
     for sections, said in (
         ({"negatives": {"uniform": 2**24}}, "candidates 2.0 GiB.*or the sampled negatives"),
-        ({"negatives": {"queue": 2**24, "queue_warmup_steps": 0}}, "queue 1.0 GiB.*lower negativ"),
+        ({"negatives": {"queue": 2**24, "queue_warmup_steps": 0}}, "queue 1.4 GiB.*lower negativ"),
     ):
         with pytest.raises(Mistake, match=f"needs at least .* GiB of memory a worker .*{said}"):
             begun(data, tmp_path / "run", **sections)

@@ -20,7 +20,7 @@ from trainer.config.training_section import TrainingConfig
 WRONG: list[tuple[Any, str]] = [
     (
         {"model": {"tower": "nope"}},
-        "model.tower='nope': must be one of mf, mlp, dcn, graph",
+        "model.tower='nope': must be one of mf, mlp, dcn, history",
     ),
     ({"model": {"similarity": "cosin"}}, "did you mean 'cosine'?"),
     (

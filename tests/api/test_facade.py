@@ -71,6 +71,9 @@ def test_prepare_takes_the_flags_of_the_command() -> None:
         "item_attributes": Sequence[str] | None,
         "user_attributes": Sequence[str] | None,
         **dict.fromkeys(("category", "number", "buckets", "context"), Sequence[str]),
-        **dict.fromkeys(("item_vectors", "user_vectors", "event_weights"), Sequence[str]),
+        **dict.fromkeys(
+            ("item_vectors", "user_vectors", "event_weights", "item_columns", "user_columns"),
+            Sequence[str],
+        ),
     }
     assert get_type_hints(PrepareOptions) == fields | sequences

@@ -11,12 +11,12 @@ import pytest
 
 from tests.bundle.made import make_bundle
 from trainer.base.mistake import Mistake
-from trainer.bundle import exact
 from trainer.bundle.answers import answer, prepare, prepare_similar, recommend, similar
 from trainer.bundle.asked import Ask, AskSimilar, Filters, Recommendations
 from trainer.bundle.manifest import MANIFEST, describe
 from trainer.bundle.names_file import write_names
 from trainer.bundle.opened_bundle import Bundle
+from trainer.bundle.vectors.passing import Passing
 from trainer.retrieval.recommend import as_lists, meant_item
 
 ITEMS = 500
@@ -35,8 +35,8 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search of several chunks, and of one."""
     size = request.param
-    chunks = exact.Passing.chunks
-    monkeypatch.setattr(exact.Passing, "chunks", lambda self, _: chunks(self, size))
+    chunks = Passing.chunks
+    monkeypatch.setattr(Passing, "chunks", lambda self, _: chunks(self, size))
 
 
 FILTERS = {

@@ -18,6 +18,8 @@ class PrepareOptions(TypedDict, total=False):
     rating_column: str | None
     items: Source | None
     users: Source | None
+    item_columns: Sequence[str]
+    user_columns: Sequence[str]
     title_column: str | None
     item_attributes: Sequence[str] | None
     user_attributes: Sequence[str] | None

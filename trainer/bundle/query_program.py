@@ -61,12 +61,26 @@ class QueryProgram:
         """All keys that the tower reads."""
         return (*self.manifest.query_dense, *self.keys)
 
+    @property
+    def can_encode(self) -> bool:
+        """Whether queries can be made from features: the bundle has the tables that it takes."""
+        return bool(self.manifest.tables)
+
     def warm(self) -> None:
         """Load what the first query would wait for."""
         self.encode([Query()])
 
     def encode(self, queries: Sequence[Query]) -> np.ndarray:
-        """float32 [n, O]; zeros for those of whom nothing is known."""
+        """float32 [n, O]; zeros for those of whom nothing is known.
+
+        Raises:
+            Mistake: where the bundle has no tables of the query tower.
+        """
+        if not self.can_encode:
+            raise Mistake(
+                f"{self.folder} has no tables of its query tower: it answers users of the "
+                "dataset as they were then, not items, features or a context; export the run again"
+            )
         import torch
 
         dense = {key: self._dense(key, queries) for key in self.manifest.query_dense}

@@ -106,7 +106,7 @@ class RecommendArguments:
     filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
     json: bool = False
     """Print one line of JSON in place of tables."""
-    html: str | None = None
+    html: LastingPath | None = None
     """Write a page, the history beside, to this file in place of tables."""
     images: str | None = None
     """With --html: pictures of the items, by their addresses (https://cdn.example/{item}.jpg) or by
@@ -156,7 +156,7 @@ class SimilarArguments:
     filters: Annotated[FilterArguments, tyro.conf.arg(name="")] = FilterArguments()
     json: bool = False
     """Print one line of JSON in place of a table."""
-    html: str | None = None
+    html: LastingPath | None = None
     """Write a page to this file in place of a table."""
     images: str | None = None
     """With --html: pictures, as with `tandem recommend`."""

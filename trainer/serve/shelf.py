@@ -57,7 +57,8 @@ class Shelf:
         bundle = Bundle(self.place, self.verify)
         if bundle.manifest.users:
             recommend(bundle, Ask(user=str(bundle.user_names.id_of(0)), k=1))
-        bundle.program.warm()
+        if bundle.program.can_encode:
+            bundle.program.warm()
         return bundle
 
     def _identity(self) -> Identity | None:

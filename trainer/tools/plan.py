@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torchrec.distributed.planner.types import PlannerError
 
@@ -41,11 +42,11 @@ class Plan:
     """The planner's shards by table; None where the planner found none that fits."""
     advice: tuple[str, ...]
 
-    def to_json(self, gpus: PlannedGpus) -> str:
-        """gpus: what it was made for."""
+    def described(self, gpus: PlannedGpus) -> dict[str, Any]:
+        """As JSON has it. gpus: what it was made for."""
         estimate = {**asdict(self.estimate), "total": self.estimate.total}
         beside = {"estimate": estimate, "fits": self.estimate.fits, "gpus_told": gpus.told}
-        return json.dumps({**asdict(self), **beside})
+        return {**asdict(self), **beside}
 
 
 def make_plan(
@@ -150,7 +151,7 @@ def plan(arguments: PlanArguments, found: FoundGpus | None = None) -> int:
     dataset = Dataset.load(arguments.data)
     made = make_plan(arguments.config, dataset, gpus.count, gpus.memory, gpus.a_node)
     if arguments.json:
-        print(made.to_json(gpus))
+        print(json.dumps(made.described(gpus)))
     else:
         for line in gpus.told:
             say(line)
