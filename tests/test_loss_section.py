@@ -147,6 +147,15 @@ def test_flags_are_held_to_the_rules(
     assert message in shown
 
 
+def test_runs_of_earlier_versions_are_read() -> None:
+    then = Config().to_json()
+    then["model"]["neighbours"] = 16
+    assert Config.from_json(then) == Config()
+    then["model"]["tower"] = "graph"
+    with pytest.raises(Mistake, match=r"model\.tower='graph': must be one of mf, mlp"):
+        Config.from_json(then)
+
+
 def test_it_goes_through_json_and_pickle() -> None:
     config = Config(loss=LossConfig(name="bsl", negative_weight=1.3))
     assert Config.from_json(config.to_json()) == config
