@@ -25,7 +25,10 @@ def watched(
 
     def report() -> None:
         while not over.wait(EVERY_SECONDS):
-            done = int(connection.query_progress())
+            try:
+                done = int(connection.query_progress())
+            except duckdb.ConnectionException:  # closed in the meantime: Ctrl-C
+                return
             if 0 < done < 100:
                 progress.update(f"{phase} %", done, 100)
 
