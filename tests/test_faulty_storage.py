@@ -1,5 +1,8 @@
 """A run whose data and folder lie in an object store that resets, throttles and tears answers."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,23 +30,15 @@ def test_one_request_in_so_many_fails(
 ) -> None:
     import s3fs
 
-    data = tmp_path / "data"
-    make_dataset(data, users=60, items=40, rows=1400)
-    run_worker(spec_of(str(data), tmp_path / "here", **SETTINGS), Notes())
-    with s3_server() as (bucket, variables):
-        port = int(variables["AWS_ENDPOINT_URL"].rpartition(":")[2])
-        with faulty(port, every) as (proxy, met):
-            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy}")
-            s3fs.S3FileSystem.clear_instance_cache()
-            s3fs.S3FileSystem().put(str(data), f"{bucket}/data", recursive=True)
-            spec = replace(spec_of(f"{bucket}/data", tmp_path, **SETTINGS), out=f"{bucket}/run")
-            run_worker(spec, Notes())
-            lines = read_records(RunFolder(spec.out).metrics_file)
-            here = read_records(RunFolder(tmp_path / "here").metrics_file)
-            assert [line["loss"] for line in lines] == [line["loss"] for line in here]
-            assert read_state(spec.out).phase == "finished"
-            there = {path.name for path in (storage_path(spec.out) / "checkpoints").iterdir()}
-            assert sorted(there - {NOTED_FILE}) == ["step-00000018", "step-00000020"]
+    data, here = data_and_losses(tmp_path)
+    with bucket_behind(monkeypatch, every) as (bucket, met):
+        s3fs.S3FileSystem().put(data, f"{bucket}/data", recursive=True)
+        spec = replace(spec_of(f"{bucket}/data", tmp_path, **SETTINGS), out=f"{bucket}/run")
+        run_worker(spec, Notes())
+        assert losses_of(spec.out) == here
+        assert read_state(spec.out).phase == "finished"
+        there = {path.name for path in (storage_path(spec.out) / "checkpoints").iterdir()}
+        assert sorted(there - {NOTED_FILE}) == ["step-00000018", "step-00000020"]
     assert all(met[fault] for fault in FAULTS), met
 
 
@@ -53,28 +48,45 @@ def test_a_listing_that_lags_hides_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run went on from what the listing had, an older checkpoint or none, and said nothing."""
+    data, here = data_and_losses(tmp_path)
+    with bucket_behind(monkeypatch, 0, lag=3600) as (bucket, met):
+        spec = replace(spec_of(data, tmp_path, **SETTINGS), out=f"{bucket}/run")
+        run_worker(with_steps(spec, 7), Notes())
+        folder = storage_path(spec.out) / "checkpoints"
+        assert met["hidden"]
+        assert [path.name for path in committed(folder)] == ["step-00000006", "step-00000007"]
+        notes = Notes()
+        run_worker(replace(with_steps(spec, 13), resume="auto"), notes)
+        assert any("going on from step-00000007" in said for said in notes.said), notes.said
+        assert [path.name for path in committed(folder)] == ["step-00000012", "step-00000013"]
+        assert losses_of(spec.out) == here[:13]
+
+
+def data_and_losses(tmp_path: Path) -> tuple[str, list[float]]:
+    """A dataset on this disk, and the curve of a run on it that meets no faults."""
+    data = str(tmp_path / "data")
+    make_dataset(Path(data), users=60, items=40, rows=1400)
+    run_worker(spec_of(data, tmp_path / "here", **SETTINGS), Notes())
+    return data, losses_of(tmp_path / "here")
+
+
+def losses_of(run: str | Path) -> list[float]:
+    return [line["loss"] for line in read_records(RunFolder(run).metrics_file)]
+
+
+@contextmanager
+def bucket_behind(
+    monkeypatch: pytest.MonkeyPatch, every: int, lag: float = 0
+) -> Iterator[tuple[str, Counter[str]]]:
+    """A bucket behind the proxy with its faults, and those that it made."""
     import s3fs
 
-    data = tmp_path / "data"
-    make_dataset(data, users=60, items=40, rows=1400)
-    run_worker(spec_of(str(data), tmp_path / "here", **SETTINGS), Notes())
     with s3_server() as (bucket, variables):
         port = int(variables["AWS_ENDPOINT_URL"].rpartition(":")[2])
-        with faulty(port, 0, lag=3600) as (proxy, met):
+        with faulty(port, every, lag=lag) as (proxy, met):
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy}")
             s3fs.S3FileSystem.clear_instance_cache()
-            spec = replace(spec_of(str(data), tmp_path, **SETTINGS), out=f"{bucket}/run")
-            run_worker(with_steps(spec, 7), Notes())
-            folder = storage_path(spec.out) / "checkpoints"
-            assert met["hidden"]
-            assert [path.name for path in committed(folder)] == ["step-00000006", "step-00000007"]
-            notes = Notes()
-            run_worker(replace(with_steps(spec, 13), resume="auto"), notes)
-            assert any("going on from step-00000007" in said for said in notes.said), notes.said
-            assert [path.name for path in committed(folder)] == ["step-00000012", "step-00000013"]
-            lines = read_records(RunFolder(spec.out).metrics_file)
-            here = read_records(RunFolder(tmp_path / "here").metrics_file)[:13]
-            assert [line["loss"] for line in lines] == [line["loss"] for line in here]
+            yield bucket, met
     s3fs.S3FileSystem.clear_instance_cache()
 
 

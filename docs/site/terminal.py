@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import termios
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -50,21 +51,27 @@ def recorded(
     stream = pyte.ByteStream(screen)
     typed = wrapped(f"$ {shown}", columns - 2).replace("\n", " \\\r\n    ")
     stream.feed(f"{typed}\r\n".encode())
-    output = b"".join(output_of(command, columns, folder))
+    output = b"".join(output_of(command, columns, folder, {"PYTHONUNBUFFERED": "1"}))
     for word, name in names.items():
         output = output.replace(word.encode(), name.encode())
     stream.feed(output)
     return drawn(screen, columns, " ".join(shown.split()[:2]))
 
 
-def output_of(command: list[str], columns: int, folder: Path) -> list[bytes]:
+def output_of(
+    command: Sequence[str], columns: int, folder: Path, environment: Mapping[str, str]
+) -> list[bytes]:
     """What a command writes to its terminal, piece by piece."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
-    quiet = {"TERM": "xterm-256color", "PYTHONUNBUFFERED": "1"}
     given = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
     process = subprocess.Popen(
-        command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env={**given, **quiet}
+        command,
+        cwd=folder,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**given, "TERM": "xterm-256color", **environment},
     )
     os.close(theirs)
     pieces = []

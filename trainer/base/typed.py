@@ -76,6 +76,8 @@ def check(section: Any, name: str) -> None:
 def read_as(kind: type[T], value: Any, name: str = "") -> T:
     """Plain JSON data as `kind`: lists become tuples, whole numbers floats where asked for.
 
+    Names in a dataclass's RETIRED, fields that earlier versions wrote, are left out.
+
     Raises:
         Mistake: with the name of the field, its value and what is allowed; for unknown names, the
             nearest known one.
@@ -177,6 +179,8 @@ def _conform_fields(kind: type, value: Any, name: str) -> Any:
         return value
     if not isinstance(value, dict):
         raise Mistake(f"{_given(name, value)}: must be an object of {_list(fields_of(kind))}")
+    retired = getattr(kind, "RETIRED", ())
+    value = {key: each for key, each in value.items() if key not in retired}
     known, before = fields_of(kind), f"{name}." if name else ""
     for key in value:
         if key not in known:

@@ -114,6 +114,21 @@ def mapped(path: Path) -> np.ndarray:
         raise Mistake(f"{path} is no array ({error}): export or copy the bundle again") from error
 
 
+def mapped_as(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of a known shape and type, mapped.
+
+    Raises:
+        Mistake: where the file is none, or of others.
+    """
+    array = mapped(path)
+    if array.shape != shape or array.dtype != dtype:
+        raise Mistake(
+            f"{path} holds {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {[*shape]}: "
+            "export the bundle again"
+        )
+    return array
+
+
 def mapped_lists(folder: Path, name: str) -> Jagged:
     """Lists that `GrowingLists` wrote."""
     return Jagged(mapped(folder / f"{name}.values.npy"), mapped(folder / f"{name}.offsets.npy"))

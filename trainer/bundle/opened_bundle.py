@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.base.mistake import Mistake
-from trainer.bundle.flat_arrays import mapped, mapped_lists
+from trainer.bundle.flat_arrays import mapped_as, mapped_lists
 from trainer.bundle.manifest import Manifest, read_manifest
 from trainer.bundle.names_file import NamesFile
 from trainer.bundle.query_program import QueryProgram
@@ -50,10 +50,10 @@ class Bundle:
         self.items = StoredVectors.checked(items, said.precision, said.items, said.width)
         self.item_names = NamesFile(items, "item", said.items)
         self.user_names = NamesFile(users, "user", said.users)
-        self.known_I = self._flat("items/known.npy", said.items, np.bool_)
-        self.count_I = self._flat("items/counts.npy", said.items, np.int64)
-        self.user_count_U = self._flat("users/counts.npy", said.users, np.int64)
-        self.user_known_U = self._flat("users/known.npy", said.users, np.bool_)
+        self.known_I = mapped_as(self.path / "items/known.npy", (said.items,), np.bool_)
+        self.count_I = mapped_as(self.path / "items/counts.npy", (said.items,), np.int64)
+        self.user_count_U = mapped_as(self.path / "users/counts.npy", (said.users,), np.int64)
+        self.user_known_U = mapped_as(self.path / "users/known.npy", (said.users,), np.bool_)
         self.users = None
         if said.user_vectors:
             self.users = StoredVectors.checked(users, said.precision, said.users, said.width)
@@ -63,13 +63,6 @@ class Bundle:
         self.vocabularies = Vocabularies(self.path / "vocabularies.parquet")
         self.program = QueryProgram(self.path, said)
         self._codes: dict[str, np.ndarray] = {}
-
-    def _flat(self, name: str, rows: int, dtype: Any) -> np.ndarray:
-        array = mapped(self.path / name)
-        if array.shape != (rows,) or array.dtype != dtype:
-            raise Mistake(f"{self.path / name} holds {array.dtype} {list(array.shape)}, not "
-                          f"{np.dtype(dtype)} {[rows]}: export the bundle again")  # fmt: skip
-        return array
 
     def list_of(self, name: str, user: int) -> np.ndarray:
         """`history` and `disliked` (oldest first) or `seen` (ascending) of a user row, int64."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from embeddings.choices import Placement, Sharding, TablePrecision
 from trainer.base.mistake import require
@@ -22,6 +22,8 @@ Layer = Annotated[int, Range(least=1, most=65_536)]
 class ModelConfig:
     """The two towers and what they read."""
 
+    RETIRED: ClassVar = ("neighbours",)
+    """Of the graph tower, which is no more; runs of earlier versions have it."""
     tower: Tower = "mf"
     """mf: the sum of the features' embeddings, as they are. mlp: a perceptron over them. dcn: the
     same after layers that cross features with one another (DCN-v2). history: a gate between

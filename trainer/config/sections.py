@@ -35,21 +35,6 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-RETIRED = (("model", "neighbours"),)
-"""Sections and settings that runs of earlier versions have: the graph tower's, which is no more."""
-
-
-def without_retired(data: Any) -> Any:
-    """A config as it was written, less what is no setting any more."""
-    if not isinstance(data, dict):
-        return data
-    kept = dict(data)
-    for section, name in RETIRED:
-        if isinstance(kept.get(section), dict):
-            kept[section] = {key: each for key, each in kept[section].items() if key != name}
-    return kept
-
-
 @dataclass(frozen=True)
 class Config:
     """Everything a run is: with the data, the seed and the number of workers it fixes the run."""
@@ -117,11 +102,8 @@ class Config:
 
     @staticmethod
     def from_json(data: Any) -> Config:
-        """Inverse of `to_json`; Mistake names the first field that is unknown or wrong.
-
-        What earlier versions wrote of settings that are no more is left out.
-        """
-        return read_as(Config, without_retired(data))
+        """Inverse of `to_json`; Mistake names the first field that is unknown or wrong."""
+        return read_as(Config, data)
 
     @property
     def digest(self) -> str:

@@ -21,21 +21,33 @@ def waits(
     Args:
         words: what is waited for; a function's are asked for each time.
     """
-    over, began = Event(), time.monotonic()
+    began = time.monotonic()
 
-    def tell(seconds: float) -> None:
+    def tell() -> None:
+        seconds = time.monotonic() - began
         progress.waiting(words if isinstance(words, str) else words(), seconds)
+
+    tell()  # before the body may keep other threads from running
+    try:
+        with repeated(tell, every_seconds, "tandem-waiting"):
+            yield
+    finally:
+        progress.waiting(None)
+
+
+@contextmanager
+def repeated(act: Callable[[], None], every_seconds: float, name: str) -> Iterator[None]:
+    """A thread of this name does `act` again and again in the body, first after `every_seconds`."""
+    over = Event()
 
     def repeat() -> None:
         while not over.wait(every_seconds):
-            tell(time.monotonic() - began)
+            act()
 
-    tell(0.0)  # before the body may keep other threads from running
-    thread = Thread(target=repeat, name="tandem-waiting", daemon=True)
+    thread = Thread(target=repeat, name=name, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
-        progress.waiting(None)

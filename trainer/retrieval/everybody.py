@@ -102,9 +102,10 @@ def recommend_everybody(
         f"{place + 1} of {count}": Share(bundle.path, folder, plan, asked, missing[place::count])
         for place in range(count)
     }
+    there = plan.num_parts - len(missing)
     for ended, _ in launcher.each(make_parts, shares if missing else {}):
-        say(f"share {ended}: {plan.num_parts - len(_missing(folder, plan)):,} of "
-            f"{plan.num_parts:,} parts are there")  # fmt: skip
+        there += len(shares[ended].parts)
+        say(f"share {ended}: {there:,} of {plan.num_parts:,} parts are there")
     if _missing(folder, plan):
         raise Mistake(f"--out {out}: parts that other machines wrote are not seen from here: name "
                       "a folder on storage that all of them share")  # fmt: skip

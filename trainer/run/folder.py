@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from trainer.base.mistake import Mistake
 from trainer.base.run_files import CHOICE_FILE, CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
+from trainer.base.typed import read_as
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.hooks import RunPhase
@@ -119,7 +120,7 @@ class RunFolder:
                 "A run that was just started has it once models are tried and workers are up"
             )
         try:
-            return RunFacts.from_json(read_json(file))
+            return read_as(RunFacts, read_json(file))
         except Mistake as mistake:
             raise Mistake(f"{file}: {str(mistake).removeprefix(f'{file} ')}") from mistake
 

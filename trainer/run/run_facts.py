@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from trainer.base.mistake import Mistake
-from trainer.base.typed import Range, read_as
-from trainer.config.sections import Config, without_retired
+from trainer.base.typed import Range
+from trainer.config.sections import Config
 from trainer.run.origin import Origin
 
 STORES = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hdfs", "memory")
@@ -27,13 +27,6 @@ class RunFacts:
     config: Config
     start_from: Origin | None = None
     """Where its first values came from, if from another run's."""
-
-    @staticmethod
-    def from_json(said: Any) -> RunFacts:
-        """What config.json says. Raises Mistake where it says something else."""
-        if isinstance(said, dict) and "config" in said:
-            said = {**said, "config": without_retired(said["config"])}
-        return read_as(RunFacts, said)
 
     @property
     def named_data(self) -> str:

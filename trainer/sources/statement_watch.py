@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import duckdb
 
 from trainer.observe.progress import Progress
+from trainer.observe.waiting import repeated
 from trainer.sources import sql
 
 EVERY_SECONDS = 0.5
@@ -21,25 +22,16 @@ def watched(
     connection: duckdb.DuckDBPyConnection, progress: Progress, phase: str
 ) -> Iterator[None]:
     """Report the per cent done of each statement that runs in the body, as `phase %`."""
-    over = threading.Event()
 
     def report() -> None:
-        while not over.wait(EVERY_SECONDS):
-            try:
-                done = int(connection.query_progress())
-            except duckdb.ConnectionException:  # closed in the meantime: Ctrl-C
-                return
+        with suppress(duckdb.ConnectionException):  # closed in the meantime: Ctrl-C
+            done = int(connection.query_progress())
             if 0 < done < 100:
                 progress.update(f"{phase} %", done, 100)
 
     sql.set_progress(connection, "enable_progress_bar", True)
-    thread = threading.Thread(target=report, name="prepare-progress", daemon=True)
-    thread.start()
-    try:
+    with repeated(report, EVERY_SECONDS, "prepare-progress"):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def exact_best(
     reach = 1.0 if by_cosine else largest_norm
     margin_Q = np.linalg.norm(query_QD, axis=1) * reach * rounding
     searches = [
-        _Search(query_D, rows, k, margin)
+        _Search(vectors, by_cosine, query_D, rows, k, margin)
         for query_D, rows, k, margin in zip(query_QD, left_out, count_Q, margin_Q, strict=True)
     ]
     size = max(1 << 12, min(CHUNK_ITEMS, SCORES_AT_ONCE // max(len(query_QD), 1)))
@@ -79,7 +79,7 @@ def exact_best(
         for search, (score_n, off) in zip(searches, scored(chunk), strict=True):
             if divisor_n is not None:
                 score_n, off = score_n / divisor_n, off / divisor_n
-            search.look(chunk, score_n, off, vectors, by_cosine)
+            search.look(chunk, score_n, off)
     return [search.ranking() for search in searches]
 
 
@@ -124,21 +124,23 @@ def _divisors(norm_n: np.ndarray) -> np.ndarray:
 class _Search:
     """One query's best so far."""
 
-    def __init__(self, query_D: np.ndarray, left_out: np.ndarray, k: int, margin: float) -> None:
+    def __init__(
+        self,
+        vectors: StoredVectors,
+        by_cosine: bool,
+        query_D: np.ndarray,
+        left_out: np.ndarray,
+        k: int,
+        margin: float,
+    ) -> None:
+        self.vectors, self.by_cosine = vectors, by_cosine
         self.query_D, self.left_out, self.k, self.margin = query_D, left_out, k, margin
         self.row_h = np.empty(0, dtype=np.int64)
         self.score_h = np.empty(0, dtype=np.float32)
         self.bound = float(LOWEST)
         """What an item's rough score has to reach, with all that it may be off by."""
 
-    def look(
-        self,
-        chunk: Chunk,
-        score_n: np.ndarray,
-        off: np.ndarray | np.floating,
-        vectors: StoredVectors,
-        by_cosine: bool,
-    ) -> None:
+    def look(self, chunk: Chunk, score_n: np.ndarray, off: np.ndarray | np.floating) -> None:
         """Score anew what of a chunk may be among the best; off: beside the margin."""
         if not self.k:
             return
@@ -154,9 +156,9 @@ class _Search:
         if not len(hit_h):
             return
         row_h = hit_h + chunk.first if chunk.rows is None else chunk.rows[hit_h]
-        found_hD = vectors.at(row_h)
-        if by_cosine:
-            found_hD = found_hD / _divisors(vectors.norms(row_h))[:, None]
+        found_hD = self.vectors.at(row_h)
+        if self.by_cosine:
+            found_hD = found_hD / _divisors(self.vectors.norms(row_h))[:, None]
         exact_h = (found_hD * self.query_D).sum(axis=1, dtype=np.float64).astype(np.float32)
         self.row_h = np.concatenate([self.row_h, row_h])
         self.score_h = np.concatenate([self.score_h, exact_h])

@@ -20,11 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from trainer.base.mistake import Mistake
-from trainer.bundle.flat_arrays import RangeArray, mapped
+from trainer.bundle.flat_arrays import RangeArray, mapped_as
 
 LARGEST_CODE = 127
 NAMES = {"codes.npy": np.int8, "code_scales.npy": np.float32, "code_errors.npy": np.float32}
+
+
+def _shapes(rows: int, width: int) -> dict[str, tuple[int, ...]]:
+    return {name: (rows, width) if of is np.int8 else (rows,) for name, of in NAMES.items()}
 
 
 def rounded(vector_nD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,9 +82,8 @@ class RowCodes:
     @staticmethod
     def create(folder: Path, rows: int, width: int) -> None:
         """The three files, of zeros."""
-        for name, dtype in NAMES.items():
-            shape = (rows, width) if dtype is np.int8 else (rows,)
-            RangeArray.create(folder / name, shape, dtype)
+        for name, shape in _shapes(rows, width).items():
+            RangeArray.create(folder / name, shape, NAMES[name])
 
     @staticmethod
     def write(folder: Path, first: int, vector_nD: np.ndarray) -> None:
@@ -96,15 +98,8 @@ class RowCodes:
         """The codes of a folder; None: it has none. Raises Mistake where they are of other rows."""
         if not (folder / "codes.npy").is_file():
             return None
-        found = [mapped(folder / name) for name in NAMES]
-        for array, (name, dtype) in zip(found, NAMES.items(), strict=True):
-            shape = (rows, width) if dtype is np.int8 else (rows,)
-            if (array.shape, array.dtype) != (shape, dtype):
-                raise Mistake(
-                    f"{folder / name} holds {array.dtype} {list(array.shape)}, not "
-                    f"{np.dtype(dtype)} {[*shape]}: export the bundle again"
-                )
-        return RowCodes(*found)
+        shapes = _shapes(rows, width)
+        return RowCodes(*(mapped_as(folder / name, shapes[name], NAMES[name]) for name in NAMES))
 
     def scores(
         self, query: CodedQuery, norm_n: np.ndarray, rows: slice | np.ndarray
