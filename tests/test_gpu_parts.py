@@ -16,6 +16,7 @@ from trainer.bench.loss import LossBenchArguments, make_problem
 from trainer.bench.naive import naive_loss
 from trainer.distributed.ranks import process_group
 from trainer.model.trained import load_run
+from trainer.retrieval.encode import Encoder
 from trainer.retrieval.written.bundle_programs import write_programs
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -44,7 +45,7 @@ def test_tables_are_gathered_on_the_host(tmp_path: Path) -> None:
         trained = load_run(tmp_path / "run", ranks)
         (tmp_path / "tables").mkdir()
         elsewhere = replace(ranks, device=torch.device("meta"))
-        _, files = write_programs(trained, elsewhere, tmp_path, 0, {})
+        _, files = write_programs(trained, Encoder.of_run(trained, elsewhere), tmp_path, 0)
         del trained
     table = load_file(tmp_path / files["history"].file)["item"]
     assert table.shape == (41, 16) and table.abs().max() > 0

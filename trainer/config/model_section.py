@@ -13,6 +13,7 @@ from trainer.base.typed import Range, check
 HistoryPooling = Literal["mean", "attention", "places"]
 Block = Literal["sasrec", "ligr", "hstu"]
 Tower = Literal["mf", "mlp", "dcn", "history", "sequence"]
+SequenceRead = Literal["kinds", "dislikes", "gaps", "attributes"]
 MOST_WIDTH = 1024
 """FBGEMM's tables are silently zero beyond it."""
 Layer = Annotated[int, Range(least=1, most=65_536)]
@@ -68,10 +69,11 @@ class ModelConfig:
     block: Block = "ligr"
     """sequence: layers of the transformer. sasrec: attention and a perceptron. ligr: both gated,
     the perceptron a SwiGLU (eSASRec). hstu: pointwise attention with a bias by distance."""
-    sequence_reads: tuple[Literal["kinds", "dislikes", "gaps"], ...] = ()
+    sequence_reads: tuple[SequenceRead, ...] = ()
     """sequence: what its items say beside themselves. kinds: of which kind each event is (view,
     buy). dislikes: that, and disliked items are in the sequence too. gaps: the time since the event
-    before, as its logarithm."""
+    before, as its logarithm. attributes: those of the item, as candidates have them (with
+    item_attributes)."""
     sequence_layers: Annotated[int, Range(least=1, most=64)] = 2
     """sequence: layers of the transformer."""
     sequence_heads: Annotated[int, Range(least=1, most=MOST_WIDTH)] = 2
@@ -126,6 +128,11 @@ class ModelConfig:
         require(
             self.tower == "sequence" or not self.sequence_reads,
             f"model.sequence_reads is of the sequence tower, not of {self.tower}",
+        )
+        require(
+            self.item_attributes or "attributes" not in self.sequence_reads,
+            "model.sequence_reads names attributes, which items have with model.item_attributes: "
+            "set that, too",
         )
         require(
             self.tower == "sequence" or self.targets == 1,

@@ -89,6 +89,16 @@ def context_bags(value_n: np.ndarray | None, user_n: np.ndarray) -> Bags:
     return value_n.astype(np.int64), np.ones(len(user_n), dtype=np.int64)
 
 
+def of_item(key: str) -> str:
+    """The item's attribute ("item.genre") that an event says of its item ("event.genre")."""
+    return "item." + key.removeprefix("event.")
+
+
+def of_event(key: str) -> str:
+    """The other way."""
+    return "event." + key.removeprefix("item.")
+
+
 def rows_of(key: str) -> str:
     """What a feature's ids are rows of: "user", "item", or the key of an attribute."""
     if "." in key:

@@ -26,6 +26,7 @@ from trainer.data.feature_bags import (
     keyed_jagged,
     list_bags,
     list_of,
+    of_item,
 )
 from trainer.data.feature_types import Attribute
 from trainer.data.jagged import Column, Jagged, from_arrow, spread
@@ -138,6 +139,18 @@ class FeatureStore:
             bags, _ = in_tables(bags, self.row_of)
         return Features(bags, {key: torch.from_numpy(self.dense(key, item_n)) for key in dense})
 
+    def event_features(
+        self, keys: Sequence[str], dense: Sequence[str], item_n: np.ndarray
+    ) -> tuple[dict[str, Bags], dict[str, torch.Tensor]]:
+        """What sequences say of their items beside the ids, by key: bags, and numbers or vectors.
+
+        keys, dense: those of events ("event.genre"), whose attributes are the items'.
+        """
+        return (
+            {key: self.bags(of_item(key), item_n) for key in keys},
+            {key: torch.from_numpy(self.dense(of_item(key), item_n)) for key in dense},
+        )
+
     def query_features(
         self,
         keys: Sequence[str],
@@ -147,11 +160,13 @@ class FeatureStore:
         context: Mapping[str, np.ndarray] | None = None,
         sequences: Packed | None = None,
         stride: int | None = None,
+        events: tuple[Sequence[str], Sequence[str]] = ((), ()),
     ) -> Features:
         """Query keys, and dense ones, for users.
 
         lists: bags of "history" and "disliked". context: by key, a value a row; keys that are left
-        out are missing. sequences: what the key "history" is then. stride: None is n.
+        out are missing. sequences: what the key "history" is then. stride: None is n. events: as
+        `event_features` has them, of the sequences' items.
         """
         given = context or {}
         bags: list[Bags] = []
@@ -164,7 +179,10 @@ class FeatureStore:
                 bags.append(context_bags(given.get(key), user_n))
             else:
                 bags.append(self.bags(key, user_n))
-        numbers = {}
+        numbers: dict[str, torch.Tensor] = {}
+        if sequences is not None:
+            said, numbers = self.event_features(*events, sequences.item_D.numpy())
+            keys, bags = (*keys, *said), [*bags, *said.values()]
         for key in dense:
             if not key.startswith("context."):
                 numbers[key] = torch.from_numpy(self.dense(key, user_n))

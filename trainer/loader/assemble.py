@@ -27,6 +27,7 @@ from trainer.data.feature_bags import (
 )
 from trainer.data.features import FeatureStore
 from trainer.data.jagged import Column, Jagged, Ranges, spread
+from trainer.data.packing import Packed
 from trainer.loader.batch import Batch
 from trainer.loader.batch_bags import Addresses, Parts, addresses_of, parts_of
 from trainer.loader.epoch_plan import Step
@@ -158,11 +159,20 @@ class Assembler:
             sequences=packed,
         )
         if packed is not None:
-            batch = with_items_of(batch, packed, self._num_query_keys)
+            batch = self._with_items(batch, packed)
         if not self._store.row_of:
             return batch
         rows, history_V = in_tables(batch.features, self._store.row_of)
         return replace(batch, features=rows, history_V=history_V)
+
+    def _with_items(self, batch: Batch, packed: Packed) -> Batch:
+        """The batch with what its sequences' items are looked up by."""
+        assert self._sequences is not None
+        item_D = packed.item_D.numpy()
+        bags, dense = self._store.event_features(
+            self._sequences.attributes, self._sequences.dense, item_D
+        )
+        return with_items_of(batch, packed, self._num_query_keys, bags, dense)
 
     def _dense(
         self, key: str, pieces: list[Piece], user_B: np.ndarray, item_S: np.ndarray

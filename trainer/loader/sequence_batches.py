@@ -10,15 +10,17 @@ Shapes: B rows, M sequences, D distinct items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.data.events.marks import Marks
+from trainer.data.feature_bags import Bags, keyed_jagged
 from trainer.data.jagged import Jagged, concatenate, take_ranges
 from trainer.data.packing import Packed, pack
 from trainer.loader.batch import Batch
@@ -37,7 +39,11 @@ class SequenceReading:
     with_histories: bool = False
     """Say of each row which items it sees."""
     marks: Marks | None = None
-    """What is read of items beside their ids."""
+    """What the events say beside their items' ids."""
+    attributes: tuple[str, ...] = ()
+    """Keys ("event.genre") that the sequences' items are looked up by, too."""
+    dense: tuple[str, ...] = ()
+    """Numbers and vectors among such."""
 
     def packed(self, user_B: np.ndarray, pieces: Sequence[Piece]) -> Packed:
         """The sequences of a batch's rows."""
@@ -70,26 +76,38 @@ class SequenceReading:
         )
 
 
-def with_items_of(batch: Batch, packed: Packed, place: int) -> Batch:
-    """The batch with the sequences' distinct items as bags of "history", its key number `place`."""
+def with_items_of(
+    batch: Batch,
+    packed: Packed,
+    place: int,
+    bags: Mapping[str, Bags],
+    dense: Mapping[str, Tensor],
+) -> Batch:
+    """The batch with the sequences' distinct items as bags of "history", its key number `place`.
+
+    Args:
+        bags: by key, what else they are looked up by; the keys after it.
+        dense: by key, their numbers and vectors.
+    """
     distinct = len(packed.item_D)
     batch = batch.with_bags(max(distinct, batch.item_S.shape[0]))
     features, stride = batch.features, batch.item_S.shape[0]
-    ends = features.offset_per_key()
+    items = (packed.item_D.numpy(), np.ones(distinct, dtype=np.int64))
+    own = keyed_jagged(("history", *bags), (items, *bags.values()), stride)
+    here = features.offset_per_key()[place]
     lengths = features.lengths().view(len(features.keys()), stride)
-    own = torch.zeros((1, stride), dtype=lengths.dtype)
-    own[0, :distinct] = 1
-    values = features.values()
-    sizes = list(features.length_per_key())
-    sizes.insert(place, distinct)
+    own_lengths = own.lengths().view(len(own.keys()), stride)
+    values, sizes = features.values(), list(features.length_per_key())
+    sizes[place:place] = own.length_per_key()
     keys = list(features.keys())
-    keys.insert(place, "history")
+    keys[place:place] = own.keys()
     return replace(
         batch,
+        dense={**batch.dense, **dense},
         features=KeyedJaggedTensor(
             keys=keys,
-            values=torch.cat([values[: ends[place]], packed.item_D, values[ends[place] :]]),
-            lengths=torch.cat([lengths[:place], own, lengths[place:]]).view(-1),
+            values=torch.cat([values[:here], own.values(), values[here:]]),
+            lengths=torch.cat([lengths[:place], own_lengths, lengths[place:]]).view(-1),
             stride=stride,
             length_per_key=sizes,
             offset_per_key=np.cumsum([0, *sizes]).tolist(),

@@ -245,7 +245,9 @@ def sequence_reading(config: Config, inputs: Inputs) -> SequenceReading | None:
     if not inputs.sequence_length:
         return None
     length = min(inputs.sequence_length, config.data.history_length or inputs.sequence_length)
-    return SequenceReading(length, config.loss.mask_history, inputs.marks)
+    return SequenceReading(
+        length, config.loss.mask_history, inputs.marks, inputs.event_keys, inputs.event_dense
+    )
 
 
 def build_loader(

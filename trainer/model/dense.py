@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.data.feature_bags import of_item
 from trainer.data.feature_types import Attribute, Scale
 
 MOST_SPREADS = 5.0
@@ -108,12 +109,15 @@ class DenseInputs(nn.Module):
 
     def embed(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """[n, 1 or W] a key -> [n, D] a key."""
-        return {key: self.of[module_name(key)](each) for key, each in dense.items()}
+        return {key: self._module(key)(each) for key, each in dense.items()}
 
     def evidence(self, dense: Mapping[str, Tensor]) -> list[Tensor]:
         """bool [n, 1] a key: rows of which it tells something."""
-        modules: dict[str, Any] = {key: self.of[module_name(key)] for key in dense}
-        return [modules[key].is_there(each) for key, each in dense.items()]
+        return [self._module(key).is_there(each) for key, each in dense.items()]
+
+    def _module(self, key: str) -> Any:
+        """What is known of a sequence's item goes the way of a candidate's."""
+        return self.of[module_name(of_item(key) if key.startswith("event.") else key)]
 
 
 def module_name(key: str) -> str:

@@ -1,7 +1,8 @@
 """Which features each tower reads, and the tables behind them, from a config and a dataset.
 
 Feature keys: "user", "history", "item", "history@P" (one position of the list, 0 the most recent),
-and "user.NAME", "item.NAME" and "context.NAME" for attributes.
+"user.NAME", "item.NAME" and "context.NAME" for attributes, and "event.NAME" for an attribute of the
+items that sequences hold, which has the table of "item.NAME".
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from embeddings.tables import Table
 from trainer.base.mistake import Mistake
 from trainer.config.model_section import ModelConfig
 from trainer.data.events.marks import Marks
+from trainer.data.feature_bags import of_event, rows_of
 from trainer.data.feature_types import Attribute
 from trainer.data.schema import Dataset
 from trainer.model.dense import module_name
@@ -33,11 +37,23 @@ class Inputs:
     """Most items of a sequence, where the query tower reads "history" as such; 0: it does not."""
     marks: Marks | None = None
     """What the items of sequences carry; None: nothing."""
+    reads_events: bool = False
+    """Items of sequences are read with their attributes, as candidates are."""
 
     @property
     def reads_disliked(self) -> bool:
         """Whether disliked items are looked up as what a user has met."""
         return self.positions("disliked") > 0 or (self.marks is not None and self.marks.dislikes)
+
+    @property
+    def event_keys(self) -> tuple[str, ...]:
+        """What is looked up of a sequence's items beside their ids."""
+        return tuple(map(of_event, self.candidate_keys[1:])) if self.reads_events else ()
+
+    @property
+    def event_dense(self) -> tuple[str, ...]:
+        """Numbers and vectors of a sequence's items."""
+        return tuple(map(of_event, self.candidate_dense)) if self.reads_events else ()
 
     @property
     def query_dense(self) -> tuple[str, ...]:
@@ -74,7 +90,10 @@ class Inputs:
     def dense_bytes(self, rows: int, candidates: int) -> int:
         """Bytes of a batch's numbers and vectors, and of what the tower reads in their place."""
         return sum(
-            (candidates if key.startswith("item.") else rows)
+            (
+                (candidates if key.startswith("item.") else rows)
+                + (rows if of_event(key) in self.event_dense else 0)
+            )
             * (max(each.width, 1) + 2 * self.tables[0].dim)
             * 4
             for key, each in self.dense.items()
@@ -110,7 +129,32 @@ class Inputs:
     @property
     def keys(self) -> tuple[str, ...]:
         """All keys, in the order of the batch's KeyedJaggedTensor."""
-        return self.query_keys + self.candidate_keys
+        return self.query_keys + self.event_keys + self.candidate_keys
+
+    def with_event_table(self, num_items: int) -> Inputs:
+        """The same where a sequence's items are looked up in one table of all that they are read
+        by, whose last row is of items that are not known: programs for serving have it so."""
+        first = self.tables[0]
+        tables = [
+            replace(each, features=tuple(key for key in each.features if key not in self.of_events))
+            for each in self.tables
+        ]
+        events = replace(
+            first, name="event", num_rows=num_items + 1, features=("history",), has_unknown_row=True
+        )
+        read = [each for each in tables if each.features]
+        return replace(self, tables=(*read, events), reads_events=False)
+
+    def shares_rows(self, key: str, row_of: Mapping[str, np.ndarray]) -> bool:
+        """Whether an id of `key` has another row in its table, as `row_of` says by "user" and
+        "item"; the table of events has a row an item."""
+        in_events = any(table.name == "event" for table in self.tables) and key == "history"
+        return rows_of(key) in row_of and not in_events
+
+    @property
+    def of_events(self) -> frozenset[str]:
+        """All keys that are looked up for a sequence's items."""
+        return frozenset({"history", *self.event_keys} if self.sequence_length else ())
 
 
 def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
@@ -142,19 +186,23 @@ def build_inputs(model: ModelConfig, dataset: Dataset) -> Inputs:
         *(key for key in looked_up if key.startswith("item.")),
     )
     multi = [key for key, each in looked_up.items() if each.kind == "multi"]
+    reads_events = "attributes" in model.sequence_reads
+    if reads_events:
+        multi += [of_event(key) for key in multi if key.startswith("item.")]
     return Inputs(
         query_keys,
         candidate_keys,
         frozenset([*(set() if sequence else {"history"} & {*query_keys}), *multi]),
-        _tables(model, dataset, history + lists, looked_up),
+        _tables(model, dataset, history + lists, looked_up, reads_events),
         {key: each for key, each in read.items() if each.is_dense},
         min(model.sequence_length, dataset.history_length) if sequence else 0,
         _marks(model, dataset),
+        reads_events,
     )
 
 
 def _marks(model: ModelConfig, dataset: Dataset) -> Marks | None:
-    reads = {*model.sequence_reads}
+    reads = {*model.sequence_reads} - {"attributes"}
     if not reads:
         return None
     liked = [number for number, kind in enumerate(dataset.kinds) if kind.role == "positive"]
@@ -205,6 +253,7 @@ def _tables(
     dataset: Dataset,
     histories: tuple[str, ...],
     looked_up: Mapping[str, Attribute],
+    reads_events: bool,
 ) -> tuple[Table, ...]:
     """The tables behind the keys; `histories` are the keys of items that a user has met."""
 
@@ -230,7 +279,10 @@ def _tables(
     for key, attribute in looked_up.items():
         values = attribute.num_values
         width = model.width_of(key, values)
-        tables.append(table(module_name(key), values, key, unknown_row=False, width=width))  # row 0
+        keys = (key, of_event(key)) if reads_events and key.startswith("item.") else (key,)
+        tables.append(
+            table(module_name(key), values, *keys, unknown_row=False, width=width)
+        )  # row 0
     return tuple(tables)
 
 

@@ -48,7 +48,8 @@ class Towers(nn.Module):
         self, pooled: KeyedTensor, features: KeyedJaggedTensor, dense: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """[S, sum of widths] -> {key: [S, D]}, sums of several values turned into their mean, rows
-        of narrower tables filled up with zeros; dense features embedded."""
+        of narrower tables filled up with zeros; dense features embedded; a sequence's items put
+        together, where they are read by more than their ids."""
         keys = pooled.keys()
         parts = dict(zip(keys, pooled.values().split(pooled.length_per_key(), dim=1), strict=True))
         for key in self.inputs.mean_keys:
@@ -57,7 +58,21 @@ class Towers(nn.Module):
         for key, part in parts.items():
             if part.shape[1] < self.dim:
                 parts[key] = F.pad(part, (0, self.dim - part.shape[1]))
-        return parts | self.dense.embed(dense)
+        parts |= self.dense.embed(dense)
+        if self.inputs.reads_events:
+            parts["history"] = self._events(parts, dense)
+        return parts
+
+    def _events(self, parts: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> Tensor:
+        """The items of sequences by id and attributes together, [S, D]; zeros for those of which
+        nothing is known, and after the last."""
+        looked_up = [parts[key] for key in ("history", *self.inputs.event_keys)]
+        told = {key: dense[key] for key in self.inputs.event_dense if key in dense}
+        stride = looked_up[0].shape[0]
+        read = [F.pad(parts[key], (0, 0, 0, stride - parts[key].shape[0])) for key in told]
+        there = [F.pad(e, (0, 0, 0, stride - e.shape[0])) for e in self.dense.evidence(told)]
+        item_SD = torch.stack([*looked_up, *read]).sum(0)
+        return zeros_where_nothing_is_known(item_SD, looked_up, there)
 
     def encode_queries(
         self, parts: dict[str, Tensor], num_rows: int, sequences: Packed | None = None
@@ -141,8 +156,7 @@ class Head(nn.Module):
         candidate_UO = self.towers.encode_candidates(parts, bags_U, kept_U)
         value, outputs = self.task(query_BO, candidate_UO, batch)
         if self.penalty:
-            of_rows = [key for key in inputs.keys if key != "history" or not inputs.sequence_length]
-            looked_up = {key: parts[key] for key in of_rows}
+            looked_up = {key: parts[key] for key in inputs.keys if key not in inputs.of_events}
             value = value + self.penalty * mean_square(looked_up, batch)
         return value, outputs
 
@@ -228,6 +242,12 @@ class TwoTower(nn.Module):
         return self._blank(query_nO, keys, of_rows, features, [seen])
 
     @torch.no_grad()
+    def encode_events(self, features: Features) -> Tensor:
+        """n bags with the keys of sequences' items filled -> [n, D], as the query tower reads
+        them; zeros: nothing is known. Collective."""
+        return self._parts(features)["history"]
+
+    @torch.no_grad()
     def encode_candidates(self, features: Features) -> Tensor:
         """n bags with the candidate keys filled -> [n, O]; zeros: nothing is known. Collective."""
         parts = self._parts(features)
@@ -247,7 +267,8 @@ class TwoTower(nn.Module):
         features: Features,
         seen: Sequence[Tensor] = (),
     ) -> Tensor:
-        evidence = [*self.head.encoding.dense.evidence(features.dense), *seen]
+        told = {key: each for key, each in features.dense.items() if key in self.inputs.dense}
+        evidence = [*self.head.encoding.dense.evidence(told), *seen]
         return zeros_where_nothing_is_known(output_nO, [parts[key] for key in keys], evidence)
 
     def _complete(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.base.split_names import count_column
 from trainer.data.events.marks import Marks
-from trainer.data.feature_bags import list_of
+from trainer.data.feature_bags import Features, in_tables, keyed_jagged, list_of
 from trainer.data.features import FeatureStore
 from trainer.data.packing import pack_lists
 from trainer.data.schema import Dataset
@@ -51,7 +51,7 @@ class Encoder:
         self.history_length = history_length
         self.counts = count_column(train_splits)
         """Column of items.parquet and users.parquet with their training interactions."""
-        keys = (*model.inputs.keys, *model.inputs.dense)
+        keys = (*model.inputs.query_keys, *model.inputs.candidate_keys, *model.inputs.dense)
         known = {table.name: table.known_rows for table in model.inputs.tables}
         self.store = FeatureStore(dataset, keys, self.counts, known)
 
@@ -102,7 +102,14 @@ class Encoder:
             packed = pack_lists(*lists["history"], inputs.sequence_length, marked)
             stride = self._most(max(stride, len(packed.item_D)))  # collective
         features = self.store.query_features(
-            inputs.query_keys, user_q.numpy(), lists, inputs.query_dense, context, packed, stride
+            inputs.query_keys,
+            user_q.numpy(),
+            lists,
+            inputs.query_dense,
+            context,
+            packed,
+            stride,
+            (inputs.event_keys, inputs.event_dense),
         )
         return self.model.encode_queries(features.to(self.ranks.device))  # collective
 
@@ -119,6 +126,34 @@ class Encoder:
             inputs.candidate_keys, item_n, inputs.candidate_dense
         )
         return self.model.encode_candidates(features.to(self.ranks.device))  # collective
+
+    def events(self, item_n: np.ndarray) -> Tensor:
+        """Item rows (-1: none) as a sequence reads them -> [n, D]. Collective."""
+        inputs, store = self.model.inputs, self.store
+        said, dense = store.event_features(inputs.event_keys, inputs.event_dense, item_n)
+        keys, bags = ("history", *said), [store.bags("item", item_n), *said.values()]
+        together = keyed_jagged(keys, bags, len(item_n))
+        if store.row_of:
+            together, _ = in_tables(together, store.row_of)
+        return self.model.encode_events(Features(together, dense).to(self.ranks.device))
+
+    def event_table(self) -> Tensor | None:
+        """Every item as a sequence reads it, then zeros for one that is not known: [I + 1, D] on
+        rank 0, None elsewhere. Collective. By way of the hosts: it need not fit a GPU."""
+        each, first, whole = -(-self.num_items // self.ranks.world_size), 0, None
+        for row_n in blocks_of_range(self.num_items, self.ranks):
+            padded = np.full(min(ROWS_AT_ONCE, each - first), -1)
+            padded[: len(row_n)] = row_n
+            block_nD = self.events(padded).cpu()  # collective; device-to-host sync
+            parts = [torch.empty_like(block_nD) for _ in range(self.ranks.world_size)]
+            dist.gather(block_nD, parts if self.ranks.is_first else None)  # collective
+            if whole is None:
+                rows = each * self.ranks.world_size + 1 if self.ranks.is_first else 0
+                whole = block_nD.new_zeros((rows, block_nD.shape[1]))
+            for rank, part in enumerate(parts if self.ranks.is_first else ()):
+                whole[rank * each + first :][: len(part)] = part
+            first += len(padded)
+        return whole[: self.num_items + 1] if whole is not None and self.ranks.is_first else None
 
     def item_blocks(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(item rows [n], embeddings [n, D]) of this rank's range of the catalog, block by block.

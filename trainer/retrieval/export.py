@@ -158,7 +158,7 @@ def write_bundle(
     unknown = torch.tensor([items.unknown, unknown_users], device=ranks.device)
     dist.all_reduce(unknown)  # collective
     programs, tables = write_programs(  # collective
-        trained, ranks, folder, arguments.encoder_limit, encoder.store.row_of
+        trained, encoder, folder, arguments.encoder_limit
     )
     if ranks.is_first:
         if not arguments.users:

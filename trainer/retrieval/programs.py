@@ -97,7 +97,7 @@ class EncoderProgram(nn.Module):
         self.table_of = {key: table.name for table in inputs.tables for key in table.features}
         for name in {self.table_of[key] for key in keys}:
             self.register_buffer(f"table_{name}", tables[name])
-        self.side_of = {key: rows_of(key) for key in keys if rows_of(key) in row_of}
+        self.side_of = {key: rows_of(key) for key in keys if inputs.shares_rows(key, row_of)}
         for side in set(self.side_of.values()):
             self.register_buffer(f"rows_{side}", torch.from_numpy(row_of[side].astype(np.int32)))
 
@@ -197,13 +197,13 @@ def export_towers(model: TwoTower) -> dict[str, ExportedProgram]:
 
 
 def export_encoders(
-    model: TwoTower, tables: dict[str, Tensor], row_of: Mapping[str, np.ndarray]
+    model: TwoTower, tables: dict[str, Tensor], inputs: Inputs, row_of: Mapping[str, np.ndarray]
 ) -> dict[str, ExportedProgram]:
     """`item_encoder` and `query_encoder`, with whole tables inside. No collective.
 
-    row_of: by "user" and "item", the row of each id in its tables, where it is not the id.
+    inputs: which table each key looks up. row_of: by "user" and "item", the row of each id in its
+    tables, where it is not the id.
     """
-    inputs = model.inputs
     programs: dict[str, ExportedProgram] = {}
     rows = Dim("rows")
     for side in _sides(model):

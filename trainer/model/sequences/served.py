@@ -76,7 +76,8 @@ class SequenceTowerProgram(nn.Module):
         keys = self.encoding.looked_up
         item_nLD = looked_up[:, len(keys) :]
         is_item_nL = (item_nLD != 0).any(2).long().cumsum(1) > 0
-        parts = dict(zip(keys, looked_up[:, : len(keys)].unbind(1), strict=True))
+        # One by one: torch.export cannot load the program where no tensors are unbound.
+        parts = {key: looked_up[:, place] for place, key in enumerate(keys)}
         return self.encoding(parts, item_nLD, is_item_nL, dense or {})  # type: ignore[no-any-return]
 
 

@@ -5,7 +5,6 @@ Tensor shapes: R rows of a table, D its columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from trainer.distributed.ranks import Ranks
 from trainer.files.writing import written
 from trainer.model.inputs import Inputs
 from trainer.model.trained import TrainedRun
+from trainer.retrieval.encode import Encoder
 from trainer.retrieval.programs import export_encoders, export_towers, save_program
 from trainer.run.checkpoint_facts import DTYPE_NAMES
 from trainer.run.shard_files import safetensors_header
@@ -32,20 +32,25 @@ def table_bytes(inputs: Inputs) -> int:
 
 def write_programs(
     trained: TrainedRun,
-    ranks: Ranks,
+    encoder: Encoder,
     folder: Path,
     limit: int,
-    row_of: Mapping[str, np.ndarray],
 ) -> tuple[list[str], dict[str, TableFile]]:
     """Rank 0 writes the tower programs, those with tables inside where these fit, and the tables
     that the query tower reads, in files of their own. Collective.
 
-    row_of: as `FeatureStore` has it.
-
     Returns:
         Names of the programs, and the tables' files by query key.
     """
-    inputs = trained.model.inputs
+    inputs, ranks = trained.model.inputs, encoder.ranks
+    row_of = encoder.store.row_of
+    kept: dict[str, Tensor] = {}
+    if inputs.reads_events:
+        inputs = inputs.with_event_table(encoder.num_items)
+        events = encoder.event_table()  # collective
+        if events is not None:
+            save_table(folder / _table_file("event"), "event", events)
+            kept["event"] = events
     with_encoders = table_bytes(inputs) <= limit
     of_query = {
         key: table.name
@@ -53,7 +58,6 @@ def write_programs(
         for table in inputs.tables
         if key in table.features
     }
-    kept: dict[str, Tensor] = {}
     for name, sharded in trained.model.embeddings.state_dict().items():
         table = name.removeprefix("embedding_bags.").removesuffix(".weight")
         if with_encoders or table in of_query.values():
@@ -64,13 +68,13 @@ def write_programs(
                 kept[table] = whole
     programs = export_towers(trained.model) if ranks.is_first else {}
     if with_encoders and ranks.is_first:
-        programs |= export_encoders(trained.model, kept, row_of)
+        programs |= export_encoders(trained.model, kept, inputs, row_of)
     for name, program in programs.items():
         save_program(program, folder / f"{name}.pt2")
     files = {}
     for key, name in of_query.items():
         rows, known, unknown = None, inputs.known_rows(key), inputs.unknown_row(key)
-        if rows_of(key) in row_of:
+        if inputs.shares_rows(key, row_of):
             rows = f"tables/rows_of_{rows_of(key)}s.npy"
             if ranks.is_first and not (folder / rows).exists():
                 with GrowingArray(folder / rows, np.int32) as array:
