@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import ray.exceptions
 import requests
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cluster.workers.ray_private import PACKING_LOGGERS
 from cluster.workers.session import asks_for_a_token, token_message, without_variables
@@ -142,3 +142,11 @@ def command_lines(processes: Path) -> Iterator[bytes]:
 def interpreter(cluster: JobCluster) -> str:
     """The Python of a job: this one where the cluster's head is this machine, else its own."""
     return sys.executable if is_here(cluster.session) else "python"
+
+
+def find_job(client: JobSubmissionClient, job: str) -> JobDetails:
+    """What the cluster knows of `job`."""
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        raise Mistake(f"no job {job} on this cluster; `tandem status` lists jobs") from error

@@ -4,7 +4,6 @@ The working directory is packed (what git ignores stays out), the command runs o
 its output is streamed here. `tandem status`, `logs` and `stop` speak to the same address.
 """
 
-import asyncio
 import shlex
 import time
 from collections.abc import Sequence
@@ -13,16 +12,17 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus
 
 from cluster.jobs.job_api import (
     DEFAULT_ADDRESS,
-    JobCluster,
     connect,
     find_dashboard,
+    find_job,
     interpreter,
 )
 from cluster.jobs.job_command import check_command, driver_cpus
+from cluster.jobs.job_output import EXIT_STATUS, LOOK_SECONDS, first_line, follow, told_of
 from cluster.jobs.job_package import refusal_message, runtime_env, variables_of
 from cluster.jobs.submitted import Submitted, remember, remembered, run_of
 from cluster.workers.ray_private import JOB_STOP_SECONDS, JOB_STOP_VARIABLE, uploaded_module
@@ -34,9 +34,7 @@ from trainer.base.usage import parse
 from trainer.live.below import show_newest
 from trainer.run.state import read_state
 
-LOOK_SECONDS = 1.0
 MOST_CPUS = 1 << 16
-EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
 
 @dataclass(frozen=True)
@@ -247,43 +245,3 @@ def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         at = list(arguments).index("--")
         return list(arguments[:at]), list(arguments[at + 1 :])
     return list(arguments), []
-
-
-def find_job(client: JobSubmissionClient, job: str) -> JobDetails:
-    """What the cluster knows of `job`."""
-    try:
-        return client.get_job_info(job)
-    except RuntimeError as error:
-        raise Mistake(f"no job {job} on this cluster; `tandem status` lists jobs") from error
-
-
-def first_line(message: str | None) -> str:
-    """Ray appends the whole log to a failed job's message."""
-    return (message or "").partition("\n")[0].partition(", last available logs")[0]
-
-
-def told_of(cluster: JobCluster, command: str, job: str) -> str:
-    """The command line that a user gives next."""
-    return f"tandem {command} {job} --address {cluster.address}"
-
-
-def follow(cluster: JobCluster, job: str) -> int:
-    """Print the job's output until its end. Ctrl-C leaves the job running."""
-
-    async def tail() -> None:
-        async for lines in cluster.client.tail_job_logs(job):
-            print(lines, end="", flush=True)
-
-    try:
-        asyncio.run(tail())
-    except KeyboardInterrupt:
-        say()
-        say(f"job {job} goes on; end it with: {told_of(cluster, 'stop', job)}")
-        return 130
-    details = find_job(cluster.client, job)
-    if details.status not in EXIT_STATUS:
-        say(f"the connection ended while job {job} is {details.status.value}")
-        return 1
-    if details.status is not JobStatus.SUCCEEDED:
-        say(f"job {job} {details.status.value}: {first_line(details.message)}")
-    return EXIT_STATUS[details.status]
