@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from trainer.effort.choose import choose, chosen, differences
 from trainer.effort.data_facts import facts_of
 from trainer.effort.proposals import proposals, variations
 from trainer.effort.tries import try_out
+from trainer.files.json_files import write_json
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.here import Here
 from trainer.launch.launcher import Work
@@ -29,6 +30,7 @@ from trainer.observe.choice import read_choice
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval.baselines.measured import measure_baselines
 from trainer.run.folder import RunFolder, RunSpec
+from trainer.run.lock import Owner, RunLock, this_machine
 
 
 def ids_alone(dataset: Dataset) -> Dataset:
@@ -244,12 +246,8 @@ def test_variations_are_configs_of_their_own(untimed: Dataset) -> None:
         assert proposal.config.digest not in digests
 
 
-def test_a_try_is_a_training_that_leaves_nothing(
-    timed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_try_is_a_training_that_leaves_nothing(timed: Dataset, tmp_path: Path) -> None:
     """Within its first epoch, too, where no evaluation comes by itself."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
     config = proposals(timed, "normal")[1].config
     small = replace(config.training, epochs=1, global_batch_size=64, max_steps=2)
     metrics = replace(config.metrics, enabled=False)
@@ -258,4 +256,26 @@ def test_a_try_is_a_training_that_leaves_nothing(
     spec = replace(spec_of(timed, tmp_path / "run", config), preset="tried")
     found = Here(SilentProgress()).run(try_out, spec)
     assert 0 < found["best"] < 1 and found["best_epoch"] == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not any((tmp_path / "run" / "tries").iterdir())
+
+
+def test_what_a_killed_try_left_is_removed_and_what_lives_is_not(
+    timed: Dataset, tmp_path: Path
+) -> None:
+    """Ctrl-C and lost nodes end tries by SIGKILL."""
+    out = tmp_path / "run"
+    killed, lives = (out / "tries" / name for name in ("killed", "lives"))
+    for folder in (killed, lives):
+        (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
+        (folder / "checkpoints" / "step-00000001" / "shard").write_bytes(b"x")
+    left = Owner("start", "token", "host", this_machine(), pid=1, renewed=0.0)
+    write_json(killed / "owner.json", asdict(left))
+    lock = RunLock(lives)
+    lock.take("another start")
+    spec = spec_of(timed, out)
+    assert RunFolder(str(out)).check_start(spec, timed) is False
+    choose(spec, "normal", Graded({}), Told())
+    assert not killed.exists() and lives.exists()
+    lock.release()
+    with RunFolder(str(out)).taken("start"):
+        assert not (out / "tries").exists()

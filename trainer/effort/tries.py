@@ -1,4 +1,4 @@
-"""Trainings that are tried: each on one rank in a folder of its own that is gone afterwards.
+"""Trainings that are tried: each on one rank in a folder RUN/tries/... that is gone afterwards.
 
 What a try found is a line of RUN/tries.jsonl: a start that was cut off goes on with what is there.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import TRIES_FILE
+from trainer.base.run_files import TRIES_FILE, TRIES_FOLDER
 from trainer.base.typed import read_as
 from trainer.config.default_preset import USERS_EVALUATED
 from trainer.config.evaluation_section import EvaluationConfig
@@ -23,7 +22,7 @@ from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.proposals import Proposal, changed
 from trainer.files.line_file import LineFile, read_records
-from trainer.files.storage import storage_path
+from trainer.files.storage import remove_tree, storage_path
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.launcher import Launcher, Worker
 from trainer.observe.progress import Progress
@@ -32,6 +31,7 @@ from trainer.retrieval.baselines.measured import Asking, measure_baselines
 from trainer.retrieval.evaluate import evaluate_split
 from trainer.retrieval.opened import OpenedRun
 from trainer.run.folder import RunSpec
+from trainer.run.start import remove_left_over
 from trainer.train import run_worker
 from trainer.watch.finite import NonFiniteError
 
@@ -84,6 +84,7 @@ class Tries:
         self._launcher, self._progress = launcher, progress
         folder = storage_path(spec.out)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_left_over(folder / TRIES_FOLDER)
         self._lines = LineFile(folder / TRIES_FILE)
         records = (_tried(record) for record in read_records(folder / TRIES_FILE))
         self._known = {
@@ -189,14 +190,16 @@ def try_out(spec: RunSpec, worker: Worker) -> dict[str, Any]:
 
     started, failed = time.perf_counter(), None
     hooks = replace(worker.hooks, on_evaluation=noted)
-    with TemporaryDirectory(prefix="tandem-try-") as folder:
-        out = str(Path(folder) / "run")
-        try:
-            run_worker(replace(spec, out=out), worker.progress, hooks)
-            if not evaluated:  # ended within its first epoch
-                evaluated.append((_evaluated(out, spec.config, worker), 1))
-        except (Mistake, NonFiniteError) as error:
-            failed = str(error)
+    name = f"{spec.config.digest[:12]}-{uuid.uuid4().hex[:8]}"  # one tried again has another
+    folder = storage_path(spec.out) / TRIES_FOLDER / name
+    try:
+        run_worker(replace(spec, out=str(folder)), worker.progress, hooks)
+        if not evaluated:  # ended within its first epoch
+            evaluated.append((_evaluated(str(folder), spec.config, worker), 1))
+    except (Mistake, NonFiniteError) as error:
+        failed = str(error)
+    finally:
+        remove_tree(folder)
     best, epoch = max(evaluated, key=lambda each: each[0], default=(0.0, 0))
     seconds = time.perf_counter() - started
     return {"best": best, "best_epoch": epoch, "seconds": seconds, "failed": failed}

@@ -20,8 +20,8 @@ from trainer.files.storage import StoragePath, storage_path
 from trainer.live.below import show_runs
 from trainer.live.prometheus import HOW_TO_INSTALL, Prometheus, is_installed, make_config
 from trainer.live.server import LivePage
-from trainer.run.folder import BEFORE_CONFIG, RunFolder
-from trainer.run.start import names_in
+from trainer.run.folder import RunFolder
+from trainer.run.start import BEFORE_CONFIG, names_in
 
 MOST_WAIT = 7 * 24 * 3600
 LOOK_SECONDS = 0.5

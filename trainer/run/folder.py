@@ -1,6 +1,6 @@
 """The folder of a run: its resolved config, metrics, checkpoints and summary.
 
-RUN/tries.jsonl     what was tried before it began, see trainer/effort
+RUN/tries.jsonl     what was tried before it began, see trainer/effort; tries/ while it is
 RUN/config.json     preset, config, data, versions, where it started from, the id of this start
 RUN/starts.jsonl    one line a start: the first, resumes, and restarts after failures
 RUN/metrics.jsonl   one line every `training.log_every_steps`
@@ -27,14 +27,13 @@ from importlib import metadata
 from typing import Any, Literal
 
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import CHOICE_FILE, CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
+from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE, TRIES_FOLDER
 from trainer.base.typed import read_as
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.hooks import RunPhase
 from trainer.files.json_files import committed, read_json, write_json
 from trainer.files.line_file import LineFile, last_record, read_records
-from trainer.files.signs import CLOCK_FILE
 from trainer.files.storage import StoragePath, storage_path
 from trainer.run.lock import RunLock
 from trainer.run.origin import Origin, check_origin, check_same_origin
@@ -43,15 +42,14 @@ from trainer.run.start import (
     absent_folders,
     check_kinds,
     check_unchanged,
+    is_used,
     named_when_lasting,
-    names_in,
     remove_empty,
+    remove_left_over,
     this_machine,
 )
 
 logger = logging.getLogger(__name__)
-BEFORE_CONFIG = {".lock", CLOCK_FILE, "owner.json", TRIES_FILE, CHOICE_FILE}
-"""All that a start killed before config.json was written leaves behind: no run yet."""
 PACKAGES = ("torch", "torchrec", "pyarrow")
 Resume = bool | Literal["auto"]
 SEEN_SECONDS = 60.0  # so long a network disk may take to show other nodes a new file
@@ -139,7 +137,7 @@ class RunFolder:
         """
         check_kinds(self.path)
         begun = self.config_file.is_file()  # asked by name: a listing may lag
-        if not begun and not (self.path.exists() and names_in(self.path) - BEFORE_CONFIG):
+        if not begun and not is_used(self.path):
             if spec.resume is True:
                 raise Mistake(
                     f"--resume: {self.path} does not exist; leave --resume out, or --resume auto"
@@ -175,8 +173,10 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.lock.take(run_id, waits)
         try:
+            remove_left_over(self.path / TRIES_FOLDER)
             yield
         finally:
+            remove_left_over(self.path / TRIES_FOLDER)
             begun = self.config_file.is_file()
             self.lock.release(forget=not begun)
             if not begun:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.base.machine import processor, usable_cpus, usable_memory_bytes
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import CHOICE_FILE, CONFIG_FILE, SUMMARY_FILE, TRIES_FILE
+from trainer.base.run_files import (
+    CHOICE_FILE,
+    CONFIG_FILE,
+    SUMMARY_FILE,
+    TRIES_FILE,
+    TRIES_FOLDER,
+)
 from trainer.base.transient import is_lasting
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
-from trainer.files.storage import StoragePath
+from trainer.files.signs import CLOCK_FILE
+from trainer.files.storage import StoragePath, remove_tree
+from trainer.run.lock import RunLock
 
 if TYPE_CHECKING:
     from trainer.run.folder import RunSpec
@@ -31,7 +39,9 @@ FILES = (
     TRIES_FILE,
     CHOICE_FILE,
 )
-FOLDERS = ("checkpoints", "trackers")
+FOLDERS = ("checkpoints", "trackers", TRIES_FOLDER)
+BEFORE_CONFIG = {".lock", CLOCK_FILE, "owner.json", TRIES_FILE, TRIES_FOLDER, CHOICE_FILE}
+"""All that a start killed before config.json was written leaves behind: no run yet."""
 FIXED_FIELDS = (
     ("optimizer", "tables"),
     ("training", "seed"),
@@ -72,6 +82,33 @@ def names_in(path: StoragePath) -> set[str]:
     if "checkpoints" in names and not any((path / "checkpoints").iterdir()):
         names.remove("checkpoints")
     return names
+
+
+def is_used(path: StoragePath) -> bool:
+    """Whether there is more in a folder than what a start leaves behind that was killed early."""
+    return path.exists() and bool(names_in(path) - BEFORE_CONFIG)
+
+
+def remove_left_over(tries: StoragePath) -> None:
+    """Remove those that nobody writes, and the folder that they lie in where none is left.
+
+    Quiet where that is not possible: the next start removes them.
+    """
+    with suppress(OSError):
+        for folder in list(tries.iterdir()) if tries.exists() else []:
+            with suppress(Mistake):  # somebody writes it
+                _remove(folder)
+        if isinstance(tries, Path):
+            tries.rmdir()
+
+
+def _remove(folder: StoragePath) -> None:
+    lock = RunLock(folder)
+    lock.take("removal")
+    try:
+        remove_tree(folder)
+    finally:
+        lock.release()
 
 
 def check_unchanged(
