@@ -18,7 +18,7 @@ import ray.exceptions
 import requests
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from cluster.workers.ray_private import PACKING_LOGGERS
+from cluster.workers.ray_private import PACKING_LOGGERS, token_headers
 from cluster.workers.session import asks_for_a_token, token_message, without_variables
 from trainer.base.mistake import Mistake
 
@@ -97,9 +97,10 @@ def connect(address: str | None) -> JobCluster:
 
 
 def ask_for_session(dashboard: Dashboard) -> str:
-    """Ray's name of the cluster's session; empty where a token is asked for first."""
+    """Ray's name of the cluster's session; empty where it asks for another token, or for one."""
     try:
-        answer = requests.get(f"{dashboard.address}/api/version", timeout=ANSWER_SECONDS)
+        url = f"{dashboard.address}/api/version"
+        answer = requests.get(url, headers=token_headers(), timeout=ANSWER_SECONDS)
         if answer.status_code in (401, 403):
             return ""
         answer.raise_for_status()

@@ -59,6 +59,13 @@ def uploaded_module(client: JobSubmissionClient, file: Path) -> str:
     return uri
 
 
+def token_headers() -> dict[str, str]:
+    """Of a request to a dashboard: the token that the environment names, where it wants one."""
+    from ray._private.authentication import http_token_authentication
+
+    return dict(http_token_authentication.get_auth_headers_if_auth_enabled({}))
+
+
 def autoscaling_coordinator() -> Any:
     """The cluster's actor that adds up what Ray's libraries ask the autoscaler for."""
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as ray_data

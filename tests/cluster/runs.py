@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +21,22 @@ SMALL = (
     "--training.log-every-steps=1",
     "--evaluation.every-epochs=0",
 )
-WAIT_SECONDS = 300  # far more than it takes, on a machine that does other things too
+WAIT_SECONDS = 300
+"""Without any sign of progress: whatever else the machine does, a run says something by then."""
+
+
+class Patience:
+    """Lasts as long as there are signs of progress, and WAIT_SECONDS after the last one."""
+
+    def __init__(self, signs: Callable[[], object]) -> None:
+        self._signs, self._seen, self._since = signs, signs(), time.monotonic()
+
+    def lasts(self) -> bool:
+        if time.monotonic() - self._since < WAIT_SECONDS:
+            return True
+        seen, before = self._signs(), self._seen
+        self._seen, self._since = seen, time.monotonic()
+        return seen != before
 
 
 class TrainRun:
@@ -87,7 +104,10 @@ class TrainRun:
 
     def finish(self) -> int:
         """Wait for the end; the exit status."""
-        status = self.process.wait(timeout=2 * WAIT_SECONDS)
+        waiting = Patience(self.signs)
+        while (status := self.process.poll()) is None:
+            assert waiting.lasts(), f"it does not end:\n{self.text}"
+            time.sleep(0.1)
         self._reader.join(timeout=10)
         return status
 
@@ -111,11 +131,17 @@ class TrainRun:
     def losses(self) -> dict[int, float]:
         return read_losses(self.out)
 
+    def signs(self) -> object:
+        """Another value where it has got on: what is said is none while it says what it waits for,
+        again and again."""
+        told = {re.sub(r"[\d.,:]+", "", line) for line in self.lines}
+        return len(told), max(self.losses(), default=0), self.checkpoints()
+
     def _wait(self, is_true, failure: str) -> None:  # type: ignore[no-untyped-def]
-        deadline = time.monotonic() + WAIT_SECONDS
+        waiting = Patience(self.signs)
         while not is_true():
             assert self.process.poll() is None, f"{failure}; the run ended:\n{self.text}"
-            assert time.monotonic() < deadline, f"{failure} in {WAIT_SECONDS} s:\n{self.text}"
+            assert waiting.lasts(), f"{failure}:\n{self.text}"
             time.sleep(0.1)
 
 

@@ -16,6 +16,7 @@ import pytest
 from cluster.jobs.job_api import (
     DEFAULT_ADDRESS,
     JobCluster,
+    ask_for_session,
     connect,
     find_dashboard,
     interpreter,
@@ -30,12 +31,14 @@ ONE, OTHER = "http://one:8265", "http://other:8265"
 
 
 @contextmanager
-def answering(pages: dict[str, tuple[int, str]]) -> Iterator[str]:
-    """A web server; its address. `pages`: status and text by path."""
+def answering(pages: dict[str, tuple[int, str]], token: str | None = None) -> Iterator[str]:
+    """A web server; its address. `pages`: status and text by path, for those who show the token."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             status, text = pages.get(self.path, (404, "no such page"))
+            if token is not None and self.headers["Authorization"] != f"Bearer {token}":
+                status, text = 401, "Unauthorized"
             self.send_response(status)
             self.end_headers()
             self.wfile.write(text.encode())
@@ -119,6 +122,17 @@ class TestDashboards:
             pytest.raises(Mistake, match="RAY_AUTH_MODE=token"),
         ):
             connect(address)
+
+    def test_a_cluster_with_a_token_tells_whoever_shows_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without the session's name no job would run by this Python on this machine."""
+        with answering(version(), token="ab") as address:
+            dashboard = find_dashboard(address, {})
+            assert ask_for_session(dashboard) == ""
+            headers = {"Authorization": "Bearer ab"}
+            monkeypatch.setattr("cluster.jobs.job_api.token_headers", lambda: headers)
+            assert ask_for_session(dashboard) == SESSION
 
 
 class TestWhere:

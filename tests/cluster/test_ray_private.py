@@ -1,7 +1,10 @@
 """What is taken from Ray's private modules is there, and is taken in one file alone."""
 
 import logging
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,16 @@ def test_nothing_else_reaches_into_ray() -> None:
         if private.search(line)
     ]
     assert found == []
+
+
+def test_a_token_is_shown_where_the_environment_has_one() -> None:
+    code = "from cluster.workers.ray_private import token_headers; print(token_headers())"
+    modes = {"token": {"authorization": "Bearer " + "ab" * 32}, "disabled": {}}
+    for mode, headers in modes.items():
+        environment = os.environ | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": "ab" * 32}
+        command = [sys.executable, "-c", code]
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert told.stdout == f"{headers}\n"
 
 
 def test_classes_of_ray_train() -> None:
