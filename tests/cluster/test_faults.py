@@ -57,6 +57,20 @@ def test_a_killed_or_hung_rank(
     assert run.losses() == whole
 
 
+def test_the_only_rank_that_hangs_is_ended(
+    data: Path, tmp_path: Path, whole: dict[int, float]
+) -> None:
+    """Nobody else beats, and it hears no verdict: it is killed on its node."""
+    with TrainRun(data, tmp_path / "run", *LONG, workers="1") as run:
+        run.wait_for_checkpoint()
+        (hung,) = run.worker_pids()
+        os.kill(hung, signal.SIGSTOP)
+        assert run.finish() == 0, run.text
+    assert re.search(rf"failed: rank 0 .*{hung}.* has not answered for \d+ s", run.text), run.text
+    assert "restarting from the last checkpoint (2 restarts left)" in run.text
+    assert_same_curve(run.losses(), whole)
+
+
 def test_restarts_are_counted_and_limited(data: Path, tmp_path: Path) -> None:
     with TrainRun(data, tmp_path / "run", *LONG, "--max-failures=0") as run:
         run.wait_for_checkpoint()
