@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.bundle.made import make_bundle
+from tests.serve.load import HEAD, Told, change, load
 from tests.serve.running import asked, running
 from trainer.base.mistake import Mistake
 from trainer.bundle.answers import recommend, similar
@@ -22,7 +23,6 @@ from trainer.serve.serve_arguments import ServeArguments
 from trainer.serve.shelf import Shelf
 
 CLIENT_SECONDS = 1
-HEAD = b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -191,13 +191,6 @@ def test_a_huge_body_is_not_read(port: int, chunked: bool) -> None:
     assert asked(port, "GET", "/healthz")[0] == 200
 
 
-def change(link: Path, target: Path) -> None:
-    """Point a link elsewhere, at once."""
-    new = link.with_name("new")
-    new.symlink_to(target)
-    new.rename(link)
-
-
 def until(what: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not what():
@@ -227,61 +220,19 @@ def test_the_bundle_changes_by_its_link_and_a_bad_one_does_not(tmp_path: Path) -
         Shelf(str(tmp_path / "nothing"))
 
 
-async def one_client(port: int, requests: int, counts: dict[str, int]) -> None:
-    """Requests over one connection, each answer as it must be."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for n in range(requests):
-        user = n % 60  # those from 40 on are nobody
-        body = json.dumps({"user": f"u{user}", "k": 5, **([{}, {"where": "price < 50"}][n % 2])})
-        writer.write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body.encode())
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        answer = json.loads(await reader.readexactly(length))
-        status = int(head.split(b" ")[1])
-        assert status == (200 if user < 40 else 400), (head, answer)
-        counts["asked"] += 1
-        if status == 200:
-            assert len(answer["items"]) == 5
-            counts[answer["bundle"]] = counts.get(answer["bundle"], 0) + 1
-    writer.close()
-
-
-async def bad_client(port: int, kind: int) -> None:
-    """What is broken, huge, slow, or gone before it is answered."""
-    with suppress(OSError, asyncio.IncompleteReadError):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        sent = (
-            b"\x16\x03\x01\x02\x00\x01\x00",
-            b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n",
-            b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{",
-            HEAD + b'Content-Length: 14\r\n\r\n{"user": "u1"}',
-        )[kind % 4]
-        writer.write(sent)
-        await writer.drain()
-        if kind % 4 != 3:
-            await reader.read()
-        writer.close()
-
-
-async def load(port: int, clients: int, requests: int, bad: int, counts: dict[str, int]) -> None:
-    good = [one_client(port, requests, counts) for _ in range(clients)]
-    await asyncio.gather(*good, *(bad_client(port, kind) for kind in range(bad)))
-
-
 def test_many_clients_bad_ones_among_them_and_a_change(tmp_path: Path) -> None:
     """Every request is answered, before, during and after the change."""
     one, two = make_bundle(tmp_path / "one"), make_bundle(tmp_path / "two", seed=1, step=2)
     link = tmp_path / "current"
     link.symlink_to(one)
     with running(link, client_seconds=CLIENT_SECONDS, body_bytes=10_000) as (port, shelf):
-        counts = {"asked": 0}
-        asyncio.run(load(port, 4, 30, 8, counts))
+        told = Told((one, two))
+        asyncio.run(load(port, 4, 30, 8, told))
         change(link, two)
-        asyncio.run(load(port, 4, 30, 8, counts))
+        asyncio.run(load(port, 4, 30, 8, told))
         until(lambda: shelf.changes == 1)
-        asyncio.run(load(port, 4, 30, 8, counts))
-        digests = [Bundle(each).manifest.digest[:12] for each in (one, two)]
-        assert counts["asked"] == 360 and all(counts[each] > 0 for each in digests)
+        asyncio.run(load(port, 4, 30, 8, told))
+        assert told.asked == 360 and len(told.digests) == 2
         assert asked(port, "GET", "/healthz")[1]["step"] == 2
         (one / "items/vectors.npy").unlink()
         assert asked(port, "POST", "/recommend", {"user": "u1"})[0] == 200
@@ -346,6 +297,40 @@ def test_too_many_that_wait_are_told_so(tmp_path: Path, monkeypatch: pytest.Monk
         for thread in threads:
             thread.join()
     assert sorted(statuses) == [200, 200, 200, 503, 503, 503, 503, 503]
+
+
+def test_whoever_has_gone_is_not_answered_and_holds_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    from trainer.serve import answering, app
+
+    gate, taken, place = threading.Event(), list[int](), make_bundle(tmp_path / "B")
+    batch = answering.answer_batch
+
+    def held(shelf: Shelf, questions: Any) -> Any:
+        taken.append(len(questions))
+        gate.wait(60)
+        return batch(shelf, questions)
+
+    monkeypatch.setattr(app, "answer_batch", held)
+    with running(place, waiting=4, client_seconds=60) as (port, _):
+
+        def waiting() -> int:
+            return int(asked(port, "GET", "/healthz")[1]["waiting"])
+
+        clients = []
+        for n in range(5):
+            clients.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+            clients[-1].sendall(HEAD + b'Content-Length: 14\r\n\r\n{"user": "u1"}')
+            until(lambda n=n: taken == [1] and waiting() == n)
+        for client in clients:
+            client.close()
+        until(lambda: waiting() == 0)
+        gate.set()
+        assert asked(port, "POST", "/recommend", {"user": "u1"})[0] == 200
+    assert taken == [1, 1]
 
 
 def test_one_bad_question_hinders_no_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

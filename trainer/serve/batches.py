@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Question = TypeVar("Question")
@@ -45,13 +46,20 @@ class Batches(Generic[Question, Reply]):
         return len(self._queue)
 
     async def ask(self, question: Question) -> Reply:
-        """The reply, or what it raised. Raises BusyError where too many wait."""
+        """The reply, or what it raised. Raises BusyError where too many wait. Whoever is cancelled
+        leaves the queue."""
         if len(self._queue) >= self._most_waiting:
             raise BusyError
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._queue.append((question, reply))
+        asked = question, reply
+        self._queue.append(asked)
         self._arrived.set()
-        return await reply
+        try:
+            return await reply
+        finally:
+            if reply.cancelled():
+                with suppress(ValueError):  # it is being answered
+                    self._queue.remove(asked)
 
     async def run(self) -> None:
         """Answer until cancelled."""
@@ -60,9 +68,7 @@ class Batches(Generic[Question, Reply]):
             await self._arrived.wait()
             taken: list[tuple[Question, asyncio.Future[Reply]]] = []
             while self._queue and len(taken) < self._at_once:
-                question, reply = self._queue.popleft()
-                if not reply.done():  # its client has gone, or waited too long
-                    taken.append((question, reply))
+                taken.append(self._queue.popleft())
             if not self._queue:
                 self._arrived.clear()
             if not taken:

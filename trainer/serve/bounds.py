@@ -1,7 +1,7 @@
 """What a client may send, and how long it may take: bytes of a body, seconds of both ways.
 
 `BoundedProtocol` closes connections whose head does not come; `Bounded` reads the body whole before
-the app begins, and gives up on answers that are not taken.
+the app begins, and gives up on answers that are not taken or whose client has gone.
 """
 
 from __future__ import annotations
@@ -72,10 +72,27 @@ class Bounded:
         if body is None:
             await refuse(send, 413, f"the request has more than {self.body_bytes:,} bytes")
             return
+        answering = asyncio.create_task(self._answer(scope, body, send))
+        gone = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # the server's patience is at its end
+            await refuse(send, 503, "the server ends")
+        else:
+            if answering.done():
+                answering.result()
+        finally:
+            gone.cancel()
+            answering.cancel()
+
+    async def _answer(self, scope: Any, body: bytes, send: Any) -> None:
+        """What the app makes of a request that is here whole."""
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive_body() -> Any:
-            return waiting.pop() if waiting else await receive()
+            if not waiting:
+                await asyncio.get_running_loop().create_future()  # who goes is seen by `_gone`
+            return waiting.pop()
 
         async def send_in_time(message: Any) -> None:
             await asyncio.wait_for(send(message), self.client_seconds)
@@ -97,6 +114,12 @@ class Bounded:
                 return None
             if not message.get("more_body", False):
                 return bytes(body)
+
+
+async def _gone(receive: Any) -> None:
+    """Until the client has its answer, or has closed the connection without."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def refuse(send: Any, status: int, error: str) -> None:

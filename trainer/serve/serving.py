@@ -21,6 +21,7 @@ from trainer.serve.shelf import Shelf
 
 GRACE_SECONDS = 10
 HEAD_BYTES = 1 << 16
+BACKLOG = 2048
 
 
 def serve(arguments: ServeArguments) -> None:
@@ -73,6 +74,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(BACKLOG)  # who connects once the address is told waits for the app
     except (OSError, UnicodeError) as error:
         raise Mistake(
             f"--host {host} --port {port} cannot be listened on ({error}): choose others, "
