@@ -311,11 +311,11 @@ def test_whoever_has_gone_is_not_answered_and_holds_no_place(
 
     def held(shelf: Shelf, questions: Any) -> Any:
         taken.append(len(questions))
-        gate.wait(60)
+        gate.wait(100)
         return batch(shelf, questions)
 
     monkeypatch.setattr(app, "answer_batch", held)
-    with running(place, waiting=4, client_seconds=60) as (port, _):
+    with running(place, waiting=4, client_seconds=60, answer_seconds=100) as (port, _):
 
         def waiting() -> int:
             return int(asked(port, "GET", "/healthz")[1]["waiting"])
@@ -327,8 +327,10 @@ def test_whoever_has_gone_is_not_answered_and_holds_no_place(
             until(lambda n=n: taken == [1] and waiting() == n)
         for client in clients:
             client.close()
-        until(lambda: waiting() == 0)
-        gate.set()
+        try:
+            until(lambda: waiting() == 0, seconds=50)
+        finally:
+            gate.set()
         assert asked(port, "POST", "/recommend", {"user": "u1"})[0] == 200
     assert taken == [1, 1]
 
