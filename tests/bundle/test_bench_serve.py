@@ -21,12 +21,22 @@ def test_ways_are_timed_and_compared() -> None:
     assert np.isfinite(found["load"])
 
 
+def test_clients_that_ask_at_once_are_all_answered() -> None:
+    arguments = ServeBenchArguments(items=3000, dim=16, k=10, requests=30, clients=4, ivf=True)
+    found = measure(arguments)
+    assert set(found["at_once"]) == set(found["ways"]) and "FAISS IVF" in found["ways"]
+    assert 0.5 < found["ways"]["FAISS IVF"]["recall"] <= 1
+    for way in found["at_once"].values():
+        assert way["requests_per_second"] > 0 and 0 < way["p50_ms"] <= way["p99_ms"]
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"passing": 0.0}, "--passing"),
         ({"k": 11, "items": 10}, "--k 11"),
         ({"items": 0}, "--items"),
+        ({"clients": -1}, "--clients"),
     ],
 )
 def test_settings_are_checked(given: dict[str, Any], words: str) -> None:

@@ -51,7 +51,18 @@ def build_index(
     width: int,
     on_block: Callable[[], None] = lambda: None,
 ) -> Any:
-    """A FAISS index of the `num_items` known vectors of a bundle.
+    """`faiss_index` of the known vectors of a bundle."""
+    return faiss_index(kind, num_items, width, lambda: read_known(folder), on_block)
+
+
+def faiss_index(
+    kind: IndexKind,
+    num_items: int,
+    width: int,
+    blocks: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
+    on_block: Callable[[], None] = lambda: None,
+) -> Any:
+    """A FAISS index of `num_items` vectors, which `blocks` gives with their numbers each time.
 
     flat is exact. ivf: 4 * sqrt(items) lists, a sixteenth of them searched. hnsw: 32 links an
     item, 128 candidates a search.
@@ -66,15 +77,15 @@ def build_index(
             index = faiss.IndexIVFFlat(quantizer, width, lists, faiss.METRIC_INNER_PRODUCT)
             index.nprobe = max(8, lists // 16)
             index.cp.niter = KMEANS_ROUNDS
-            blocks = (block_nD for _, block_nD in read_known(folder))
-            index.train(_sample(blocks, num_items, TRAINED_PER_LIST * lists))
+            vectors = (block_nD for _, block_nD in blocks())
+            index.train(_sample(vectors, num_items, TRAINED_PER_LIST * lists))
         case "hnsw":
             index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = 100
             index.hnsw.efSearch = 128
     if kind != "ivf":  # which has a place for ids itself
         index = faiss.IndexIDMap2(index)
-    for row_n, block_nD in read_known(folder):
+    for row_n, block_nD in blocks():
         index.add_with_ids(np.ascontiguousarray(block_nD), row_n)
         on_block()
     return index
@@ -142,5 +153,5 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise Mistake("--index needs FAISS: pip install faiss-cpu, or leave it out") from error
+        raise Mistake("--index and bench serve need FAISS: pip install faiss-cpu") from error
     return faiss
