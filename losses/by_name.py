@@ -1,5 +1,6 @@
 """`build_loss`: the one place where settings become a loss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from losses.choices import (
@@ -32,6 +33,8 @@ def build_loss(
     backend: Backend = "auto",
     block_columns: int = 2048,
     stripe_mebibytes: int = 64,
+    widths: Sequence[int] = (),
+    renormalise: bool = True,
     **parameters: Any,
 ) -> RetrievalLoss:
     """A loss module: `value, statistics = loss(rows, candidates)`.
@@ -61,6 +64,9 @@ def build_loss(
         gradients and scores that spread too far (temperatures below 0.03) to plain torch.
     block_columns, stripe_mebibytes: sizes of the walk; the buffer of a stripe is what memory it
         needs.
+    widths: the loss is the mean of the same loss over the first columns alone, rising in number;
+        none: over all columns (`losses/widths.py`).
+    renormalise: what is cut is given a length of 1 again, as cosines have it.
 
     Raises:
         ValueError: for a name, a parameter, a value or a combination that there is none of.
@@ -80,6 +86,8 @@ def build_loss(
             f"block_columns is {block_columns}, stripe_mebibytes {stripe_mebibytes}; "
             "both must be at least 1"
         )
+    if any(width < 1 for width in widths) or list(widths) != sorted(set(widths)):
+        raise ValueError(f"widths are {list(widths)}; they must be positive and rise")
     usual = 1.0 if loss.usual_temperature is None else loss.usual_temperature
     return RetrievalLoss(
         loss,
@@ -93,6 +101,8 @@ def build_loss(
         ring=ring,
         backend=backend,
         blocking=Blocking(block_columns=block_columns, stripe_bytes=stripe_mebibytes << 20),
+        widths=widths,
+        renormalise=renormalise,
     )
 
 

@@ -8,6 +8,7 @@ Shapes: B rows, C columns.
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -27,14 +28,10 @@ from losses.row_terms import RowTerms
 from losses.rows import Candidates, Rows
 from losses.scores import Scored, mask_rules, mean_of_positives, restricted_negatives, score
 from losses.statistics import loss_statistics
+from losses.widths import Valued, mean_over_widths
 
 LARGEST_INVERSE_TEMPERATURE = 100.0
 LARGEST_KERNEL_WIDTH = 256
-
-
-def _interpreted() -> bool:
-    """Whether Triton runs its kernels on the CPU, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class RetrievalLoss(nn.Module):
@@ -54,6 +51,8 @@ class RetrievalLoss(nn.Module):
         ring: bool,
         backend: Backend,
         blocking: Blocking,
+        widths: Sequence[int],
+        renormalise: bool,
     ) -> None:
         super().__init__()
         self.loss = loss
@@ -64,6 +63,7 @@ class RetrievalLoss(nn.Module):
         self.ring = ring
         self.backend: Backend = backend
         self.blocking = blocking
+        self.widths, self.renormalise = tuple(widths), renormalise
         self.watched = True
         """Whether a call brings statistics, some thirty small kernels; else they are empty."""
         self._workspace = Workspace()
@@ -83,16 +83,19 @@ class RetrievalLoss(nn.Module):
         uncorrected = self.correction == "negatives" and not self.loss.counts_negatives
         return "step" if uncorrected else "draw"
 
-    def forward(self, rows: Rows, candidates: Candidates) -> tuple[Tensor, dict[str, Tensor]]:
-        """(weighted sum over rows, statistics where `watched`).
-
-        `candidates` are equal on all ranks and no collective runs here; with `ring` they are this
-        rank's own, as many on every rank, and forward and backward are collective.
-        """
+    def forward(self, rows: Rows, candidates: Candidates) -> Valued:
+        """(weighted sum over rows, statistics where `watched`); of several widths see
+        `mean_over_widths`. `candidates` are equal on all ranks and no collective runs here; with
+        `ring` they are this rank's own, as many on every rank, and forward and backward are
+        collective."""
         with torch.autocast(rows.query_BD.device.type, enabled=False):
-            return self._forward(rows, candidates)
+            if not self.widths:
+                return self._forward(rows, candidates, self.watched)
+            return mean_over_widths(
+                self._forward, rows, candidates, self.widths, self.renormalise, self.watched
+            )
 
-    def _forward(self, rows: Rows, candidates: Candidates) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(self, rows: Rows, candidates: Candidates, watched: bool) -> Valued:
         positive_scale, negative_scale = self._scales(rows.query_BD.device)
         threshold_B = None
         if self.loss.has_threshold:
@@ -127,7 +130,7 @@ class RetrievalLoss(nn.Module):
             weight_B = torch.where(rows.feedback_B > 0, weight_B, 0.0)
         terms = RowTerms(self.loss, rows, weight_B, restricted_count_B, hardness, threshold_B)
         value, reduction_B, negatives_B = self._reduce(problem, inputs, terms)
-        if not self.watched:
+        if not watched:
             return value, {}
         with torch.no_grad():
             whole = slice(None)
@@ -281,8 +284,9 @@ class RetrievalLoss(nn.Module):
         and cannot."""
         query_BD = problem.query_BD
         width, device = query_BD.shape[1], query_BD.device.type
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # on the CPU, for tests
         reasons = [
-            (device == "cpu" and not _interpreted(), "the tensors are on a CPU"),
+            (device == "cpu" and not interpreted, "the tensors are on a CPU"),
             (query_BD.dtype != torch.float32, f"embeddings are {query_BD.dtype}"),
             (width > LARGEST_KERNEL_WIDTH, f"width {width} is over {LARGEST_KERNEL_WIDTH}"),
             (problem.element == "sigmoid", "the loss sums powers of sigmoids"),

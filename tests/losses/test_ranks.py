@@ -36,6 +36,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in get_args(Lo
     *[(name, {"ring": True}) for name in get_args(LossName) if not LOSSES[name].has_threshold],
     ("bsl", {"ring": True, "hardness": 0.5, "learn_temperature": True}),
     ("ssm", {"ring": True, "mask_same_user": True, "mask_history": True, "temperature": 0.01}),
+    ("bsl", {"widths": (2, 5), "mask_same_user": True, "learn_temperature": True}),
+    ("ssm", {"widths": (1, 3, 5), "ring": True}),
 ]
 SOURCES = ("in_batch", "sampled", "in_batch+sampled", "in_batch+queue", "in_batch+disliked")
 

@@ -80,6 +80,9 @@ class ModelConfig:
     """sequence: attention heads; must divide dim."""
     targets: Annotated[int, Range(least=1, most=64)] = 1
     """sequence: next liked items that each position of the history learns to predict."""
+    widths: Annotated[tuple[Annotated[int, Range(least=1, most=8192)], ...], Range(most=16)] = ()
+    """Train the first columns of both towers' output to be embeddings of their own, too: the loss
+    is its mean over these widths, the last the whole one (64 128 256, Matryoshka)."""
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """Share of each tower's inputs dropped in training."""
     init_std: Annotated[float, Range(above=0, most=100)] = 0.1
@@ -137,6 +140,13 @@ class ModelConfig:
         require(
             self.tower == "sequence" or self.targets == 1,
             f"model.targets={self.targets} is of the sequence tower, not of {self.tower}",
+        )
+
+        require(
+            not self.widths
+            or (list(self.widths) == sorted(set(self.widths)) and self.widths[-1] == self.width),
+            f"model.widths={' '.join(map(str, self.widths))}: they must rise, the last being the "
+            f"whole width, model.{'output_dim' if self.concatenates else 'dim'}={self.width}",
         )
 
     @property

@@ -14,6 +14,7 @@ from losses import CandidateQueue, RetrievalLoss, build_loss
 from trainer.base.machine import usable_memory_bytes
 from trainer.base.mistake import Mistake, mistakes
 from trainer.config.loss_section import LossConfig
+from trainer.config.model_section import ModelConfig
 from trainer.config.negatives_section import NegativesConfig
 from trainer.config.sections import Config
 from trainer.data.candidates import Distribution
@@ -183,7 +184,7 @@ def build_task(config: Config, dataset: Dataset, num_trained_items: int) -> Retr
     negatives = config.negatives
     trained = sum(dataset.splits[name].positives for name in config.data.train_splits)
     with mistakes():
-        loss = retrieval_loss(config.loss)
+        loss = retrieval_loss(config.loss, config.model)
     return RetrievalTask(
         loss=loss,
         correction=FrequencyCorrection(
@@ -213,7 +214,7 @@ def sampled_by(negatives: NegativesConfig) -> Distribution:
     return "popularity" if negatives.popularity else "uniform"
 
 
-def retrieval_loss(loss: LossConfig) -> RetrievalLoss:
+def retrieval_loss(loss: LossConfig, model: ModelConfig) -> RetrievalLoss:
     return build_loss(
         loss.name,
         temperature=loss.temperature,
@@ -225,6 +226,8 @@ def retrieval_loss(loss: LossConfig) -> RetrievalLoss:
         learn_temperature=loss.learn_temperature,
         ring=loss.ring,
         backend=loss.backend,
+        widths=model.widths,
+        renormalise=model.similarity == "cosine",
         **loss.parameters,
     )
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.widths import first_columns
 from trainer.config.model_section import HistoryPooling
 
 
@@ -31,6 +31,8 @@ class HistoryTower(nn.Module):
     ) -> None:
         super().__init__()
         self.pooling, self.positions, self.normalise = pooling, positions, normalise
+        self.columns: int | None = None
+        """Columns of the output that are given; None: all."""
         self.dropout = nn.Dropout(dropout)
         pooled = positions if pooling == "places" else 1
         self.values = nn.Linear(pooled * dim, dim, bias=False)
@@ -47,7 +49,7 @@ class HistoryTower(nn.Module):
         pooled_nP = self._pool(features_nD[split:], user_nD)
         gate = torch.sigmoid(self.gate)
         query_nD = self.dropout(gate * user_nD + (1 - gate) * self.values(pooled_nP))
-        return F.normalize(query_nD, dim=1) if self.normalise else query_nD
+        return first_columns(query_nD, self.columns, self.normalise)
 
     def _pool(self, history_nD: Sequence[Tensor], user_nD: Tensor) -> Tensor:
         """[n, P]: P = D, or positions x D."""

@@ -69,7 +69,8 @@ def least_bytes(config: Config, dataset: Dataset, world_size: int) -> dict[str, 
         "tables": sum(
             -(-table.num_rows // world_size) * table.dim * column_bytes for table in inputs.tables
         ),
-        "candidates": 2 * columns * model.width * FLOAT_BYTES,  # and their gradient
+        # and their gradient; of the first columns alone again
+        "candidates": 2 * columns * (model.width + sum(model.widths[:-1])) * FLOAT_BYTES,
         "queue": held_bytes(task.queue),
         "frequencies": held_bytes(task.correction.estimator),
         "rows": 2 * pooled + kept + inputs.dense_bytes(bags, bags),

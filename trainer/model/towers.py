@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.widths import first_columns
 from trainer.config.model_section import ModelConfig
 from trainer.model.history import HistoryTower
 from trainer.model.inputs import Inputs
@@ -80,6 +81,8 @@ class Tower(nn.Module):
         super().__init__()
         self.kind, self.residual = kind, residual
         self.normalise = normalise
+        self.columns: int | None = None
+        """Columns of the output that are given; None: all."""
         self.dropout = nn.Dropout(dropout)
         self.output_dim = dim if kind == "sum" else output_dim
         width = num_features * dim
@@ -101,7 +104,7 @@ class Tower(nn.Module):
                 x_SO = cross(first_SX, x_SO)
             for index, layer in enumerate(self.layers):
                 x_SO = layer(F.relu(x_SO) if index and not self.residual else x_SO)
-        return F.normalize(x_SO, dim=1) if self.normalise else x_SO
+        return first_columns(x_SO, self.columns, self.normalise)
 
 
 def zeros_where_nothing_is_known(
@@ -121,7 +124,7 @@ def zeros_where_nothing_is_known(
     return output_SO * torch.cat([*told, *evidence_S1], dim=1).any(1, keepdim=True)
 
 
-def build_query_tower(model: ModelConfig, inputs: Inputs) -> nn.Module:
+def build_query_tower(model: ModelConfig, inputs: Inputs) -> Tower | HistoryTower | SequenceTower:
     """The tower over `inputs.query_keys`."""
     normalise = model.similarity == "cosine"
     match model.tower:

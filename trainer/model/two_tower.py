@@ -227,6 +227,14 @@ class TwoTower(nn.Module):
         if self.head.averaged is not None:
             self.head.towers.load_state_dict(self.head.averaged.state_dict())
 
+    def use_columns(self, width: int | None) -> None:
+        """Have both towers give their first columns alone, of length 1 again where they are
+        normalised; None: all. Training needs all."""
+        for towers in (self.head.towers, self.head.averaged):
+            if towers is not None:
+                towers.query.columns = width
+                towers.candidate.columns = width
+
     @torch.no_grad()
     def encode_queries(self, features: Features) -> Tensor:
         """n bags with the query keys filled -> [n, O]; zeros: nothing is known. Collective."""

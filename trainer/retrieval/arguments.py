@@ -178,6 +178,8 @@ class ExportArguments:
     precision: Precision = "float32"
     """Of the item and user vectors: float16 halves them, int8 quarters them. What lists lose by it
     is printed."""
+    width: int | None = None
+    """The first so many columns of all vectors alone: one of the run's --model.widths."""
     index: IndexKind | None = None
     """Also a FAISS index of the items: flat (exact), ivf or hnsw (approximate; their recall
     against exact search is printed)."""

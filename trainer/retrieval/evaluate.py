@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import torch
@@ -64,6 +64,9 @@ class Evaluation:
     unknown_queries: int
     """Queries of which it knows nothing: they are answered with what is most popular."""
     seconds: float = field(compare=False)
+    widths: dict[int, dict[str, float]] = field(default_factory=dict)
+    """`recall@k` and the other values by the first so many columns alone; {} where the model was
+    not trained for them."""
     per_user: pa.Table | None = field(default=None, compare=False)
     """Recall and NDCG of each user asked, where they were asked for."""
 
@@ -98,14 +101,32 @@ def evaluate_split(
     how: Filter | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     per_user: bool = False,
+    narrower: Sequence[int] = (),
 ) -> Evaluation:
-    """`evaluate_asked` of a split: `Mistake` where it has no queries. Collective."""
+    """`evaluate_asked` of a split: `Mistake` where it has no queries. Collective.
+
+    Args:
+        narrower: widths that are evaluated as well.
+    """
     check_queries(dataset, split, users)
     ks = cut_offs(ks, dataset)
     asked = of_split(dataset, split, encoder.store.item_count_I, encoder.marks)
-    return evaluate_asked(  # collective
+    whole = evaluate_asked(  # collective
         encoder, dataset, asked, ks, users, seed, num_groups, baseline, how, on_progress, per_user
     )
+    if not narrower:
+        return whole
+    widths = {}
+    try:
+        for width in narrower:
+            encoder.model.use_columns(width)
+            found = evaluate_asked(  # collective
+                encoder, dataset, asked, ks, users, seed, how=how, on_progress=on_progress
+            )
+            widths[width] = found.values
+    finally:
+        encoder.model.use_columns(None)
+    return replace(whole, widths=widths)
 
 
 def evaluate_asked(

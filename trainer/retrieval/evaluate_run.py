@@ -19,12 +19,7 @@ from trainer.launch.here import is_first_process
 from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
 from trainer.observe.choice import read_choice
-from trainer.observe.per_user import (
-    paired,
-    per_user_file,
-    read_per_user,
-    write_per_user,
-)
+from trainer.observe.per_user import paired, per_user_file, read_per_user, write_per_user
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
 from trainer.retrieval.arguments import EvaluateArguments
 from trainer.retrieval.evaluate import Evaluation, evaluate_split
@@ -185,6 +180,7 @@ def _evaluate(opened: OpenedRun, checked: _Checked, progress: Progress, hooks: H
             baseline=True,
             on_progress=tell,
             per_user=True,
+            narrower=trained.config.model.widths[:-1],
         )
     finally:
         progress.close()
@@ -218,8 +214,10 @@ def _keep(
 
 def as_record(evaluation: Evaluation) -> dict[str, Any]:
     """What evaluation.json holds of one split: the values by name, and what stands beside them."""
+    by_width = {"widths": evaluation.widths} if evaluation.widths else {}
     return {
         **evaluation.values,
+        **by_width,
         "popularity": evaluation.baseline,
         "interval_95": evaluation.intervals,
         "user_interval_95": evaluation.user_intervals,
@@ -250,6 +248,9 @@ def as_sheet(evaluation: Evaluation, split: str) -> Sheet:
     for name in names:
         values = [_with_interval(evaluation, f"{name}@{k}") for k in ks]
         sheet.add(name, *values, ends_section=name == names[-1] and not num_groups)
+    for width, by_name in evaluation.widths.items():
+        values = [f"{by_name[f'recall@{k}']:.4f}" for k in ks]
+        sheet.add(f"recall, first {width} columns", *values, style="dim")
     for group in range(num_groups):
         end = {0: " (rarest)", num_groups - 1: " (most popular)"}.get(group, "")
         values = [f"{evaluation.groups[f'recall@{k}'][group]:.4f}" for k in ks]

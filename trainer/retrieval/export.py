@@ -31,6 +31,7 @@ from trainer.base.screen import say
 from trainer.bundle.flat_arrays import mapped
 from trainer.bundle.manifest import Manifest, describe
 from trainer.bundle.query_program import FEATURES
+from trainer.config.model_section import ModelConfig
 from trainer.distributed.agreement import first_decides, gather_objects, together
 from trainer.distributed.ranks import Ranks
 from trainer.files.filesystems import is_uri, local_path
@@ -135,8 +136,21 @@ def export_on_rank(given: tuple[ExportArguments, Path | None], worker: Worker) -
 
     checkpoint = first_decides(asked)  # collective
     trained = load_run(arguments.run, ranks, arguments.data)  # collective
+    if arguments.width is not None:
+        trained.model.use_columns(trained_width(trained.config.model, arguments.width))
     facts = write_bundle(trained, ranks, arguments, folder, sign)  # collective
     return {**facts, "checkpoint": checkpoint}
+
+
+def trained_width(model: ModelConfig, width: int) -> int:
+    """The width, where the first so many columns are embeddings. Raises Mistake."""
+    trained = model.widths or (model.width,)
+    require(
+        width in trained,
+        f"--width {width}: the run was trained for {', '.join(map(str, trained))}; --model.widths "
+        "trains others",
+    )
+    return width
 
 
 def write_bundle(

@@ -100,6 +100,9 @@ def estimate_bytes(
     harder = 0
     if config.loss.hardness:  # queries scaled anew with their gradient, a column of each walk
         harder = local_rows * (3 * width + 1) * 4 + (columns + queued) * 4
+    # Columns, queries and positives cut, of length 1 again, as scored, and their gradients.
+    narrow = sum(config.model.widths[:-1])
+    cut = narrow * 4 * (5 * (columns + queued) + 8 * local_rows * config.model.targets)
     on_host = config.model.placement == "uvm_caching"
     away = (gpus - 1) / gpus
     return Estimate(
@@ -121,6 +124,7 @@ def estimate_bytes(
         + (columns + queued) * (3 * width * 4 + COLUMN_BYTES)
         + (columns + queued if queued else 0) * width * 4
         + harder
+        + cut
         + inputs.dense_bytes(local_rows, bags)
         + LOSS_WORKSPACE_BYTES,
         limit=int(gpu_bytes * (1 - STORAGE_RESERVED)),

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from losses.widths import first_columns
 from trainer.config.model_section import Block
 from trainer.data.events.marks import GAPS, KIND_BITS, KIND_MASK, Marks
 from trainer.data.packing import Packed
@@ -43,6 +44,8 @@ class SequenceTower(nn.Module):
     ) -> None:
         super().__init__()
         self.length, self.normalise, self.marks = length, normalise, marks
+        self.columns: int | None = None
+        """Columns of the output that are given; None: all."""
         self.start_D = nn.Parameter(torch.randn(dim) * init_std)
         self.position_LD = nn.Parameter(torch.randn(length + 1, dim) * init_std)
         kinds = marks.num_kinds if marks is not None and marks.kinds else 0
@@ -83,7 +86,7 @@ class SequenceTower(nn.Module):
             if rows != moments:  # not len(): a program is exported for any number
                 moment_BD = moment_BD.repeat(rows // moments, 1)
             query_BD = query_BD + moment_BD
-        return F.normalize(query_BD, dim=1) if self.normalise else query_BD
+        return first_columns(query_BD, self.columns, self.normalise)
 
     def _marked(self, packed: Packed, marks: Marks) -> Tensor:
         """What the marks of items add to them, [N, D]."""
