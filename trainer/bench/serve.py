@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,13 @@ def main(arguments: ServeBenchArguments) -> dict[str, Any]:
         )
     sheet.print()
     if arguments.clients:
-        columns = ("way", "requests/s", "p50 ms", "p99 ms")
-        sheet = Sheet(*columns, title=f"{arguments.clients} clients at the same time")
+        sheet = Sheet(
+            "way",
+            "requests/s",
+            "p50 ms",
+            "p99 ms",
+            title=f"{arguments.clients} clients at the same time",
+        )
         for name, way in result["at_once"].items():
             timed = (f"{way[each]:.1f}" for each in ("requests_per_second", "p50_ms", "p99_ms"))
             sheet.add(name, *timed)
@@ -214,8 +220,14 @@ def _ways(
     for kind in ("flat", "ivf") if arguments.ivf else ("flat",):
         index = faiss_index(kind, len(item_ID), arguments.dim, lambda: _blocks(item_ID))
         name = {"flat": "FAISS flat", "ivf": "FAISS IVF"}[kind]
-        ways[name] = lambda query_QD, index=index: index.search(query_QD, arguments.k)[1]
+        ways[name] = partial(_searched, index, arguments.k)
     return ways
+
+
+def _searched(index: Any, k: int, query_QD: np.ndarray) -> np.ndarray:
+    """Rows by FAISS, [Q, k]."""
+    found: np.ndarray = index.search(query_QD, k)[1]
+    return found
 
 
 def _blocks(item_ID: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
