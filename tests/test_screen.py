@@ -2,15 +2,21 @@
 
 import ast
 import io
+import shlex
 from pathlib import Path
 
 import pytest
 
+from trainer.base.pasted import pasted
 from trainer.base.screen import Sheet, plain_console, say, shown, window_width, wrapped
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(f for folder in ("cluster", "trainer") for f in (ROOT / folder).rglob("*.py"))
-MAY_USE_RICH = {"trainer/base/screen.py", "trainer/observe/progress.py"}
+MAY_USE_RICH = {
+    "trainer/base/screen.py",
+    "trainer/base/pasted.py",  # how wide a word is
+    "trainer/observe/progress.py",
+}
 MAY_PRINT = {
     "trainer/base/screen.py",
     "cluster/jobs/submit.py",
@@ -119,6 +125,28 @@ def test_a_line_is_broken_between_words_alone(width: int) -> None:
     assert wrapped("  indented", 80) == "  indented" and wrapped("", 80) == ""
     assert wrapped("  indented", 80) == "  indented"
     assert wrapped("日本語 タイトル", 8) == "日本語\nタイトル"
+
+
+COMMANDS = (
+    ["tandem", "prepare", "plays.csv", "DATA"],
+    ["tandem", "prepare", "my plays.csv", "OUT", "--item-columns", "a title", "genre", "year", "at"],
+    ["tandem", "train", f"/{'p' * 90}/best.toml", "--data", "it's", "--out=-x", "--flag"],
+    ["tandem", "recommend", "RUN", "--items", *[f"item {n}" for n in range(30)], "-k", "5"],
+)
+
+
+@pytest.mark.parametrize("width", [30, 80, 160, None])
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("label", ["", "to go on:", "     "])
+def test_a_command_can_be_pasted(label: str, command: list[str], width: int | None) -> None:
+    text = pasted(label, command, width)
+    assert text.startswith(label)
+    assert shlex.split(text[len(label) :].replace("\\\n", "")) == command  # as a shell goes on
+    whole = {shlex.quote(word) for word in command}
+    for line in text.split("\n"):
+        too_long = line.removesuffix(" \\").strip() in whole  # one word, which the terminal folds
+        assert width is None or len(line) <= width or too_long
+    assert width is not None or "\n" not in text
 
 
 @pytest.mark.parametrize("width", [40, 80])

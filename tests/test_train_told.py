@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.commands.train_run import Took, ending
+from cluster.commands.train_run import Took, ending, following
 from tests.one_rank import begun, small_data
+from trainer.base.pasted import pasted
 from trainer.command_line import overridden
 from trainer.config.presets import find_preset
 from trainer.files.json_files import read_json
@@ -28,22 +29,21 @@ TOOK = Took(tries=61.2, training=39.6, whole=135.4)
 
 
 def test_it_ends_with_quality_beside_popularity_and_what_comes_next() -> None:
-    best, following, people, report, took, last = ending(
-        {**SUMMARY, "quality": QUALITY}, SPEC, TOOK
-    )
+    best, took = ending({**SUMMARY, "quality": QUALITY}, SPEC, TOOK)
     assert best == (
         "best ndcg@20 0.1753 on validation, after epoch 9, 2.17 times popularity (0.0809)"
     )
-    assert following == "next: tandem evaluate '/runs/a run' --split test"
-    assert people == "      tandem recommend '/runs/a run' --user ID"
-    assert report == "      tandem report '/runs/a run'"
+    assert [pasted(*each, width=80) for each in following(SPEC)] == [
+        "next: tandem evaluate '/runs/a run' --split test",
+        "      tandem recommend '/runs/a run' --user ID",
+        "      tandem report '/runs/a run'",
+    ]
     assert took == (
         "trained 1,234 steps with 1 worker in 2 min 15 s: 1 min 1 s trying models, "
         "35 s loading and starting workers, 40 s training"
     )
-    assert last == "the run: /runs/a run"
     without = Took(tries=0.01, training=40, whole=60)
-    *_, took, _ = ending({**SUMMARY, "quality": None}, SPEC, without)
+    *_, took = ending({**SUMMARY, "quality": None}, SPEC, without)
     assert took.endswith("in 1 min 0 s: 20 s loading and starting workers, 40 s training")
 
 
@@ -61,12 +61,14 @@ def test_a_run_that_its_patience_ended_says_so() -> None:
     assert last.startswith("best ndcg@20"), "its last epoch ended it"
 
 
-@pytest.mark.parametrize(("given", "shown"), [("user 0", " 'user 0'"), ("7", " 7"), ("-x", "=-x")])
+@pytest.mark.parametrize(
+    ("given", "shown"), [("user 0", "--user 'user 0'"), ("7", "--user 7"), ("-x", "--user=-x")]
+)
 def test_a_user_of_the_data_is_named(given: str, shown: str, tmp_path: Path) -> None:
     table = pa.table({"raw_id": [given]})
     pq.write_table(table, tmp_path / "users.parquet")
-    lines = ending({**SUMMARY, "quality": None}, replace(SPEC, data=str(tmp_path)), TOOK)
-    assert any(line.endswith(f" --user{shown}") for line in lines)
+    _, people, _ = following(replace(SPEC, data=str(tmp_path)))
+    assert pasted(*people, width=None).endswith(f"recommend '/runs/a run' {shown}")
 
 
 def test_a_run_says_what_it_is_of_and_keeps_its_best(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ training never meets.
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 import time
@@ -59,7 +58,7 @@ def demo(arguments: DemoArguments) -> int:
         commands.insert(0, ["synth", str(data), *PLANTED])
     for command in commands:
         say()
-        say(f"$ tandem {shlex.join(command)}")
+        say("$", command=["tandem", *command])
         done = subprocess.run([sys.executable, str(tandem.__file__), *command], check=False)
         if done.returncode:
             return done.returncode

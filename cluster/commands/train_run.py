@@ -3,7 +3,6 @@
 Imports torch and torchrec: `check_versions` comes before the import of this module.
 """
 
-import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -131,6 +130,9 @@ def train(
     took = Took(tries, summary["seconds"], time.monotonic() - loading)
     for line in ending(summary, spec, took):
         say(line)
+    for label, command in following(spec):
+        say(label, command=command)
+    say(f"the run: {spec.out}")
     return 0
 
 
@@ -153,7 +155,7 @@ class Took:
 
 
 def ending(summary: dict[str, Any], spec: RunSpec, took: Took) -> Iterator[str]:
-    """What was trained, how good it was at its best, and what comes next; the run's place last."""
+    """What was trained, how good it was at its best, how long it took."""
     quality, workers = summary["quality"], summary["workers"]
     epochs = spec.config.training.epochs
     if quality is not None and quality["out_of_patience"] and summary["epochs"] < epochs:
@@ -172,18 +174,22 @@ def ending(summary: dict[str, Any], spec: RunSpec, took: Took) -> Iterator[str]:
             f"best {quality['metric']} {quality['value']:.4f} on validation, after epoch "
             f"{quality['epoch']}{beside}"
         )
-    run = shlex.quote(spec.out)
-    yield f"next: tandem evaluate {run} --split test"
-    yield f"      tandem recommend {run} {asked_of(some_user(spec.data))}"
-    yield f"      tandem report {run}"
     hands = "worker" if workers == 1 else "workers"
     yield f"trained {summary['steps']:,} steps with {workers} {hands} in {took}"
-    yield f"the run: {spec.out}"
 
 
-def asked_of(user: str) -> str:
-    """The flag as a shell takes it."""
-    return f"--user{'=' if user.startswith('-') else ' '}{shlex.quote(user)}"
+def following(spec: RunSpec) -> list[tuple[str, list[str]]]:
+    """Commands that come next, each behind its label."""
+    asked = asked_of(some_user(spec.data))
+    commands = [["evaluate", spec.out, "--split", "test"], ["recommend", spec.out, *asked]]
+    commands.append(["report", spec.out])
+    labels = ["next:", *["     "] * (len(commands) - 1)]
+    return [(label, ["tandem", *command]) for label, command in zip(labels, commands, strict=True)]
+
+
+def asked_of(user: str) -> list[str]:
+    """The flag as the command line takes it."""
+    return [f"--user={user}"] if user.startswith("-") else ["--user", user]
 
 
 def some_user(data: str) -> str:

@@ -124,7 +124,8 @@ def submit(arguments: Sequence[str]) -> int:
     remember(Submitted(job, cluster.address, tuple(command), run_of(command)))
     say(f"job {job} on {cluster.address}")
     if parsed.detach:
-        say(f"next: tandem logs {job} --follow --address {cluster.address}")
+        go_on = ["logs", job, "--follow", "--address", cluster.address]
+        say("next:", command=["tandem", *go_on])
         return 0
     return follow(cluster, job)
 
@@ -139,7 +140,7 @@ def status(arguments: Sequence[str]) -> int:
     if parsed.job is None and find_dashboard(parsed.address).is_default:  # no cluster is named
         jobs = f"--address {DEFAULT_ADDRESS}"
         show_newest(Path(), f"a cluster, whose jobs are shown ({jobs} is this machine's)")
-        say(f"jobs of this machine's cluster: tandem status {jobs}")
+        say("jobs of this machine's cluster:", command=["tandem", "status", *jobs.split()])
         return 0
     cluster = connect(parsed.address)
     known = {job.submission_id: job for job in cluster.client.list_jobs()}
@@ -175,7 +176,8 @@ def print_lost(job: Submitted) -> None:
         return
     say(f"    {state.describe()}")
     if state.phase in ("stopped", "failed"):
-        say(f"    go on: tandem submit --address {job.address} -- resume {job.run}")
+        again = ["--address", job.address, "--", "resume", job.run]
+        say("    go on:", command=["tandem", "submit", *again])
 
 
 def logs(arguments: Sequence[str]) -> int:

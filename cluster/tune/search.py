@@ -254,5 +254,6 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     for line in table(trials, config.evaluation.metric).splitlines():
         say(line)
     say(f"the same with plots: {out}/trials.html")
-    say(f"the best as a preset: tandem train {out}/best.toml --data {parsed.data} --out RUN")
+    best = [f"{out}/best.toml", "--data", parsed.data, "--out", "RUN"]
+    say("the best as a preset:", command=["tandem", "train", *best])
     return 0

@@ -5,6 +5,7 @@ import io
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import termios
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from trainer.base.screen import wrapped
+from trainer.base.pasted import pasted
 
 ROWS = 400
 """Higher than any command prints, so that nothing scrolls away."""
@@ -49,7 +50,7 @@ def recorded(
     """
     screen = pyte.Screen(columns, ROWS)
     stream = pyte.ByteStream(screen)
-    typed = wrapped(f"$ {shown}", columns - 2).replace("\n", " \\\r\n    ")
+    typed = pasted("$", shlex.split(shown), columns).replace("\n", "\r\n")
     stream.feed(f"{typed}\r\n".encode())
     output = b"".join(output_of(command, columns, folder, {"PYTHONUNBUFFERED": "1"}))
     for word, name in names.items():

@@ -29,7 +29,7 @@ def test_two_workers_train_and_ray_stays_quiet(tmp_path: Path) -> None:
     waits = ("loading torch and Ray", "starting Ray on this machine", "starting: ")
     assert run.lines[0] == waits[0]
     told = [line for line in run.lines if not line.startswith(waits)]
-    first, second, data, model, loss, *steps, evaluate, recommend, report, took, last = told
+    first, second, data, model, loss, *steps, took, evaluate, recommend, report, last = told
     assert first.startswith("metrics: http://127.0.0.1:")
     assert second.startswith("starting workers (2), which takes up to a minute")
     assert [line.split()[0] for line in (data, model, loss)] == ["data", "model", "loss"]

@@ -19,6 +19,8 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from trainer.base.pasted import pasted
+
 if TYPE_CHECKING:  # rich is imported by what draws alone: a line of help waits for none of it
     from rich.console import Console
 
@@ -84,15 +86,22 @@ def never_silent(words: str, seconds: float = SILENT_SECONDS) -> Iterator[None]:
         timer.cancel()
 
 
-def say(*words: object, file: TextIO | None = None) -> None:
+def say(*words: object, command: Sequence[str] = (), file: TextIO | None = None) -> None:
     """Print a line of words, blanks between them, on standard output or `file`.
 
     On a terminal what is longer than a line goes on in the next with a whole word.
+
+    command: words of a command that ends the line, quoted as a shell takes them. One that is too
+        long for the terminal goes on behind backslashes, so that it can be pasted.
     """
     _spoken.set()
     stream, text = file or sys.stdout, " ".join(shown(each) for each in words)
     width = window_width(stream) if stream.isatty() else None
-    print(text if width is None else wrapped(text, width), file=stream, flush=True)
+    if command:
+        text = pasted(text, [shown(each) for each in command], width)
+    elif width is not None:
+        text = wrapped(text, width)
+    print(text, file=stream, flush=True)
 
 
 def wrapped(text: str, width: int) -> str:

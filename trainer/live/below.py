@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,7 @@ def show_runs(folder: Path) -> None:
             "(tandem train PRESET --data DIR --out RUN)"
         )
     _print(found)
-    say(f"tandem dashboard {shlex.quote(found[0].state.run)}   opens the newest")
+    say("to watch the newest:", command=["tandem", "dashboard", found[0].state.run])
 
 
 def show_newest(folder: Path, otherwise: str) -> None:

@@ -5,7 +5,6 @@ Reads the first million rows, so that it takes seconds whatever the source's siz
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -67,7 +66,7 @@ def look(arguments: PrepareArguments) -> None:
         thresholds, looked = _show_facts(connection, arguments, source)
         keep = arguments.duplicates or ("last" if source.has_rating else "first")
         _show_splits(source, looked.one_a_pair(keep), choose_rule(arguments, source, thresholds))
-    say("to go on:", _command(found.taken(arguments)))
+    say("to go on:", command=_command(found.taken(arguments)))
 
 
 def _show_columns(
@@ -270,7 +269,7 @@ def _show_splits(source: Source, looked: LookedRows, chosen: SplitRule) -> None:
         say(f"the files name their splits ({', '.join(source.given)}), which are taken")
 
 
-def _command(arguments: PrepareArguments) -> str:
+def _command(arguments: PrepareArguments) -> list[str]:
     """The command that prepares it so."""
     words: list[str] = ["tandem", "prepare", arguments.source, arguments.out or _folder(arguments)]
     given: Sequence[tuple[str, Any]] = [
@@ -286,7 +285,7 @@ def _command(arguments: PrepareArguments) -> str:
             words += [flag, *map(str, value)]
         else:
             words += [flag, str(value)]
-    return shlex.join(words)
+    return words
 
 
 def _folder(arguments: PrepareArguments) -> str:
