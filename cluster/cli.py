@@ -221,10 +221,7 @@ COMMANDS = {
             launcher="launcher_of_trials",
         ),
     ),
-    "recommend": Command(
-        "Items for a user",
-        recommend,
-    ),
+    "recommend": Command("Items for a user", recommend),
     "similar": Command(
         "Items like an item",
         without_torch("similar", f"{ARGUMENTS}:SimilarArguments", f"{ANSWERS}:similar"),
@@ -254,16 +251,9 @@ COMMANDS = {
 
 
 def print_help() -> None:
-    """The subcommands, a line each."""
-    say("tandem: two-tower retrieval training")
-    say()
-    say("usage: tandem COMMAND ... [--verbose]")
-    say("       tandem --version | --install-completion [bash|zsh|fish]")
-    say()
-    for name, command in COMMANDS.items():
-        say(f"  {name:12}{command.summary}")
-    say()
-    say("`tandem COMMAND --help` lists a command's flags.")
+    from cluster.commands import listing
+
+    listing.print_help({name: command.summary for name, command in COMMANDS.items()})
 
 
 def run(arguments: Arguments, verbose: bool) -> int:

@@ -129,7 +129,17 @@ def test_a_line_is_broken_between_words_alone(width: int) -> None:
 
 COMMANDS = (
     ["tandem", "prepare", "plays.csv", "DATA"],
-    ["tandem", "prepare", "my plays.csv", "OUT", "--item-columns", "a title", "genre", "year", "at"],
+    [
+        "tandem",
+        "prepare",
+        "my plays.csv",
+        "OUT",
+        "--item-columns",
+        "a title",
+        "genre",
+        "year",
+        "at",
+    ],
     ["tandem", "train", f"/{'p' * 90}/best.toml", "--data", "it's", "--out=-x", "--flag"],
     ["tandem", "recommend", "RUN", "--items", *[f"item {n}" for n in range(30)], "-k", "5"],
 )

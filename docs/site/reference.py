@@ -23,7 +23,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 92
 """Characters of a line of help."""
-PARTS_OF_BENCH = ("loss", "step", "data", "eval")
+PARTS_OF_BENCH = ("loss", "step", "data", "eval", "sequence", "serve")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -31,6 +31,7 @@ SECOND = ["Train", "River", "Hours", "Garden", "Machine", "Letters", "Harbour", 
 GENRES = ("jazz", "folk", "metal", "house")
 PREPARE = ["prepare", "plays.csv", "DATA", "--user-column", "listener", "--item-column", "track",
            "--timestamp-column", "at", "--items", "tracks.csv"]  # fmt: skip
+QUICK = ["--effort", "quick"]
 TRAINED = ["--data", "DATA", "--workers", "1"]
 
 
@@ -68,10 +69,13 @@ def terminals(work: Path, out: Path) -> None:
     commands = {
         "look": ["prepare", "rows.csv", "--look", *PREPARE[3:-2]],
         "prepare": [*PREPARE[:2], "{new}", *PREPARE[3:]],
-        "train": ["train", "default", "--data", "DATA", "--out", "{new}", "--workers", "1"],
+        "train": ["train", "--data", "DATA", "--out", "{new}", "--workers", "1", *QUICK],
         "evaluate": ["evaluate", "RUN", "--split", "test", "--explain"],
         "recommend": ["recommend", "RUN", "--user", "user42"],
         "similar": ["similar", "RUN", "--item", "midnight train"],
+        "report": ["report", "RUN", "--out", "one.html"],
+        "runs": ["dashboard", "."],
+        "help": [],
         "plan": ["plan", "gowalla", "--data", "DATA", "--gpus", "2", "--gpu-memory", "100MB"],
         "status": ["status"],
     }
@@ -125,7 +129,7 @@ def live(work: Path, out: Path) -> None:
     long = ["--training.epochs", "400", "--evaluation.patience", "400"]
     with (work / "live.log").open("w") as log:
         train = subprocess.Popen(
-            [TANDEM, "train", "default", *TRAINED, "--out", "LIVE", *long],
+            [TANDEM, "train", "default", *TRAINED, "--out", "LIVE", *QUICK, *long],
             cwd=work, stdout=log, stderr=log,
         )  # fmt: skip
         page = subprocess.Popen(
@@ -154,13 +158,13 @@ def main(work: Path, out: Path) -> None:
     make(work, "DATA", *PREPARE)
     make(work, "RUN", "train", "default", *TRAINED, "--out", "RUN")
     settings = ["--loss.name", "ssm", "--loss.temperature", "0.2"]
-    make(work, "SSM", "train", "default", *TRAINED, "--out", "SSM", *settings)
+    make(work, "SSM", "train", "default", *TRAINED, "--out", "SSM", *QUICK, *settings)
     for name in ("RUN", "SSM"):
         make(work, f"{name}/evaluation.json", "evaluate", name, "--split", "test")
     few = ["--seeds", "2", "--epochs", "3", "--tuning-trials", "2", "--sections", "noise"]
-    losses = ["--losses", "ssm", "bsl", "ccl", "bpr"]
+    losses = ["--losses", "ssm", "bsl", "bpr"]
     make(work, "COMPARED/report.html", "compare", "DATA", "--out", "COMPARED", *losses, *few)
-    search = ["--trials", "8", "--losses", "ssm", "bsl", "--training.epochs", "4"]
+    search = ["--trials", "6", "--losses", "ssm", "bsl", "--training.epochs", "4"]
     make(work, "TUNED/trials.html", "tune", "default", *TRAINED[:2], "--out", "TUNED", *search)
     make(work, "one.html", "report", "RUN", "--out", "one.html")
     make(work, "several.html", "report", "RUN", "SSM", "--out", "several.html")

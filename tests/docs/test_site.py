@@ -1,6 +1,7 @@
 """The site: no page is forgotten, and what is made of the code holds all of it."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,25 @@ def test_every_page_is_in_the_navigation() -> None:
     assert pages - by_itself == named - GENERATED
 
 
-@pytest.mark.parametrize("picture", sorted(DOCS.rglob("how/*.svg")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "picture",
+    [*sorted(DOCS.glob("how/*.svg")), *sorted(DOCS.glob("guides/*.svg"))],
+    ids=lambda path: path.stem,
+)
 def test_pictures_have_both_colours_and_words(picture: Path) -> None:
     text = picture.read_text()
     assert "prefers-color-scheme: dark" in text
     assert "<title>" in text and "<desc>" in text
-    assert f"]({picture.name})" in picture.with_suffix(".md").read_text()
+    assert any(f"]({picture.name})" in page.read_text() for page in picture.parent.glob("*.md"))
+
+
+def test_every_screen_that_a_page_shows_is_there() -> None:
+    pages = [ROOT / "README.md", *DOCS.rglob("*.md")]
+    shown = {
+        name for page in pages for name in re.findall(r"screens/([\w.-]+)\)", page.read_text())
+    }
+    there = {file.name for file in (DOCS / "assets" / "screens").iterdir()}
+    assert shown and shown <= there
 
 
 def test_the_reference_has_every_command_and_setting() -> None:
@@ -56,6 +70,12 @@ def test_the_reference_has_every_command_and_setting() -> None:
         assert all(cell.strip() for cell in row.strip("|").split(" | ")), row
     for file in DOCS.glob("decisions/0*.md"):
         assert f"({file.name})" in decisions_page()
+
+
+def test_the_readme_has_every_command_in_one_table() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name, command in COMMANDS.items():
+        assert f"| `tandem {name}` | {command.summary} |\n" in readme
 
 
 def number_of_settings(section: Any) -> int:
