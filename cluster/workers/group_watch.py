@@ -26,7 +26,10 @@ GLANCE_SECONDS = 0.2
 CONDEMNED_SECONDS = 10.0
 """So long condemned ranks have to end by themselves."""
 START_SECONDS = 600.0
-"""Workers of which none is heard for so long were not started: there is no place for them."""
+"""Workers that have no place for so long are not waited for any longer."""
+LOADING_SECONDS = 3600.0
+"""So long those that have one may take to load torch: on a machine that starves them it is many
+minutes, and a run that begins late is none that failed."""
 
 
 class InThread(threading.Thread):
@@ -107,7 +110,8 @@ class GroupWatch:
         Raises:
             Terminated: where the driver is told to end before any worker runs, or work that
                 cannot stop.
-            RunFailedError: where no worker runs within START_SECONDS.
+            RunFailedError: where no worker has a place within START_SECONDS, or speaks within
+                LOADING_SECONDS.
             KeyboardInterrupt: on a second Ctrl-C.
         """
         started = looked = grown = reminded = time.monotonic()
@@ -124,7 +128,7 @@ class GroupWatch:
             beats = () if self.last is None else self.last.beats
             began = bool(beats)
             if not began and not over.is_set():
-                self._check_start(now - started)
+                self._check_start(now - started, has_place)
                 if now - reminded >= REMIND_SECONDS:
                     reminded, has_place = now, not is_waiting_for_place()
             if all(beat.phase == "starting" for beat in beats) and not over.is_set():
@@ -158,14 +162,21 @@ class GroupWatch:
             return f"starting: {len(beats)} of {self._workers} up, each loads torch first"
         return f"starting: {self._workers} up, reading data and building the model"
 
-    def _check_start(self, waited: float) -> None:
+    def _check_start(self, waited: float, has_place: bool) -> None:
         """Of a group none of whose workers runs yet."""
         if self._told.is_set():
             raise self._told.ended(f" before {self._workers} had started; nothing is lost")
-        if waited > START_SECONDS:
+        if waited > START_SECONDS and not has_place:
             raise RunFailedError(
                 f"the cluster did not start {self._workers} within {START_SECONDS:.0f} s: it has "
                 f"no place for them (`ray status` says what is free); {self._go_on}",
+                retry=False,
+            )
+        if waited > LOADING_SECONDS:
+            raise RunFailedError(
+                f"{self._workers} have a place, but none was heard of within "
+                f"{LOADING_SECONDS:.0f} s: their machines have too much else to do, or do not get "
+                f"on with reading Tandem and torch; {self._go_on}",
                 retry=False,
             )
 

@@ -61,23 +61,34 @@ class TrainRun:
         self.out = out
         self.lines: list[str] = []
         command = [sys.executable, "-m", "tandem", "train", "demo", f"--data={data}"]
+        places = (f"--out={out}", f"--workers={workers}", "--discovery-port=0")
+        self._command, self._cwd = [*command, *places, *SMALL, *flags], cwd
+        self._environment = os.environ | {"RAY_AUTH_MODE": "disabled"} | (environment or {})
+        self._starts = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._starts += 1
         self.process = subprocess.Popen(
-            [
-                *command,
-                f"--out={out}",
-                f"--workers={workers}",
-                "--discovery-port=0",
-                *SMALL,
-                *flags,
-            ],
+            self._command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"RAY_AUTH_MODE": "disabled"} | (environment or {}),
-            cwd=cwd,
+            env=self._environment,
+            cwd=self._cwd,
             text=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def _has_ended(self) -> bool:
+        """By itself. On a busy machine Ray, which gives itself 30 s, is started again."""
+        if self.process.poll() is None:
+            return False
+        self._reader.join(timeout=10)
+        if self.lines and "Ray did not start on this machine" in self.lines[-1]:
+            self._start()
+            return False
+        return True
 
     def __enter__(self) -> "TrainRun":
         return self
@@ -105,11 +116,10 @@ class TrainRun:
     def finish(self) -> int:
         """Wait for the end; the exit status."""
         waiting = Patience(self.signs)
-        while (status := self.process.poll()) is None:
+        while not self._has_ended():
             assert waiting.lasts(), f"it does not end:\n{self.text}"
             time.sleep(0.1)
-        self._reader.join(timeout=10)
-        return status
+        return self.process.wait()
 
     def wait_for_text(self, text: str) -> None:
         self._wait(lambda: text in self.text, f"{text!r} was not said")
@@ -135,12 +145,12 @@ class TrainRun:
         """Another value where it has got on: what is said is none while it says what it waits for,
         again and again."""
         told = {re.sub(r"[\d.,:]+", "", line) for line in self.lines}
-        return len(told), max(self.losses(), default=0), self.checkpoints()
+        return self._starts, len(told), max(self.losses(), default=0), self.checkpoints()
 
     def _wait(self, is_true, failure: str) -> None:  # type: ignore[no-untyped-def]
         waiting = Patience(self.signs)
         while not is_true():
-            assert self.process.poll() is None, f"{failure}; the run ended:\n{self.text}"
+            assert not self._has_ended(), f"{failure}; the run ended:\n{self.text}"
             assert waiting.lasts(), f"{failure}:\n{self.text}"
             time.sleep(0.1)
 

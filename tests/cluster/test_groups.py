@@ -331,6 +331,35 @@ class TestEnds:
         assert "waiting: the cluster has no place for 2 workers" in waited_for(run)
         assert str(raised.value).endswith("; go on with --resume")
 
+    def test_workers_that_load_slowly_are_no_reason_to_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a machine that other jobs starve, torch took them more than the ten minutes."""
+        monkeypatch.setattr(group_watch, "START_SECONDS", 0.0)
+        monkeypatch.setattr(group_watch, "LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(group_watch, "is_waiting_for_place", lambda: False)
+        looked, never = threading.Event(), threading.Event()
+
+        class Nobody(Link):
+            def look(self, group: int, count: int) -> Look | None:
+                if self.looks == 3:
+                    looked.set()
+                self.looks += 1
+                return Look((), None, leaving=False)
+
+            looks = 0
+
+        def late() -> dict[str, Any]:
+            looked.wait()
+            return DONE
+
+        assert groups([late], monkeypatch, Nobody()).to_the_end() == DONE
+        monkeypatch.setattr(group_watch, "LOADING_SECONDS", 0.1)
+        run = groups([never.wait], monkeypatch, Nobody())
+        with pytest.raises(RunFailedError, match="2 workers have a place, but none was heard of"):
+            run.to_the_end()
+        never.set()
+
     def test_what_is_waited_for_is_told_until_it_trains(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
