@@ -135,5 +135,5 @@ def test_programs_and_bundles_say_what_the_model_says(
 
 
 def test_attributes_of_items_are_asked_for_too() -> None:
-    with pytest.raises(Mistake, match="model.item_attributes: set that"):
+    with pytest.raises(Mistake, match="item_attributes: set that"):
         small_config(model={**MODEL, "item_attributes": False, "sequence_reads": ("attributes",)})

@@ -100,7 +100,7 @@ class QueryProgram:
         try:
             return torch.export.load(path).module()
         except (RuntimeError, ValueError) as error:
-            raise Mistake(f"{path} cannot be loaded ({str(error):.200}): export again") from error
+            raise Mistake(f"{path} cannot be loaded ({error!s:.200}): export again") from error
 
     @cached_property
     def _tables(self) -> dict[str, Tensor]:
