@@ -24,7 +24,13 @@ BAD_TEXT: dict[str, tuple[str, dict[str, Any], str]] = {
     "no usual column": (
         GOOD.replace("user,item", "who,what"),
         {},
-        r"no column called user_id or userid or user: name it with --user-column",
+        r"no column with a usual name of users nor of items: name it with --user-column and "
+        r"--item-column\. There are: who, what, rating",
+    ),
+    "no usual column of items": (
+        GOOD.replace("item", "what"),
+        {},
+        r"no column with a usual name of items: name it with --item-column\.",
     ),
     "one column for both": (
         GOOD,

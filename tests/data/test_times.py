@@ -54,6 +54,9 @@ def read(connection: duckdb.DuckDBPyConnection, values: Any) -> list[int | None]
         ([dt.date(1970, 1, 2)], [86_400_000_000]),
         (["1970-01-02", "1970-01-01T00:00:01+01:00"], [86_400_000_000, -3_599_000_000]),
         (pa.array(["1", "2"]).dictionary_encode(), [1, 2]),
+        (["02.01.1970", " 1.1.1970 00:01", ""], [86_400_000_000, 60_000_000, None]),
+        (["13/01/1970", "01/01/1970 00:00:01"], [12 * 86_400_000_000, 1_000_000]),
+        (["1/13/1970", "1/1/1970 1:00 PM"], [12 * 86_400_000_000, 13 * 3_600_000_000]),
     ],
 )
 def test_read(
@@ -190,3 +193,10 @@ def test_hostile_literals() -> None:
         assert sql.columns_of(duckdb.connect(), f"(SELECT 1 AS {sql.name(name)})") == {
             name: "INTEGER"
         }
+
+
+def test_dates_whose_days_may_be_months_are_refused(
+    connection: duckdb.DuckDBPyConnection,
+) -> None:
+    with pytest.raises(Mistake, match="may be day/month/year or month/day/year: no day is above"):
+        read(connection, ["01/02/2025", "03/04/2025"])

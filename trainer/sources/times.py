@@ -79,8 +79,16 @@ def _by_type(column_type: str, label: str) -> Times | None:
 
 
 REMEDY = (
-    "give integers (epoch), dates or ISO 8601 text, or name another column with --timestamp-column"
+    "give integers (epoch), dates, ISO 8601 text, 31.12.2025 or 12/31/2025, each also with a time, "
+    "or name another column with --timestamp-column"
 )
+CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+WRITTEN = {
+    "day.month.year": "%d.%m.%Y",
+    "day/month/year": "%d/%m/%Y",
+    "month/day/year": "%m/%d/%Y",
+}
+"""Dates as people write them -> DuckDB's format."""
 
 
 def _by_values(
@@ -106,6 +114,8 @@ def _by_values(
         return Times(f"TRY_CAST(round({value} * 1e6) AS BIGINT)", "source unit x 1e-6")
     if times == filled:
         return Times(f"epoch_us({moment_of('timestamp', column_type)})", "microseconds")
+    if column_type == "VARCHAR" and (written := _written(connection, table, label, filled)):
+        return written
     read = f"isfinite({value})" if numbers >= times else f"{moment} IS NOT NULL"
     count, example = sql.one(
         connection,
@@ -115,6 +125,29 @@ def _by_values(
     raise Mistake(
         f"{label} cannot be read as a time in {count} rows, for example {example!r}: {REMEDY}"
     )
+
+
+def _written(
+    connection: duckdb.DuckDBPyConnection, table: str, label: str, filled: int
+) -> Times | None:
+    """How dates are read that are written in one of the other orders; None: not all are in one.
+
+    Raises:
+        Mistake: where no day is above 12, so that days may be months.
+    """
+    values = {
+        order: f"try_strptime(trim(timestamp), {[day + clock for clock in CLOCKS]!r})"
+        for order, day in WRITTEN.items()
+    }
+    counted = sql.one(
+        connection, f"SELECT {', '.join(f'count({each})' for each in values.values())} FROM {table}"
+    )
+    fits = [order for order, count in zip(values, counted, strict=True) if count == filled]
+    if len(fits) > 1:
+        raise Mistake(
+            f"{label} may be {' or '.join(fits)}: no day is above 12. Write the dates as 2025-12-31"
+        )
+    return Times(f"epoch_us({values[fits[0]]})", "microseconds") if fits else None
 
 
 def unit_of(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[str | None, dict[str, int]]:

@@ -130,9 +130,19 @@ def _used_columns(table: Columnar, columns: Columns) -> dict[str, str | None]:
         ("rating", columns.rating, RATING_NAMES),
         ("timestamp", columns.timestamp, TIMESTAMP_NAMES),
     ):
-        find = required if which in ("user", "item") else resolve
         usual = columns.usual(which, names)
-        used[which] = find(wanted, table.types, usual, f"--{which}-column", table.label)
+        used[which] = resolve(wanted, table.types, usual, f"--{which}-column", table.label)
+    unnamed = [which for which in ("user", "item") if used[which] is None]
+    if unnamed:
+        times = "" if used["timestamp"] else ", and that of times with --timestamp-column"
+        of, flags = (
+            word.join(form.format(which) for which in unnamed)
+            for word, form in ((" nor of ", "{}s"), (" and ", "--{}-column"))
+        )
+        raise Mistake(
+            f"{table.label} has no column with a usual name of {of}: name it with {flags}{times}. "
+            f"There are: {', '.join(table.types)}"
+        )
     if used["user"] == used["item"]:
         raise Mistake(f"--user-column and --item-column are both {used['user']!r}")
     for which, wanted in (("event", columns.event), ("weight", columns.weight)):
