@@ -112,6 +112,18 @@ def test_attributes_are_tried_where_there_are_some(untimed: Dataset) -> None:
     assert last.item_attributes and not last.user_attributes and last.similarity == "dot"
 
 
+@pytest.mark.parametrize("is_timed", [True, False])
+def test_each_says_what_it_is_wherever_it_stands_in_a_table(
+    is_timed: bool, timed: Dataset, untimed: Dataset
+) -> None:
+    known = replace(
+        timed if is_timed else untimed, item_attributes=(Attribute("genre", "single", 5),)
+    )
+    told = [each.why for each in proposals(known, "best")]
+    assert len(set(told)) == len(told)
+    assert not [why for why in told if "the same" in why or "the first," in why]
+
+
 def test_new_items_are_told_by_their_attributes(
     untimed: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

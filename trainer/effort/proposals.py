@@ -133,7 +133,8 @@ def _by_order(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
         "model": {"dim": wide, "use_user_id": True},
         "loss": {"negative_weight": 1.4, "precision": "bf16"},
     }
-    yield Proposal("places, wide", f"the same, {wide} wide, beside the user", changed(rules, broad))
+    told = f"the last three items, each by its place, and the user, {wide} wide"
+    yield Proposal("places, wide", told, changed(rules, broad))
     unordered = replace(rules.model, tower="mf", history_pooling="mean", use_user_id=True)
     told = f"cosines, {wide} wide, by the loss of the first places, in case the order says nothing"
     plain = replace(rules, model=unordered)
@@ -148,9 +149,8 @@ def _by_graph(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
     told = f"cosines, {wide} wide, by the loss of the first places"
     yield Proposal("first places", told, _sl_at_k(rules, wide, batch))
     yield Proposal("factors", f"cosines of factors, {wide} wide", _factors(rules, wide, batch))
-    yield Proposal(
-        "graph, wide", f"the first, {wide} wide", changed(rules, {"model": {"dim": wide}})
-    )
+    told = f"inner products from the smoothed graph, {wide} wide"
+    yield Proposal("graph, wide", told, changed(rules, {"model": {"dim": wide}}))
 
 
 def _sl_at_k(rules: Config, width: int, batch: int) -> Config:
@@ -195,7 +195,7 @@ def _by_attributes(facts: DataFacts, rules: Proposal) -> list[Proposal]:
         return [
             Proposal(
                 f"{rules.name}, attributes",
-                f"the same with attributes of {named}",
+                f"{rules.name} with attributes of {named}",
                 changed(rules.config, {"model": model}),
             )
         ]
