@@ -146,7 +146,7 @@ def _table(
         cells += [words(settings.get(name)) for name in shown]
         cells += [f"{run['now']['step']:,}", minutes(run["summary"])]
         rows.append(cells)
-    return ["", *names, *(name.partition(".")[2] for name in shown), "steps", "time"], rows
+    return ["", *names, *shown, "steps", "time"], rows
 
 
 def _bars(runs: list[dict[str, Any]], found: list[Quality | None], best: int) -> list[Bars]:
