@@ -54,8 +54,8 @@ $(RUNS): requirements/base.txt requirements/$(SET).txt pyproject.toml
 	@rm -f $(VENV)/runs-* && touch $@
 
 # What tests and checks need beside: a demo waits for none of it.
-$(STAMP): $(RUNS) requirements/dev.txt
-	@$(PIP) -r requirements/dev.txt || { $(MAKE) --no-print-directory setup-failed; exit 1; }
+$(STAMP): $(RUNS) requirements/dev.txt requirements/serve.txt
+	@$(PIP) -r requirements/dev.txt -r requirements/serve.txt || { $(MAKE) --no-print-directory setup-failed; exit 1; }
 	@rm -f $(VENV)/installed-* && touch $@
 
 .PHONY: setup-failed

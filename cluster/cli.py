@@ -139,6 +139,28 @@ def recommend(arguments: Arguments, verbose: bool) -> int:
     return 0
 
 
+def serve(arguments: Arguments, verbose: bool) -> int:
+    """One process waits for no torch, nor for Ray."""
+    from trainer.base.usage import parse
+    from trainer.observe.progress import quiet_libraries
+    from trainer.serve.serve_arguments import ServeArguments
+
+    parsed = parse(ServeArguments, "tandem serve", arguments)
+    quiet_libraries(verbose)
+    if parsed.address is None:
+        from trainer.serve.serving import serve
+
+        serve(parsed)
+        return 0
+    from cluster.serving.nodes import check_installed
+
+    check_installed()
+    from cluster.serving.ray_serve import serve_on_ray
+
+    serve_on_ray(parsed, verbose)
+    return 0
+
+
 def resume(arguments: Arguments, verbose: bool) -> int:
     from trainer.tools.ready import ready_for_torch
 
@@ -236,9 +258,7 @@ COMMANDS = {
     ),
     "serve": Command(
         "Answer over HTTP from an export",
-        without_torch(
-            "serve", "trainer.serve.serve_arguments:ServeArguments", "trainer.serve.serving:serve"
-        ),
+        serve,
     ),
     "dashboard": Command("Watch a run: a live page, Prometheus, alerts", dashboard),
     "report": Command("One page of plots of runs, side by side", report),

@@ -65,7 +65,7 @@ def build_loss(
     block_columns, stripe_mebibytes: sizes of the walk; the buffer of a stripe is what memory it
         needs.
     widths: the loss is the mean of the same loss over the first columns alone, rising in number;
-        none: over all columns (`losses/widths.py`).
+        none: over all columns (`losses/kernels/widths.py`).
     renormalise: what is cut is given a length of 1 again, as cosines have it.
 
     Raises:

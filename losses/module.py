@@ -22,13 +22,13 @@ from losses.kernels.problem import Problem
 from losses.kernels.sizes import Blocking, Workspace
 from losses.kernels.thresholds import row_thresholds
 from losses.kernels.walk import fused_loss, no_loss
+from losses.kernels.widths import Valued, mean_over_widths
 from losses.pairs import log_add_exp
 from losses.ring import gather_columns, ring_reduction
 from losses.row_terms import RowTerms
 from losses.rows import Candidates, Rows
 from losses.scores import Scored, mask_rules, mean_of_positives, restricted_negatives, score
 from losses.statistics import loss_statistics
-from losses.widths import Valued, mean_over_widths
 
 LARGEST_INVERSE_TEMPERATURE = 100.0
 LARGEST_KERNEL_WIDTH = 256

@@ -69,7 +69,7 @@ def test_an_index_that_has_everything_is_the_only_one_asked(tmp_path: Path) -> N
     assert len(setup.torch) == 1
     assert PYTORCH not in "".join(setup.asked)
     assert setup.asked[-2] == "-m trainer.tools.doctor"
-    assert setup.asked[-1].endswith("-r requirements/dev.txt")
+    assert setup.asked[-1].endswith("-r requirements/dev.txt -r requirements/serve.txt")
     assert setup.text.splitlines() == [
         "Installing the cpu set into .venv (minutes, the first time)"
     ]

@@ -11,8 +11,9 @@ The driver serves them from its start to its end. Ranks come and go with restart
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from types import TracebackType
+from typing import Literal
 
 from trainer.base.address import EVERY_ADDRESS, is_loopback, reachable_address, with_port
 from trainer.base.mistake import Mistake
@@ -33,6 +34,7 @@ class ServiceDiscovery:
         host: address listened on.
         port: first port tried; the next free one of PORTS_TRIED is taken. 0: any free port.
         ray_nodes: gives the address of each Ray node's own metrics.
+        kind: what is listed; of a served bundle (`run` is its place) its replicas, at /replicas.
     """
 
     def __init__(
@@ -41,14 +43,16 @@ class ServiceDiscovery:
         host: str = "127.0.0.1",
         port: int = DEFAULT_PORT,
         ray_nodes: Callable[[], list[str]] = list,
+        kind: Literal["rank", "replica"] = "rank",
     ) -> None:
-        self._run = run
+        self._run, self._kind = run, kind
+        self._path = "/targets" if kind == "rank" else "/replicas"
         self._ray_nodes = ray_nodes
         self._targets: dict[int, str] = {}
         self._lock = threading.Lock()
         self._http = self._listen(host, port)
         reached_at = reachable_address() if host in EVERY_ADDRESS else host
-        self.url = f"http://{with_port(reached_at, self._http.port)}/targets"
+        self.url = f"http://{with_port(reached_at, self._http.port)}{self._path}"
 
     def set_target(self, rank: int, address: str) -> None:
         """Rank `rank` serves its metrics at `address` ("host:port") from now on."""
@@ -57,15 +61,20 @@ class ServiceDiscovery:
 
     def keep_ranks_below(self, world_size: int) -> None:
         """Forget ranks of a larger worker group that went before."""
+        self.keep(range(world_size))
+
+    def keep(self, ranks: Container[int]) -> None:
+        """Forget all others."""
         with self._lock:
-            self._targets = {r: a for r, a in self._targets.items() if r < world_size}
+            self._targets = {r: a for r, a in self._targets.items() if r in ranks}
 
     def render(self) -> bytes:
         """The list in the form Prometheus asks for."""
         with self._lock:
             targets = sorted(self._targets.items())
+        whole = "run" if self._kind == "rank" else "bundle"
         groups = [
-            {"targets": [address], "labels": {"run": self._run, "rank": str(rank)}}
+            {"targets": [address], "labels": {whole: self._run, self._kind: str(rank)}}
             for rank, address in targets
         ]
         return json.dumps(groups).encode()
@@ -88,7 +97,7 @@ class ServiceDiscovery:
 
     def _listen(self, host: str, port: int) -> SmallServer:
         pages = {
-            "/targets": Page("application/json", self.render),
+            self._path: Page("application/json", self.render),
             "/ray": Page("application/json", self.render_ray),
         }
         ports = range(port, min(port + PORTS_TRIED, LAST_PORT + 1) if port else 1)
@@ -109,12 +118,20 @@ class ReachableTargets:
 
     Args:
         here: the address of this machine in the cluster.
+        flag: of the user's, by which metrics are reached from elsewhere.
     """
 
-    def __init__(self, discovery: ServiceDiscovery, progress: Progress, here: str) -> None:
+    def __init__(
+        self,
+        discovery: ServiceDiscovery,
+        progress: Progress,
+        here: str,
+        flag: str = "--metrics.host",
+    ) -> None:
         self._discovery = discovery
         self._progress = progress
         self._here = here
+        self._flag = flag
         self._said = False
 
     def set(self, rank: int, address: str, machine: str) -> None:
@@ -126,5 +143,5 @@ class ReachableTargets:
             self._said = True
             self._progress.message(
                 f"metrics of ranks on other machines are not listed: on {machine} they are served "
-                f"at {host}, for that machine alone; --metrics.host 0.0.0.0 lets Prometheus in"
+                f"at {host}, for that machine alone; {self._flag} 0.0.0.0 lets Prometheus in"
             )

@@ -17,8 +17,6 @@ EXAMPLES = sorted(file.stem for file in (CHART / "examples").glob("*.yaml"))
 WORKLOADS = tuple(name for name in EXAMPLES if name not in ("shared", "command"))
 RELEASE = "mine"
 NAMESPACE = "recommenders"
-# What an example asks the user for.
-ASKED = {"service": ("serve.importPath=shop.app:app",)}
 
 Object = dict[str, Any]
 
@@ -43,7 +41,7 @@ def template(*flags: str, release: str = RELEASE) -> subprocess.CompletedProcess
 
 @cache
 def _rendered(example: str, settings: tuple[str, ...]) -> str:
-    given = [f"--set={setting}" for setting in (*ASKED.get(example, ()), *settings)]
+    given = [f"--set={setting}" for setting in settings]
     done = template(values_of(example), *given)
     assert done.returncode == 0, done.stderr
     return done.stdout

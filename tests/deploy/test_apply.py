@@ -11,7 +11,6 @@ import pytest
 
 from tests.deploy.api_server import ApiServer, api_server, assets
 from tests.deploy.chart import (
-    ASKED,
     CHART,
     EXAMPLES,
     Object,
@@ -31,7 +30,7 @@ KINDS = {"command": "Job"}
 CHANGES = {
     "RayCluster": ("ray.idleSeconds=60", '"idleTimeoutSeconds": 60'),
     "RayJob": ("job.retries=7", '"backoffLimit": 7'),
-    "RayService": ("serve.arguments.run=/runs/b", "run: /runs/b"),
+    "RayService": ("serve.arguments.batch=64", "batch: 64"),
     "Job": ("command.retries=3", '"backoffLimit": 3'),
 }
 
@@ -115,10 +114,9 @@ def test_pods_are_let_into_a_restricted_namespace(server: ApiServer, example: st
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_a_release_is_installed_upgraded_and_uninstalled(server: ApiServer, example: str) -> None:
-    given = [f"--set={setting}" for setting in ASKED.get(example, ())]
     where = (f"--namespace={RESTRICTED}",)
     release, chart = f"r-{example}", str(CHART)
-    server.helm("install", release, chart, values_of(example), *given, *where)
+    server.helm("install", release, chart, values_of(example), *where)
     if example == "shared":
         assert server.get("pvc", "tandem-data", RESTRICTED)["status"]["phase"] == "Pending"
         assert "TandemStalled" in json.dumps(server.get("prometheusrule", release, RESTRICTED))
@@ -126,7 +124,7 @@ def test_a_release_is_installed_upgraded_and_uninstalled(server: ApiServer, exam
         kind = KINDS.get(example) or the_workload(render(example))["kind"]
         assert server.get(kind, release, RESTRICTED)["spec"]
         change, upgraded = CHANGES[kind]
-        flags = (values_of(example), *given, f"--set={change}", *where)
+        flags = (values_of(example), f"--set={change}", *where)
         server.helm("upgrade", release, chart, *flags)
         assert upgraded in json.dumps(server.get(kind, release, RESTRICTED)["spec"])
     server.helm("uninstall", release, *where)

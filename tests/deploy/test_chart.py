@@ -66,8 +66,8 @@ def test_mistakes_are_said(setting: str, said: str) -> None:
     assert said in found and len(found.splitlines()) <= 5, found
 
 
-def test_a_service_needs_an_application_and_a_name_is_short() -> None:
-    assert "serve.importPath is empty" in mistake(values_of("service"))
+def test_a_service_needs_a_bundle_and_a_name_is_short() -> None:
+    assert "serve.bundle is empty" in mistake(values_of("service"), "--set=serve.bundle=")
     assert "at most 47 characters" in mistake(values_of("demo"), release="a" * 48)
 
 

@@ -31,7 +31,7 @@ def test_images_are_pinned_and_do_not_run_as_root(file: Path) -> None:
 
 
 def test_every_requirement_is_pinned() -> None:
-    for file in ("base.txt", "cpu.txt", "cuda.txt"):
+    for file in ("base.txt", "cpu.txt", "cuda.txt", "serve.txt"):
         lines = (ROOT / "requirements" / file).read_text().splitlines()
         named = [line for line in lines if line and not line.startswith(("#", "-r "))]
         assert all(re.search(r"==[\w.+]+$", line.split(";")[0].strip()) for line in named)

@@ -18,6 +18,7 @@ from tests.deploy.chart import (
     CHART,
     EXAMPLES,
     RELEASE,
+    Object,
     groups,
     mistake,
     needs_helm,
@@ -27,6 +28,8 @@ from tests.deploy.chart import (
     the_workload,
 )
 from tests.deploy.conftest import ROOT
+from trainer.base.mistake import Mistake
+from trainer.serve.serve_arguments import ServeArguments
 
 pytestmark = needs_helm
 
@@ -65,14 +68,36 @@ def test_a_run_is_stopped_slowly_and_tried_again() -> None:
     assert "activeDeadlineSeconds" not in quick["spec"]
 
 
-def test_the_service_runs_the_application() -> None:
-    settings = ("serve.arguments.run=/runs/a", "serve.deployments[0].name=Recommender")
+def applied(*settings: str) -> Object:
+    """Ray Serve's application of the service."""
     service = the_workload(render("service", *settings))
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
-    assert application["import_path"] == "shop.app:app" and application["args"] == {
-        "run": "/runs/a"
-    }
+    return dict(application)
+
+
+def test_the_service_answers_from_a_bundle() -> None:
+    """What Ray Serve imports is there, and takes what the chart gives it."""
+    module = pytest.importorskip("cluster.serving.replica", reason="needs ray[serve]")
+    application = applied("serve.arguments.batch=64")
+    name = application["import_path"]
+    assert name == f"{module.__name__}:{module.build.__name__}"
+    assert application["route_prefix"] == "/" and "deployments" not in application
+    built = module.build(application["args"])._bound_deployment
+    assert built.num_replicas == 8 and built.name == "Recommender"
+    arguments = ServeArguments(**built.init_args[0])
+    assert (arguments.bundle, arguments.host) == ("/data/bundles/current", "0.0.0.0")
+    assert (arguments.metrics_port, arguments.batch) == (9500, 64)
+    with pytest.raises(Mistake, match="args: 'bacth': did you mean"):
+        module.build({**application["args"], "bacth": 1})
+
+
+def test_the_service_runs_an_application_of_ones_own() -> None:
+    settings = ("serve.importPath=shop.app:app", "serve.arguments.run=/runs/a")
+    application = applied(*settings, "serve.deployments[0].name=Recommender")
+    assert application["import_path"] == "shop.app:app"
+    assert application["args"] == {"run": "/runs/a"}
     assert application["deployments"] == [{"name": "Recommender"}]
+    service = the_workload(render("service"))
     assert service["spec"]["excludeHeadPodFromServeSvc"] is True
     (group,) = groups(render("service"))[1:]
     assert ports(ray_container(group))["serve"] == 8000

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from losses import Candidates, LossName, Rows, build_loss
-from losses.widths import first_columns
+from losses.kernels.widths import first_columns
 from tests.losses.cases import cast, leaves, make_case, reference_settings
 from tests.losses.reference import dense_loss
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from losses.widths import first_columns
+from losses.kernels.widths import first_columns
 from trainer.config.model_section import HistoryPooling
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.widths import first_columns
+from losses.kernels.widths import first_columns
 from trainer.config.model_section import ModelConfig
 from trainer.model.history import HistoryTower
 from trainer.model.inputs import Inputs

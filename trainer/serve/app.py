@@ -15,12 +15,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from trainer.base.mistake import Mistake
-from trainer.observe.metrics import TEXT_FORMAT, MetricSet
+from trainer.observe.metrics import TEXT_FORMAT
 from trainer.serve.answering import SHOWN_DIGITS, FailedError, Question, answer_batch
 from trainer.serve.batches import Batches, BusyError
 from trainer.serve.bounds import Bounded
 from trainer.serve.schemas import Answer, Problem, Recommend, Similar
 from trainer.serve.serve_arguments import ServeArguments
+from trainer.serve.server_metrics import ServerMetrics
 from trainer.serve.shelf import Shelf
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -34,11 +35,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def build_app(arguments: ServeArguments, shelf: Shelf, metrics: MetricSet) -> Bounded:
+def build_app(arguments: ServeArguments, shelf: Shelf, metrics: ServerMetrics) -> Bounded:
     """The app, whose life begins and ends the thread that answers."""
     batches: Batches[Question, Answer] = Batches(
         partial(_timed_batch, shelf, metrics), arguments.batch, arguments.waiting
     )
+    metrics.num_waiting = lambda: batches.num_waiting
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +81,7 @@ async def watch(shelf: Shelf, seconds: float) -> None:
         await asyncio.to_thread(shelf.look)
 
 
-def _timed_batch(shelf: Shelf, metrics: MetricSet, questions: Any) -> list[Answer | Exception]:
+def _timed_batch(shelf: Shelf, metrics: ServerMetrics, questions: Any) -> list[Answer | Exception]:
     started = time.perf_counter()
     replies = answer_batch(shelf, questions)
     metrics.observe("tandem_serve_batch_seconds", time.perf_counter() - started)
@@ -112,7 +114,7 @@ def _add_questions(app: FastAPI, batches: Batches[Question, Answer], seconds: fl
 
 
 def _add_looks(
-    app: FastAPI, shelf: Shelf, metrics: MetricSet, batches: Batches[Question, Answer]
+    app: FastAPI, shelf: Shelf, metrics: ServerMetrics, batches: Batches[Question, Answer]
 ) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
@@ -129,15 +131,11 @@ def _add_looks(
 
     @app.get("/metrics", include_in_schema=False)
     async def shown() -> Response:
-        metrics.set("tandem_serve_waiting", batches.num_waiting)
-        metrics.set("tandem_serve_bundle_step", shelf.current.manifest.step)
-        metrics.set("tandem_serve_bundle_changes", shelf.changes)
-        metrics.set("tandem_serve_bundle_failures", shelf.failures)
         return Response(metrics.render(), media_type=TEXT_FORMAT)
 
 
 async def _measured(
-    metrics: MetricSet, request: Request, go_on: Callable[[Request], Awaitable[Response]]
+    metrics: ServerMetrics, request: Request, go_on: Callable[[Request], Awaitable[Response]]
 ) -> Response:
     started = time.perf_counter()
     response = await go_on(request)

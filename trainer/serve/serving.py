@@ -12,11 +12,10 @@ import uvicorn
 
 from trainer.base.mistake import Mistake
 from trainer.base.screen import say
-from trainer.observe.declared import SERVER_METRICS
-from trainer.observe.metrics import MetricSet
 from trainer.serve.app import build_app
 from trainer.serve.bounds import BoundedProtocol
 from trainer.serve.serve_arguments import ServeArguments
+from trainer.serve.server_metrics import ServerMetrics
 from trainer.serve.shelf import Shelf
 
 GRACE_SECONDS = 10
@@ -48,7 +47,7 @@ def configuration(arguments: ServeArguments, shelf: Shelf) -> uvicorn.Config:
         "Protocol", (BoundedProtocol,), {"client_seconds": float(arguments.client_seconds)}
     )
     return uvicorn.Config(
-        build_app(arguments, shelf, MetricSet(SERVER_METRICS)),
+        build_app(arguments, shelf, ServerMetrics(shelf)),
         http=protocol,
         ws="none",
         lifespan="on",

@@ -61,7 +61,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if and (eq .Values.workload "job") (not (regexMatch "^([0-9]+)(\\.\\.[0-9]+)?$" (toString .Values.job.workers))) }}
 {{- fail (printf "job.workers %v: a number, or a range as 2..8" .Values.job.workers) }}
 {{- end }}
-{{- if and (eq .Values.workload "service") (not .Values.serve.importPath) }}
-{{- fail "serve.importPath is empty: which application shall the service run?" }}
+{{- if and (eq .Values.workload "service") (not .Values.serve.importPath) (not .Values.serve.bundle) }}
+{{- fail "serve.bundle is empty: which bundle shall the service answer from?" }}
 {{- end }}
 {{- end }}

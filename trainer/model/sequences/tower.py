@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from losses.widths import first_columns
+from losses.kernels.widths import first_columns
 from trainer.config.model_section import Block
 from trainer.data.events.marks import GAPS, KIND_BITS, KIND_MASK, Marks
 from trainer.data.packing import Packed
