@@ -140,25 +140,9 @@ def recommend(arguments: Arguments, verbose: bool) -> int:
 
 
 def serve(arguments: Arguments, verbose: bool) -> int:
-    """One process waits for no torch, nor for Ray."""
-    from trainer.base.usage import parse
-    from trainer.observe.progress import quiet_libraries
-    from trainer.serve.serve_arguments import ServeArguments
+    from cluster.commands.serve_run import main
 
-    parsed = parse(ServeArguments, "tandem serve", arguments)
-    quiet_libraries(verbose)
-    if parsed.address is None:
-        from trainer.serve.serving import serve
-
-        serve(parsed)
-        return 0
-    from cluster.serving.nodes import check_installed
-
-    check_installed()
-    from cluster.serving.ray_serve import serve_on_ray
-
-    serve_on_ray(parsed, verbose)
-    return 0
+    return main(arguments, verbose)
 
 
 def resume(arguments: Arguments, verbose: bool) -> int:
@@ -256,10 +240,7 @@ COMMANDS = {
         "Hard negatives for training, out of a run",
         by_ranks("mine", f"{ARGUMENTS}:MineArguments", "trainer.retrieval.mining.mine:mine"),
     ),
-    "serve": Command(
-        "Answer over HTTP from an export",
-        serve,
-    ),
+    "serve": Command("Answer over HTTP from an export", serve),
     "dashboard": Command("Watch a run: a live page, Prometheus, alerts", dashboard),
     "report": Command("One page of plots of runs, side by side", report),
     "submit": Command("Run a command as a job on a Ray cluster", of_jobs("submit")),

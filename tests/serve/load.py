@@ -165,7 +165,9 @@ def measure(folder: Path, requests: int, clients: int, bad: int) -> dict[str, An
     words = [sys.executable, "-m", "cluster.cli", "serve", str(link), "--port=0"]
     log = folder / "log"
     with log.open("w") as writes:
-        server = subprocess.Popen([*words, "--client-seconds=2"], stderr=writes)
+        server = subprocess.Popen(
+            [*words, "--client-seconds=2", "--answer-seconds=600"], stderr=writes
+        )
     try:
         while not log.read_text().endswith("\n"):
             assert server.poll() is None

@@ -355,7 +355,15 @@ def test_one_bad_question_hinders_no_other(place: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("setting", "words"),
-    [({"port": 70_000}, "--port"), ({"batch": 0}, "--batch"), ({"host": ""}, "--host")],
+    [
+        ({"port": 70_000}, "--port"),
+        ({"batch": 0}, "--batch"),
+        ({"host": ""}, "--host"),
+        ({"replicas": 2}, "--replicas is of a Ray cluster"),
+        ({"metrics_port": 9500}, "--metrics-port is of a Ray cluster"),
+        ({"address": "auto", "port": 0}, "--port 0"),
+        ({"address": ""}, "--address"),
+    ],
 )
 def test_settings_are_checked(setting: dict[str, Any], words: str) -> None:
     with pytest.raises(Mistake, match=words):
