@@ -224,10 +224,9 @@ def _ways(
     return ways
 
 
-def _searched(index: Any, k: int, query_QD: np.ndarray) -> np.ndarray:
-    """Rows by FAISS, [Q, k]."""
-    found: np.ndarray = index.search(query_QD, k)[1]
-    return found
+def _searched(index: Any, k: int, query_QD: np.ndarray) -> list[np.ndarray]:
+    """Rows by FAISS."""
+    return list(index.search(query_QD, k)[1])
 
 
 def _blocks(item_ID: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
