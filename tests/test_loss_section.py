@@ -15,6 +15,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.typed import Range
 from trainer.command_line import TrainArguments, parse_preset
 from trainer.config.loss_section import PARAMETERS, LossConfig
+from trainer.config.model_section import ModelConfig
 from trainer.config.sections import Config
 from trainer.model.build import retrieval_loss
 
@@ -102,9 +103,9 @@ def test_limits_are_said_once() -> None:
 def test_what_is_set_reaches_the_loss(name: str) -> None:
     own = {parameter: some(each) for parameter, each in parameters_of(LOSSES[name]).items()}
     section = LossConfig(name=name, mask_same_user=True, **own)
-    made: Loss = retrieval_loss(section).loss
+    made: Loss = retrieval_loss(section, ModelConfig()).loss
     assert isinstance(made, LOSSES[name]) and asdict(made) == own
-    assert asdict(retrieval_loss(LossConfig(name=name)).loss) == {
+    assert asdict(retrieval_loss(LossConfig(name=name), ModelConfig()).loss) == {
         parameter: each.default for parameter, each in parameters_of(LOSSES[name]).items()
     }
 
@@ -166,7 +167,7 @@ def test_it_goes_through_json_and_pickle() -> None:
 
 def test_hardness_is_of_losses_that_sum_exponentials() -> None:
     section = LossConfig(hardness=0.5)
-    assert retrieval_loss(section).hardness == 0.5
+    assert retrieval_loss(section, ModelConfig()).hardness == 0.5
     assert section.of("bsl").hardness == 0.5 and section.of("bpr").hardness == 0.0
     with pytest.raises(Mistake, match=r"^loss.hardness=0.5: loss ccl sums no .* or take ssm, sl"):
         LossConfig(name="ccl", hardness=0.5)
