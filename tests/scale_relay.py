@@ -18,6 +18,7 @@ from cluster.workers.pulses import BEAT_SECONDS, Beat
 from cluster.workers.relay import Receipt, RelayLink, start_relay
 from cluster.workers.service_discovery import ServiceDiscovery
 from cluster.workers.session import ray_session
+from trainer.base.stopping import Told
 
 ROUNDS = 20
 EVENTS = 5_000
@@ -36,7 +37,7 @@ def of_relay(count: int) -> dict[str, float]:
     with ray_session(None, min_cpus=2):
         relay = start_relay(30.0)
         link = RelayLink(relay)
-        link.wait_until_up()
+        link.wait_until_up(Told())
         link.begin(1, count)
         started = time.monotonic()
         for step in range(ROUNDS):

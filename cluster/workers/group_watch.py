@@ -18,18 +18,14 @@ import ray.util
 from cluster.workers.elastic import LOOK_SECONDS, REMIND_SECONDS
 from cluster.workers.failures import RunFailedError
 from cluster.workers.pulses import Beat
-from cluster.workers.relay import Look, RelayLink
+from cluster.workers.relay import GLANCE_SECONDS, LOADING_SECONDS, Look, RelayLink
 from trainer.base.stopping import Told
 from trainer.observe.progress import Progress
 
-GLANCE_SECONDS = 0.2
 CONDEMNED_SECONDS = 10.0
 """So long condemned ranks have to end by themselves."""
 START_SECONDS = 600.0
 """Workers that have no place for so long are not waited for any longer."""
-LOADING_SECONDS = 3600.0
-"""So long those that have one may take to load torch: on a machine that starves them it is many
-minutes, and a run that begins late is none that failed."""
 
 
 class InThread(threading.Thread):

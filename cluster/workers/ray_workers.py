@@ -76,7 +76,7 @@ class RayWorkers:
             stack.enter_context(RelayReader(relay, shown | listed))
             link = RelayLink(relay)
             with waits(progress, f"starting workers ({workers}), which takes up to a minute"):
-                link.wait_until_up()
+                link.wait_until_up(told)
             groups = Groups(
                 worker=on_rank,
                 payload={

@@ -29,11 +29,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.workers.pulses import Answer, Beat, Pulses
 from cluster.workers.ray_private import draining_nodes, free_by_node
+from trainer.base.stopping import Told
 
 READ_SECONDS = 0.25
 SEND_SECONDS = 0.2
 ANSWER_SECONDS = 5.0
 BEGIN_SECONDS = 120.0
+GLANCE_SECONDS = 0.2
+LOADING_SECONDS = 3600.0
+"""So long a process that Ray has placed may take to load: on a machine that starves it it is many
+minutes, and a run that begins late is none that failed."""
 MOST_EVENTS = 10_000
 
 Event = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -131,9 +136,19 @@ class RelayLink:
     def __init__(self, relay: Any) -> None:
         self.relay = relay
 
-    def wait_until_up(self) -> None:
-        """Raises RayError where the relay is not started at all."""
-        ray.get(self.relay.take.remote(Receipt()), timeout=BEGIN_SECONDS)
+    def wait_until_up(self, told: Told) -> None:
+        """Raises RayError where the relay is not started at all, Terminated where the driver is
+        told to end."""
+        up, deadline = self.relay.take.remote(Receipt()), time.monotonic() + LOADING_SECONDS
+        while True:
+            try:
+                ray.get(up, timeout=GLANCE_SECONDS)
+                return
+            except ray.exceptions.GetTimeoutError:
+                if told.is_set():
+                    raise told.ended(" before any worker had started; nothing is lost") from None
+                if time.monotonic() > deadline:
+                    raise
 
     def begin(self, group: int, count: int) -> None:
         """Listen to a new group. Raises RayError where the relay does not answer at all."""

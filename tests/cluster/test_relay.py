@@ -1,6 +1,7 @@
 """The relay: no event is lost or told twice, and no question that fails ends the driver."""
 
 import logging
+import signal
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from cluster.workers.relay import (
     RelayProgress,
     RelayReader,
 )
+from trainer.base.stopping import Terminated, Told
 
 BEAT = Beat(0, 7, "training", 7, 9, 1, "pid 1 on a", "node-a")
 
@@ -54,6 +56,20 @@ def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
     monkeypatch.setattr(module, "draining_nodes", set)
     handle.actor.begin(1, 2)
     return handle
+
+
+def test_a_relay_that_loads_slowly_is_waited_for(handle: Handle) -> None:
+    """A question to it was given two minutes, which ended runs on machines that others starve."""
+    link, told = RelayLink(handle), Told()
+    handle.lost = 5
+    link.wait_until_up(told)
+    handle.lost = 1_000_000
+    told.hear(signal.SIGTERM)
+    with pytest.raises(Terminated, match="stopped on SIGTERM before any worker had started"):
+        link.wait_until_up(told)
+    handle.dead = True
+    with pytest.raises(ray.exceptions.RayActorError):
+        link.wait_until_up(Told())
 
 
 class Heard:
