@@ -95,7 +95,10 @@ def remove_left_over(tries: StoragePath) -> None:
     Quiet where that is not possible: the next start removes them.
     """
     with suppress(OSError):
-        for folder in list(tries.iterdir()) if tries.exists() else []:
+        if not tries.exists():
+            return
+        found: list[StoragePath] = list(tries.iterdir())
+        for folder in found:
             with suppress(Mistake):  # somebody writes it
                 _remove(folder)
         if isinstance(tries, Path):
