@@ -30,7 +30,8 @@ from trainer.loader.batch import Batch
 from trainer.loader.column_plan import make_plan, side_of
 from trainer.model.build import build_loader, build_task
 from trainer.model.inputs import Inputs, build_inputs
-from trainer.model.two_tower import Head, Towers
+from trainer.model.towers import Towers
+from trainer.model.two_tower import Head
 
 pytestmark = pytest.mark.xdist_group("ranks")
 

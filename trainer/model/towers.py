@@ -1,20 +1,23 @@
 """The towers: pooled embeddings of one side's features to one vector a row.
 
-Shapes: S rows, D columns of a table, O columns of a tower's output.
+Shapes: S rows or bags, U of them encoded, D columns of a table, O columns of a tower's output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from losses.kernels.widths import first_columns
 from trainer.config.model_section import ModelConfig
+from trainer.data.packing import Packed
+from trainer.model.dense import DenseInputs
 from trainer.model.history import HistoryTower
 from trainer.model.inputs import Inputs
 from trainer.model.sequences.tower import SequenceTower
@@ -169,3 +172,77 @@ def _plain_tower(model: ModelConfig, num_features: int) -> Tower:
         residual=model.residual,
         cross_layers=model.cross_layers if model.tower == "dcn" else 0,
     )
+
+
+class Towers(nn.Module):
+    """Pooled embeddings of both sides to queries and candidates.
+
+    One call splits the pooled values once, so that the backward pass concatenates once.
+    """
+
+    def __init__(self, model: ModelConfig, inputs: Inputs) -> None:
+        super().__init__()
+        self.inputs, self.dim = inputs, model.dim
+        self.query = build_query_tower(model, inputs)
+        self.candidate = build_candidate_tower(model, inputs)
+        self.dense = DenseInputs(inputs.dense, model.dim, model.init_std)
+
+    def split(
+        self, pooled: KeyedTensor, features: KeyedJaggedTensor, dense: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """[S, sum of widths] -> {key: [S, D]}, sums of several values turned into their mean, rows
+        of narrower tables filled up with zeros; dense features embedded; a sequence's items put
+        together, where they are read by more than their ids."""
+        keys = pooled.keys()
+        parts = dict(zip(keys, pooled.values().split(pooled.length_per_key(), dim=1), strict=True))
+        for key in self.inputs.mean_keys:
+            count_S = features[key].lengths().clamp(min=1).to(parts[key].dtype)
+            parts[key] = parts[key] / count_S.unsqueeze(1)
+        for key, part in parts.items():
+            if part.shape[1] < self.dim:
+                parts[key] = F.pad(part, (0, self.dim - part.shape[1]))
+        parts |= self.dense.embed(dense)
+        if self.inputs.reads_events:
+            parts["history"] = self._events(parts, dense)
+        return parts
+
+    def _events(self, parts: Mapping[str, Tensor], dense: Mapping[str, Tensor]) -> Tensor:
+        """The items of sequences by id and attributes together, [S, D]; zeros for those of which
+        nothing is known, and after the last."""
+        looked_up = [parts[key] for key in ("history", *self.inputs.event_keys)]
+        told = {key: dense[key] for key in self.inputs.event_dense if key in dense}
+        stride = looked_up[0].shape[0]
+        read = [F.pad(parts[key], (0, 0, 0, stride - parts[key].shape[0])) for key in told]
+        there = [F.pad(e, (0, 0, 0, stride - e.shape[0])) for e in self.dense.evidence(told)]
+        item_SD = torch.stack([*looked_up, *read]).sum(0)
+        return zeros_where_nothing_is_known(item_SD, looked_up, there)
+
+    def encode_queries(
+        self, parts: dict[str, Tensor], num_rows: int, sequences: Packed | None = None
+    ) -> Tensor:
+        """The first `num_rows` bags of the query side, of "history" all -> [num_rows, O]."""
+        if sequences is None:
+            return self.query([parts[key][:num_rows] for key in self.inputs.query_reads])
+        user = [parts[key][:num_rows] for key in self.inputs.user_reads]
+        moment = [parts[key][:num_rows] for key in self.inputs.moment_reads]
+        return self.query(user, moment, parts["history"], sequences)
+
+    def encode_candidates(
+        self,
+        parts: dict[str, Tensor],
+        bags_U: Tensor | None = None,
+        kept_U: Tensor | None = None,
+    ) -> Tensor:
+        """Bags of the candidate side, by default all of them -> [U, O].
+
+        Args:
+            parts: of all bags; dense ones of those alone that are encoded.
+            kept_U: bags that see their item's id, bool.
+        """
+        looked_up = {key: parts[key] for key in self.inputs.candidate_keys}
+        if bags_U is not None:
+            looked_up = {key: part.index_select(0, bags_U) for key, part in looked_up.items()}
+        if kept_U is not None:
+            looked_up["item"] = looked_up["item"] * kept_U.unsqueeze(1)
+        dense = [parts[key] for key in self.inputs.candidate_dense]
+        return self.candidate([*dense, *looked_up.values()])
