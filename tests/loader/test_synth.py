@@ -1,6 +1,7 @@
 """Planted data: the format, the promised numbers, and the same rows as `prepare` makes of them."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.definitions import Query, by_user, events_of, queries_of
 from tests.loader.conftest import epoch_of, rows_of
 from trainer.base.split_names import SPLITS
 from trainer.data.schema import Dataset
+from trainer.observe.progress import SilentProgress
 from trainer.prepare.pipeline import PrepareArguments, prepare
 from trainer.retrieval.queries import LIST_COLUMNS
 from trainer.synth.planted import TASTE_WEIGHTS, PlantedModel
@@ -197,3 +199,23 @@ def test_wrong_arguments(changes: dict, message: str) -> None:
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exists already"):
         synth(SynthArguments(out=str(tmp_path), **SIZES))
+
+
+@dataclass
+class Told(SilentProgress):
+    """Keeps what the user is told."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+    def update(self, name: str, done: int, total: int | None = None, **values: float) -> None:
+        self.lines.append(f"{name} {done}/{total}")
+
+
+def test_it_says_what_it_does_before_it_is_long(tmp_path: Path) -> None:
+    told = Told()
+    synth(SynthArguments(str(tmp_path / "out"), users=40, items=30, interactions=240), told)
+    assert told.lines[0] == "planting 30 items"
+    assert told.lines[1] == "users 0/40" and told.lines[-1] == "writing items and attributes"

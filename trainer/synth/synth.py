@@ -214,6 +214,7 @@ def _build(
 ) -> tuple[int, dict[str, BestPossible]]:
     """Write everything into `folder`; the interactions, and the best possible by split; NEW: on
     test, of items that training never sees."""
+    progress.message(f"planting {arguments.items:,} items")
     model = PlantedModel(
         items=arguments.items,
         clusters=arguments.num_clusters,
@@ -245,6 +246,7 @@ def _build(
         return len(part.item_M), tables, truth
 
     threads = arguments.threads or usable_cpus()
+    progress.update("users", 0, arguments.users, rows=0)
     with ThreadPoolExecutor(threads) as pool:
         first_users = range(0, arguments.users, arguments.users_per_part)
         for part_rows, tables, truth in pool.map(make, first_users):
