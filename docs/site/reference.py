@@ -19,6 +19,7 @@ from typing import Any
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from typing_extensions import Doc
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 92
@@ -120,7 +121,8 @@ def _sections(section: Any, prefix: str) -> list[str]:
             inner += _sections(value, f"{prefix}{name}.")
             continue
         flag = _flag(annotation, prefix, name)
-        cells = (f"`{flag}`", f"`{_shown(value)}`", allowed(annotation), documents.get(name, ""))
+        cells = (f"`{flag}`", f"`{_shown(value)}`", allowed(annotation))
+        cells += (_told(annotation) or documents.get(name, ""),)
         rows.append("| " + " | ".join(map(_cell, cells)) + " |")
     if not rows:
         return inner
@@ -145,6 +147,12 @@ def _documents_of(kind: type) -> dict[str, str]:
             if member.is_attribute and member.docstring is not None:
                 found[name] = member.docstring.value
     return found
+
+
+def _told(annotation: Any) -> str:
+    """What an annotation says itself: the losses' settings have no docstring of their own."""
+    said = (each for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Doc))
+    return next((each.documentation for each in said), "")
 
 
 def _shown(value: Any) -> str:
