@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.datasets import make_dataset
 from tests.definitions import Event, by_user, events_of
 from tests.loader.conftest import make_loader
 from tests.test_features import data_of_every_type
@@ -252,3 +253,22 @@ def test_stopped_within_a_window_it_goes_on_to_the_last_bit(tmp_path: Path) -> N
     assert len(losses(out)) < len(losses(whole))
     trained(spec_of(data, out, True, **given))
     same(out, whole)
+
+
+def test_items_that_were_disliked_alone_are_in_no_ranking(tmp_path: Path) -> None:
+    """They are read as history; as candidates nothing was ever learnt of them."""
+    data = make_dataset(tmp_path / "data", users=40, items=90, rows=500, disliked=0.4)
+    model = {**MODEL, "user_attributes": False, "item_attributes": False}
+    config = small_config(
+        model={**model, "sequence_reads": ("dislikes",)}, training={"max_steps": 2}
+    )
+    spec = RunSpec("ml-100k", config, data.path, str(tmp_path / "run"))
+    run_worker(spec, SilentProgress())
+    with process_group() as ranks:
+        encoder = Encoder.of_run(load_run(spec.out, ranks), ranks)
+        count = encoder.store.count(np.arange(data.num_items))
+        events = [each for each in events_of(data) if each.split == "train"]
+        alone = [item for item in {each.item for each in events} if not count[item]]
+        encoded = encoder.candidates(np.arange(data.num_items))
+        assert alone and not encoded[alone].any()
+        assert encoded[count > 0].any(1).all()

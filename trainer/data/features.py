@@ -131,10 +131,18 @@ class FeatureStore:
         return column.astype(np.int64), np.ones(len(column), dtype=np.int64)
 
     def candidate_features(
-        self, keys: Sequence[str], item_n: np.ndarray, dense: Sequence[str] = ()
+        self,
+        keys: Sequence[str],
+        item_n: np.ndarray,
+        dense: Sequence[str] = (),
+        id_n: np.ndarray | None = None,
     ) -> Features:
-        """Candidate keys, and dense ones, for item rows; stride n."""
-        bags = keyed_jagged(keys, [self.bags(key, item_n) for key in keys], len(item_n))
+        """Candidate keys, and dense ones, for item rows; stride n.
+
+        id_n: the items that "item" itself looks up, where those are not all of them (-1: none).
+        """
+        ids = {"item": item_n if id_n is None else id_n}
+        bags = keyed_jagged(keys, [self.bags(k, ids.get(k, item_n)) for k in keys], len(item_n))
         if self.row_of:
             bags, _ = in_tables(bags, self.row_of)
         return Features(bags, {key: torch.from_numpy(self.dense(key, item_n)) for key in dense})

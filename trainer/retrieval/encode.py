@@ -121,9 +121,13 @@ class Encoder:
 
     def candidates(self, item_n: np.ndarray) -> Tensor:
         """Item rows (-1: none) -> [n, D]. Collective."""
-        inputs = self.model.inputs
+        inputs, id_n = self.model.inputs, None
+        if inputs.reads_disliked:
+            # Whom nobody liked training knows as history alone: as a candidate it was neither a
+            # positive nor drawn as a negative, and its id would stand anywhere in a ranking.
+            id_n = np.where(self.store.count(item_n) > 0, item_n, -1)
         features = self.store.candidate_features(
-            inputs.candidate_keys, item_n, inputs.candidate_dense
+            inputs.candidate_keys, item_n, inputs.candidate_dense, id_n
         )
         return self.model.encode_candidates(features.to(self.ranks.device))  # collective
 
