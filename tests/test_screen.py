@@ -19,7 +19,7 @@ MAY_USE_RICH = {
 }
 MAY_PRINT = {
     "trainer/base/screen.py",
-    "cluster/jobs/submit.py",
+    "cluster/jobs/job_output.py",
 }  # submit passes a job's own output on
 UUID = "0b1e4a57-7b1a-4e0c-9a51-0d5a3f1d9b11"
 HOSTILE = (

@@ -114,7 +114,7 @@ def test_programs_answer_as_the_model(data: str) -> None:
             name.removeprefix("embedding_bags.").removesuffix(".weight"): gathered(sharded, ranks)
             for name, sharded in model.embeddings.state_dict().items()
         }
-        programs = export_encoders(model, tables, {}) | export_towers(model)
+        programs = export_encoders(model, tables, model.inputs, {}) | export_towers(model)
         inputs = model.inputs
         ids = {"item": [[3], [4]], "item.genre": [[1], [2]], "item.tags": [[1, 2, -1], [3, -1, -1]]}
         given = {key: torch.tensor(ids[key]) for key in inputs.candidate_keys}

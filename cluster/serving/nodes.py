@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import version
 from typing import Any
 
 import ray
@@ -18,7 +19,7 @@ def check_installed() -> None:
         importlib.import_module("ray.serve")
     except ImportError as error:
         raise Mistake(
-            f"Ray Serve is not installed ({error.msg}): pip install 'ray[serve]=={ray.__version__}'"
+            f"Ray Serve is not installed ({error.msg}): pip install 'ray[serve]=={version('ray')}'"
         ) from error
 
 

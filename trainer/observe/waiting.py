@@ -23,13 +23,12 @@ def waits(
     """
     began = time.monotonic()
 
-    def tell() -> None:
-        seconds = time.monotonic() - began
+    def tell(seconds: float) -> None:
         progress.waiting(words if isinstance(words, str) else words(), seconds)
 
-    tell()  # before the body may keep other threads from running
+    tell(0.0)  # before the body may keep other threads from running
     try:
-        with repeated(tell, every_seconds, "tandem-waiting"):
+        with repeated(lambda: tell(time.monotonic() - began), every_seconds, "tandem-waiting"):
             yield
     finally:
         progress.waiting(None)

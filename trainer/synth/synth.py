@@ -212,8 +212,7 @@ def _print(
 def _build(
     arguments: SynthArguments, folder: Path, progress: Progress
 ) -> tuple[int, dict[str, BestPossible]]:
-    """Write everything into `folder`; the interactions, and the best possible by split; NEW: on
-    test, of items that training never sees."""
+    """Write all into `folder`; the interactions, and the best possible by split (NEW: new items)."""
     progress.message(f"planting {arguments.items:,} items")
     model = PlantedModel(
         items=arguments.items,
