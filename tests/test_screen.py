@@ -20,7 +20,8 @@ MAY_USE_RICH = {
 MAY_PRINT = {
     "trainer/base/screen.py",
     "cluster/jobs/job_output.py",
-}  # submit passes a job's own output on
+    "cluster/jobs/submit.py",
+}  # the last two pass a job's own output on
 UUID = "0b1e4a57-7b1a-4e0c-9a51-0d5a3f1d9b11"
 HOSTILE = (
     "[untitled]",

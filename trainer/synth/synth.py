@@ -212,7 +212,7 @@ def _print(
 def _build(
     arguments: SynthArguments, folder: Path, progress: Progress
 ) -> tuple[int, dict[str, BestPossible]]:
-    """Write all into `folder`; the interactions, and the best possible by split (NEW: new items)."""
+    """Write all into `folder`; rows, and the best possible by split (NEW: new items)."""
     progress.message(f"planting {arguments.items:,} items")
     model = PlantedModel(
         items=arguments.items,
