@@ -4,7 +4,6 @@ evaluation and in what is exported; what is new counts as history, too."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,25 @@ import pyarrow as pa
 import pytest
 import torch
 
+from tests.sequence_runs import (
+    assert_two_ranks_then_one_train_the_same,
+    encoder_of,
+    finished_run,
+    program_lists,
+    queries_of_everybody,
+)
 from tests.test_features import COLD, ITEMS, data_of_every_type
 from tests.test_sequence_tower import MODEL
-from tests.test_training import losses, small_config, train
+from tests.test_training import small_config
 from trainer.base.mistake import Mistake
 from trainer.bundle.opened_bundle import Bundle
-from trainer.bundle.query_program import Query
-from trainer.data.events.marks import ITEM_BITS, KIND_BITS, KIND_MASK
 from trainer.data.schema import Dataset
-from trainer.distributed.ranks import process_group
-from trainer.model.trained import load_run
-from trainer.observe.progress import SilentProgress
 from trainer.retrieval.arguments import ExportArguments
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.export import export
 from trainer.retrieval.known import known_users
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.run.folder import RunSpec
-from trainer.train import run_worker
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -54,15 +54,13 @@ def config_of(**training: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
-    spec = RunSpec("ml-100k", config_of(), data.path, str(tmp_path_factory.mktemp("run") / "run"))
-    run_worker(spec, SilentProgress())
-    return spec
+    return finished_run(config_of(), data, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
 def encoder(finished: RunSpec) -> Iterator[Encoder]:
-    with process_group() as ranks:
-        yield Encoder.of_run(load_run(finished.out, ranks), ranks)
+    with encoder_of(finished) as encoder:
+        yield encoder
 
 
 def test_an_event_is_read_as_its_candidate_is(data: Dataset, encoder: Encoder) -> None:
@@ -78,14 +76,8 @@ def test_an_event_is_read_as_its_candidate_is(data: Dataset, encoder: Encoder) -
     torch.testing.assert_close(alone_nD, event_nD)
 
 
-def test_two_ranks_then_one_train_what_one_does(
-    data: Dataset, finished: RunSpec, tmp_path: Path
-) -> None:
-    spec = RunSpec("ml-100k", config_of(max_steps=7), data.path, str(tmp_path / "run"))
-    train(spec, 2)
-    run_worker(replace(spec, config=config_of(), resume=True), SilentProgress())
-    curve = losses(Path(finished.out))
-    assert losses(tmp_path / "run") == pytest.approx(curve, rel=1e-3) and len(curve) > 14
+def test_two_ranks_then_one_train_what_one_does(finished: RunSpec, tmp_path: Path) -> None:
+    assert_two_ranks_then_one_train_the_same(config_of, finished, tmp_path)
 
 
 def test_what_training_never_met_is_history_too(data: Dataset, encoder: Encoder) -> None:
@@ -111,22 +103,12 @@ def test_programs_and_bundles_say_what_the_model_says(
     (known,) = known_users(data, 0, data.num_users, 1000, marks=encoder.marks)
     wanted = encoder.queries(torch.arange(data.num_users), known.history, known.disliked)
     bundle = Bundle(out)
-    queries = [
-        Query(user, bundle.list_of("history", user), bundle.list_of("disliked", user))
-        for user in range(data.num_users)
-    ]
+    queries = queries_of_everybody(bundle, data.num_users)
     found = torch.from_numpy(bundle.program.encode(queries))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     # The program with tables inside, on padded lists; with an item that came later.
-    code_nL = torch.full((data.num_users, 30), -1)
-    for row, each in enumerate(known.history.values.split(known.history.lengths.tolist())):
-        code_nL[row, : len(each)] = each
-    is_item_nL = code_nL >= 0
-    ids = {"history": torch.where(is_item_nL, code_nL & (1 << ITEM_BITS) - 1, -1)}
-    dense = {
-        "history.kind": (code_nL >> ITEM_BITS & KIND_MASK) * is_item_nL,
-        "history.gap": (code_nL >> ITEM_BITS + KIND_BITS) * is_item_nL,
-    }
+    item_nL, dense = program_lists(known.history, 30)
+    ids = {"history": item_nL}
     program = torch.export.load(out / "query_encoder.pt2").module()
     torch.testing.assert_close(program(ids, dense), wanted, rtol=1e-4, atol=1e-5)
     later = {"history": torch.full((1, 3), data.num_items + 5)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,22 @@ import torch
 from tests.datasets import make_dataset
 from tests.definitions import Event, by_user, events_of
 from tests.loader.conftest import make_loader
+from tests.sequence_runs import (
+    assert_two_ranks_then_one_train_the_same,
+    encoder_of,
+    finished_run,
+    program_lists,
+    queries_of_everybody,
+)
 from tests.test_features import data_of_every_type
 from tests.test_sequence_tower import MODEL
 from tests.test_train_windows import evaluations, same, spec_of, stops_at, trained
-from tests.test_training import losses, small_config, train
+from tests.test_training import losses, small_config
 from trainer.bundle.opened_bundle import Bundle
-from trainer.bundle.query_program import Query
 from trainer.data.events.marks import GAPS, ITEM_BITS, KIND_BITS, KIND_MASK, Marks, items_of
 from trainer.data.schema import Dataset
-from trainer.distributed.ranks import process_group
 from trainer.loader.sequence_batches import SequenceReading
 from trainer.model.inputs import build_inputs
-from trainer.model.trained import load_run
-from trainer.observe.progress import SilentProgress
 from trainer.retrieval.arguments import ExportArguments
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.export import export
@@ -36,7 +38,6 @@ from trainer.retrieval.known import known_users
 from trainer.retrieval.queries import read_queries
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.run.folder import RunSpec
-from trainer.train import run_worker
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -148,26 +149,17 @@ def config_of(reads: Sequence[str] = ALL, **training: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
-    spec = RunSpec("ml-100k", config_of(), data.path, str(tmp_path_factory.mktemp("run") / "run"))
-    run_worker(spec, SilentProgress())
-    return spec
+    return finished_run(config_of(), data, tmp_path_factory.mktemp("run"))
 
 
-def test_two_ranks_then_one_train_what_one_does(
-    data: Dataset, finished: RunSpec, tmp_path: Path
-) -> None:
-    out = str(tmp_path / "run")
-    spec = RunSpec("ml-100k", config_of(max_steps=7), data.path, out)
-    train(spec, 2)
-    run_worker(replace(spec, config=config_of(), resume=True), SilentProgress())
-    curve = losses(Path(finished.out))
-    assert losses(tmp_path / "run") == pytest.approx(curve, rel=1e-3) and len(curve) > 14
+def test_two_ranks_then_one_train_what_one_does(finished: RunSpec, tmp_path: Path) -> None:
+    assert_two_ranks_then_one_train_the_same(config_of, finished, tmp_path)
 
 
 @pytest.fixture
 def encoder(finished: RunSpec) -> Iterator[Encoder]:
-    with process_group() as ranks:
-        yield Encoder.of_run(load_run(finished.out, ranks), ranks)
+    with encoder_of(finished) as encoder:
+        yield encoder
 
 
 def test_each_mark_tells(data: Dataset, encoder: Encoder) -> None:
@@ -200,24 +192,15 @@ def test_programs_and_bundles_say_what_the_model_says(
     (known,) = known_users(data, 0, data.num_users, 1000, marks=encoder.marks)
     wanted = encoder.queries(torch.arange(data.num_users), known.history, known.disliked)
     bundle = Bundle(out)
-    queries = [
-        Query(user, bundle.list_of("history", user), bundle.list_of("disliked", user))
-        for user in range(data.num_users)
-    ]
+    queries = queries_of_everybody(bundle, data.num_users)
     assert [items_of(each.history).tolist() for each in queries] == [
         [item for item, *_ in read(codes)] for codes in lists(known.history)
     ]
     found = torch.from_numpy(bundle.program.encode(queries))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     # The program with tables inside, on padded lists of another length.
-    codes = [[*each, *[-1] * (30 - len(each))] for each in lists(known.history)]
-    code_nL = torch.tensor(codes)
-    is_item_nL = code_nL >= 0
-    ids = {"history": torch.where(is_item_nL, code_nL & (1 << ITEM_BITS) - 1, -1)}
-    given = {
-        "history.kind": (code_nL >> ITEM_BITS & KIND_MASK) * is_item_nL,
-        "history.gap": (code_nL >> ITEM_BITS + KIND_BITS) * is_item_nL,
-    }
+    item_nL, given = program_lists(known.history, 30)
+    ids = {"history": item_nL}
     store, users = encoder.store, np.arange(data.num_users)
     for key in encoder.model.inputs.query_keys:
         if key.startswith("user."):
@@ -262,10 +245,7 @@ def test_items_that_were_disliked_alone_are_in_no_ranking(tmp_path: Path) -> Non
     config = small_config(
         model={**model, "sequence_reads": ("dislikes",)}, training={"max_steps": 2}
     )
-    spec = RunSpec("ml-100k", config, data.path, str(tmp_path / "run"))
-    run_worker(spec, SilentProgress())
-    with process_group() as ranks:
-        encoder = Encoder.of_run(load_run(spec.out, ranks), ranks)
+    with encoder_of(finished_run(config, data, tmp_path)) as encoder:
         count = encoder.store.count(np.arange(data.num_items))
         events = [each for each in events_of(data) if each.split == "train"]
         alone = [item for item in {each.item for each in events} if not count[item]]

@@ -19,9 +19,9 @@ def first_line(message: str | None) -> str:
     return (message or "").partition("\n")[0].partition(", last available logs")[0]
 
 
-def told_of(cluster: JobCluster, command: str, job: str) -> str:
-    """The command line that a user gives next."""
-    return f"tandem {command} {job} --address {cluster.address}"
+def told_of(cluster: JobCluster, command: str, job: str) -> list[str]:
+    """The command that a user gives next."""
+    return ["tandem", command, job, "--address", cluster.address]
 
 
 def wait_for_start(client: JobSubmissionClient, job: str) -> None:
@@ -50,7 +50,7 @@ def follow(cluster: JobCluster, job: str) -> int:
         asyncio.run(tail())
     except KeyboardInterrupt:
         say()
-        say(f"job {job} goes on; end it with: {told_of(cluster, 'stop', job)}")
+        say(f"job {job} goes on; end it with:", command=told_of(cluster, "stop", job))
         return 130
     details = find_job(cluster.client, job)
     if details.status not in EXIT_STATUS:

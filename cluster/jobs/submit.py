@@ -207,7 +207,8 @@ def stop(arguments: Sequence[str]) -> int:
             details = find_job(cluster.client, parsed.job)
     except KeyboardInterrupt:
         say()
-        say(f"{parsed.job} goes on ending; look with: {told_of(cluster, 'status', parsed.job)}")
+        look = told_of(cluster, "status", parsed.job)
+        say(f"{parsed.job} goes on ending; look with:", command=look)
         return 130
     say(f"{parsed.job} is {details.status.value}")
     for line in saved_by(details):

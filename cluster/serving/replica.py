@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -15,7 +16,6 @@ from cluster.serving.board import Pulse, tell
 from trainer.base.address import EVERY_ADDRESS, reachable_address, with_port
 from trainer.base.mistake import Mistake
 from trainer.base.typed import nearest
-from trainer.config.metrics_section import LAST_PORT
 from trainer.observe.http import Page, PortTakenError, SmallServer
 from trainer.observe.metrics import TEXT_FORMAT
 from trainer.serve.app import build_app
@@ -61,13 +61,11 @@ class Recommender:
 def _metrics_server(arguments: ServeArguments, metrics: ServerMetrics) -> SmallServer | None:
     """Of this replica alone; None where as many replicas of this node have their ports already."""
     page = Page(TEXT_FORMAT, metrics.render)
-    first = arguments.metrics_port
-    for port in range(first, min(first + PORTS_TRIED, LAST_PORT + 1) if first else 1):
-        try:
-            pages = {"/": page, "/metrics": page}
-            return SmallServer(arguments.host, port, pages, "tandem-metrics", "--metrics-port")
-        except PortTakenError:
-            continue
+    pages, first = {"/": page, "/metrics": page}, arguments.metrics_port
+    with suppress(PortTakenError):
+        return SmallServer.at_free_port(
+            arguments.host, first, PORTS_TRIED, pages, "tandem-metrics", "--metrics-port"
+        )
     return None
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.workers.counts import Device, Workers
+from trainer.base.address import LAST_PORT
 from trainer.base.mistake import Mistake
-from trainer.config.metrics_section import LAST_PORT
 
 if TYPE_CHECKING:
     from trainer.launch.launcher import Launcher

@@ -17,7 +17,6 @@ from typing import Literal
 
 from trainer.base.address import EVERY_ADDRESS, is_loopback, reachable_address, with_port
 from trainer.base.mistake import Mistake
-from trainer.config.metrics_section import LAST_PORT
 from trainer.observe.http import Page, PortTakenError, SmallServer
 from trainer.observe.progress import Progress
 
@@ -100,17 +99,16 @@ class ServiceDiscovery:
             self._path: Page("application/json", self.render),
             "/ray": Page("application/json", self.render_ray),
         }
-        ports = range(port, min(port + PORTS_TRIED, LAST_PORT + 1) if port else 1)
         flags = "--discovery-host, --discovery-port"
-        for tried in ports:
-            try:
-                return SmallServer(host, tried, pages, "tandem-discovery", flags)
-            except PortTakenError:  # by another run
-                continue
-        raise Mistake(
-            f"--discovery-port {port}: all of {ports[0]}..{ports[-1]} are taken on {host}; choose "
-            "another, or end a run that is no longer needed"
-        )
+        try:
+            return SmallServer.at_free_port(
+                host, port, PORTS_TRIED, pages, "tandem-discovery", flags
+            )
+        except PortTakenError as error:  # by other runs
+            raise Mistake(
+                f"--discovery-port {port}: {error.strerror}; choose another, or end a run that is "
+                "no longer needed"
+            ) from error
 
 
 class ReachableTargets:

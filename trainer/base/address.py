@@ -14,6 +14,7 @@ from collections.abc import Iterator
 EVERY_ADDRESS = ("", "0.0.0.0", "::")
 SOMEWHERE_ELSE = ("192.0.2.1", "2001:db8::1")  # set aside for documentation: nobody's
 DISCARD_PORT = 9
+LAST_PORT = 65_535
 SIOCGIFADDR = 0x8915
 
 

@@ -37,13 +37,12 @@ from trainer.bundle.vectors.passing import Passing
 from trainer.bundle.vectors.stored_vectors import StoredVectors, VectorWriter
 from trainer.retrieval.index import faiss_index
 from trainer.serve.batches import Batches
+from trainer.serve.serve_arguments import ServeArguments
 
 Way = Callable[[np.ndarray], Sequence[np.ndarray]]
 """The rows of the k best items of each query of [Q, D]."""
 CLUSTERS = 1000
 MOST_CLIENTS = 1024
-AT_ONCE = 32
-"""Requests that are answered together, at most: the server's own."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
 
 
@@ -172,7 +171,7 @@ def _at_once(way: Way, query_QD: np.ndarray, clients: int) -> dict[str, float]:
 
     async def all_clients() -> float:
         batches: Batches[np.ndarray, np.ndarray] = Batches(
-            lambda queries: way(np.stack(queries)), AT_ONCE, len(query_QD)
+            lambda queries: way(np.stack(queries)), ServeArguments.batch, len(query_QD)
         )
         answering = asyncio.create_task(batches.run())
         started = time.perf_counter()

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from trainer.base.address import LAST_PORT
 from trainer.base.mistake import require
 from trainer.base.typed import Range, check
 from trainer.observe.trackers.choices import TrackerName
-
-LAST_PORT = 65_535
 
 
 @dataclass(frozen=True)

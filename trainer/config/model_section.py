@@ -141,7 +141,6 @@ class ModelConfig:
             self.tower == "sequence" or self.targets == 1,
             f"model.targets={self.targets} is of the sequence tower, not of {self.tower}",
         )
-
         require(
             not self.widths
             or (list(self.widths) == sorted(set(self.widths)) and self.widths[-1] == self.width),

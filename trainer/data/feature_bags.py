@@ -106,6 +106,14 @@ def rows_of(key: str) -> str:
     return "user" if key == "user" else "item"
 
 
+def looked_up(
+    keys: Sequence[str], bags: Sequence[Bags], stride: int, row_of: Mapping[str, np.ndarray]
+) -> KeyedJaggedTensor:
+    """`keyed_jagged` of ids, as rows of tables; row_of: as `in_tables` has it."""
+    together = keyed_jagged(keys, bags, stride)
+    return in_tables(together, row_of)[0] if row_of else together
+
+
 def in_tables(
     features: KeyedJaggedTensor, row_of: Mapping[str, np.ndarray]
 ) -> tuple[KeyedJaggedTensor, Tensor | None]:

@@ -22,10 +22,9 @@ from trainer.data.feature_bags import (
     Bags,
     Features,
     context_bags,
-    in_tables,
-    keyed_jagged,
     list_bags,
     list_of,
+    looked_up,
     of_item,
 )
 from trainer.data.feature_types import Attribute
@@ -142,10 +141,9 @@ class FeatureStore:
         id_n: the items that "item" itself looks up, where those are not all of them (-1: none).
         """
         ids = {"item": item_n if id_n is None else id_n}
-        bags = keyed_jagged(keys, [self.bags(k, ids.get(k, item_n)) for k in keys], len(item_n))
-        if self.row_of:
-            bags, _ = in_tables(bags, self.row_of)
-        return Features(bags, {key: torch.from_numpy(self.dense(key, item_n)) for key in dense})
+        bags = [self.bags(key, ids.get(key, item_n)) for key in keys]
+        numbers = {key: torch.from_numpy(self.dense(key, item_n)) for key in dense}
+        return Features(looked_up(keys, bags, len(item_n), self.row_of), numbers)
 
     def event_features(
         self, keys: Sequence[str], dense: Sequence[str], item_n: np.ndarray
@@ -197,9 +195,7 @@ class FeatureStore:
                 continue
             number_n = given.get(key, np.full(len(user_n), np.nan))
             numbers[key] = torch.from_numpy(number_n.astype(np.float32)[:, None])
-        together = keyed_jagged(keys, bags, stride or len(user_n))
-        if self.row_of:
-            together, _ = in_tables(together, self.row_of)
+        together = looked_up(keys, bags, stride or len(user_n), self.row_of)
         return Features(together, numbers, sequences)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from trainer.base.address import LAST_PORT
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
 from trainer.base.screen import say
@@ -55,7 +56,7 @@ class DashboardArguments:
 
     def __post_init__(self) -> None:
         check_given(self, ("host", "ray_discovery", "storage"), ("run",))
-        check_ranges(self, port=(0, 65535), prometheus_port=(1, 65535), wait=(0, MOST_WAIT))
+        check_ranges(self, port=(0, LAST_PORT), prometheus_port=(1, LAST_PORT), wait=(0, MOST_WAIT))
 
 
 def dashboard(arguments: DashboardArguments, stop: threading.Event | None = None) -> None:

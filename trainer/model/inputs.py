@@ -280,9 +280,8 @@ def _tables(
         values = attribute.num_values
         width = model.width_of(key, values)
         keys = (key, of_event(key)) if reads_events and key.startswith("item.") else (key,)
-        tables.append(
-            table(module_name(key), values, *keys, unknown_row=False, width=width)
-        )  # row 0
+        # Row 0, of a missing value, is that of unknown ones, too.
+        tables.append(table(module_name(key), values, *keys, unknown_row=False, width=width))
     return tuple(tables)
 
 

@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from urllib.parse import urlsplit
 
-from trainer.base.address import is_loopback, with_port
+from trainer.base.address import LAST_PORT, is_loopback, with_port
 from trainer.base.mistake import Mistake
 
 READ_SECONDS = 5.0
@@ -83,6 +83,23 @@ class SmallServer:
             target=self._http.serve_forever, args=(0.1,), name=name, daemon=True
         )
         self._thread.start()
+
+    @staticmethod
+    def at_free_port(
+        host: str, first: int, tried: int, pages: Mapping[str, Page], name: str, flags: str
+    ) -> SmallServer:
+        """At the first free one of so many ports from `first` on; 0: at any free one.
+
+        Raises:
+            PortTakenError: where all of them are in use.
+            Mistake: as above.
+        """
+        ports = range(first, min(first + tried, LAST_PORT + 1) if first else 1)
+        for port in ports:
+            with suppress(PortTakenError):
+                return SmallServer(host, port, pages, name, flags)
+        said = f"all of {ports[0]}..{ports[-1]} are taken on {host}"
+        raise PortTakenError(errno.EADDRINUSE, said)
 
     def served(self, path: str) -> Served:
         """How often, and when, a path was asked for."""

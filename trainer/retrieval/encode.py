@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.base.split_names import count_column
 from trainer.data.events.marks import Marks
-from trainer.data.feature_bags import Features, in_tables, keyed_jagged, list_of
+from trainer.data.feature_bags import Features, list_of, looked_up
 from trainer.data.features import FeatureStore
 from trainer.data.packing import pack_lists
 from trainer.data.schema import Dataset
@@ -135,29 +135,29 @@ class Encoder:
         """Item rows (-1: none) as a sequence reads them -> [n, D]. Collective."""
         inputs, store = self.model.inputs, self.store
         said, dense = store.event_features(inputs.event_keys, inputs.event_dense, item_n)
-        keys, bags = ("history", *said), [store.bags("item", item_n), *said.values()]
-        together = keyed_jagged(keys, bags, len(item_n))
-        if store.row_of:
-            together, _ = in_tables(together, store.row_of)
-        return self.model.encode_events(Features(together, dense).to(self.ranks.device))
+        bags = [store.bags("item", item_n), *said.values()]
+        together = looked_up(("history", *said), bags, len(item_n), store.row_of)
+        features = Features(together, dense).to(self.ranks.device)
+        return self.model.encode_events(features)  # collective
 
     def event_table(self) -> Tensor | None:
         """Every item as a sequence reads it, then zeros for one that is not known: [I + 1, D] on
         rank 0, None elsewhere. Collective. By way of the hosts: it need not fit a GPU."""
-        each, first, whole = -(-self.num_items // self.ranks.world_size), 0, None
-        for row_n in blocks_of_range(self.num_items, self.ranks):
-            padded = np.full(min(ROWS_AT_ONCE, each - first), -1)
-            padded[: len(row_n)] = row_n
+        ranks, first, whole = self.ranks, 0, None
+        each = -(-self.num_items // ranks.world_size)
+        for _, padded in self._padded_blocks():
             block_nD = self.events(padded).cpu()  # collective; device-to-host sync
-            parts = [torch.empty_like(block_nD) for _ in range(self.ranks.world_size)]
-            dist.gather(block_nD, parts if self.ranks.is_first else None)  # collective
-            if whole is None:
-                rows = each * self.ranks.world_size + 1 if self.ranks.is_first else 0
-                whole = block_nD.new_zeros((rows, block_nD.shape[1]))
-            for rank, part in enumerate(parts if self.ranks.is_first else ()):
-                whole[rank * each + first :][: len(part)] = part
+            parts = [torch.empty_like(block_nD) for _ in range(ranks.world_size)]
+            dist.gather(block_nD, parts if ranks.is_first else None)  # collective
+            if ranks.is_first:
+                if whole is None:
+                    rows = each * ranks.world_size + 1
+                    whole = block_nD.new_zeros((rows, block_nD.shape[1]))
+                for rank, part in enumerate(parts):
+                    start = rank * each + first
+                    whole[start : (rank + 1) * each][: len(part)] = part[: each - first]
             first += len(padded)
-        return whole[: self.num_items + 1] if whole is not None and self.ranks.is_first else None
+        return None if whole is None else whole[: self.num_items + 1]
 
     def item_blocks(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(item rows [n], embeddings [n, D]) of this rank's range of the catalog, block by block.
@@ -165,11 +165,17 @@ class Encoder:
         Collective: every rank takes all its blocks. Ranges have equal lengths but for the last
         ranks, whose blocks end in fewer or no rows.
         """
+        for row_n, padded in self._padded_blocks():
+            yield row_n, self.candidates(padded)[: len(row_n)]  # collective
+
+    def _padded_blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Item rows of this rank's range in blocks, and the same with -1 behind, as many on every
+        rank."""
+        longest = min(ROWS_AT_ONCE, -(-self.num_items // self.ranks.world_size))
         for row_n in blocks_of_range(self.num_items, self.ranks):
-            padded = np.full(ROWS_AT_ONCE, -1)
+            padded = np.full(longest, -1)
             padded[: len(row_n)] = row_n
-            longest = min(ROWS_AT_ONCE, -(-self.num_items // self.ranks.world_size))
-            yield row_n, self.candidates(padded[:longest])[: len(row_n)]
+            yield row_n, padded
 
     def items(self, on_block: Callable[[], None] = lambda: None) -> ItemRows:
         """This rank's range of the catalog, encoded. Collective. Memory: 4 * I * D bytes.

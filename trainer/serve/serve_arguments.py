@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from trainer.base.address import LAST_PORT
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
 
@@ -55,7 +56,7 @@ class ServeArguments:
         check_given(self, ("host", "address"), ("bundle",))
         check_ranges(
             self,
-            port=(0, 65_535),
+            port=(0, LAST_PORT),
             batch=(1, 4096),
             waiting=(1, 1 << 20),
             connections=(1, 1 << 20),
@@ -64,7 +65,7 @@ class ServeArguments:
             answer_seconds=(1, MOST_SECONDS),
             look_seconds=(1, MOST_SECONDS),
             replicas=(1, MOST_REPLICAS),
-            metrics_port=(0, 65_535),
+            metrics_port=(0, LAST_PORT),
         )
         if self.address is None and (self.replicas > 1 or self.metrics_port):
             named = "--replicas" if self.replicas > 1 else "--metrics-port"
