@@ -22,6 +22,7 @@ import ray
 from cluster.workers.preemption import TOLD
 from cluster.workers.pulses import BEAT_SECONDS, SILENT_SECONDS, Beat
 from trainer.distributed.hooks import RunPhase
+from trainer.distributed.pauses import Pauses
 
 CONDEMNED_STATUS = 70
 
@@ -40,14 +41,14 @@ class Heartbeat:
         self._stop_asked = False
         self._where = f"pid {os.getpid()} on {socket.gethostname()}"
         self._node = ray.get_runtime_context().get_node_id()
-        self._stop = threading.Event()
+        self._pauses = Pauses()
         self._thread = threading.Thread(target=self._run, name="tandem-heartbeat", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
+        self._pauses.end()
         self._thread.join(timeout=2 * BEAT_SECONDS)
         self._relay.leave.remote(self._group, self._rank)
 
@@ -57,7 +58,9 @@ class Heartbeat:
         self._signs += 1
 
     def on_phase(self, phase: RunPhase, done: int, total: int | None) -> None:
-        """The rank has got on with what it is at: as cheap."""
+        """The rank has got on with what it is at: as cheap. That it has started is told at once."""
+        if self._phase[0] == "starting" != phase:
+            self._pauses.cut()
         self._phase = (phase, done, total)
         self._signs += 1
 
@@ -82,7 +85,7 @@ class Heartbeat:
     def _run(self) -> None:
         answered_at = time.monotonic()
         wait = 0.0  # a rank that hangs at once has been heard of
-        while not self._stop.wait(wait):
+        while self._pauses.take(wait):
             wait = BEAT_SECONDS
             beat = self._relay.beat.remote(self._group, self._beat())
             try:
@@ -99,5 +102,5 @@ class Heartbeat:
 
     def _end(self) -> None:
         """The main thread sits in a collective that no exception can reach."""
-        if not self._stop.is_set():
+        if not self._pauses.are_over:
             os._exit(CONDEMNED_STATUS)

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -130,6 +131,12 @@ def start_relay(step_timeout_seconds: float) -> Any:
     return ray.remote(Relay).options(**options).remote(step_timeout_seconds)
 
 
+def kill(pid: int) -> None:
+    """A task of Ray, which takes no built-in function for one."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 class RelayLink:
     """The driver's questions to the relay. One that goes unanswered is no reason to end a run."""
 
@@ -166,8 +173,9 @@ class RelayLink:
     def end(self, beat: Beat) -> None:
         """SIGKILL to a rank's process, on its node: one that hangs hears nothing else."""
         there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
-        ending = ray.remote(os.kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        self._answer(ending.remote(beat.pid, signal.SIGKILL))
+        ending: Any = ray.remote(kill)
+        ending = ending.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        self._answer(ending.remote(beat.pid))
 
     def room(self, on_gpu: bool) -> int | None:
         """Workers that could start now; None: no answer."""

@@ -136,7 +136,7 @@ class TrainRun:
 
     def worker_pids(self) -> list[int]:
         """Training workers below this run's driver (of a local cluster)."""
-        return [pid for pid in descendants(self.process.pid) if "RayTrainWorker" in title(pid)]
+        return workers_below(self.process.pid)
 
     def losses(self) -> dict[int, float]:
         return read_losses(self.out)
@@ -161,6 +161,11 @@ def read_losses(out: Path) -> dict[int, float]:
     text = file.read_text() if file.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()
     return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+
+
+def workers_below(pid: int) -> list[int]:
+    """Training workers among the processes below `pid`."""
+    return [below for below in descendants(pid) if "RayTrainWorker" in title(below)]
 
 
 def title(pid: int) -> str:

@@ -62,8 +62,8 @@ def test_a_submitted_run_is_followed_to_its_end(data: Path, tmp_path: Path, tand
     assert any("trained 5 steps with 1 worker in" in line for line in streamed), done.stdout
     assert (out / "summary.json").exists()
     again = tandem("submit", folder, "--", "train", "demo", *training)
-    assert again.returncode == 1
-    assert f"error: {out} " in again.stdout, again.stdout
+    assert again.returncode == 0, again.stdout  # `--resume auto`: a scheduler may ask again
+    assert not any(line.startswith("training  ") for line in again.stdout.splitlines())
 
 
 def test_a_detached_job_is_looked_at_and_stopped(
@@ -128,9 +128,10 @@ def test_without_the_token_one_line_says_what_to_set(
             env=nobody, capture_output=True, text=True, timeout=1200, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 1
-        assert done.stderr.startswith("error: the Ray cluster at "), done.stderr
-        assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
+        told = done.stderr.splitlines()[-1]
+        assert told.startswith("error: the Ray cluster at "), done.stderr
+        assert "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN" in told
+        assert done.stderr.count("error: ") == 1, done.stderr
 
 
 def wait_for(is_true: Callable[[], bool], told: Callable[[], str]) -> None:

@@ -2,10 +2,13 @@
 
 import logging
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import ray.exceptions
+from ray.remote_function import RemoteFunction
 
 from cluster.workers import relay as module
 from cluster.workers.pulses import Beat
@@ -161,6 +164,14 @@ def test_questions_that_fail_are_no_answer(handle: Handle) -> None:
     Heard(handle).reader.read()
     with pytest.raises(ray.exceptions.RayError):
         link.begin(2, 2)
+
+
+def test_what_kills_a_hung_rank_is_a_task_that_ray_takes() -> None:
+    assert isinstance(ray.remote(module.kill), RemoteFunction)
+    hung = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    module.kill(hung.pid)
+    assert hung.wait(60) == -signal.SIGKILL
+    module.kill(hung.pid)  # it is gone, which is what was wanted
 
 
 def test_room_is_reckoned_node_by_node(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from typing import IO
 from trainer.base.mistake import Mistake
 from trainer.base.typed import read_as
 from trainer.distributed.hooks import RunPhase
+from trainer.distributed.pauses import Pauses
 from trainer.files import signs
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import StoragePath, modified_at
@@ -109,7 +110,7 @@ class RunLock:
         self._silence = signs.Silence(self._owner_file)
         self._token = uuid.uuid4().hex
         self._file: IO[str] | None = None
-        self._over = threading.Event()
+        self._pauses = Pauses()
         self._lost = threading.Event()
         self._thread: threading.Thread | None = None
         self._phase: tuple[RunPhase, int, int | None] = ("starting", 0, None)
@@ -139,7 +140,10 @@ class RunLock:
         return owner is not None and owner.run_id == run_id
 
     def note_phase(self, phase: RunPhase, done: int, total: int | None) -> None:
-        """What the next sign of life says the run is at: cheap, it only stores them."""
+        """What the next sign of life says the run is at: cheap, it only stores them. That it has
+        started is said at once."""
+        if self._phase[0] == "starting" != phase:
+            self._pauses.cut()
         self._phase = (phase, done, total)
 
     def take(self, run_id: str, waits: bool = False) -> None:
@@ -213,7 +217,7 @@ class RunLock:
         Args:
             forget: take the kernel's lock's file away, too: nothing came of this start.
         """
-        self._over.set()
+        self._pauses.end()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -275,7 +279,7 @@ class RunLock:
         write_owner(self._folder, run_id, self._token, *self._phase)
 
     def _renew(self, run_id: str) -> None:
-        while not self._over.wait(signs.RENEW_SECONDS):
+        while self._pauses.take(signs.RENEW_SECONDS):
             try:
                 self.confirm()
                 self._write(run_id)
