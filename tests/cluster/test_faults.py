@@ -267,7 +267,7 @@ def test_the_head_is_restarted(
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr
         job = submitted.stdout.split()[1]
         wait_until(lambda: any(out.glob("checkpoints/*/checkpoint.json")), tandem, "logs", job, at)
-        assert f"{out}: running on" in tandem("status", str(out)).stdout
+        assert f"{out}: training on" in tandem("status", str(out)).stdout
         cluster.restart_head()
         found = tandem("status", at)
         assert f"{job}  LOST        tandem train demo" in found.stdout, found.stdout + found.stderr
