@@ -228,7 +228,14 @@ class Sheet:
             table.add_row(*row, style=style, end_section=ends_section)
         if self.title:
             say(self.title, file=file)
-        plain_console(file, self._around() + sum(widths)).print(table, crop=False)
+        console = plain_console(file, self._around() + sum(widths))
+        if console.is_terminal:
+            console.print(table, crop=False)
+            return
+        with console.capture() as captured:
+            console.print(table, crop=False)
+        for line in captured.get().splitlines():  # a file needs no blanks that fill a column
+            print(line.rstrip(), file=console.file)
 
     def _widths(self, measure: Callable[[str], int]) -> list[int]:
         """The largest of each column."""
