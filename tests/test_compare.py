@@ -254,7 +254,7 @@ def test_page_stands_on_its_own(tmp_path: Path) -> None:
     write_page(comparison, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.count("data-chart=") == 8
-    assert "ssm is the best: NDCG@20 0.1000 ± 0.0000, 100.0% ahead of bpr." in page
+    assert "ssm is the best: NDCG@20 0.1000 ± 0.0000, 100.0 % ahead of bpr." in page
     assert "NaN" not in page.partition("const CHARTS")[2].partition("</script>")[0]
     assert "in-batch <b>" not in page and "in-batch &lt;b&gt;" in page
 

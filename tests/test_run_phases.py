@@ -72,7 +72,7 @@ def test_the_folder_says_what_its_run_is_at(
         and state.phase == "evaluating"
         and (owner.done, owner.total) == (3072, 94654)
     )
-    assert "evaluating 3,072 of 94,654 (3%) on " in state.describe()
+    assert "evaluating 3,072 of 94,654 (3 %) on " in state.describe()
     held.release()
     assert RunFolder(tmp_path).last_metrics()["step"] == 40
     state = read_state(tmp_path)

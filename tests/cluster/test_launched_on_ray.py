@@ -109,7 +109,7 @@ def test_everybody_is_answered_by_workers_as_by_one_process(
     command = ["recommend", str(run), "--all", "-k", "5", "--out"]
     assert main([*command, str(tmp_path / "one")]) == 0
     assert main([*command, str(tmp_path / "two"), "--address", cluster.address]) == 0
-    assert "50 users in 1 parts" in capsys.readouterr().out
+    assert "50 users in 1 part:" in capsys.readouterr().out
     tables = [pq.read_table(tmp_path / name / "part-00000.parquet") for name in ("one", "two")]
     assert tables[0].num_rows == 50 and tables[0] == tables[1]
     close_all()

@@ -52,7 +52,7 @@ def test_what_is_shown_is_what_prepare_makes(
     assert "2020-09-13 00:00 to" in shown and "UTC" in shown
     assert "all 600 rows, read as parquet" in shown
     pairs = {(user, item) for user, item, *_ in log}
-    assert f"{1 - len(pairs) / len(log):.1%} of the rows" in shown
+    assert f"{100 * (1 - len(pairs) / len(log)):.1f} % of the rows" in shown
     users, items = len({u for u, *_ in log}), len({i for _, i, *_ in log})
     assert f"{users}, {items}: {len(log) / users:.1f} rows a user" in shown
     assert f"to go on: tandem prepare {source} log-prepared" in shown

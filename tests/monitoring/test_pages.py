@@ -339,7 +339,7 @@ def learnt(*values: float) -> dict:
 
 
 def test_the_verdicts_follow_the_curve() -> None:
-    assert "still learning: ndcg@20 grew by 200.0%" in still_learning(learnt(0.1, 0.2, 0.25, 0.3))
+    assert "still learning: ndcg@20 grew by 200.0 %" in still_learning(learnt(0.1, 0.2, 0.25, 0.3))
     assert "levelled off" in still_learning(learnt(0.1, 0.3, 0.301, 0.3, 0.302))
     ended = still_learning(learnt(0.1, 0.3, 0.29, 0.28, 0.27))
     assert "best at evaluation 2 of 5, and 3 evaluations since" in ended

@@ -57,7 +57,9 @@ def verdict(comparison: Comparison) -> list[str]:
     else:
         near = [one.label for one in losses[1:] if not _apart(best, one)]
         ahead = best.mean(JUDGED) / max(losses[1].mean(JUDGED), 1e-9) - 1
-        said.append(f"{best.label} is the best: {shown}, {ahead:.1%} ahead of {losses[1].label}.")
+        said.append(
+            f"{best.label} is the best: {shown}, {100 * ahead:.1f} % ahead of {losses[1].label}."
+        )
         if near:
             said.append(f"These seeds do not tell it from {', '.join(near)}.")
     levels = comparison.levels(JUDGED)

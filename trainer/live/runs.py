@@ -93,18 +93,20 @@ def _now(folder: RunFolder, run: RunState, metrics: list[dict[str, Any]]) -> dic
     last = metrics[-1] if metrics else {}
     signs = [_number(last.get("time")), run.owner.renewed if run.owner else None]
     known = [each for each in signs if each is not None]
-    silent = now - max(known or [modified_at(folder.config_file)])
+    silent = max(now - max(known or [modified_at(folder.config_file)]), 0.0)
     pace, left = _number(last.get("step_seconds")), None
     if run.is_alive and run.total_steps is not None and pace is not None:
         left = (run.total_steps - run.step) * pace
     newest = committed(folder.checkpoints)[-1:]
+    # That clock is as of the run's last sign: a checkpoint may be newer.
+    age = max(now - modified_at(newest[0] / COMMIT_FILE), 0.0) if newest else None
     return {
         "step": run.step,
         "total_steps": run.total_steps,
         "seconds_left": left,
         "loss": finite(last.get("loss")),
         "examples_per_second": last.get("examples_per_second"),
-        "checkpoint_age_seconds": now - modified_at(newest[0] / COMMIT_FILE) if newest else None,
+        "checkpoint_age_seconds": age,
         "silent_seconds": silent,
         "is_alive": run.is_alive,
         "phase": run.phase,

@@ -49,7 +49,7 @@ def troubles_of(run: dict[str, Any], now: float) -> list[Trouble]:
         found.append(Trouble("TandemCheckpointFailing", False, words))
     waits = _newest(run, "data_wait_share", STARVED_READINGS)
     if len(waits) == STARVED_READINGS and min(waits) > STARVED_SHARE:
-        words = f"Steps wait for data {waits[-1]:.0%} of the time"
+        words = f"Steps wait for data {100 * waits[-1]:.0f} % of the time"
         found.append(Trouble("TandemDataStarvation", False, words))
     return found
 

@@ -168,7 +168,9 @@ def _show_facts(
     facts.add("looked at", f"{which} {rows:,} rows, read as {source.format}")
     a_user = f"{given / max(looked.users, 1):.1f} rows a user"
     facts.add("users, items", f"{looked.users:,}, {looked.items:,}: {a_user}")
-    facts.add("repeated user and item", f"{1 - looked.pairs / max(given, 1):.1%} of the rows")
+    facts.add(
+        "repeated user and item", f"{100 * (1 - looked.pairs / max(given, 1)):.1f} % of the rows"
+    )
     if given < rows:
         facts.add("without user or item", f"{rows - given:,} rows (--drop-null-ids drops them)")
     if source.has_events:
@@ -192,8 +194,9 @@ def _ratings(connection: duckdb.DuckDBPyConnection, found: Thresholds) -> str:
     )
     low_words = "" if found.dislike is None else f", disliked up to {found.dislike:g}"
     return (
-        f"liked from {found.positive:g} ({liked / rows:.0%}){low_words} ({disliked / rows:.0%}), "
-        f"{(rows - liked - disliked) / rows:.0%} between, which are dropped"
+        f"liked from {found.positive:g} ({100 * liked / rows:.0f} %){low_words} "
+        f"({100 * disliked / rows:.0f} %), "
+        f"{100 * (rows - liked - disliked) / rows:.0f} % between, which are dropped"
     )
 
 
@@ -211,7 +214,9 @@ def _kinds(connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments) -
         becomes = given.get(name, "--event-weights does not name it" if given else 1.0)
         told = f"weight {becomes:g}" if isinstance(becomes, float) else becomes
         words.append(
-            f"missing {count / rows:.1%}" if name is None else f"{name} {count / rows:.1%} ({told})"
+            f"missing {100 * count / rows:.1f} %"
+            if name is None
+            else f"{name} {100 * count / rows:.1f} % ({told})"
         )
     more = ", and more: is it the right column?" if len(counted) > KINDS_SHOWN else ""
     return ", ".join(words) + more
@@ -263,7 +268,7 @@ def _show_splits(source: Source, looked: LookedRows, chosen: SplitRule) -> None:
     for rule in rules:
         found = looked.held_out(rule, chosen.test_share, DEFAULT_SHARE)
         name = f"{rule} (taken)" if rule == chosen.rule else rule
-        sheet.add(name, f"{found.rows:,}", f"{found.users:,}", f"{found.new_share:.1%}")
+        sheet.add(name, f"{found.rows:,}", f"{found.users:,}", f"{100 * found.new_share:.1f} %")
     sheet.print()
     if chosen.rule == "given":
         say(f"the files name their splits ({', '.join(source.given)}), which are taken")

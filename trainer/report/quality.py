@@ -130,10 +130,10 @@ def still_learning(run: dict[str, Any]) -> str:
     growth = values[-1] / before - 1 if before else 0.0
     if growth > FLAT:
         return (
-            f"It is still learning: {metric} grew by {growth:.1%} over the last {LOOKED_BACK} "
-            "evaluations; more epochs are likely to help."
+            f"It is still learning: {metric} grew by {100 * growth:.1f} % over the last "
+            f"{LOOKED_BACK} evaluations; more epochs are likely to help."
         )
     return (
-        f"It has levelled off: {metric} grew by {max(growth, 0):.1%} over the last {LOOKED_BACK} "
-        "evaluations."
+        f"It has levelled off: {metric} grew by {100 * max(growth, 0):.1f} % over the last "
+        f"{LOOKED_BACK} evaluations."
     )

@@ -75,7 +75,7 @@ def verdict(runs: list[dict[str, Any]], found: list[Quality | None], best: int |
     )  # fmt: skip
     if others:
         value, place = others[0]
-        ahead = f"{top / value - 1:.1%}" if value else "far"
+        ahead = f"{100 * (top / value - 1):.1f} %" if value else "far"
         chance = _chance(runs[best], runs[place], first, top - value, found[place])
         said[0] += f" It is {ahead} ahead of {runs[place]['name']}"
         said[0] += f"{chance}."
@@ -140,7 +140,7 @@ def _table(
                 (quality.shown("ndcg"), "best" if place == best else ""),
                 quality.shown("recall"),
                 NOTHING if times is None else f"{times:.2f}",
-                f"{share:.1%}",
+                f"{100 * share:.1f} %",
             ]
         settings = settings_of(run["config"])
         cells += [words(settings.get(name)) for name in shown]

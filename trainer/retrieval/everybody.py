@@ -111,7 +111,8 @@ def recommend_everybody(
                       "a folder on storage that all of them share")  # fmt: skip
     facts = {"users": plan.users, "parts": plan.num_parts, "k": plan.k, "bundle": plan.bundle}
     write_json(folder / DONE, facts)
-    say(f"{plan.users:,} users in {plan.num_parts:,} parts: {folder}")
+    parts = "part" if plan.num_parts == 1 else "parts"
+    say(f"{plan.users:,} users in {plan.num_parts:,} {parts}: {folder}")
     return facts
 
 

@@ -57,7 +57,7 @@ class RunState:
         """The phase, and how far it is with it; steps are told beside."""
         if not self.total or self.phase == "training":
             return self.phase
-        share = "" if self.phase == "starting" else f" ({self.done / self.total:.0%})"
+        share = "" if self.phase == "starting" else f" ({100 * self.done / self.total:.0f} %)"
         return f"{self.phase} {self.done:,} of {self.total:,}{share}"
 
 

@@ -135,7 +135,7 @@ def show(plan: Plan) -> None:
     budget.print()
     for name, size in estimate.host.items():
         say(f"each worker holds {as_bytes(size)} in its machine's memory: {name}")
-    say(f"{estimate.distinct_columns:.0%} of a step's columns are different items")
+    say(f"{100 * estimate.distinct_columns:.0f} % of a step's columns are different items")
     missing = as_bytes(estimate.total - estimate.limit)
     say("it fits" if estimate.fits else f"it does not fit: {missing} too much. What helps:")
     for line in plan.advice:

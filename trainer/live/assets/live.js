@@ -22,7 +22,7 @@ function numbers(run) {
   const of = now.total ? `${now.shown_phase}` : `step ${now.step.toLocaleString("en")}${now.total_steps ? " of " + now.total_steps.toLocaleString("en") : ""}`;
   const parts = [
     quality(run),
-    ["Progress", now.total_steps ? withUnit(now.step / now.total_steps, "share") : "–", now.phase === "finished" && now.step < now.total_steps ? of + ", ended early" : of],
+    ["Progress", now.total_steps ? `${(100 * now.step / now.total_steps).toFixed(1)} %` : "–", now.phase === "finished" && now.step < now.total_steps ? of + ", ended early" : of],
     ["Time left", now.phase === "finished" ? "none" : now.seconds_left === null ? "–" : duration(now.seconds_left), now.phase === "finished" ? "the run is at its end" : "evaluations come on top"],
     ["Training loss", now.loss === null ? "–" : shortNumber(now.loss), "mean over rows, all ranks"],
     ["Throughput", now.examples_per_second === null ? "–" : shortNumber(now.examples_per_second), "rows/s"],
