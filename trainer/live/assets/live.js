@@ -56,7 +56,9 @@ function show(data) {
   document.getElementById("run").textContent = run.name;
   const state = document.getElementById("state");
   const dot = element("span", "dot " + (run.now.is_alive ? "alive" : run.now.phase));
-  state.replaceChildren(dot, element("b", "", said(run.now)), document.createTextNode(`  preset ${run.preset}, data ${run.data}`));
+  const where = element("span", "", run.data.split("/").filter(Boolean).at(-1) || run.data);
+  where.title = run.data; // where it is: a path is longer than a line
+  state.replaceChildren(dot, element("b", "", said(run.now)), document.createTextNode(`  preset ${run.preset}, data `), where);
   document.getElementById("troubles").replaceChildren(...troubles(run));
   document.getElementById("numbers").replaceChildren(...numbers(run));
   const main = document.getElementById("panels");
