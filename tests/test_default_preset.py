@@ -78,7 +78,8 @@ def test_the_choice_is_printed_and_flags_win(
     assert preset == "default"
     assert parsed.config == replace(fitted, model=replace(fitted.model, dim=32))
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.strip() == explain(fitted, timed)
+    assert captured.out == ""
+    assert captured.err.strip() == f"{explain(fitted, timed)}; your flags go before"
     assert "data with times" in captured.err
     _, planned = parse_preset(["default", f"--data={timed.path}"], "plan", PlanArguments)
     assert planned.config == fitted

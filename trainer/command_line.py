@@ -209,14 +209,15 @@ def _config_of(preset: str, flags: Sequence[str]) -> Config:
         return find_preset(preset)
     resumes = RESUMES.get(_value(flags, "--resume") or "never", False)
     out = _value(flags, "--out") if resumes else None
-    return config_for(preset, _value(flags, "--data"), out)
+    return config_for(preset, _value(flags, "--data"), out, bool(settings_given(flags)))
 
 
-def config_for(preset: str, data: str | None, resumed: str | None) -> Config:
+def config_for(preset: str, data: str | None, resumed: str | None, changed: bool = False) -> Config:
     """The preset's config; `default` is fitted to the data, or as it was when a run was started.
 
     Args:
         resumed: a run that is gone on with.
+        changed: flags change some of it.
     """
     if preset != "default" or data is None:
         return find_preset(preset)
@@ -231,7 +232,7 @@ def config_for(preset: str, data: str | None, resumed: str | None) -> Config:
         _say_first(f"default, for data that cannot be read here: {error}")
         return find_preset(preset)
     config = find_preset(preset, dataset)
-    _say_first(explain(config, dataset))
+    _say_first(explain(config, dataset) + ("; your flags go before" if changed else ""))
     return config
 
 
