@@ -145,7 +145,10 @@ class TrainRun:
         """Another value where it has got on: what is said is none while it says what it waits for,
         again and again."""
         told = {re.sub(r"[\d.,:]+", "", line) for line in self.lines}
-        return self._starts, len(told), max(self.losses(), default=0), self.checkpoints()
+        trained = sum(line.startswith("training  ") for line in self.lines)
+        if not isinstance(self.out, Path):  # in an object store, which only the run itself asks
+            return self._starts, len(told), trained
+        return self._starts, len(told), trained, max(self.losses(), default=0), self.checkpoints()
 
     def _wait(self, is_true, failure: str) -> None:  # type: ignore[no-untyped-def]
         waiting = Patience(self.signs)
