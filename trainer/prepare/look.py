@@ -194,9 +194,8 @@ def _ratings(connection: duckdb.DuckDBPyConnection, found: Thresholds) -> str:
     )
     low_words = "" if found.dislike is None else f", disliked up to {found.dislike:g}"
     return (
-        f"liked from {found.positive:g} ({100 * liked / rows:.0f} %){low_words} "
-        f"({100 * disliked / rows:.0f} %), "
-        f"{100 * (rows - liked - disliked) / rows:.0f} % between, which are dropped"
+        f"liked from {found.positive:g} ({liked / rows:.0%}){low_words} ({disliked / rows:.0%}), "
+        f"{(rows - liked - disliked) / rows:.0%} between, which are dropped"
     )
 
 
