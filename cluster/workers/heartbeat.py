@@ -22,7 +22,7 @@ import ray
 from cluster.workers.preemption import TOLD
 from cluster.workers.pulses import BEAT_SECONDS, SILENT_SECONDS, Beat
 from trainer.distributed.hooks import RunPhase
-from trainer.distributed.pauses import Pauses
+from trainer.distributed.pauses import SignPauses
 
 CONDEMNED_STATUS = 70
 
@@ -36,12 +36,11 @@ class Heartbeat:
         self._rank = rank
         self._step_timeout_seconds = step_timeout_seconds
         self._step = 0
-        self._phase: tuple[RunPhase, int, int | None] = ("starting", 0, None)
         self._signs = 0
         self._stop_asked = False
         self._where = f"pid {os.getpid()} on {socket.gethostname()}"
         self._node = ray.get_runtime_context().get_node_id()
-        self._pauses = Pauses()
+        self._pauses = SignPauses()
         self._thread = threading.Thread(target=self._run, name="tandem-heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -59,9 +58,7 @@ class Heartbeat:
 
     def on_phase(self, phase: RunPhase, done: int, total: int | None) -> None:
         """The rank has got on with what it is at: as cheap. That it has started is told at once."""
-        if self._phase[0] == "starting" != phase:
-            self._pauses.cut()
-        self._phase = (phase, done, total)
+        self._pauses.note(phase, done, total)
         self._signs += 1
 
     def stop_requested(self) -> bool:
@@ -69,7 +66,7 @@ class Heartbeat:
         return self._stop_asked or TOLD.is_set()
 
     def _beat(self) -> Beat:
-        phase, done, total = self._phase
+        phase, done, total = self._pauses.phase
         return Beat(
             self._rank,
             self._step,

@@ -24,7 +24,7 @@ from typing import IO
 from trainer.base.mistake import Mistake
 from trainer.base.typed import read_as
 from trainer.distributed.hooks import RunPhase
-from trainer.distributed.pauses import Pauses
+from trainer.distributed.pauses import SignPauses
 from trainer.files import signs
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import StoragePath, modified_at
@@ -110,10 +110,9 @@ class RunLock:
         self._silence = signs.Silence(self._owner_file)
         self._token = uuid.uuid4().hex
         self._file: IO[str] | None = None
-        self._pauses = Pauses()
+        self._pauses = SignPauses()
         self._lost = threading.Event()
         self._thread: threading.Thread | None = None
-        self._phase: tuple[RunPhase, int, int | None] = ("starting", 0, None)
         self._patience = 0.0
         self._said = False
 
@@ -142,9 +141,7 @@ class RunLock:
     def note_phase(self, phase: RunPhase, done: int, total: int | None) -> None:
         """What the next sign of life says the run is at: cheap, it only stores them. That it has
         started is said at once."""
-        if self._phase[0] == "starting" != phase:
-            self._pauses.cut()
-        self._phase = (phase, done, total)
+        self._pauses.note(phase, done, total)
 
     def take(self, run_id: str, waits: bool = False) -> None:
         """Raise Mistake where another run holds the folder.
@@ -276,7 +273,7 @@ class RunLock:
         time.sleep(signs.LOOK_SECONDS)
 
     def _write(self, run_id: str) -> None:
-        write_owner(self._folder, run_id, self._token, *self._phase)
+        write_owner(self._folder, run_id, self._token, *self._pauses.phase)
 
     def _renew(self, run_id: str) -> None:
         while self._pauses.take(signs.RENEW_SECONDS):
