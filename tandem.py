@@ -86,7 +86,7 @@ def prepare(source: Source, out: str | Path, **options: Unpack[PrepareOptions]) 
 
 
 def train(
-    preset: str | Path | Config = "default",
+    preset: str | Path | Config | None = None,
     *,
     data: str | Path | Dataset,
     out: str | Path,
@@ -105,7 +105,8 @@ def train(
     first.
 
     Args:
-        preset: a preset's name, the path of a TOML file, or a `Config`.
+        preset: a preset's name, the path of a TOML file or of a run, or a `Config`. None: the
+            settings of `start_from`, else "default".
         data: a dataset, or its folder.
         out: folder or URI of the run; it must not exist yet, unless it is resumed.
         overrides: settings by name, as in `{"loss.name": "bsl", "model.dim": 128}`.

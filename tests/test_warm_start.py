@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.data.windows import day_of, make, make_log, write
 from tests.datasets import make_dataset
 from tests.distributed import run_ranks
 from tests.one_rank import Notes, checkpoints, small_data, spec_of
 from tests.test_training import _worker, losses
 from trainer.base.mistake import Mistake
+from trainer.command_line import TrainArguments, parse_preset
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import process_group
 from trainer.live.runs import read_run
@@ -243,6 +245,10 @@ def test_what_cannot_be_started_from_is_refused(
         (started(other.path, out, origin), "its data are not those in .*--append"),
         (started(data, out, tmp_path / "none"), "none is no run"),
         (started(data, out, bare), "no finished checkpoint"),
+        (
+            started(data, out, origin, model={**LEARNED["model"], "dim": 24}),
+            r"none of its tables fits this run \(item: .*leave the preset and settings",
+        ),
         (replace(started(data, plain, origin), resume=True), "has started anew.*--resume goes on"),
     ):
         with pytest.raises(Mistake, match=words) as caught:
@@ -259,3 +265,46 @@ def test_a_run_of_the_grown_data_gives_nothing_to_one_of_the_data_before(
     with pytest.raises(Mistake, match="its data are not those in"):
         run_worker(started(data, tmp_path / "new", tmp_path / "run"), Notes())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["start_from"] is None
+
+
+def test_without_a_preset_it_has_the_settings_of_the_run_it_starts_from(
+    data: str, origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a run of windows, where those that do not go with them give way, as a preset's."""
+    flags = [f"--data={data}", f"--start-from={origin}"]
+    out = tmp_path / "new"
+    more = ["--training.max-steps=3", "--optimizer.schedule=constant"]
+    preset, parsed = parse_preset([*flags, f"--out={out}", *more], "train", TrainArguments)
+    assert f"settings of {origin}; your flags go before" in capsys.readouterr().err
+    told = trained(parsed.run_spec(preset))
+    assert "all 40 rows" in line_of(told, "table item") and " no " not in told
+    again = [f"--out={out}", f"--data={data}", f"--start-from={origin}", "--resume=auto"]
+    (origin / "config.json").rename(origin / "away")
+    try:  # a restart needs it no more
+        _, resumed = parse_preset(again, "train", TrainArguments)
+    finally:
+        (origin / "away").rename(origin / "config.json")
+    assert resumed.config.model == parsed.config.model
+
+
+def test_windows_take_a_run_that_was_trained_at_once(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    log = make_log(3, rows=2400, days=3)
+    first = [row for row in log if day_of(row[3]) < 2]
+    make(write(first, tmp_path / "log.parquet"), data, window="day")
+    old, out = tmp_path / "old", tmp_path / "new"
+    model = {"user_attributes": False, "item_attributes": False, "spectral_start": 1.0}
+    settings = {"model": model, "optimizer": {"schedule": "linear"}}
+    run_worker(spec_of(str(data), old, **settings), Notes())
+    flags = [f"--data={data}", "--windows", f"--out={old}"]
+    preset, parsed = parse_preset(["demo", *flags], "train", TrainArguments)
+    with pytest.raises(Mistake, match="on all data at once: --windows needs a folder of its own"):
+        run_worker(parsed.run_spec(preset), Notes())
+    flags = [f"--data={data}", "--windows", f"--out={out}", f"--start-from={old}"]
+    preset, parsed = parse_preset(flags, "train", TrainArguments)
+    assert parsed.config.optimizer.schedule == "linear"
+    with pytest.raises(Mistake, match="knows all of the data, to window number 1: add one by"):
+        run_worker(parsed.run_spec(preset), Notes())
+    make(write([row for row in log if row not in first], tmp_path / "later.parquet"), data, append=True)
+    told = trained(parsed.run_spec(preset))
+    assert "window by window" in told and " no " not in told

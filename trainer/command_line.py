@@ -114,7 +114,7 @@ Parsed = TypeVar("Parsed")
 
 def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> tuple[str, Parsed]:
     """Parse `PRESET --flags` into `kind`: the preset's config is the default of its `config`.
-    Without PRESET it is "default".
+    Without PRESET see `preset_or_other`.
 
     Unknown flags end the process with status 2 and the nearest known ones; --help, --help-all and
     --print-config with status 0.
@@ -122,10 +122,10 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
     Raises:
         Mistake: where the preset is unknown.
     """
-    if not arguments or arguments[0].startswith("-"):
-        arguments = ["default", *arguments]
-    preset, *given = arguments
-    flags = _resume_spelt_out(given)
+    is_named = bool(arguments) and not arguments[0].startswith("-")
+    flags = _resume_spelt_out(arguments[is_named:])
+    named = arguments[0] if is_named else None
+    preset = preset_or_other(named, _value(flags, "--start-from"))
     config = _defaults(_config_of(preset, flags), flags)
     if PRINT in flags:
         _print_config(preset, config, [flag for flag in flags if flag != PRINT], program)
@@ -142,6 +142,11 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
             description=f"{kind.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
         )
     return recorded_name(preset), parsed
+
+
+def preset_or_other(named: str | None, start_from: str | None) -> str:
+    """Where no preset is named: the settings of the run that a new one starts from, or default."""
+    return named or ("default" if start_from is None else absolute(start_from))
 
 
 def _resume_spelt_out(flags: Sequence[str]) -> list[str]:
@@ -219,20 +224,23 @@ def config_for(preset: str, data: str | None, resumed: str | None, changed: bool
         resumed: a run that is gone on with.
         changed: flags change some of it.
     """
-    if preset != "default" or data is None:
+    is_run = is_path(preset) and not preset.endswith(".toml")
+    if not is_run and (preset != "default" or data is None):
         return find_preset(preset)
     try:
         before = _before(resumed) if resumed is not None else None
-        if before is not None and before.preset == preset:
+        if before is not None and before.preset == recorded_name(preset):
             return before.config
-        dataset = Dataset.load(data, verify="none")
+        dataset = None if is_run or data is None else Dataset.load(data, verify="none")
     except Mistake:  # told by whoever reads them in earnest
         return find_preset(preset)
     except Exception as error:  # noqa: BLE001  of any storage; workers may be able to read it
         _say_first(f"default, for data that cannot be read here: {error}")
         return find_preset(preset)
     config = find_preset(preset, dataset)
-    _say_first(explain(config, dataset) + ("; your flags go before" if changed else ""))
+    flags_first = "; your flags go before" if changed else ""
+    told = f"settings of {preset}" if dataset is None else explain(config, dataset)
+    _say_first(told + flags_first)
     return config
 
 

@@ -16,6 +16,7 @@ from trainer.config.preset_file import is_path
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
+from trainer.files.filesystems import absolute
 from trainer.observe.trackers.mirror import check_trackers
 from trainer.run.folder import RunSpec, open_run
 
@@ -51,9 +52,12 @@ def precheck(spec: RunSpec, is_here: bool) -> None:
 
 
 def _defaults(spec: RunSpec, dataset: Dataset) -> Config | None:
-    """What gives way: the preset's settings; a program's (`tandem compare`) all; a file's none."""
+    """What gives way: the preset's settings, or those of the run that a new one starts from; of a
+    program's (`tandem compare`) all; of a file's none."""
     if spec.preset in PRESETS:
         return find_preset(spec.preset, dataset)
+    if spec.start_from is not None and spec.preset == absolute(spec.start_from):
+        return find_preset(spec.preset)
     return None if is_path(spec.preset) else spec.config
 
 

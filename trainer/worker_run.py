@@ -222,6 +222,7 @@ class Run:
             self.metrics,
             self.hooks.on_evaluation,
             self.phases,
+            self.spec.follow,
         )
 
     def _windows_trained(self, place: Place) -> WindowsTrained:

@@ -11,7 +11,7 @@ from cluster.workers.options import launcher_for
 from trainer.api.run import Run, path_of
 from trainer.base.mistake import Mistake
 from trainer.base.typed import read_as
-from trainer.command_line import config_for, overridden, recorded_name
+from trainer.command_line import config_for, overridden, preset_or_other, recorded_name
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
@@ -28,7 +28,7 @@ OF_A_CONFIG = "python"
 
 
 def train(
-    preset: str | Path | Config,
+    preset: str | Path | Config | None,
     data: str | Path | Dataset,
     out: str | Path,
     overrides: Mapping[str, Any],
@@ -46,10 +46,12 @@ def train(
     if here and launch:
         raise Mistake(f"{next(iter(launch))}: how workers are started: give workers or address too")
     folder, run = path_of(data), absolute(out)
+    origin = None if start_from is None else absolute(start_from)
     if isinstance(preset, Config):
         name, config = OF_A_CONFIG, preset
     else:
-        name = recorded_name(str(preset))
+        named = None if preset is None else str(preset)
+        name = recorded_name(preset_or_other(named, origin))
         config = config_for(name, folder, run if resume else None)
     spec = RunSpec(
         name,
@@ -57,7 +59,7 @@ def train(
         absolute(folder),
         run,
         resume,
-        start_from=None if start_from is None else absolute(start_from),
+        start_from=origin,
     )
     ready_for_torch()
     from trainer.effort.choose import chosen

@@ -77,7 +77,7 @@ def start_from(
             trained, and has as zeros, begin as noise.
 
     Raises:
-        Mistake: where RUN has no sound checkpoint.
+        Mistake: where RUN has no sound checkpoint, or no table of it fits.
     """
     found = newest_sound(  # collective
         RunFolder(run).checkpoints,
@@ -95,6 +95,7 @@ def start_from(
     flat, _ = flatten_state_dict(state)
     reasons = _reasons(flat, found.facts, then, config)
     tables = model.module.inputs.tables
+    _check_any(run, tables, reasons)
     _fill(found, model, flat, reasons, on_bytes)  # collective
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -104,6 +105,17 @@ def start_from(
     initialise(model, tables, config.training.seed, trained, from_row=whole)
     told = _told(run, found.facts, flat, reasons, tables)
     return Taken(Origin(run, found.facts.step), told, found)
+
+
+def _check_any(run: str, tables: Sequence[Table], reasons: Mapping[str, str | None]) -> None:
+    """Raise Mistake where all would begin anew under the name of what was learnt."""
+    refused = {table.name: reasons[f"{TABLES}{table.name}.weight"] for table in tables}
+    if tables and None not in refused.values():
+        name, reason = next(iter(refused.items()))
+        raise Mistake(
+            f"--start-from {run}: none of its tables fits this run ({name}: {reason}); leave the "
+            "preset and settings of the model out, to have that run's, or begin without it"
+        )
 
 
 def _averages(facts: Facts) -> bool:

@@ -10,8 +10,8 @@ RUN/trackers/       what --track needs to go on, see observe/trackers/
 RUN/owner.json      who writes the folder now, see lock.py
 RUN/summary.json    how the last start ended: stopped, failed (and why), finished
 
-RUN is a local or shared folder, or a URI (s3://bucket/run). config.json is written once a start has
-come to its first step: one that fails before leaves RUN as it was, or no RUN at all.
+RUN is a folder or a URI. config.json is written at a start's first step: one that fails before
+leaves RUN as it was, or no RUN at all.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from trainer.run.run_facts import RunFacts
 from trainer.run.start import (
     absent_folders,
     check_kinds,
+    check_same_way,
     check_unchanged,
     is_used,
     named_when_lasting,
@@ -150,9 +151,9 @@ class RunFolder:
         before = self.read_config()
         kept = bool(committed(self.checkpoints))
         if not spec.resume and before.run_id != spec.run_id:
-            way = "go on with it by --resume" if kept else "begin it anew by --resume"
-            state = "exists already" if kept else "exists already, without a checkpoint"
-            raise Mistake(f"{self.path} {state}; choose another --out, or {way}")
+            check_same_way(self.path, before.config, spec)
+            way = "go on with it" if kept else "begin it anew, for it has no checkpoint,"
+            raise Mistake(f"{self.path} exists already; choose another --out, or {way} by --resume")
         check_same_origin(self.path, before.start_from, spec.start_from)
         if kept:
             check_unchanged(self.path, before.dataset_digest, before.config, spec, dataset)
@@ -296,5 +297,4 @@ class RunFolder:
 
 def _step_of(record: dict[str, Any]) -> float:
     """The step of a line of metrics; infinite where it says none."""
-    step = record.get("step")
-    return step if isinstance(step, int | float) else float("inf")
+    return step if isinstance(step := record.get("step"), int | float) else float("inf")

@@ -114,6 +114,20 @@ def _remove(folder: StoragePath) -> None:
         lock.release()
 
 
+def check_same_way(path: StoragePath, config: Config, spec: RunSpec) -> None:
+    """Raise Mistake where a run was begun over all data at once, and is to go on window by window,
+    or the other way round: --resume would not help."""
+    then, now = config.data.windows, spec.config.data.windows
+    if then == now:
+        return
+    way = "window by window" if then else "on all data at once"
+    other = "--windows needs" if now else "a run without --windows needs"
+    raise Mistake(
+        f"{path} exists already, and is trained {way}: {other} a folder of its own; choose another "
+        f"--out, and --start-from {path} to begin with what was learnt there"
+    )
+
+
 def check_unchanged(
     path: StoragePath, digest: str, config: Config, spec: RunSpec, dataset: Dataset
 ) -> None:
@@ -122,6 +136,7 @@ def check_unchanged(
     Args:
         digest, config: of the dataset and the settings of then.
     """
+    check_same_way(path, config, spec)
     if digest not in dataset.lineage:
         raise Mistake(
             f"the data in {spec.data} changed since {path} was trained (digest "

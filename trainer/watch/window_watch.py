@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from trainer.base.mistake import require
 from trainer.config.sections import Config
 from trainer.data.events.event_stream import EventStream
 from trainer.data.schema import EventWindow
@@ -50,14 +51,21 @@ class WindowWatch:
         metrics: RankMetrics,
         on_evaluation: Callable[[dict[str, float]], None],
         phases: RunPhases,
+        follows: bool,
     ) -> None:
-        """trained: by the checkpoint that the run goes on from."""
+        """trained: by the checkpoint that the run goes on from. Mistake where no window is left,
+        and none will be waited for."""
         self.config, self.model, self.stream = config, model, stream
         self.folder, self.ranks, self.progress = folder, ranks, progress
         self.metrics, self.on_evaluation, self.phases = metrics, on_evaluation, phases
         self.after = trained.after
         to_come = [each for each in stream.numbers if each > trained.newest and stream.rows(each)]
         self.schedule = WindowSchedule(stream, (*trained.begun, *to_come), config.training.epochs)
+        require(
+            bool(self.schedule.numbers) or follows,
+            f"--windows: the run that it starts from knows all of the data, to window number "
+            f"{trained.newest}: add one by `tandem prepare NEW DATA --append`, or --follow",
+        )
         self.beside: dict[str, float] = {}
         """What lines of metrics say of the window in training."""
         self._told = ""
