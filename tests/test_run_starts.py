@@ -92,7 +92,7 @@ def test_a_start_that_ends_before_its_first_checkpoint_is_begun_anew(
         with pytest.raises(ZeroDivisionError):
             begun(data, out)
     assert max(losses(out)) == 4 and read_state(out).phase == "stopped"
-    with pytest.raises(Mistake, match="choose another --out, or begin it anew, for it has no check"):
+    with pytest.raises(Mistake, match="or begin it anew, for it has no check"):
         begun(data, out)
     resumed(data, out, model={"dim": 8}, training={"max_steps": 2})
     lines = (out / "metrics.jsonl").read_text().splitlines()

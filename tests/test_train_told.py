@@ -12,7 +12,10 @@ from tests.one_rank import begun, small_data
 from trainer.base.pasted import pasted
 from trainer.command_line import overridden
 from trainer.config.presets import find_preset
+from trainer.data.schema import Dataset
 from trainer.files.json_files import read_json
+from trainer.fitting import not_known
+from trainer.observe.choice import Choice, TriedModel
 from trainer.run.folder import RunSpec
 
 SPEC = RunSpec("demo", find_preset("demo"), "data", "/runs/a run")
@@ -45,6 +48,25 @@ def test_it_ends_with_quality_beside_popularity_and_what_comes_next() -> None:
     without = Took(tries=0.01, training=40, whole=60)
     *_, took = ending({**SUMMARY, "quality": None}, SPEC, without)
     assert took.endswith("in 1 min 0 s: 20 s loading and starting workers, 40 s training")
+
+
+def test_a_try_that_was_better_is_told() -> None:
+    models = (TriedModel("factors", "cosines", 0.18), TriedModel("graph", "inner products", 0.1))
+    choice = Choice("ndcg@20", "factors", 20.0, {}, models)
+    told = list(ending({**SUMMARY, "quality": QUALITY}, SPEC, TOOK, choice))
+    assert "its try, a third as long, had 0.1800: longer brought no more here" in told
+    worse = replace(choice, models=(TriedModel("factors", "cosines", 0.17),))
+    assert len(list(ending({**SUMMARY, "quality": QUALITY}, SPEC, TOOK, worse))) == len(told) - 1
+
+
+def test_what_a_model_of_ids_alone_cannot_answer_is_told(tmp_path: Path) -> None:
+    data = Dataset.load(small_data(tmp_path))
+    plain = overridden(SPEC.config, {"model.use_history": False, "model.tower": "mf"})
+    user, item = not_known(plain, data)
+    assert "somebody new is shown what is popular (--model.use-history or --model.user-" in user
+    assert "new ones are in no list until they are trained (--model.item-attributes" in item
+    reads = overridden(SPEC.config, {"model.use_history": True, "model.item_attributes": True})
+    assert not list(not_known(reads, data))
 
 
 def test_a_run_that_its_patience_ended_says_so() -> None:

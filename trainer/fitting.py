@@ -1,4 +1,5 @@
-"""A preset's settings fitted to the data they meet, before anything is started for them.
+"""A preset's settings fitted to the data they meet, before anything is started for them, and what
+of the data they leave aside.
 
 What the user asked for is done or refused; what a preset says by default gives way, with a note.
 """
@@ -6,6 +7,7 @@ What the user asked for is done or refused; what a preset says by default gives 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,23 @@ def _defaults(spec: RunSpec, dataset: Dataset) -> Config | None:
     if spec.start_from is not None and spec.preset == absolute(spec.start_from):
         return find_preset(spec.preset)
     return None if is_path(spec.preset) else spec.config
+
+
+def not_known(config: Config, dataset: Dataset) -> Iterator[str]:
+    """A line each for somebody new, and for items that no training row has."""
+    model = config.model
+    has_user = model.user_attributes and bool(dataset.user_attributes)
+    if not (model.use_history or model.tower in ("history", "sequence") or has_user):
+        also = " or --model.user-attributes" if dataset.user_attributes else ""
+        yield (
+            "users are known by their ids alone: somebody new is shown what is popular "
+            f"(--model.use-history{also} would tell more)"
+        )
+    if dataset.item_attributes and not model.item_attributes:
+        yield (
+            "items are known by their ids alone: new ones are in no list until they are trained "
+            "(--model.item-attributes would rank them by their attributes)"
+        )
 
 
 def check_tables(optimizer: OptimizerConfig) -> None:

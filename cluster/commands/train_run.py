@@ -19,11 +19,13 @@ from trainer.base.screen import say
 from trainer.base.usage import expect_preset, parse
 from trainer.command_line import TrainArguments, parse_preset, settings_given
 from trainer.config.presets import PRESETS
+from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
 from trainer.files.filesystems import absolute
 from trainer.files.paths import LastingPath
 from trainer.files.storage import storage_path
-from trainer.fitting import precheck
+from trainer.fitting import not_known, precheck
+from trainer.observe.choice import Choice, read_choice
 from trainer.observe.progress import TerminalProgress, in_words
 from trainer.observe.waiting import waits
 from trainer.run.folder import RunFolder, RunSpec
@@ -128,7 +130,10 @@ def train(
     tries = time.monotonic() - began
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
     took = Took(tries, summary["seconds"], time.monotonic() - loading)
-    for line in ending(summary, spec, took):
+    choice = read_choice(storage_path(spec.out)) if tries >= 1 else None
+    for line in ending(summary, spec, took, choice):
+        say(line)
+    for line in not_told_of(spec):
         say(line)
     for label, command in following(spec):
         say(label, command=command)
@@ -154,8 +159,10 @@ class Took:
         return f"{in_words(self.whole)}: {', '.join(parts)}"
 
 
-def ending(summary: dict[str, Any], spec: RunSpec, took: Took) -> Iterator[str]:
-    """What was trained, how good it was at its best, how long it took."""
+def ending(
+    summary: dict[str, Any], spec: RunSpec, took: Took, choice: Choice | None = None
+) -> Iterator[str]:
+    """What was trained, how good it was at its best, how long it took. `choice`: of this start."""
     quality, workers = summary["quality"], summary["workers"]
     epochs = spec.config.training.epochs
     if quality is not None and quality["out_of_patience"] and summary["epochs"] < epochs:
@@ -174,8 +181,19 @@ def ending(summary: dict[str, Any], spec: RunSpec, took: Took) -> Iterator[str]:
             f"best {quality['metric']} {quality['value']:.4f} on validation, after epoch "
             f"{quality['epoch']}{beside}"
         )
+        if choice is not None and choice.best.value > quality["value"]:
+            tried = f"its try, a third as long, had {choice.best.value:.4f}"
+            yield f"{tried}: longer brought no more here"
     hands = "worker" if workers == 1 else "workers"
     yield f"trained {summary['steps']:,} steps with {workers} {hands} in {took}"
+
+
+def not_told_of(spec: RunSpec) -> list[str]:
+    """`not_known`, where this machine sees the data."""
+    try:
+        return list(not_known(spec.config, Dataset.load(spec.data, verify="none")))
+    except (OSError, Mistake):
+        return []
 
 
 def following(spec: RunSpec) -> list[tuple[str, list[str]]]:

@@ -40,6 +40,11 @@ class Choice:
         )
 
     @property
+    def best(self) -> TriedModel:
+        """The one that was chosen."""
+        return next(each for each in self.models if each.name == self.chosen)
+
+    @property
     def ahead(self) -> dict[str, float]:
         """Baselines that are above all models."""
         best = max(each.value for each in self.models)
@@ -48,7 +53,7 @@ class Choice:
     def told(self) -> str:
         """In a line."""
         untrained = sorted(self.baselines.items(), key=lambda each: -each[1])
-        best = next(each for each in self.models if each.name == self.chosen)
+        best = self.best
         others = ", ".join(f"{name} {value:.4f}" for name, value in untrained)
         beside = f"; nothing trained: {others}" if others else ""
         models = f"{len(self.models)} model{'' if len(self.models) == 1 else 's'}"

@@ -15,6 +15,7 @@ from trainer.distributed.agreement import together
 from trainer.distributed.hooks import Hooks
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import StoragePath, storage_path
+from trainer.fitting import not_known
 from trainer.launch.here import is_first_process
 from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
@@ -40,7 +41,7 @@ class Evaluated:
     record: dict[str, Any]
     """What RUN/evaluation.json holds of the split."""
     beside: tuple[str, ...] = ()
-    """A line for each measure and run of `--against`."""
+    """A line for each measure and run of `--against`, and what more could be known."""
     not_kept: str | None = None
     """Why the file could not be written."""
 
@@ -64,11 +65,10 @@ def evaluate(arguments: EvaluateArguments, launcher: Launcher | None = None) -> 
     found = evaluate_by(launcher or on_this_machine(arguments.workers), arguments)
     if is_first_process():
         as_sheet(found.evaluation, arguments.split).print()
-        for line in notes(found.evaluation, arguments.split, arguments.explain):
-            say(line)
+        told = list(notes(found.evaluation, arguments.split, arguments.explain))
         for key, count in found.record["unknown_ids"].items():
-            say(f"{count:,} look-ups of {key!r} met ids unknown to the model")
-        for line in (*found.beside, *tried_before(arguments.run)):
+            told.append(f"{count:,} look-ups of {key!r} met ids unknown to the model")
+        for line in (*told, *found.beside, *tried_before(arguments.run)):
             say(line)
         found.kept_record()
     return found.record
@@ -192,7 +192,9 @@ def _evaluate(opened: OpenedRun, checked: _Checked, progress: Progress, hooks: H
     if opened.ranks.is_first:
         digest = trained.dataset.digest
         not_kept = _keep(checked, record, evaluation.per_user, digest)
-        lines = tuple(_beside(arguments, evaluation.per_user, digest))
+        new = evaluation.unknown_items or evaluation.unknown_queries
+        more = not_known(trained.config, trained.dataset) if new else ()
+        lines = (*_beside(arguments, evaluation.per_user, digest), *more)
     return Evaluated(replace(evaluation, per_user=None), record, lines, not_kept)
 
 
@@ -280,13 +282,12 @@ def notes(evaluation: Evaluation, split: str, explain: bool = False) -> Iterator
     yield f"{split} {name} {value:.4f}{beside}{times}"
     if evaluation.unknown_items:
         yield (
-            f"nothing is known of {evaluation.unknown_items:,} items (no training row has them): "
+            f"nothing is known of {evaluation.unknown_items:,} items, which no training row has: "
             "they are in no ranking, and as targets they count as missed"
         )
     if evaluation.unknown_queries:
         yield (
-            f"nothing is known of {evaluation.unknown_queries:,} users: "
-            "they are shown what is most popular"
+            f"nothing is known of {evaluation.unknown_queries:,} users: they get what is popular"
         )
 
 
