@@ -211,19 +211,10 @@ class Run:
         return self.windows is None and self.validation.is_over
 
     def _windows(self) -> WindowWatch:
-        return WindowWatch(
-            self.config,
-            self.model,
-            stream_of(self.config, self.dataset, self.inputs, self._met.before),
-            self._met.trained,
-            self.folder,
-            self.ranks,
-            self.progress,
-            self.metrics,
-            self.hooks.on_evaluation,
-            self.phases,
-            self.spec.follow,
-        )
+        stream = stream_of(self.config, self.dataset, self.inputs, self._met.before)
+        shown = (self.progress, self.metrics, self.hooks.on_evaluation, self.phases)
+        at = (self.folder, self.ranks, *shown, self.spec.follow)
+        return WindowWatch(self.config, self.model, stream, self._met.trained, *at)
 
     def _windows_trained(self, place: Place) -> WindowsTrained:
         if self.windows is not None:

@@ -16,9 +16,9 @@ import pytest
 
 from tests.data.windows import DAY, START, make, make_log, write
 from trainer.base.mistake import Mistake
-from trainer.prepare.look_rows import LookedRows
 from trainer.prepare.pipeline import prepare
 from trainer.prepare.prepare_arguments import PrepareArguments
+from trainer.prepare.preview.look_rows import LookedRows
 from trainer.synth.synth import SynthArguments, synth
 
 
@@ -273,3 +273,31 @@ def test_preparing_imports_no_torch() -> None:
     """It is six seconds of processor where nothing else takes one."""
     code = "import sys, trainer.prepare.pipeline; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_columns_of_unusual_names_are_guessed_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a word in the name, by the name that a side table shares, by how many values there are;
+    never what is a price, a date or different in every row."""
+    sales = tmp_path / "sales.csv"
+    rows = [
+        f"{n},K{n % 37},{n % 11},{1 + n % 3},{n * 0.5},2024-01-0{1 + n % 9}" for n in range(300)
+    ]
+    sales.write_text("nr,wer,was,menge,preis,wann\n" + "\n".join(rows) + "\n")
+    shown = look(sales, capsys)
+    assert "takes wer for users, was for items, wann for times, a guess" in shown
+    command = f"tandem prepare {sales} sales-prepared --user-column wer --item-column was"
+    assert f"to go on: {command} --timestamp-column wann" in shown
+    goods = tmp_path / "goods.csv"
+    lines = "\n".join(f"{n},blue spoon {n},{n % 3}" for n in range(4))
+    goods.write_text(f"menge,text,group\n{lines}\n")
+    shown = look(sales, capsys, items=str(goods))
+    assert "takes menge for items, wer for users" in shown
+    assert "text: nearly each item has one of its own" in shown
+    assert shown.rstrip().endswith("--title-column text")
+    sales.write_text("client,what,amount\n" + "\n".join(f"{n % 7},{n % 5},1.5" for n in range(99)))
+    assert "takes client for users, what for items, a guess" in look(sales, capsys)
+    sales.write_text("a,b\n" + "\n".join(f"{n},{n / 8}" for n in range(99)))
+    with pytest.raises(Mistake, match="no column with a usual name of users nor of items"):
+        look(sales, capsys)

@@ -30,10 +30,10 @@ from trainer.prepare.extend import (
     check_alone,
     replaced_files,
 )
-from trainer.prepare.look import look
 from trainer.prepare.partitions.partition import MEMORY, prepare_partition
 from trainer.prepare.partitions.partition_plan import PartitionCounts, PartitionPlan
 from trainer.prepare.prepare_arguments import PrepareArguments
+from trainer.prepare.preview.look import look
 from trainer.prepare.steps import Build, Engine
 from trainer.prepare.summary import print_summary
 from trainer.prepare.trim import check_in_place, forgotten_rows, trim

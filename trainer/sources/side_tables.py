@@ -41,14 +41,21 @@ def _side_file(
     own: str | None,
 ) -> SideTable:
     """A named side file: its id column is called as in the interactions, or by a usual name."""
-    format: str | None = lake_at(path)
-    files = [path]
-    if format is None:
-        files = files_at(connection, path, f"--{which}s")
-        suffix = suffix_of(files[0])
-        format = {".parquet": "parquet", ".item": "recbole", ".user": "recbole"}.get(suffix, "csv")
+    format, files = side_files(connection, path, which)
     known = columns.known if own is None else {**columns.known, which: own.split(":")[0]}
     return side_table(connection, format, files, path, which, replace(columns, known=known))
+
+
+def side_files(
+    connection: duckdb.DuckDBPyConnection, path: str, which: str
+) -> tuple[str, list[str]]:
+    """The format of a named side file, by its name, and its files."""
+    lake = lake_at(path)
+    if lake is not None:
+        return lake, [path]
+    files = files_at(connection, path, f"--{which}s")
+    by_suffix = {".parquet": "parquet", ".item": "recbole", ".user": "recbole"}
+    return by_suffix.get(suffix_of(files[0]), "csv"), files
 
 
 def side_table(

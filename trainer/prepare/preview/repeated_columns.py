@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import duckdb
 
-from trainer.prepare.look_columns import limit_of
 from trainer.prepare.prepare_arguments import PrepareArguments
+from trainer.prepare.preview.look_columns import limit_of
 from trainer.sources import sql
 from trainer.sources.columns import Table
 from trainer.sources.row_columns import MOST_VARYING, varying
@@ -73,7 +73,7 @@ def repeated(
     left, found, times = list(unread), dict[str, tuple[str, ...]](), tuple[str, ...]()
     if not source.has_timestamp and left:
         with readable(table.label, table.format):
-            times = _times(connection, table, left, limit)
+            times = likely_times(connection, table, left, limit)
         left = [name for name in left if name not in times]
     for side, file in (("item", arguments.items), ("user", arguments.users)):
         column = source.columns[side]
@@ -84,7 +84,7 @@ def repeated(
         left = [name for name in left if name not in found[side]]
     title = None
     if found["item"] and arguments.title_column is None:
-        title = _title(connection, table, str(source.columns["item"]), found["item"], limit)
+        title = likely_title(connection, table, str(source.columns["item"]), found["item"], limit)
     return Repeated(found["item"], found["user"], title, times)
 
 
@@ -106,7 +106,7 @@ def _constant(
     )
 
 
-def _times(
+def likely_times(
     connection: duckdb.DuckDBPyConnection, table: Table, names: Sequence[str], limit: str
 ) -> tuple[str, ...]:
     """Columns all of whose values are dates, or numbers that lie where moments do."""
@@ -127,7 +127,7 @@ def _times(
     return tuple(likely)
 
 
-def _title(
+def likely_title(
     connection: duckdb.DuckDBPyConnection, table: Table, key: str, names: Sequence[str], limit: str
 ) -> str | None:
     """The text that nearly each item has one of its own of, if it is the only one and no column is

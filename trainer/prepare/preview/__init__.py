@@ -1,0 +1,1 @@
+"""`prepare --look`: what a source holds, and what its columns may be."""
