@@ -76,6 +76,7 @@ def test_similar_items(port: int, place: Path) -> None:
     wanted = similar(Bundle(place), AskSimilar("i60", 4))
     assert status == 200
     assert [each["item"] for each in found["items"]] == [item.raw_id for item in wanted.items]
+    assert asked(port, "POST", "/similar", {"title": "item 60", "k": 4}) == (200, found)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +87,14 @@ def test_similar_items(port: int, place: Path) -> None:
         ("/recommend", {"user": "u1", "where": "x IN (SELECT 1)"}, 400, "subquery"),
         ("/recommend", {"user": "u1", "where": "read_text('/etc/passwd') = ''"}, 400, "read_text"),
         ("/recommend", {"user": "u1", "context": {"hour": 3}}, 400, "no context"),
-        ("/recommend", {"user": "u1", "max_per": {"x": 1}}, 400, "--max-per 'x'"),
+        ("/recommend", {"user": "u1", "max_per": {"x": 1}}, 400, "max_per 'x'"),
         ("/recommend", {"user": True}, 422, "user"),
         ("/recommend", {"user": None, "k": "ten"}, 422, "k: "),
         ("/recommend", {"user": "u1", "k": 0}, 422, "k: "),
         ("/recommend", {"user": "u1", "k": 10**9}, 422, "k: "),
         ("/recommend", {"user": "u1", "max_per": {"brand": 0}}, 422, "max_per.brand"),
-        ("/recommend", {"usr": "u1"}, 422, "usr: "),
+        ("/recommend", {"usr": "u1"}, 422, "usr: no field of this request: did you mean 'user'?"),
+        ("/similar", {"itemid": 3, "item": "i1"}, 422, "itemid: no field of this request: did you"),
         ("/recommend", {"user": "u1", "exclude": "i1"}, 422, "exclude: "),
         ("/recommend", [], 422, "dictionary"),
         ("/recommend", b"{", 422, "JSON"),
@@ -104,8 +106,11 @@ def test_similar_items(port: int, place: Path) -> None:
         ("/recommend", {"user": "u1", "where": "a" * 19_000}, 400, "characters"),
         ("/recommend", {"user": "u" * 30_000}, 413, "more than 20,000 bytes"),
         ("/similar", {"item": "i9999"}, 400, "no item 'i9999'"),
-        ("/similar", {}, 422, "item: "),
-        ("/nothing", {}, 404, "POST /nothing"),
+        ("/similar", {}, 422, "say which item: its id as item, or words of its title as title"),
+        ("/similar", {"item": "i1", "title": "Item 1"}, 422, "say which item"),
+        ("/similar", {"title": "no such thing"}, 400, "no item has such a title"),
+        ("/similar", {"title": "item"}, 400, "500 fit: Item "),
+        ("/nothing", {}, 404, "POST /nothing: Not Found. POST /recommend and /similar: see GET /d"),
     ],
 )
 def test_a_mistake_is_one_line(port: int, path: str, body: Any, status: int, words: str) -> None:

@@ -21,6 +21,8 @@ from trainer.bundle.vectors.passing import Passing
 from trainer.bundle.vocabularies import Value
 from trainer.data.events.marks import items_of
 
+TITLES_TOLD = 5
+"""Of those that fit."""
 NOTHING_OF_USER = (
     "no training interaction of this user, and nothing else that the model reads: these "
     "are the most popular items, with their training interactions as the score"
@@ -102,12 +104,26 @@ def prepare(bundle: Bundle, ask: Ask) -> Prepared:
 
 def prepare_similar(bundle: Bundle, ask: AskSimilar) -> Prepared:
     """As `prepare`, for items like one. Raises Mistake."""
-    row = bundle.item_names.row_of(ask.item)
+    row = _titled(bundle, ask.item) if ask.by_title else bundle.item_names.row_of(ask.item)
     vector_D = bundle.items.at(np.array([row]))[0]
     length = np.linalg.norm(vector_D)
     vector_D = vector_D / length if bundle.known_I[row] and length else np.zeros_like(vector_D)
     query = Query(history=np.array([row]))
     return _filtered(bundle, ask.k, ask.filters, vector_D, query, query.history, item=row)
+
+
+def _titled(bundle: Bundle, words: str) -> int:
+    """Row of the one item with such a title."""
+    names = bundle.item_names
+    rows = names.titled(words)
+    if len(rows) == 1:
+        return int(rows[0])
+    if not rows:
+        raise Mistake(f"title {words!r:.60}: no item has such a title; give an item's id")
+    most = sorted(rows, key=lambda row: -bundle.count_I[row])[:TITLES_TOLD]
+    told = "; ".join(f"{names.title_of(row)} ({names.id_of(row)})" for row in most)
+    more = "" if len(most) == len(rows) else f"; and {len(rows) - len(most):,} more"
+    raise Mistake(f"title {words!r:.60}: {len(rows):,} fit: {told}{more}. Give the id of one")
 
 
 def value_of(bundle: Bundle, side: str, name: str, value: Value) -> np.ndarray:

@@ -52,6 +52,8 @@ class AskSimilar:
     """Raw id."""
     k: int = 10
     filters: Filters = NO_FILTERS
+    by_title: bool = False
+    """`item` is words of the title."""
 
 
 @dataclass(frozen=True)

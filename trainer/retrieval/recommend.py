@@ -150,7 +150,10 @@ def meant_item(bundle: Bundle, words: str) -> str:
     for row in sorted(rows, key=lambda row: -bundle.count_I[row])[:MOST_TITLES]:
         sheet.add(names.id_of(row), names.title_of(row) or "", f"{bundle.count_I[row]:,}")
     sheet.print(sys.stderr)
-    raise Mistake(f"--item {words!r}: {len(rows):,} titles fit; give the id of the one you mean")
+    listed = f", the {MOST_TITLES} most met are listed" if len(rows) > MOST_TITLES else ""
+    raise Mistake(
+        f"--item {words!r}: {len(rows):,} titles fit{listed}; give the id of the one you mean"
+    )
 
 
 def filters_of(given: FilterArguments) -> Filters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from trainer.base.mistake import Mistake
+from trainer.base.typed import nearest
 from trainer.observe.metrics import TEXT_FORMAT
 from trainer.serve.answering import SHOWN_DIGITS, FailedError, Question, answer_batch
 from trainer.serve.batches import Batches, BusyError
@@ -66,6 +68,7 @@ def build_app(arguments: ServeArguments, shelf: Shelf, metrics: ServerMetrics) -
     return Bounded(app, arguments.body_bytes, arguments.client_seconds)
 
 
+FLAG = re.compile(r"--(user|items|where|only|exclude|max-per|context)\b")
 FORM = "1"
 """Of requests and answers."""
 DESCRIPTION = (
@@ -90,11 +93,11 @@ def _timed_batch(shelf: Shelf, metrics: ServerMetrics, questions: Any) -> list[A
 
 
 def _add_questions(app: FastAPI, batches: Batches[Question, Answer], seconds: float) -> None:
-    async def ask(question: Question) -> Any:
+    async def ask(body: Recommend | Similar) -> Any:
         try:
-            return await asyncio.wait_for(batches.ask(question), seconds)
+            return await asyncio.wait_for(batches.ask(body.ask()), seconds)
         except Mistake as mistake:
-            return _problem(400, str(mistake))
+            return _problem(400, FLAG.sub(_field, str(mistake)))
         except BusyError:
             return _problem(503, "too many requests wait: ask again", {"retry-after": "1"})
         except TimeoutError:
@@ -105,12 +108,12 @@ def _add_questions(app: FastAPI, batches: Batches[Question, Answer], seconds: fl
     @app.post("/recommend", response_model=Answer, responses=ERRORS)
     async def recommend(body: Recommend) -> Any:
         """Items for a user of the dataset (`user`), or for somebody new (`items`, `features`)."""
-        return await ask(body.ask())
+        return await ask(body)
 
     @app.post("/similar", response_model=Answer, responses=ERRORS)
     async def similar(body: Similar) -> Any:
         """Items whose vectors point where an item's does."""
-        return await ask(body.ask())
+        return await ask(body)
 
 
 def _add_looks(
@@ -152,13 +155,24 @@ async def _not_of_the_form(request: Request, error: Exception) -> Response:
         return _problem(422, "the body is not said to be JSON: send content-type: application/json")
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] == "extra_forbidden":
+        form = Similar if request.url.path == "/similar" else Recommend
+        meant = nearest(where, form.model_fields) or f"there are {', '.join(form.model_fields)}"
+        return _problem(422, f"{where}: no field of this request: {meant.removesuffix(': ')}")
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    return _problem(422, f"{where or 'the body'}: {first['msg']}{more}")
+    said = first["msg"].removeprefix("Value error, ")
+    return _problem(422, f"{where or 'the body'}: {said}{more}")
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    told = f"{request.method} {request.url.path}: {error.detail}"
+    return _problem(error.status_code, f"{told}. POST /recommend and /similar: see GET /docs")
+
+
+def _field(flag: re.Match[str]) -> str:
+    """A flag of the command line as the request's field of that name."""
+    return flag[1].replace("-", "_")
 
 
 def _problem(status: int, error: str, headers: dict[str, str] | None = None) -> JSONResponse:

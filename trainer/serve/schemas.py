@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from trainer.bundle.asked import Ask, AskSimilar, Filters, Recommendations
 
@@ -60,10 +69,18 @@ class Recommend(Filtered):
 class Similar(Filtered):
     """Items like one."""
 
-    item: Id
+    item: Id | None = None
+    title: StrictStr | None = Field(None, description="Words of its title, in place of `item`.")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Similar:
+        if (self.item is None) == (self.title is None):
+            raise ValueError("say which item: its id as item, or words of its title as title")
+        return self
 
     def ask(self) -> AskSimilar:
-        return AskSimilar(str(self.item), self.k, self.filters())
+        words = self.title if self.item is None else self.item
+        return AskSimilar(str(words), self.k, self.filters(), self.item is None)
 
 
 class Found(BaseModel):
