@@ -63,7 +63,7 @@ def test_what_a_model_of_ids_alone_cannot_answer_is_told(tmp_path: Path) -> None
     data = Dataset.load(small_data(tmp_path))
     plain = overridden(SPEC.config, {"model.use_history": False, "model.tower": "mf"})
     user, item = not_known(plain, data)
-    assert "somebody new is shown what is popular (--model.use-history or --model.user-" in user
+    assert "gets what is popular (--model.use-history or --model.user-attributes is t" in user
     assert "new ones are in no list until they are trained (--model.item-attributes" in item
     reads = overridden(SPEC.config, {"model.use_history": True, "model.item_attributes": True})
     assert not list(not_known(reads, data))

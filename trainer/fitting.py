@@ -70,8 +70,8 @@ def not_known(config: Config, dataset: Dataset) -> Iterator[str]:
     if not (model.use_history or model.tower in ("history", "sequence") or has_user):
         also = " or --model.user-attributes" if dataset.user_attributes else ""
         yield (
-            "users are known by their ids alone: somebody new is shown what is popular "
-            f"(--model.use-history{also} would tell more)"
+            "users are known by their ids alone: somebody new is told by the items that they name, "
+            f"or gets what is popular (--model.use-history{also} is trained for them)"
         )
     if dataset.item_attributes and not model.item_attributes:
         yield (

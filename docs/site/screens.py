@@ -5,7 +5,7 @@
 Needs Chromium. WORK keeps data and runs: what is there is not made again.
 """
 
-import random
+import csv
 import shlex
 import signal
 import subprocess
@@ -22,13 +22,6 @@ WIDTHS = {1400: 1500, 500: 1300}
 """Width of a window -> most rows that are kept of it."""
 COLUMNS = (80, 160)
 COLOURS = 255
-FIRST = ["Blue", "Quiet", "Golden", "Paper", "Midnight", "Electric", "Lost", "Winter", "Velvet",
-         "Broken", "Silver", "Distant", "Hollow", "Summer", "Burning", "Little", "Empty", "Slow",
-         "Crystal", "Second"]  # fmt: skip
-SECOND = ["Train", "River", "Hours", "Garden", "Machine", "Letters", "Harbour", "Signal", "Mirror",
-          "Parade", "Lights", "Ocean", "Window", "Stories", "Motel", "Sparrow", "Avenue", "Radio",
-          "Shadow", "Hearts"]  # fmt: skip
-GENRES = ("jazz", "folk", "metal", "house")
 PREPARE = ["prepare", "plays.csv", "DATA", "--user-column", "listener", "--item-column", "track",
            "--timestamp-column", "at", "--items", "tracks.csv"]  # fmt: skip
 QUICK = ["--effort", "quick"]
@@ -36,25 +29,18 @@ TRAINED = ["--data", "DATA", "--workers", "1"]
 
 
 def make_plays(work: Path) -> None:
-    """800 listeners of 400 tracks; each likes a genre, and in it what others of a mood like."""
-    draw = random.Random(7)
-    titles = [f"{first} {second}" for first in FIRST for second in SECOND]
-    lines = [f"t{n:03},{title},{GENRES[n % 4]}" for n, title in enumerate(titles)]
-    (work / "tracks.csv").write_text("\n".join(["track,title,genre", *lines, ""]))
-    plays = ["listener,track,at"]
-    for listener in range(800):
-        liked = [n for n in range(400) if n % 4 == listener % 4]
-        mood = draw.randrange(10)
-        for minute in range(40):
-            near = liked[(mood * 10 + int(draw.expovariate(0.08))) % 100]
-            n = near if draw.random() < 0.9 else draw.randrange(400)
-            at = 1_700_000_000 + 86_400 * minute + listener
-            plays.append(f"user{listener},t{n:03},{at}")
-    (work / "plays.csv").write_text("\n".join([*plays, ""]))
-    # The same with titles and genres in every row.
-    whole = [f"{line},{titles[int(line.split(',')[1][1:])]}" for line in plays[1:]]
-    whole = [f"{line},{GENRES[int(line.split(',')[1][1:]) % 4]}" for line in whole]
-    (work / "rows.csv").write_text("\n".join([f"{plays[0]},song,genre", *whole, ""]))
+    """The tutorial's listeners and tracks; rows.csv: the same with title and genre in every row."""
+    page = Path(__file__).parents[1] / "tutorial.md"
+    script = page.read_text().partition("<<'PYTHON'\n")[2].partition("\nPYTHON\n")[0]
+    subprocess.run([sys.executable, "-c", script], cwd=work, check=True)
+    with (work / "tracks.csv").open() as file:
+        tracks = {track["track"]: track for track in csv.DictReader(file)}
+    with (work / "plays.csv").open() as plays, (work / "rows.csv").open("w") as rows:
+        whole = csv.writer(rows)
+        whole.writerow(("listener", "track", "at", "song", "genre"))
+        for play in csv.DictReader(plays):
+            track = tracks[play["track"]]
+            whole.writerow((*play.values(), track["title"], track["genre"]))
 
 
 def make(work: Path, made: str, *command: str) -> None:

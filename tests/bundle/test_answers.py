@@ -11,8 +11,10 @@ import pytest
 
 from tests.bundle.made import make_bundle
 from trainer.base.mistake import Mistake
+from trainer.bundle import fold_in
 from trainer.bundle.answers import answer, prepare, prepare_similar, recommend, similar
 from trainer.bundle.asked import Ask, AskSimilar, Filters, Recommendations
+from trainer.bundle.fold_in import centre_of
 from trainer.bundle.manifest import MANIFEST, describe
 from trainer.bundle.names_file import write_names
 from trainer.bundle.opened_bundle import Bundle
@@ -180,13 +182,44 @@ def test_ids_that_are_no_items_are_counted(bundle: Bundle) -> None:
     assert found.items == [] and "no item passes" in (found.note or "")
 
 
+def test_somebody_new_before_a_model_of_ids_alone_is_made_of_items(bundle: Bundle) -> None:
+    """By the formula of fold_in.py, over all rows; what nothing is known of counts for nothing."""
+    item_ID = bundle.items.at(slice(0, ITEMS)).astype(np.float64)
+    mean_D = item_ID[bundle.known_I].mean(0)
+    known = np.flatnonzero(bundle.known_I)[[3, 40, 120]]
+    unknown = np.flatnonzero(~bundle.known_I)[:1]
+    named = tuple((f"i{row}",) for row in (*known, *unknown))
+    weight_n = np.maximum(bundle.count_I[known], 1) ** -0.25
+    query_D = (weight_n[:, None] * (item_ID[known] - mean_D)).sum(0)
+    query_D /= np.linalg.norm(query_D)
+    left_out = {*known.tolist(), *unknown.tolist()}
+    wanted = by_hand(bundle, scores(bundle, query_D.astype(np.float32)), left_out, Filters(), 5)
+    found = recommend(bundle, Ask(items=named, k=5))
+    assert [item.row for item in found.items] == wanted
+    assert "the mean of these items' vectors" in (found.note or "")
+    alone = recommend(bundle, Ask(items=((f"i{unknown[0]}",),), k=3))
+    popular = [row for row in bundle.by_popularity if row not in unknown][:3]
+    assert [item.row for item in alone.items] == popular
+
+
+def test_the_mean_of_a_large_catalog_is_that_of_a_part(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_D = centre_of(bundle.items, bundle.known_I)
+    monkeypatch.setattr(fold_in, "ROWS_OF_MEAN", ITEMS // 2)
+    part_D = centre_of(bundle.items, bundle.known_I)
+    assert not np.array_equal(part_D, whole_D)
+    assert np.abs(part_D - whole_D).max() < 0.2
+    assert not centre_of(bundle.items, np.zeros(ITEMS, dtype=bool)).any()
+
+
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
         (Ask(), "say who asks"),
         (Ask(user="u1", items=(("i1",),)), "either a user or items"),
         (Ask(user="x17"), "no user 'x17' in .*did you mean u17"),
-        (Ask(items=(("i1",),)), "does not read histories"),
+        (Ask(items=(("i1",),), features={"age": 3}), "does not read histories"),
         (Ask(user="u1", context={"hour": 3}), "context 'hour': the model reads no context"),
         (Ask(user="u1", features={"age": 3}), "feature 'age': the model reads no user attributes"),
         (Ask(user="u1", k=0), "at least 1"),

@@ -6,7 +6,7 @@ Shapes: Q asked at once, D width of a vector.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,13 +16,16 @@ from trainer.bundle.asked import Ask, AskSimilar, Filters, Item, Recommendations
 from trainer.bundle.opened_bundle import Bundle
 from trainer.bundle.query_program import Query
 from trainer.bundle.quota import Quota
+from trainer.bundle.titled import titled
 from trainer.bundle.vectors.exact import Ranking, exact_best
 from trainer.bundle.vectors.passing import Passing
 from trainer.bundle.vocabularies import Value
 from trainer.data.events.marks import items_of
 
-TITLES_TOLD = 5
-"""Of those that fit."""
+BY_ITEMS = (
+    "the model reads no histories: this follows the mean of these items' vectors "
+    "(--model.use-history trains for it)"
+)
 NOTHING_OF_USER = (
     "no training interaction of this user, and nothing else that the model reads: these "
     "are the most popular items, with their training interactions as the score"
@@ -74,10 +77,11 @@ def prepare(bundle: Bundle, ask: Ask) -> Prepared:
         raise Mistake("say who asks: a user, items, or features")
     if ask.user is not None and ask.items:
         raise Mistake("give either a user or items")
-    if ask.items and not bundle.manifest.reads_history:
+    folds_in = bool(ask.items) and not bundle.manifest.reads_history
+    if folds_in and (ask.features or ask.context):
         raise Mistake(
-            "--items: this model does not read histories, so it knows nothing of somebody new; "
-            "train with --model.use-history, or give --user ID"
+            "--items beside features or context: this model does not read histories; train with "
+            "--model.use-history, or leave one of them out"
         )
     given = {
         f"{side}.{name}": value_of(bundle, side, name, value)
@@ -99,31 +103,20 @@ def prepare(bundle: Bundle, ask: Ask) -> Prepared:
         vector_D = bundle.users.at(np.array([query.user]))[0]
         if not bundle.user_known_U[query.user]:
             vector_D = np.zeros_like(vector_D)
-    return _filtered(bundle, ask.k, ask.filters, vector_D, query, seen)
+    if folds_in:
+        vector_D = bundle.somebody_with(query.history)
+    found = _filtered(bundle, ask.k, ask.filters, vector_D, query, seen)
+    return replace(found, notes=(*found.notes, BY_ITEMS)) if folds_in else found
 
 
 def prepare_similar(bundle: Bundle, ask: AskSimilar) -> Prepared:
     """As `prepare`, for items like one. Raises Mistake."""
-    row = _titled(bundle, ask.item) if ask.by_title else bundle.item_names.row_of(ask.item)
+    row = titled(bundle, ask.item) if ask.by_title else bundle.item_names.row_of(ask.item)
     vector_D = bundle.items.at(np.array([row]))[0]
     length = np.linalg.norm(vector_D)
     vector_D = vector_D / length if bundle.known_I[row] and length else np.zeros_like(vector_D)
     query = Query(history=np.array([row]))
     return _filtered(bundle, ask.k, ask.filters, vector_D, query, query.history, item=row)
-
-
-def _titled(bundle: Bundle, words: str) -> int:
-    """Row of the one item with such a title."""
-    names = bundle.item_names
-    rows = names.titled(words)
-    if len(rows) == 1:
-        return int(rows[0])
-    if not rows:
-        raise Mistake(f"title {words!r:.60}: no item has such a title; give an item's id")
-    most = sorted(rows, key=lambda row: -bundle.count_I[row])[:TITLES_TOLD]
-    told = "; ".join(f"{names.title_of(row)} ({names.id_of(row)})" for row in most)
-    more = "" if len(most) == len(rows) else f"; and {len(rows) - len(most):,} more"
-    raise Mistake(f"title {words!r:.60}: {len(rows):,} fit: {told}{more}. Give the id of one")
 
 
 def value_of(bundle: Bundle, side: str, name: str, value: Value) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 
 from trainer.base.mistake import Mistake
 from trainer.bundle.flat_arrays import mapped_as, mapped_lists
+from trainer.bundle.fold_in import centre_of, folded_in
 from trainer.bundle.manifest import Manifest, read_manifest
 from trainer.bundle.names_file import NamesFile
 from trainer.bundle.query_program import QueryProgram
@@ -88,6 +89,15 @@ class Bundle:
         """Rows by falling training interactions, the lower row first; without those of none."""
         order = np.argsort(-self.count_I, kind="stable")
         return order[: np.count_nonzero(self.count_I)]
+
+    def somebody_with(self, rows: np.ndarray) -> np.ndarray:
+        """A query made of items' vectors, float32 [D]: see fold_in.py."""
+        known = rows[np.asarray(self.known_I[rows])]
+        return folded_in(self.items, self._centre_D, self.count_I, known)
+
+    @cached_property
+    def _centre_D(self) -> np.ndarray:
+        return centre_of(self.items, self.known_I)
 
     def codes(self, column: str) -> np.ndarray:
         """A number a value of a column of the items, int32 [I]; -1 where it is missing."""
