@@ -15,6 +15,8 @@ from trainer.launch.causes import Gravity, WorkFailedError, is_consequence
 from trainer.launch.shared_memory import with_remedy
 
 MOST_LINES = 3
+EXIT = "Worker exit detail: "
+"""What Ray says before how a process ended, where somebody saw it end."""
 MISSED_SECONDS = 10.0
 """Ray knows of a killed node within seconds: its connection breaks."""
 
@@ -44,7 +46,9 @@ def first_cause(error: Exception) -> RunFailedError | Mistake:
     if _is_mistake(cause):
         return Mistake(str(cause))
     if isinstance(cause, ray.exceptions.RayActorError):
-        return RunFailedError(f"{_rank_name(rank)}worker process died: {_death(cause)}", retry=True)
+        told = f"{_rank_name(rank)}worker process died: {_death(cause)}"
+        hearsay = EXIT not in str(cause)  # its node, which would know how, may be gone with it
+        return RunFailedError(told, retry=True, is_consequence=hearsay)
     text = _short(str(cause)) or type(cause).__name__
     told_alike = all(str(other) == str(cause) for other in failures.values())
     prefix = "" if told_alike and len(failures) > 1 else _rank_name(rank)
@@ -122,7 +126,7 @@ def _rank_name(rank: int) -> str:
 def _death(error: ray.exceptions.RayActorError) -> str:
     """Why a worker process died, as short as Ray's account allows."""
     text = str(error)
-    found = re.search(r"Worker exit detail: (.*?)(?: Some common causes|\n|$)", text)
+    found = re.search(rf"{EXIT}(.*?)(?: Some common causes|\n|$)", text)
     detail = found.group(1) if found else _short(text)
     if "OOM" in detail or "memory" in detail.split("common causes")[0]:
         return f"{detail} (out of memory: lower training.global_batch_size, or add workers)"

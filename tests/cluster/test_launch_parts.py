@@ -15,8 +15,9 @@ import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 
 from cluster.workers.counts import Resources, Workers, default_workers
-from cluster.workers.failures import RunFailedError, first_cause
+from cluster.workers.failures import RunFailedError, first_cause, lost_nodes
 from cluster.workers.options import LaunchOptions
+from cluster.workers.pulses import Beat
 from cluster.workers.ray_workers import has_gpus
 from cluster.workers.service_discovery import ReachableTargets, ServiceDiscovery
 from cluster.workers.session import held_errors, join_message, ray_session
@@ -105,7 +106,22 @@ class TestFirstCause:
         assert isinstance(cause, RunFailedError)
         assert str(cause).startswith("rank 1: worker process died: Worker exits with a conn")
         assert "hundred words" not in str(cause)
-        assert cause.retry
+        assert cause.retry and not cause.is_consequence
+
+    def test_a_process_that_nobody_saw_end_may_have_gone_with_its_node(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ray may tell of the actor seconds before it tells of the node."""
+        cause = first_cause(WorkerGroupError("", {1: Died("The actor is unavailable: RpcError")}))
+        assert isinstance(cause, RunFailedError) and cause.is_consequence
+        node = {"NodeID": "n1", "NodeManagerAddress": "10.0.0.2"}
+        told = iter([True, True, False])
+        monkeypatch.setattr(
+            "cluster.workers.failures.ray.nodes", lambda: [{**node, "Alive": next(told)}]
+        )
+        beat = Beat(1, 7, "training", 7, 9, 1, "pid 7", "n1")
+        lost = lost_nodes([beat], cause.is_consequence)
+        assert lost == "node 10.0.0.2 went away, and with it rank 1 (pid 7)"
 
     def test_the_same_failure_everywhere_is_told_once(self) -> None:
         same = {rank: RuntimeError("CUDA error: out of memory") for rank in range(8)}
