@@ -9,7 +9,8 @@ from pkgutil import resolve_name
 import tandem
 from trainer.base.ending import guarded
 from trainer.base.mistake import UsageError
-from trainer.base.screen import never_silent, say
+from trainer.base.screen import say
+from trainer.base.terminal.first_word import never_silent
 from trainer.base.usage import VERBOSE, suggest
 
 Arguments = list[str]
@@ -68,7 +69,11 @@ def plan(arguments: Arguments, verbose: bool) -> int:
 
     expect_preset("tandem plan", arguments, list(PRESETS))
     _, parsed = parse_preset(arguments, "tandem plan", PlanArguments)
-    from cluster.commands.plan_run import main
+    from trainer.observe.progress import TerminalProgress
+    from trainer.observe.waiting import waits
+
+    with TerminalProgress() as progress, waits(progress, "loading torch"):
+        from cluster.commands.plan_run import main
 
     return main(parsed, verbose)
 

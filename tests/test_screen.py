@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from trainer.base.pasted import pasted
 from trainer.base.screen import Sheet, plain_console, say, shown, window_width, wrapped
+from trainer.base.terminal.pasted import pasted
 
 ROOT = Path(__file__).parents[1]
 CODE = sorted(f for folder in ("cluster", "trainer") for f in (ROOT / folder).rglob("*.py"))
 MAY_USE_RICH = {
     "trainer/base/screen.py",
-    "trainer/base/pasted.py",  # how wide a word is
+    "trainer/base/terminal/pasted.py",  # how wide a word is
     "trainer/observe/progress.py",
 }
 MAY_PRINT = {

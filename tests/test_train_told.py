@@ -9,7 +9,7 @@ import pytest
 
 from cluster.commands.train_run import Took, ending, following
 from tests.one_rank import begun, small_data
-from trainer.base.pasted import pasted
+from trainer.base.terminal.pasted import pasted
 from trainer.command_line import overridden
 from trainer.config.presets import find_preset
 from trainer.data.schema import Dataset

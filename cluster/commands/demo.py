@@ -18,10 +18,12 @@ import tyro
 
 import tandem
 from trainer.base.ranges import check_given, check_range
-from trainer.base.screen import say
+from trainer.base.screen import say, window_width
 from trainer.files.json_files import read_json
 
 BAR_WIDTH = 60
+BEFORE_BAR = 40
+"""Columns."""
 PLANTED = ("--vectors=16", "--numbers", "--context", "--kinds", "--weights", "--new-items=0.05")
 READ = ("--model.item-attributes", "--model.user-attributes", "--model.context-attributes")
 NEW_ITEMS = "--model.id-dropout=0.2"
@@ -88,7 +90,8 @@ def _compare(data: Path, run: Path) -> None:
 
 def _bars(title: str, *rows: tuple[str, float]) -> None:
     """Values as bars; the first is the longest possible."""
+    longest = min(BAR_WIDTH, (window_width() or BEFORE_BAR + BAR_WIDTH) - BEFORE_BAR - 1)
     say()
     say(title)
     for name, value in rows:
-        say(f"  {name:30}{value:.4f}  {'█' * round(BAR_WIDTH * value / rows[0][1])}")
+        say(f"  {name:30}{value:.4f}  {'█' * round(longest * value / rows[0][1])}".rstrip())

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from trainer.base.pasted import pasted
+from trainer.base.terminal.pasted import pasted
 
 ROWS = 400
 """Higher than any command prints, so that nothing scrolls away."""

@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from trainer.base.pasted import pasted
+from trainer.base.terminal.first_word import speaks
+from trainer.base.terminal.pasted import pasted
 
 if TYPE_CHECKING:  # rich is imported by what draws alone: a line of help waits for none of it
     from rich.console import Console
@@ -29,9 +29,6 @@ Style = Literal["", "dim", "bold", "bold red"]
 DIRECTION_MARKS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """They show `gpj.exe` as `exe.jpg`."""
 SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-SILENT_SECONDS = 0.2
-"""So long a command may print nothing before it says that it is loading: with Python's own start
-half a second."""
 LABEL = re.compile(r"\S{1,9}:")
 GAP = 2
 """Blanks between columns that no lines part."""
@@ -63,29 +60,6 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-_spoken = threading.Event()
-"""Set once anything was printed."""
-
-
-@contextmanager
-def never_silent(words: str, seconds: float = SILENT_SECONDS) -> Iterator[None]:
-    """Say `words` on a terminal where the body prints nothing within `seconds`: it loads
-    libraries. Elsewhere standard error is for errors, a line each."""
-
-    def speak() -> None:
-        if not _spoken.is_set() and sys.stderr.isatty():
-            say(words, file=sys.stderr)
-
-    timer = threading.Timer(seconds, speak)
-    timer.daemon = True
-    _spoken.clear()
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def say(*words: object, command: Sequence[str] = (), file: TextIO | None = None) -> None:
     """Print a line of words, blanks between them, on standard output or `file`.
 
@@ -94,7 +68,7 @@ def say(*words: object, command: Sequence[str] = (), file: TextIO | None = None)
     command: words of a command that ends the line, quoted as a shell takes them. One that is too
         long for the terminal goes on behind backslashes, so that it can be pasted.
     """
-    _spoken.set()
+    speaks()
     stream, text = file or sys.stdout, " ".join(shown(each) for each in words)
     width = window_width(stream) if stream.isatty() else None
     if command:
@@ -151,7 +125,7 @@ def plain_console(file: TextIO | None = None, width: int | None = None) -> Conso
     """
     from rich.console import Console
 
-    _spoken.set()
+    speaks()
     return Console(
         file=file or sys.stdout,
         markup=False,

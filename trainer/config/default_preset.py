@@ -104,9 +104,9 @@ def explain(config: Config, dataset: Dataset) -> str:
     if model.tower == "mf":
         reads = "no history" if not model.use_history else reads
     own = "and the user" if model.use_user_id else "without the user's own embedding"
-    start = "spectral start" if model.spectral_start else "start from noise"
+    start = "begun at the graph of who took what" if model.spectral_start else "begun from noise"
     if model.similarity == "dot":
-        start += " and small steps"
+        start += ", in small steps"
     return (
         f"default, for data with {has}, {_rows(dataset):,} rows of {dataset.num_users:,} users: "
         f"{reads} {own}, {model.dim} wide, {start}, batch {config.training.global_batch_size:,}, "

@@ -136,9 +136,9 @@ def _by_order(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
     told = f"the last three items, each by its place, and the user, {wide} wide"
     yield Proposal("places, wide", told, changed(rules, broad))
     unordered = replace(rules.model, tower="mf", history_pooling="mean", use_user_id=True)
-    told = f"cosines, {wide} wide, by the loss of the first places, in case the order says nothing"
+    told = f"cosines, {wide} wide, by a loss of the list's top; the order is left aside"
     plain = replace(rules, model=unordered)
-    yield Proposal("first places", told, _sl_at_k(plain, wide, _batch(facts)))
+    yield Proposal("SL@K", told, _sl_at_k(plain, wide, _batch(facts)))
 
 
 def _by_graph(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
@@ -146,8 +146,8 @@ def _by_graph(facts: DataFacts, rules: Config) -> Iterable[Proposal]:
     wide = _wide(facts)
     batch = _batch(facts)
     yield Proposal("graph", "inner products from the smoothed graph, small steps", rules)
-    told = f"cosines, {wide} wide, by the loss of the first places"
-    yield Proposal("first places", told, _sl_at_k(rules, wide, batch))
+    told = f"cosines, {wide} wide, by a loss of the list's top"
+    yield Proposal("SL@K", told, _sl_at_k(rules, wide, batch))
     yield Proposal("factors", f"cosines of factors, {wide} wide", _factors(rules, wide, batch))
     told = f"inner products from the smoothed graph, {wide} wide"
     yield Proposal("graph, wide", told, changed(rules, {"model": {"dim": wide}}))

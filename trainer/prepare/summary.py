@@ -50,7 +50,7 @@ def print_summary(dataset: Dataset, seconds: float) -> None:
 
 def _kind(kind: Kind) -> str:
     """A kind and what becomes of it."""
-    role = {"positive": "looked for", "signal": "trained on"}.get(kind.role, kind.role)
+    role = {"positive": "asked for in tests", "signal": "trained on"}.get(kind.role, kind.role)
     return f"{kind.name} ({role}{'' if kind.weight == 1 else f', weight {kind.weight:g}'})"
 
 
@@ -63,7 +63,9 @@ def _described(attribute: Attribute) -> str:
         low, high = attribute.scale.quantiles[0], attribute.scale.quantiles[-1]
         scale = ", log" if attribute.scale.log1p else ""
         return f"{attribute.name} ({attribute.of} {low:g} to {high:g}{scale})"
-    return f"{attribute.name} ({attribute.kind} {attribute.num_values:,})"
+    what = "buckets" if attribute.boundaries else "values"
+    values = f"{attribute.num_values - 1:,} {what}"  # a row is that of none, or an unknown one
+    return f"{attribute.name} ({values}{', several each' if attribute.kind == 'multi' else ''})"
 
 
 def _rule(rule: dict[str, Any]) -> str:

@@ -256,7 +256,7 @@ def sheets(found: Recommendations, title: str, window: int | None) -> list[Sheet
     first = Sheet("", "recommended", "score", numbers=numbers, title=title)
     for item in items:
         first.add(*item)
-    second = Sheet("", "recent history", numbers=("",), title="recent history")
+    second = Sheet("", "item", numbers=("",), title="recent history")
     for rank, label in enumerate(past, 1):
         second.add(rank, label)
     return [first, second] if past else [first]

@@ -19,6 +19,8 @@ from pathlib import Path
 from trainer.base.machine import usable_cpus, usable_memory_bytes
 from trainer.base.mistake import Mistake
 from trainer.base.screen import say
+from trainer.observe.progress import TerminalProgress
+from trainer.observe.waiting import waits
 
 Packages = Mapping[str, "Package"]
 
@@ -269,7 +271,8 @@ def report() -> int:
     problems = find_problems(packages, sys.version_info[:2], has_gpu=bool(gpus))
     problems += machine_problems()
     if not any(problem.fatal for problem in problems):
-        problems += import_problems()
+        with TerminalProgress() as progress, waits(progress, "loading what is compiled"):
+            problems += import_problems()
     for problem in problems:
         say(f"{'error' if problem.fatal else 'warning'}: {problem.what}")
         say(f"    remedy: {problem.remedy}")
