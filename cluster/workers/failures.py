@@ -17,8 +17,9 @@ from trainer.launch.shared_memory import with_remedy
 MOST_LINES = 3
 EXIT = "Worker exit detail: "
 """What Ray says before how a process ended, where somebody saw it end."""
-MISSED_SECONDS = 10.0
-"""Ray knows of a killed node within seconds: its connection breaks."""
+MISSED_SECONDS = 20.0
+"""Ray knows of a killed node within seconds, where its connection breaks; else once five questions,
+3 s apart, were not answered (health_check_period_ms, health_check_failure_threshold)."""
 
 
 class RunFailedError(WorkFailedError):

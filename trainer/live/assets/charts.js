@@ -27,7 +27,8 @@ function shortNumber(value) {
   if (size >= 1e6) return +(value / 1e6).toPrecision(3) + "M";
   if (size >= 1e4) return +(value / 1e3).toPrecision(3) + "k";
   if (size > 0 && size < 1e-3) return value.toExponential(1).replace("e-", "e−");
-  return String(+value.toPrecision(4));
+  const four = +value.toPrecision(4);
+  return size >= 1e3 ? four.toLocaleString("en-US") : String(four);
 }
 
 function duration(seconds) {
@@ -165,9 +166,9 @@ function line(one, spec, unit, measured) {
     symbolSize: one.points === "only" ? 3.5 : dots ? 9 : 5, showSymbol: Boolean(one.points) || points.length < 25,
     lineStyle: { width: 2, type: one.dash || "solid" }, itemStyle: { opacity: one.points === "only" ? 0.4 : 1 },
   };
-  const level = ({ name, y }, index) => ({ yAxis: y / unit.size, label: { formatter: name, position: index % 2 ? "insideEndTop" : "insideStartTop", color: css("--soft") }, lineStyle: { color: css("--soft"), type: [5, 4] } });
+  const level = ({ name, y }, index) => ({ yAxis: y / unit.size, label: { formatter: name, position: index % 2 ? "insideEndTop" : "insideStartTop", color: css("--soft"), backgroundColor: css("--card"), padding: [1, 3] }, lineStyle: { color: css("--soft"), type: [5, 4] } });
   const mark = (at) => ({ xAxis: at, label: { show: false }, lineStyle: { color: css("--c1"), type: [2, 3] } });
-  if (one === measured[0]) made.markLine = { silent: true, symbol: "none", data: [...(spec.levels || []).map(level), ...(spec.marks || []).map(mark)] };
+  if (one === measured[0]) made.markLine = { silent: true, symbol: "none", data: [...[...(spec.levels || [])].sort((a, b) => b.y - a.y).map(level), ...(spec.marks || []).map(mark)] };
   return made;
 }
 
