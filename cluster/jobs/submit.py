@@ -31,7 +31,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_ranges
 from trainer.base.screen import say
 from trainer.base.usage import parse
-from trainer.live.below import show_newest
+from trainer.live.below import is_folder_of_runs, show_newest
 from trainer.run.state import read_state
 
 MOST_CPUS = 1 << 16
@@ -133,6 +133,9 @@ def submit(arguments: Sequence[str]) -> int:
 def status(arguments: Sequence[str]) -> int:
     """One job's state, or a line for each of ours; or how far a run has come, by its folder."""
     parsed = parse(StatusArguments, "tandem status", arguments)
+    if parsed.job is not None and is_folder_of_runs(parsed.job):
+        show_newest(Path(parsed.job), "a run's own folder")
+        return 0
     if parsed.job is not None and ("/" in parsed.job or Path(parsed.job).is_dir()):
         state = read_state(parsed.job, watches=True)
         say(state.describe())

@@ -19,6 +19,7 @@ from tests.monitoring.chromium import Visit, visit
 from tests.monitoring.conftest import ROOT, needs
 from tests.monitoring.two_ranks import free_port
 from trainer.base.mistake import Mistake
+from trainer.live.below import is_folder_of_runs, show_newest
 from trainer.live.dashboard import DashboardArguments, dashboard
 from trainer.live.growing import GrowingColumns
 from trainer.live.page import as_script_data, panel_rows
@@ -275,6 +276,13 @@ def test_the_runs_below_a_folder_are_listed(
     shown = capsys.readouterr().out
     assert f"{tmp_path}/week/a" in shown and f"{tmp_path}/week/b" in shown
     assert "finished" in shown and "ndcg@20 0." in shown and "other" not in shown
+    shutil.copytree(run, tmp_path / "search" / "trial-0")
+    (tmp_path / "search" / "trials.json").write_text("[]")
+    assert is_folder_of_runs(str(tmp_path)) and not is_folder_of_runs(str(tmp_path / "week/a"))
+    assert not is_folder_of_runs(str(tmp_path / "none"))
+    show_newest(tmp_path, "another")
+    listed = capsys.readouterr().out
+    assert listed.index("week/a") < listed.index("search/trial-0"), "though it is the newest"
 
 
 QUIET = {

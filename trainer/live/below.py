@@ -1,4 +1,5 @@
-"""Runs below a folder, newest first: what `tandem dashboard` without a run shows."""
+"""Runs below a folder, newest first, those of searches last: what `tandem dashboard` and `status`
+show of a folder that is no run."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from trainer.run.state import RunState, read_state
 
 DEPTH = 3
 MOST_SHOWN = 10
+SEARCHES = ("trials.json", "comparison.json", "results.json")
 PASSED_OVER = {"checkpoints", "bundles", "trackers", "ray"}
 
 
@@ -28,8 +30,11 @@ class Listed:
 
 
 def runs_below(folder: Path) -> list[Listed]:
-    """All runs that can be read, the newest first."""
-    places = sorted(_places(folder), key=lambda place: -(place / CONFIG_FILE).stat().st_mtime)
+    """All runs that can be read, the newest first, and after them those of `tune` and `compare`."""
+    places = sorted(
+        _places(folder),
+        key=lambda place: (_is_tried(place), -(place / CONFIG_FILE).stat().st_mtime),
+    )
     found = []
     for place in places:
         try:
@@ -40,6 +45,11 @@ def runs_below(folder: Path) -> list[Listed]:
         except (Mistake, OSError):  # a config.json of something else
             continue
     return found
+
+
+def _is_tried(run: Path) -> bool:
+    """Whether a search or a comparison trained it, one among many."""
+    return any((above / name).is_file() for above in list(run.parents)[:2] for name in SEARCHES)
 
 
 def show_runs(folder: Path) -> None:
@@ -56,6 +66,12 @@ def show_runs(folder: Path) -> None:
         )
     _print(found)
     say("to watch the newest:", command=["tandem", "dashboard", found[0].state.run])
+
+
+def is_folder_of_runs(place: str) -> bool:
+    """Whether it is no run, but has some below."""
+    folder = Path(place)
+    return folder.is_dir() and next(_places(folder), folder) != folder
 
 
 def show_newest(folder: Path, otherwise: str) -> None:
