@@ -209,7 +209,7 @@ function bars(chart) {
   const placed = inRows(spec.levels || [], Math.max(...all));
   const levels = placed.map(({ name, y, row }) => ({ xAxis: y / unit.size, label: { formatter: name, position: "start", distance: 4 + ROW * row, color: css("--soft") }, lineStyle: { color: css("--soft"), type: [5, 4] } }));
   const above = 20 + ROW * Math.max(0, ...placed.map((level) => level.row));
-  const text = { show: true, position: "right", distance: 4, color: css("--ink"), formatter: ({ dataIndex }) => label(dataIndex) };
+  const text = { show: true, position: "right", distance: 4, color: css("--ink"), backgroundColor: css("--card"), padding: [1, 2], formatter: ({ dataIndex }) => label(dataIndex) };
   return {
     grid: { left: 6, right: 54, top: levels.length ? above : 4, bottom: 4, outerBoundsMode: "same", outerBoundsContain: "axisLabel" },
     xAxis: axis(false, 0, 1, { min: Math.min(0, ...all) / unit.size, splitNumber: 4 }),
