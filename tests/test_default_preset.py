@@ -79,7 +79,7 @@ def test_the_choice_is_printed_and_flags_win(
     assert parsed.config == replace(fitted, model=replace(fitted.model, dim=32))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.strip() == f"{explain(fitted, timed)}; your flags go before"
+    assert captured.err.strip() == f"{explain(fitted, timed)}; your flags override it"
     assert "data with times" in captured.err
     _, planned = parse_preset(["default", f"--data={timed.path}"], "plan", PlanArguments)
     assert planned.config == fitted

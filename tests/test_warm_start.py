@@ -270,21 +270,23 @@ def test_a_run_of_the_grown_data_gives_nothing_to_one_of_the_data_before(
 def test_without_a_preset_it_has_the_settings_of_the_run_it_starts_from(
     data: str, origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also of a run of windows, where those that do not go with them give way, as a preset's."""
+    """A restart goes on by the same command line when that run is gone."""
     flags = [f"--data={data}", f"--start-from={origin}"]
     out = tmp_path / "new"
     more = ["--training.max-steps=3", "--optimizer.schedule=constant"]
     preset, parsed = parse_preset([*flags, f"--out={out}", *more], "train", TrainArguments)
-    assert f"settings of {origin}; your flags go before" in capsys.readouterr().err
+    assert f"settings of {origin}; your flags override it" in capsys.readouterr().err
     told = trained(parsed.run_spec(preset))
     assert "all 40 rows" in line_of(told, "table item") and " no " not in told
     again = [f"--out={out}", f"--data={data}", f"--start-from={origin}", "--resume=auto"]
-    (origin / "config.json").rename(origin / "away")
-    try:  # a restart needs it no more
-        _, resumed = parse_preset(again, "train", TrainArguments)
+    away = origin.rename(origin.with_name("away"))
+    try:
+        preset, resumed = parse_preset([*again, "--training.max-steps=4"], "train", TrainArguments)
+        told = trained(resumed.run_spec(preset))
     finally:
-        (origin / "away").rename(origin / "config.json")
+        away.rename(origin)
     assert resumed.config.model == parsed.config.model
+    assert "going on from" in told and max(losses(out)) == 4
 
 
 def test_windows_take_a_run_that_was_trained_at_once(tmp_path: Path) -> None:

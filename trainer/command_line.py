@@ -114,7 +114,7 @@ Parsed = TypeVar("Parsed")
 
 def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> tuple[str, Parsed]:
     """Parse `PRESET --flags` into `kind`: the preset's config is the default of its `config`.
-    Without PRESET see `preset_or_other`.
+    Without PRESET see `preset_or_origin`.
 
     Unknown flags end the process with status 2 and the nearest known ones; --help, --help-all and
     --print-config with status 0.
@@ -125,7 +125,7 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
     is_named = bool(arguments) and not arguments[0].startswith("-")
     flags = _resume_spelt_out(arguments[is_named:])
     named = arguments[0] if is_named else None
-    preset = preset_or_other(named, _value(flags, "--start-from"))
+    preset = preset_or_origin(named, _value(flags, "--start-from"))
     config = _defaults(_config_of(preset, flags), flags)
     if PRINT in flags:
         _print_config(preset, config, [flag for flag in flags if flag != PRINT], program)
@@ -144,7 +144,7 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
     return recorded_name(preset), parsed
 
 
-def preset_or_other(named: str | None, start_from: str | None) -> str:
+def preset_or_origin(named: str | None, start_from: str | None) -> str:
     """Where no preset is named: the settings of the run that a new one starts from, or default."""
     return named or ("default" if start_from is None else absolute(start_from))
 
@@ -218,7 +218,8 @@ def _config_of(preset: str, flags: Sequence[str]) -> Config:
 
 
 def config_for(preset: str, data: str | None, resumed: str | None, changed: bool = False) -> Config:
-    """The preset's config; `default` is fitted to the data, or as it was when a run was started.
+    """The preset's config; `default` is fitted to the data. Of default and of a run's settings: as
+    they were when a run was started.
 
     Args:
         resumed: a run that is gone on with.
@@ -235,10 +236,10 @@ def config_for(preset: str, data: str | None, resumed: str | None, changed: bool
     except Mistake:  # told by whoever reads them in earnest
         return find_preset(preset)
     except Exception as error:  # noqa: BLE001  of any storage; workers may be able to read it
-        _say_first(f"default, for data that cannot be read here: {error}")
+        _say_first(f"{preset}, for what cannot be read here: {error}")
         return find_preset(preset)
     config = find_preset(preset, dataset)
-    flags_first = "; your flags go before" if changed else ""
+    flags_first = "; your flags override it" if changed else ""
     told = f"settings of {preset}" if dataset is None else explain(config, dataset)
     _say_first(told + flags_first)
     return config

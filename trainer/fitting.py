@@ -20,7 +20,7 @@ from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import absolute
 from trainer.observe.trackers.mirror import check_trackers
-from trainer.run.folder import RunSpec, open_run
+from trainer.run.folder import RunFolder, RunSpec, open_run
 
 
 def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
@@ -59,21 +59,23 @@ def _defaults(spec: RunSpec, dataset: Dataset) -> Config | None:
     if spec.preset in PRESETS:
         return find_preset(spec.preset, dataset)
     if spec.start_from is not None and spec.preset == absolute(spec.start_from):
-        return find_preset(spec.preset)
+        origin = RunFolder(spec.start_from)  # one that goes on needs it no more
+        return origin.read_config().config if origin.config_file.is_file() else None
     return None if is_path(spec.preset) else spec.config
 
 
-def not_known(config: Config, dataset: Dataset) -> Iterator[str]:
-    """A line each for somebody new, and for items that no training row has."""
+def blind_spots(config: Config, dataset: Dataset) -> Iterator[str]:
+    """A line each for somebody new, and for items that no training row has, where a model of these
+    settings knows nothing of them, with the flag that changes it."""
     model = config.model
     has_user = model.user_attributes and bool(dataset.user_attributes)
-    if not (model.use_history or model.tower in ("history", "sequence") or has_user):
+    if not (model.reads_history or has_user):
         also = " or --model.user-attributes" if dataset.user_attributes else ""
         yield (
-            "users are known by their ids alone: somebody new is told by the items that they name, "
-            f"or gets what is popular (--model.use-history{also} is trained for them)"
+            "users are known by their ids alone: somebody new is answered by the mean of the items "
+            f"they name, else by what is popular (--model.use-history{also} is trained for them)"
         )
-    if dataset.item_attributes and not model.item_attributes:
+    if dataset.item_attributes and not (model.item_attributes or model.item_vectors):
         yield (
             "items are known by their ids alone: new ones are in no list until they are trained "
             "(--model.item-attributes would rank them by their attributes)"

@@ -11,7 +11,7 @@ from cluster.workers.options import launcher_for
 from trainer.api.run import Run, path_of
 from trainer.base.mistake import Mistake
 from trainer.base.typed import read_as
-from trainer.command_line import config_for, overridden, preset_or_other, recorded_name
+from trainer.command_line import config_for, overridden, preset_or_origin, recorded_name
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
@@ -51,7 +51,7 @@ def train(
         name, config = OF_A_CONFIG, preset
     else:
         named = None if preset is None else str(preset)
-        name = recorded_name(preset_or_other(named, origin))
+        name = recorded_name(preset_or_origin(named, origin))
         config = config_for(name, folder, run if resume else None)
     spec = RunSpec(
         name,

@@ -24,7 +24,7 @@ from trainer.effort.choices import Effort
 from trainer.files.filesystems import absolute
 from trainer.files.paths import LastingPath
 from trainer.files.storage import storage_path
-from trainer.fitting import not_known, precheck
+from trainer.fitting import blind_spots, precheck
 from trainer.observe.choice import Choice, read_choice
 from trainer.observe.progress import TerminalProgress, in_words
 from trainer.observe.waiting import waits
@@ -126,14 +126,15 @@ def train(
         from trainer.train import resumable, train_on_rank
 
     began = time.monotonic()
-    spec = chosen(spec, effort, None if options.is_here else RayWorkers(options), given)
+    asked = spec
+    spec = chosen(asked, effort, None if options.is_here else RayWorkers(options), given)
     tries = time.monotonic() - began
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
     took = Took(tries, summary["seconds"], time.monotonic() - loading)
-    choice = read_choice(storage_path(spec.out)) if tries >= 1 else None
+    choice = None if spec is asked else read_choice(storage_path(spec.out))
     for line in ending(summary, spec, took, choice):
         say(line)
-    for line in not_told_of(spec):
+    for line in blind_spots_of(spec):
         say(line)
     for label, command in following(spec):
         say(label, command=command)
@@ -182,16 +183,18 @@ def ending(
             f"{quality['epoch']}{beside}"
         )
         if choice is not None and choice.best.value > quality["value"]:
-            tried = f"its try, a third as long, had {choice.best.value:.4f}"
-            yield f"{tried}: longer brought no more here"
+            yield (
+                f"when it was tried it had {choice.best.value:.4f}: another training, of other "
+                "epochs, ends elsewhere"
+            )
     hands = "worker" if workers == 1 else "workers"
     yield f"trained {summary['steps']:,} steps with {workers} {hands} in {took}"
 
 
-def not_told_of(spec: RunSpec) -> list[str]:
-    """`not_known`, where this machine sees the data."""
+def blind_spots_of(spec: RunSpec) -> list[str]:
+    """`blind_spots`, where this machine sees the data."""
     try:
-        return list(not_known(spec.config, Dataset.load(spec.data, verify="none")))
+        return list(blind_spots(spec.config, Dataset.load(spec.data, verify="none")))
     except (OSError, Mistake):
         return []
 

@@ -96,8 +96,9 @@ class StatusArguments(OfCluster):
     """Jobs of a cluster, or the state of a run."""
 
     job: Annotated[str | None, tyro.conf.Positional] = None
-    """A job's id, or the folder or URI of a run. Left out: Tandem's jobs on the cluster that
-    --address or the environment names; where neither does, the newest runs below this folder."""
+    """A job's id, the folder or URI of a run, or a folder that has runs below it. Left out:
+    Tandem's jobs on the cluster that --address or the environment names; where neither does, the
+    newest runs below this folder."""
 
 
 def submit(arguments: Sequence[str]) -> int:
@@ -134,7 +135,7 @@ def status(arguments: Sequence[str]) -> int:
     """One job's state, or a line for each of ours; or how far a run has come, by its folder."""
     parsed = parse(StatusArguments, "tandem status", arguments)
     if parsed.job is not None and is_folder_of_runs(parsed.job):
-        show_newest(Path(parsed.job), "a run's own folder")
+        show_newest(Path(parsed.job), "another folder")
         return 0
     if parsed.job is not None and ("/" in parsed.job or Path(parsed.job).is_dir()):
         state = read_state(parsed.job, watches=True)

@@ -15,7 +15,7 @@ from trainer.launch.causes import Gravity, WorkFailedError, is_consequence
 from trainer.launch.shared_memory import with_remedy
 
 MOST_LINES = 3
-EXIT = "Worker exit detail: "
+EXIT_DETAIL = "Worker exit detail: "
 """What Ray says before how a process ended, where somebody saw it end."""
 MISSED_SECONDS = 20.0
 """Ray knows of a killed node within seconds, where its connection breaks; else once five questions,
@@ -48,7 +48,7 @@ def first_cause(error: Exception) -> RunFailedError | Mistake:
         return Mistake(str(cause))
     if isinstance(cause, ray.exceptions.RayActorError):
         told = f"{_rank_name(rank)}worker process died: {_death(cause)}"
-        hearsay = EXIT not in str(cause)  # its node, which would know how, may be gone with it
+        hearsay = EXIT_DETAIL not in str(cause)  # its node may be gone, too
         return RunFailedError(told, retry=True, is_consequence=hearsay)
     text = _short(str(cause)) or type(cause).__name__
     told_alike = all(str(other) == str(cause) for other in failures.values())
@@ -127,7 +127,7 @@ def _rank_name(rank: int) -> str:
 def _death(error: ray.exceptions.RayActorError) -> str:
     """Why a worker process died, as short as Ray's account allows."""
     text = str(error)
-    found = re.search(rf"{EXIT}(.*?)(?: Some common causes|\n|$)", text)
+    found = re.search(rf"{EXIT_DETAIL}(.*?)(?: Some common causes|\n|$)", text)
     detail = found.group(1) if found else _short(text)
     if "OOM" in detail or "memory" in detail.split("common causes")[0]:
         return f"{detail} (out of memory: lower training.global_batch_size, or add workers)"

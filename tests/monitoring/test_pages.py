@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import os
 import shutil
 import threading
 import time
@@ -278,6 +279,8 @@ def test_the_runs_below_a_folder_are_listed(
     assert "finished" in shown and "ndcg@20 0." in shown and "other" not in shown
     shutil.copytree(run, tmp_path / "search" / "trial-0")
     (tmp_path / "search" / "trials.json").write_text("[]")
+    later = time.time() + 60
+    os.utime(tmp_path / "search" / "trial-0" / "config.json", (later, later))
     assert is_folder_of_runs(str(tmp_path)) and not is_folder_of_runs(str(tmp_path / "week/a"))
     assert not is_folder_of_runs(str(tmp_path / "none"))
     show_newest(tmp_path, "another")

@@ -106,7 +106,7 @@ def test_similar_items(port: int, place: Path) -> None:
         ("/recommend", {"user": "u1", "where": "a" * 19_000}, 400, "characters"),
         ("/recommend", {"user": "u" * 30_000}, 413, "more than 20,000 bytes"),
         ("/similar", {"item": "i9999"}, 400, "no item 'i9999'"),
-        ("/similar", {}, 422, "say which item: its id as item, or words of its title as title"),
+        ("/similar", {}, 422, "say which item: its id as item, or its title as title"),
         ("/similar", {"item": "i1", "title": "Item 1"}, 422, "say which item"),
         ("/similar", {"title": "no such thing"}, 400, "no item has such a title"),
         ("/similar", {"title": "item"}, 400, "500 fit: Item "),

@@ -30,8 +30,8 @@ def encode_histories(opened: OpenedRun, histories: Sequence[Sequence[str]]) -> n
     """float32 [n, D] of people without a row, by the raw ids of what they liked. Collective."""
     if not opened.encoder.uses_history:
         raise Mistake(
-            "histories: this model does not read histories, so it knows nothing of somebody new; "
-            "train with model.use_history, or give users"
+            "histories: this model does not read histories, so it has no vector of one; train with "
+            "model.use_history, ask recommend(items=...), or give users"
         )
     ids = list(dict.fromkeys(item for history in histories for item in history))
     row = dict(zip(ids, find_rows(opened.trained.dataset, "item", ids), strict=True)) if ids else {}

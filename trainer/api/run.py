@@ -156,7 +156,8 @@ class Run:
 
         Args:
             user: raw id, as in the source.
-            items: raw ids of liked items, oldest first; needs a model that reads histories.
+            items: raw ids of liked items, oldest first; a model that reads no histories answers
+                by the mean of their vectors.
             k: items recommended.
             context: of the moment, by name ({"hour": 20}), for models that read it.
             to: "list", "pandas" or "pyarrow".

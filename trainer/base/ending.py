@@ -72,8 +72,8 @@ def guarded(command: Callable[[], int], doing: str, verbose: bool) -> int:
 
 
 def _let_go() -> None:
-    """At its end Python looks through all objects once more, a second and a half of torch's; DuckDB
-    counts that it does."""
+    """Python looks through all objects at its end, a second and a half of torch's; without that
+    DuckDB prints that objects of its own were leaked."""
     if "duckdb" not in sys.modules:
         gc.freeze()
 

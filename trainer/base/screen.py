@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from trainer.base.terminal.first_word import speaks
+from trainer.base.terminal.first_word import clear_loading_line
 from trainer.base.terminal.pasted import pasted
 
 if TYPE_CHECKING:  # rich is imported by what draws alone: a line of help waits for none of it
@@ -68,7 +68,7 @@ def say(*words: object, command: Sequence[str] = (), file: TextIO | None = None)
     command: words of a command that ends the line, quoted as a shell takes them. One that is too
         long for the terminal goes on behind backslashes, so that it can be pasted.
     """
-    speaks()
+    clear_loading_line()
     stream, text = file or sys.stdout, " ".join(shown(each) for each in words)
     width = window_width(stream) if stream.isatty() else None
     if command:
@@ -125,7 +125,7 @@ def plain_console(file: TextIO | None = None, width: int | None = None) -> Conso
     """
     from rich.console import Console
 
-    speaks()
+    clear_loading_line()
     return Console(
         file=file or sys.stdout,
         markup=False,

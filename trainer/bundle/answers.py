@@ -80,7 +80,7 @@ def prepare(bundle: Bundle, ask: Ask) -> Prepared:
     folds_in = bool(ask.items) and not bundle.manifest.reads_history
     if folds_in and (ask.features or ask.context):
         raise Mistake(
-            "--items beside features or context: this model does not read histories; train with "
+            "items beside features or context: this model does not read histories; train with "
             "--model.use-history, or leave one of them out"
         )
     given = {
@@ -104,9 +104,10 @@ def prepare(bundle: Bundle, ask: Ask) -> Prepared:
         if not bundle.user_known_U[query.user]:
             vector_D = np.zeros_like(vector_D)
     if folds_in:
-        vector_D = bundle.somebody_with(query.history)
+        vector_D = bundle.query_from_items(query.history)
     found = _filtered(bundle, ask.k, ask.filters, vector_D, query, seen)
-    return replace(found, notes=(*found.notes, BY_ITEMS)) if folds_in else found
+    by_items = folds_in and vector_D is not None and vector_D.any()
+    return replace(found, notes=(*found.notes, BY_ITEMS)) if by_items else found
 
 
 def prepare_similar(bundle: Bundle, ask: AskSimilar) -> Prepared:
@@ -164,7 +165,7 @@ def _filtered(
     if filters.max_per:
         for column, limit in filters.max_per.items():
             if limit < 1:
-                raise Mistake(f"--max-per {column}={limit}: at least 1")
+                raise Mistake(f"max_per {column}={limit}: at least 1")
         codes = [bundle.codes(column) for column in filters.max_per]
         quota = Quota(codes, list(filters.max_per.values()))
     return Prepared(k, vector_D, query, left_out, passing, quota, tuple(notes), item)
@@ -175,7 +176,7 @@ def _rows(bundle: Bundle, name: str, ids: tuple[str, ...], notes: list[str]) -> 
     rows = bundle.item_names.rows_of(ids)
     there = rows[rows >= 0]
     if len(there) < len(rows):
-        notes.append(f"{len(rows) - len(there):,} of {len(rows):,} ids of --{name} are no items")
+        notes.append(f"{len(rows) - len(there):,} of {len(rows):,} ids of {name} are no items")
     return there
 
 

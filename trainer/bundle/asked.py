@@ -49,11 +49,10 @@ class AskSimilar:
     """Items like an item."""
 
     item: str
-    """Raw id."""
+    """Raw id; with `by_title` a title, or a part of one."""
     k: int = 10
     filters: Filters = NO_FILTERS
     by_title: bool = False
-    """`item` is words of the title."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Recommendations:
     history: list[Item]
     """Most recent first."""
     note: str | None = None
-    """What to know of the list, where the model knows nothing of the user or the item."""
+    """What the list rests on, where that is not the model's own vector of who asks."""
 
     def listed(self) -> list[Recommendation]:
         """Best first."""

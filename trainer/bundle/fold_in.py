@@ -1,9 +1,11 @@
 """Somebody new before a model that reads no histories: a vector made of the items' that they name.
 
-    q = sum over the items of count^(-1/4) * (v - mean of all v)
+    q = sum over the items of max(count, 1)^(-1/4) * (v - mean of all v), divided by its length
 
 What all items share says nothing of taste, and what many take says less. Measured beside the
 vectors of trained users, who took the same items: docs/quality.md, "Somebody new".
+
+Shapes: I items, D width, N rows of vectors, n items that are named.
 """
 
 from __future__ import annotations

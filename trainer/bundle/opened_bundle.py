@@ -90,8 +90,9 @@ class Bundle:
         order = np.argsort(-self.count_I, kind="stable")
         return order[: np.count_nonzero(self.count_I)]
 
-    def somebody_with(self, rows: np.ndarray) -> np.ndarray:
-        """A query made of items' vectors, float32 [D]: see fold_in.py."""
+    def query_from_items(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of items, int64 [n] -> a query of length 1, float32 [D], by fold_in.py. Items of
+        which nothing is known are left out; zeros where none is left."""
         known = rows[np.asarray(self.known_I[rows])]
         return folded_in(self.items, self._centre_D, self.count_I, known)
 

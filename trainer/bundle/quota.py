@@ -25,12 +25,11 @@ def group_codes(folder: Path, column: str) -> np.ndarray:
         names = file.schema_arrow.names
         if column not in names:
             raise Mistake(
-                f"--max-per {column!r:.60}: {nearest(column, names)}the items have "
-                f"{', '.join(names)}"
+                f"max_per {column!r:.60}: {nearest(column, names)}the items have {', '.join(names)}"
             )
         values = file.read(columns=[column]).column(0)
     if pa.types.is_list(values.type):
-        raise Mistake(f"--max-per {column}: items have several values of it; name another column")
+        raise Mistake(f"max_per {column}: items have several values of it; name another column")
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     encoded = pc.dictionary_encode(values).combine_chunks()

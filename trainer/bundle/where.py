@@ -90,14 +90,14 @@ class Where:
             ).fetchnumpy()
         except duckdb.InterruptException as error:
             raise Mistake(
-                f"--where {expression!r:.80} took more than {SECONDS:g} s: make it simpler"
+                f"where {expression!r:.80} took more than {SECONDS:g} s: make it simpler"
             ) from error
         except duckdb.IOException:
             raise
         except duckdb.Error as error:
             names = ", ".join(f"{name} {kind}" for name, kind in self.columns().items())
             raise Mistake(
-                f"--where {expression!r:.80}: {sql.first_line(error)}; the items have {names:.400}"
+                f"where {expression!r:.80}: {sql.first_line(error)}; the items have {names:.400}"
             ) from error
         finally:
             timer.cancel()
@@ -137,11 +137,11 @@ def _locked(file: Path) -> duckdb.DuckDBPyConnection:
 
 def check_expression(expression: str) -> None:
     """Raise Mistake unless the text is one expression, of what may be in one."""
-    shown = f"--where {expression!r:.80}"
+    shown = f"where {expression!r:.80}"
     if not expression.strip():
-        raise Mistake(f"--where is empty: {HOW}")
+        raise Mistake(f"where is empty: {HOW}")
     if len(expression) > LONGEST:
-        raise Mistake(f"--where has {len(expression):,} characters; at most {LONGEST:,}")
+        raise Mistake(f"where has {len(expression):,} characters; at most {LONGEST:,}")
     if "\0" in expression:
         raise Mistake(f"{shown} holds a zero byte: {HOW}")
     parsed = _parsed(f"SELECT (\n{expression}\n)")

@@ -106,10 +106,9 @@ class ModelConfig:
         check(self, "model")
         require(
             self.use_user_id
-            or self.use_history
             or self.user_attributes
             or self.context_attributes
-            or self.tower in ("history", "sequence"),
+            or self.reads_history,
             "the query tower has no input: set model.use_user_id, model.use_history or "
             "model.user_attributes",
         )
@@ -147,6 +146,11 @@ class ModelConfig:
             f"model.widths={' '.join(map(str, self.widths))}: they must rise, the last being the "
             f"whole width, model.{'output_dim' if self.concatenates else 'dim'}={self.width}",
         )
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether what somebody took before is an input of the query tower."""
+        return self.use_history or self.tower in ("history", "sequence")
 
     @property
     def reads_positions(self) -> bool:

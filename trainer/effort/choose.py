@@ -165,7 +165,7 @@ def _nothing_to_try(spec: RunSpec, dataset: Dataset) -> str | None:
     if spec.config.data.windows:
         return "windows are trained in turn, and nothing is held out"
     if spec.start_from is not None:
-        return "the run begins with another one's values: without a preset it has its settings too"
+        return "--start-from takes another run's model: leave the preset out to have its settings"
     if not dataset.splits["validation"].queries:
         return "the data have no validation part"
     return None

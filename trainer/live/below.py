@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import CONFIG_FILE
+from trainer.base.run_files import CONFIG_FILE, SEARCH_FILES
 from trainer.base.screen import Sheet, say
 from trainer.files.line_file import last_record
 from trainer.run.folder import RunFolder
@@ -17,7 +17,6 @@ from trainer.run.state import RunState, read_state
 
 DEPTH = 3
 MOST_SHOWN = 10
-SEARCHES = ("trials.json", "comparison.json", "results.json")
 PASSED_OVER = {"checkpoints", "bundles", "trackers", "ray"}
 
 
@@ -49,7 +48,7 @@ def runs_below(folder: Path) -> list[Listed]:
 
 def _is_tried(run: Path) -> bool:
     """Whether a search or a comparison trained it, one among many."""
-    return any((above / name).is_file() for above in list(run.parents)[:2] for name in SEARCHES)
+    return any((above / name).is_file() for above in list(run.parents)[:2] for name in SEARCH_FILES)
 
 
 def show_runs(folder: Path) -> None:
@@ -75,7 +74,7 @@ def is_folder_of_runs(place: str) -> bool:
 
 
 def show_newest(folder: Path, otherwise: str) -> None:
-    """A table of the newest of them.
+    """A table of the first of them.
 
     Raises:
         Mistake: where there is none; `otherwise`: what else may have been meant.
@@ -88,7 +87,7 @@ def show_newest(folder: Path, otherwise: str) -> None:
         )
     _print(found[:MOST_SHOWN])
     if len(found) > MOST_SHOWN:
-        say(f"and {len(found) - MOST_SHOWN:,} older")
+        say(f"and {len(found) - MOST_SHOWN:,} more")
 
 
 def _print(found: Sequence[Listed]) -> None:

@@ -75,8 +75,9 @@ class EpochRows:
         return found
 
     def counts(self, epoch: int) -> np.ndarray | None:
-        """Positive rows of each item in the epoch, where that is a window; None: in all data."""
-        if self._schedule is None or not self._schedule.numbers:  # none has come yet
+        """Positive rows of each item in the epoch, where that is a window; None: in all data, also
+        while no window has come."""
+        if self._schedule is None or not self._schedule.numbers:
             return None
         number = self._schedule.window(min(epoch, self._schedule.epochs - 1))
         return self._schedule.stream.facts(number).count_I

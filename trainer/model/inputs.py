@@ -216,8 +216,7 @@ def _marks(model: ModelConfig, dataset: Dataset) -> Marks | None:
 
 
 def _check_dataset_has(model: ModelConfig, dataset: Dataset) -> None:
-    reads_history = model.use_history or model.tower in ("history", "sequence")
-    if reads_history and dataset.history_length == 0:
+    if model.reads_history and dataset.history_length == 0:
         raise Mistake(
             "the model reads the history, but the dataset was prepared with --history-length 0; "
             "prepare it again with a history"

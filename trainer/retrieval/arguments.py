@@ -94,8 +94,8 @@ class RecommendArguments:
     """Raw id of a user, as in the source."""
     items: str | None = None
     """Raw ids of liked items, oldest first, separated by commas: for somebody not seen in
-    training. An id that holds a comma is quoted, as in '"Doe, Jane",i5'. Needs a model that reads
-    histories."""
+    training. An id that holds a comma is quoted, as in '"Doe, Jane",i5'. A model that reads no
+    histories answers by the mean of their vectors."""
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
     """Items recommended."""
     context: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from trainer.distributed.agreement import together
 from trainer.distributed.hooks import Hooks
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import StoragePath, storage_path
-from trainer.fitting import not_known
+from trainer.fitting import blind_spots
 from trainer.launch.here import is_first_process
 from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
@@ -193,7 +193,7 @@ def _evaluate(opened: OpenedRun, checked: _Checked, progress: Progress, hooks: H
         digest = trained.dataset.digest
         not_kept = _keep(checked, record, evaluation.per_user, digest)
         new = evaluation.unknown_items or evaluation.unknown_queries
-        more = not_known(trained.config, trained.dataset) if new else ()
+        more = blind_spots(trained.config, trained.dataset) if new else ()
         lines = (*_beside(arguments, evaluation.per_user, digest), *more)
     return Evaluated(replace(evaluation, per_user=None), record, lines, not_kept)
 

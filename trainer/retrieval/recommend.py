@@ -20,6 +20,7 @@ from trainer.base.screen import Sheet, say, window_width
 from trainer.bundle import answers
 from trainer.bundle.asked import Ask, AskSimilar, Filters, Recommendations
 from trainer.bundle.opened_bundle import Bundle
+from trainer.bundle.titled import rows_by_title
 from trainer.retrieval.arguments import FilterArguments, RecommendArguments, SimilarArguments
 from trainer.retrieval.names import HOW_TO_QUOTE, split_ids
 from trainer.retrieval.run_bundle import opened_bundle
@@ -141,16 +142,16 @@ def meant_item(bundle: Bundle, words: str) -> str:
     names = bundle.item_names
     if names.rows_of([words])[0] >= 0:
         return words
-    rows = names.titled(words)
+    rows = rows_by_title(bundle, words)
     if not rows:
         return words  # whose search says what is wrong
     if len(rows) == 1:
         return str(names.id_of(rows[0]))
     sheet = Sheet("id", "title", "training interactions", numbers=("training interactions",))
-    for row in sorted(rows, key=lambda row: -bundle.count_I[row])[:MOST_TITLES]:
+    for row in rows[:MOST_TITLES]:
         sheet.add(names.id_of(row), names.title_of(row) or "", f"{bundle.count_I[row]:,}")
     sheet.print(sys.stderr)
-    listed = f", the {MOST_TITLES} most met are listed" if len(rows) > MOST_TITLES else ""
+    listed = f", {MOST_TITLES} with most interactions are listed" if len(rows) > MOST_TITLES else ""
     raise Mistake(
         f"--item {words!r}: {len(rows):,} titles fit{listed}; give the id of the one you mean"
     )

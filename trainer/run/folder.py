@@ -151,7 +151,7 @@ class RunFolder:
         before = self.read_config()
         kept = bool(committed(self.checkpoints))
         if not spec.resume and before.run_id != spec.run_id:
-            check_same_way(self.path, before.config, spec)
+            check_same_way(self.path, before.config, spec, kept)
             way = "go on with it" if kept else "begin it anew, for it has no checkpoint,"
             raise Mistake(f"{self.path} exists already; choose another --out, or {way} by --resume")
         check_same_origin(self.path, before.start_from, spec.start_from)

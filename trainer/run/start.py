@@ -114,11 +114,11 @@ def _remove(folder: StoragePath) -> None:
         lock.release()
 
 
-def check_same_way(path: StoragePath, config: Config, spec: RunSpec) -> None:
+def check_same_way(path: StoragePath, config: Config, spec: RunSpec, kept: bool) -> None:
     """Raise Mistake where a run was begun over all data at once, and is to go on window by window,
-    or the other way round: --resume would not help."""
+    or the other way round: --resume would not help. kept: it has a checkpoint."""
     then, now = config.data.windows, spec.config.data.windows
-    if then == now:
+    if then == now or not kept:
         return
     way = "window by window" if then else "on all data at once"
     other = "--windows needs" if now else "a run without --windows needs"
@@ -136,7 +136,6 @@ def check_unchanged(
     Args:
         digest, config: of the dataset and the settings of then.
     """
-    check_same_way(path, config, spec)
     if digest not in dataset.lineage:
         raise Mistake(
             f"the data in {spec.data} changed since {path} was trained (digest "

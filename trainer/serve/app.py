@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -68,7 +67,6 @@ def build_app(arguments: ServeArguments, shelf: Shelf, metrics: ServerMetrics) -
     return Bounded(app, arguments.body_bytes, arguments.client_seconds)
 
 
-FLAG = re.compile(r"--(user|items|where|only|exclude|max-per|context)\b")
 FORM = "1"
 """Of requests and answers."""
 DESCRIPTION = (
@@ -97,7 +95,7 @@ def _add_questions(app: FastAPI, batches: Batches[Question, Answer], seconds: fl
         try:
             return await asyncio.wait_for(batches.ask(body.ask()), seconds)
         except Mistake as mistake:
-            return _problem(400, FLAG.sub(_field, str(mistake)))
+            return _problem(400, str(mistake))
         except BusyError:
             return _problem(503, "too many requests wait: ask again", {"retry-after": "1"})
         except TimeoutError:
@@ -157,8 +155,9 @@ async def _not_of_the_form(request: Request, error: Exception) -> Response:
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     if first["type"] == "extra_forbidden":
         form = Similar if request.url.path == "/similar" else Recommend
-        meant = nearest(where, form.model_fields) or f"there are {', '.join(form.model_fields)}"
-        return _problem(422, f"{where}: no field of this request: {meant.removesuffix(': ')}")
+        fields = form.model_fields
+        told = f"{nearest(where, fields)}there are {', '.join(fields)}"
+        return _problem(422, f"{where}: no field of this request: {told}")
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     said = first["msg"].removeprefix("Value error, ")
     return _problem(422, f"{where or 'the body'}: {said}{more}")
@@ -168,11 +167,6 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     told = f"{request.method} {request.url.path}: {error.detail}"
     return _problem(error.status_code, f"{told}. POST /recommend and /similar: see GET /docs")
-
-
-def _field(flag: re.Match[str]) -> str:
-    """A flag of the command line as the request's field of that name."""
-    return flag[1].replace("-", "_")
 
 
 def _problem(status: int, error: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -70,17 +70,19 @@ class Similar(Filtered):
     """Items like one."""
 
     item: Id | None = None
-    title: StrictStr | None = Field(None, description="Words of its title, in place of `item`.")
+    title: StrictStr | None = Field(
+        None, description="Its title, or a part that it alone has, in place of `item`."
+    )
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Similar:
         if (self.item is None) == (self.title is None):
-            raise ValueError("say which item: its id as item, or words of its title as title")
+            raise ValueError("say which item: its id as item, or its title as title")
         return self
 
     def ask(self) -> AskSimilar:
         words = self.title if self.item is None else self.item
-        return AskSimilar(str(words), self.k, self.filters(), self.item is None)
+        return AskSimilar(str(words), self.k, self.filters(), by_title=self.item is None)
 
 
 class Found(BaseModel):

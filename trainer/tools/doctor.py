@@ -271,7 +271,10 @@ def report() -> int:
     problems = find_problems(packages, sys.version_info[:2], has_gpu=bool(gpus))
     problems += machine_problems()
     if not any(problem.fatal for problem in problems):
-        with TerminalProgress() as progress, waits(progress, "loading what is compiled"):
+        with (
+            TerminalProgress() as progress,
+            waits(progress, "loading torch and torchrec"),
+        ):
             problems += import_problems()
     for problem in problems:
         say(f"{'error' if problem.fatal else 'warning'}: {problem.what}")

@@ -53,8 +53,14 @@ class WindowWatch:
         phases: RunPhases,
         follows: bool,
     ) -> None:
-        """trained: by the checkpoint that the run goes on from. Mistake where no window is left,
-        and none will be waited for."""
+        """
+        Args:
+            trained: by the checkpoint that the run goes on from.
+            follows: further windows are waited for.
+
+        Raises:
+            Mistake: where no window is left, and none is waited for.
+        """
         self.config, self.model, self.stream = config, model, stream
         self.folder, self.ranks, self.progress = folder, ranks, progress
         self.metrics, self.on_evaluation, self.phases = metrics, on_evaluation, phases

@@ -40,10 +40,10 @@ def never_silent(words: str, seconds: float = SILENT_SECONDS) -> Iterator[None]:
         yield
     finally:
         over.set()
-        speaks()
+        clear_loading_line()
 
 
-def speaks() -> None:
+def clear_loading_line() -> None:
     """Something is about to be printed: in place of what `never_silent` shows."""
     with _line:
         _spoken.set()

@@ -126,8 +126,10 @@ def _show_sides(
         ).show(connection)
         if side == "item" and title is None:
             names = [name for name in given.table.types if name not in roles]
-            title = likely_title(connection, given.table, given.id_column, names, "")
-            found = replace(found, title=title)
+            limit = limit_of(connection, given.table.is_typed, given.table.relation(nulls=True))
+            with readable(given.label, given.table.format):
+                title = likely_title(connection, given.table, given.id_column, names, limit)
+            found = replace(found, title=title or found.title)
             if title is not None:
                 say(
                     f"{title}: nearly each item has one of its own, as titles are. --title-column, "
