@@ -10,12 +10,13 @@ from cluster import cli
 from trainer.base.mistake import Mistake
 from trainer.base.typed import fields_of
 from trainer.base.usage import expect_preset
-from trainer.command_line import TrainArguments, parse_preset, recorded_name
+from trainer.command_line import TrainArguments, parse_preset
 from trainer.config.preset_file import as_toml, field_helps, line_of, read_preset
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config
 from trainer.config.short_help import SETTINGS
 from trainer.files.storage import storage_path
+from trainer.start_settings import recorded_name
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -287,6 +287,12 @@ def test_without_a_preset_it_has_the_settings_of_the_run_it_starts_from(
         away.rename(origin)
     assert resumed.config.model == parsed.config.model
     assert "going on from" in told and max(losses(out)) == 4
+    for origin_named in ([], [f"--start-from={origin}"]):
+        flags = [f"--data={data}", f"--out={out}", "--resume", *origin_named]
+        named, resumed = parse_preset(flags, "train", TrainArguments)
+        assert (named, resumed.config) == (preset, RunFolder(out).read_config().config)
+    with pytest.raises(Mistake, match=r"--start-from .*none is no run: it has no config.json"):
+        parse_preset([f"--data={data}", f"--start-from={tmp_path}/none"], "train", TrainArguments)
 
 
 def test_windows_take_a_run_that_was_trained_at_once(tmp_path: Path) -> None:
@@ -311,3 +317,8 @@ def test_windows_take_a_run_that_was_trained_at_once(tmp_path: Path) -> None:
     make(write(later, tmp_path / "later.parquet"), data, append=True)
     told = trained(parsed.run_spec(preset))
     assert "window by window" in told and " no " not in told
+    flags = [f"--data={data}", f"--out={tmp_path / 'plain'}", f"--start-from={out}"]
+    preset, parsed = parse_preset(flags, "train", TrainArguments)
+    assert not parsed.config.data.windows and parsed.config.data.train_splits == ("train",)
+    told = trained(parsed.run_spec(preset))
+    assert "window by window" not in told and " no " not in told

@@ -13,21 +13,19 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 import tyro
 
 from losses.choices import LOSSES
-from trainer.base.ending import is_first_rank
 from trainer.base.mistake import Mistake
 from trainer.base.ranges import check_given, check_ranges
-from trainer.base.screen import say, words_escaped
+from trainer.base.screen import words_escaped
+from trainer.base.terminal.first_word import clear_loading_line
 from trainer.base.typed import nearest
-from trainer.config.default_preset import explain
-from trainer.config.preset_file import as_toml, is_path
+from trainer.config.preset_file import as_toml
 from trainer.config.presets import PRESETS, find_preset
 from trainer.config.sections import Config, settings_of
 from trainer.config.short_help import ALL, MORE, PRINT, short_kind
-from trainer.data.schema import Dataset
 from trainer.files.filesystems import absolute
 from trainer.files.paths import LastingPath, with_paths
-from trainer.run.folder import Resume, RunFolder, RunSpec
-from trainer.run.run_facts import RunFacts
+from trainer.run.folder import Resume, RunSpec
+from trainer.start_settings import Start, recorded_name
 
 MOST_GPUS = 1 << 20
 HELP = {"--help", "-h", ALL}
@@ -114,7 +112,7 @@ Parsed = TypeVar("Parsed")
 
 def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> tuple[str, Parsed]:
     """Parse `PRESET --flags` into `kind`: the preset's config is the default of its `config`.
-    Without PRESET see `preset_or_origin`.
+    Without PRESET see `Start.preset`.
 
     Unknown flags end the process with status 2 and the nearest known ones; --help, --help-all and
     --print-config with status 0.
@@ -124,12 +122,20 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
     """
     is_named = bool(arguments) and not arguments[0].startswith("-")
     flags = _resume_spelt_out(arguments[is_named:])
-    named = arguments[0] if is_named else None
-    preset = preset_or_origin(named, _value(flags, "--start-from"))
-    config = _defaults(_config_of(preset, flags), flags)
+    start = Start(
+        arguments[0] if is_named else None,
+        _value(flags, "--data"),
+        _value(flags, "--out") if RESUMES.get(_value(flags, "--resume") or "", False) else None,
+        _value(flags, "--start-from"),
+    )
+    preset = start.preset
+    changed = bool(settings_given(flags))
+    config = find_preset(preset) if HELP & set(flags) else start.config(changed)
+    config = _defaults(config, flags)
     if PRINT in flags:
         _print_config(preset, config, [flag for flag in flags if flag != PRINT], program)
     if {"--help", "-h"} & set(flags):
+        clear_loading_line()
         words = f"{kind.__doc__}\n\n{MORE}\n\nPresets: {', '.join(PRESETS)}."
         shown = short_kind(kind, config)
         tyro.cli(shown, args=["--help"], prog=f"{program} [PRESET]", description=words)
@@ -144,24 +150,12 @@ def parse_preset(arguments: Sequence[str], program: str, kind: type[Parsed]) -> 
     return recorded_name(preset), parsed
 
 
-def preset_or_origin(named: str | None, start_from: str | None) -> str:
-    """Where no preset is named: the settings of the run that a new one starts from, or default."""
-    return named or ("default" if start_from is None else absolute(start_from))
-
-
 def _resume_spelt_out(flags: Sequence[str]) -> list[str]:
     """`--resume` alone as `--resume always`; a value that follows it stays its own."""
     return [
         "--resume=always" if flag == "--resume" and follower.startswith("-") else flag
         for flag, follower in pairwise([*flags, "--"])
     ]
-
-
-def recorded_name(preset: str) -> str:
-    """What a run records as its preset: that of a run is named so that it is known for a path."""
-    if preset in PRESETS or preset.endswith(".toml"):
-        return preset
-    return absolute(preset) if is_path(preset) else preset
 
 
 def _missing(kind: type) -> dict[str, Any]:
@@ -208,43 +202,6 @@ def _defaults(config: Config, flags: Sequence[str]) -> Config:
     return defaults
 
 
-def _config_of(preset: str, flags: Sequence[str]) -> Config:
-    """The preset's config, fitted to what flags name."""
-    if HELP & set(flags):
-        return find_preset(preset)
-    resumes = RESUMES.get(_value(flags, "--resume") or "never", False)
-    out = _value(flags, "--out") if resumes else None
-    return config_for(preset, _value(flags, "--data"), out, bool(settings_given(flags)))
-
-
-def config_for(preset: str, data: str | None, resumed: str | None, changed: bool = False) -> Config:
-    """The preset's config; `default` is fitted to the data. Of default and of a run's settings: as
-    they were when a run was started.
-
-    Args:
-        resumed: a run that is gone on with.
-        changed: flags change some of it.
-    """
-    is_run = is_path(preset) and not preset.endswith(".toml")
-    if not is_run and (preset != "default" or data is None):
-        return find_preset(preset)
-    try:
-        before = _before(resumed) if resumed is not None else None
-        if before is not None and before.preset == recorded_name(preset):
-            return before.config
-        dataset = None if is_run or data is None else Dataset.load(data, verify="none")
-    except Mistake:  # told by whoever reads them in earnest
-        return find_preset(preset)
-    except Exception as error:  # noqa: BLE001  of any storage; workers may be able to read it
-        _say_first(f"{preset}, for what cannot be read here: {error}")
-        return find_preset(preset)
-    config = find_preset(preset, dataset)
-    flags_first = "; your flags override it" if changed else ""
-    told = f"settings of {preset}" if dataset is None else explain(config, dataset)
-    _say_first(told + flags_first)
-    return config
-
-
 def overridden(config: Config, overrides: Mapping[str, Any]) -> Config:
     """The config with settings by name, as flags set them: `{"loss.name": "bsl"}`.
 
@@ -276,17 +233,6 @@ def settings_given(flags: Sequence[str]) -> set[str]:
 
 def _hint(setting: str, known: Sequence[str]) -> str:
     return nearest(setting, known) or f"settings are like {known[0]}; `tandem train --help-all`"
-
-
-def _say_first(line: str) -> None:
-    if is_first_rank():
-        say(line, file=sys.stderr)
-
-
-def _before(out: str) -> RunFacts | None:
-    """What config.json says of the run at `out`, where one was begun there."""
-    folder = RunFolder(out)
-    return folder.read_config() if folder.config_file.is_file() else None
 
 
 def _value(flags: Sequence[str], name: str) -> str | None:

@@ -11,7 +11,7 @@ from cluster.workers.options import launcher_for
 from trainer.api.run import Run, path_of
 from trainer.base.mistake import Mistake
 from trainer.base.typed import read_as
-from trainer.command_line import config_for, overridden, preset_or_origin, recorded_name
+from trainer.command_line import overridden
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
@@ -21,6 +21,7 @@ from trainer.fitting import precheck
 from trainer.launch.launcher import Launcher
 from trainer.observe.progress import quiet_libraries
 from trainer.run.folder import Resume, RunSpec
+from trainer.start_settings import Start, recorded_name
 from trainer.tools.ready import ready_for_torch
 
 OF_A_CONFIG = "python"
@@ -51,8 +52,8 @@ def train(
         name, config = OF_A_CONFIG, preset
     else:
         named = None if preset is None else str(preset)
-        name = recorded_name(preset_or_origin(named, origin))
-        config = config_for(name, folder, run if resume else None)
+        start = Start(named, folder, run if resume else None, origin)
+        name, config = recorded_name(start.preset), start.config()
     spec = RunSpec(
         name,
         with_paths(overridden(config, overrides), absolute),

@@ -298,6 +298,19 @@ def test_columns_of_unusual_names_are_guessed_and_said(
     assert shown.rstrip().endswith("--title-column text")
     sales.write_text("client,what,amount\n" + "\n".join(f"{n % 7},{n % 5},1.5" for n in range(99)))
     assert "takes client for users, what for items, a guess" in look(sales, capsys)
+    rated = [f"c{n % 9},p{n % 11},{n % 90}" for n in range(99)]
+    sales.write_text("cookie,url,rating\n" + "\n".join(rated))
+    assert "takes cookie for users, url for items, a" in look(sales, capsys, positive_threshold=50)
+    sales.write_text("cookie,url,amount\n" + "\n".join(f"{each}.5" for each in rated))
+    shown = look(sales, capsys, weight_column="amount")
+    assert "takes cookie for users, url for items, a" in shown
+    sales.write_text("order,c,url\n" + "\n".join(f"o{n},c{n % 50},p{n % 70}" for n in range(5000)))
+    assert "takes c for users, url for items, a" in look(sales, capsys)
+    sales.write_text(
+        "-a,--b,t\n" + "\n".join(f"{n % 7},{n % 5},2024-01-0{n % 9 + 1}" for n in range(99))
+    )
+    shown = look(sales, capsys, in_order=True)
+    assert shown.rstrip().endswith("--user-column=-a --item-column=--b --in-order")
     sales.write_text("a,b\n" + "\n".join(f"{n},{n / 8}" for n in range(99)))
     with pytest.raises(Mistake, match="no column with a usual name of users nor of items"):
         look(sales, capsys)

@@ -283,6 +283,9 @@ def test_the_runs_below_a_folder_are_listed(
     os.utime(tmp_path / "search" / "trial-0" / "config.json", (later, later))
     assert is_folder_of_runs(str(tmp_path)) and not is_folder_of_runs(str(tmp_path / "week/a"))
     assert not is_folder_of_runs(str(tmp_path / "none"))
+    (tmp_path / "week" / "gone").mkdir()
+    (tmp_path / "week" / "gone" / "config.json").symlink_to("nowhere")
+    (tmp_path / "config.json").write_text("{}")  # of something else, above all
     show_newest(tmp_path, "another")
     listed = capsys.readouterr().out
     assert listed.index("week/a") < listed.index("search/trial-0"), "though it is the newest"

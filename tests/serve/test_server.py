@@ -109,6 +109,8 @@ def test_similar_items(port: int, place: Path) -> None:
         ("/similar", {}, 422, "say which item: its id as item, or its title as title"),
         ("/similar", {"item": "i1", "title": "Item 1"}, 422, "say which item"),
         ("/similar", {"title": "no such thing"}, 400, "no item has such a title"),
+        ("/similar", {"title": " "}, 400, "empty, or no text"),
+        ("/similar", b'{"title": "\\ud800"}', 400, "no text that can be printed"),
         ("/similar", {"title": "item"}, 400, "500 fit: Item "),
         ("/nothing", {}, 404, "POST /nothing: Not Found. POST /recommend and /similar: see GET /d"),
     ],

@@ -115,7 +115,9 @@ def words_escaped(words: Iterable[str]) -> Iterator[None]:
         with redirect_stderr(held):
             yield
     finally:
-        sys.stderr.write(shown(held.getvalue(), keep="\n"))
+        if held.getvalue():
+            clear_loading_line()
+            sys.stderr.write(shown(held.getvalue(), keep="\n"))
 
 
 def plain_console(file: TextIO | None = None, width: int | None = None) -> Console:

@@ -10,7 +10,10 @@ TITLES_TOLD = 5
 
 
 def rows_by_title(bundle: Bundle, words: str) -> list[int]:
-    """Rows whose title it is, else of which it is a part, those with most interactions first."""
+    """Rows whose title it is, else of which it is a part, those with most interactions first.
+    Raises Mistake for what is no text."""
+    if not words.strip() or not words.isprintable():
+        raise Mistake(f"title {words!r:.60}: empty, or no text that can be printed")
     return sorted(bundle.item_names.titled(words), key=lambda row: -bundle.count_I[row])
 
 

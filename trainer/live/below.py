@@ -32,7 +32,7 @@ def runs_below(folder: Path) -> list[Listed]:
     """All runs that can be read, the newest first, and after them those of `tune` and `compare`."""
     places = sorted(
         _places(folder),
-        key=lambda place: (_is_tried(place), -(place / CONFIG_FILE).stat().st_mtime),
+        key=lambda place: (_is_tried(place), -_began(place)),
     )
     found = []
     for place in places:
@@ -44,6 +44,14 @@ def runs_below(folder: Path) -> list[Listed]:
         except (Mistake, OSError):  # a config.json of something else
             continue
     return found
+
+
+def _began(run: Path) -> float:
+    """When its config.json was written; of one that is gone meanwhile 0."""
+    try:
+        return (run / CONFIG_FILE).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _is_tried(run: Path) -> bool:
@@ -103,8 +111,9 @@ def _places(folder: Path) -> Iterator[Path]:
     base = len(folder.parts)
     for path, folders, files in os.walk(folder):
         place = Path(path)
-        if CONFIG_FILE in files:
+        is_run = CONFIG_FILE in files and ("checkpoints" in folders or "starts.jsonl" in files)
+        if is_run:
             yield place
-        deep = CONFIG_FILE in files or len(place.parts) - base >= DEPTH
+        deep = is_run or len(place.parts) - base >= DEPTH
         kept = [name for name in folders if name not in PASSED_OVER and not name.startswith(".")]
         folders[:] = [] if deep else kept

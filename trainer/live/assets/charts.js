@@ -221,7 +221,7 @@ function bars(chart) {
         markLine: { silent: true, symbol: "none", data: levels },
       },
       ...(one.low ? [whiskers(one, unit, true)] : []),
-      { type: "scatter", silent: true, symbolSize: 0, data: tops.map((top, index) => [top, index]), label: text },
+      { type: "scatter", silent: true, z: 10, symbolSize: 0, data: tops.map((top, index) => [top, index]), label: text },
     ],
   };
 }

@@ -15,7 +15,7 @@ from trainer.prepare.preview.repeated_columns import likely_times
 from trainer.sources import sql
 from trainer.sources.columns import Table, resolve
 from trainer.sources.side_tables import side_files
-from trainer.sources.sources import ITEM_NAMES, TIMESTAMP_NAMES, USER_NAMES
+from trainer.sources.sources import ITEM_NAMES, RATING_NAMES, TIMESTAMP_NAMES, USER_NAMES
 from trainer.sources.text_files import readable
 
 WORDS = {
@@ -27,7 +27,7 @@ WORDS = {
 """What a column's name may contain."""
 MOST_DIFFERENT = 0.95
 """Share of the rows: an id is met again."""
-NO_IDS = ("FLOAT", "DOUBLE", "DECIMAL", "BOOL", "DATE", "TIME", "[", "STRUCT", "MAP")
+NO_IDS = ("FLOAT", "DOUBLE", "DECIMAL", "BOOL", "DATE", "TIME", "INTERVAL", "[", "STRUCT", "MAP")
 
 
 def guessed(
@@ -47,7 +47,10 @@ def guessed(
         ),
     }
     missing = [side for side in WORDS if found[side] is None]
-    left = [name for name in table.types if name not in found.values()]
+    rating = resolve(columns.rating, table.types, RATING_NAMES, "--rating-column", table.label)
+    others = (rating, columns.event, columns.weight, columns.title, *columns.context)
+    taken = {*found.values(), *others, *columns.of_items, *columns.of_users}
+    left = [name for name in table.types if not {name, name.split(":")[0]} & taken]
     if not missing or not left:
         return None
     limit = limit_of(connection, table.is_typed, table.relation(nulls=True))
@@ -66,7 +69,7 @@ def guessed(
         most = ids[: len(missing) - len(guesses)]
         guesses[side] = min(most, key=list(table.types).index)
         ids.remove(guesses[side])
-    if found["timestamp"] is None and times:
+    if found["timestamp"] is None and times and not arguments.in_order:
         guesses["timestamp"] = times[0]
     named: dict[str, Any] = {f"{side}_column": name for side, name in guesses.items()}
     kinds = {"user": "users", "item": "items", "timestamp": "times"}
@@ -87,8 +90,8 @@ def _ids(
         return []
     values = ", ".join(f"{table.value(name)} AS c{place}" for place, name in enumerate(names))
     asked = ", ".join(
-        f"approx_count_distinct(c{place}), count(c{place}), count(*) FILTER "
-        f"(TRY_CAST(c{place} AS DOUBLE) <> round(TRY_CAST(c{place} AS DOUBLE)))"
+        f"count(DISTINCT c{place}), count(c{place}), count(*) FILTER "
+        f"(TRY_CAST(c{place} AS DOUBLE) IS NOT NULL AND CAST(c{place} AS VARCHAR) LIKE '%.%')"
         for place in range(len(names))
     )
     relation = f"SELECT * FROM {table.relation(nulls=True)}{limit}"

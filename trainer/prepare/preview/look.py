@@ -193,6 +193,8 @@ def _command(arguments: PrepareArguments) -> list[str]:
             words.append(flag)
         elif isinstance(value, tuple):
             words += [flag, *map(str, value)]
+        elif str(value).startswith("-"):
+            words.append(f"{flag}={value}")
         else:
             words += [flag, str(value)]
     return words
@@ -200,7 +202,8 @@ def _command(arguments: PrepareArguments) -> list[str]:
 
 def _folder(arguments: PrepareArguments) -> str:
     name = Path(arguments.source.rstrip("/")).stem.split(".")[0]
-    return f"{name or 'data'}-prepared"
+    made = f"{name.strip('*?') or 'data'}-prepared"
+    return f"./{made}" if made.startswith("-") else made
 
 
 _DEFAULTS = vars(PrepareArguments("source", "out"))
