@@ -249,7 +249,9 @@ COMMANDS = {
     "dashboard": Command("Watch a run: a live page, Prometheus, alerts", dashboard),
     "report": Command("One page of plots of runs, side by side", report),
     "submit": Command("Run a command as a job on a Ray cluster", of_jobs("submit")),
-    "status": Command("A cluster's jobs, or how far a run has come", of_jobs("status")),
+    "status": Command(
+        "A cluster's jobs, the runs below a folder, or how far one has come", of_jobs("status")
+    ),
     "logs": Command("A job's output", of_jobs("logs")),
     "stop": Command("End a job", of_jobs("stop")),
     "bench": Command("Measure a part beside a floor or a peer", bench),

@@ -29,7 +29,7 @@ def test_two_workers_train_and_ray_stays_quiet(tmp_path: Path) -> None:
     waits = ("loading torch and Ray", "starting Ray on this machine", "starting: ")
     assert run.lines[0] == waits[0]
     told = [line for line in run.lines if not line.startswith(waits)]
-    first, second, data, model, loss, *steps, took, evaluate, recommend, report, last = told
+    first, second, data, model, loss, *steps, took, blind, evaluate, recommend, report, last = told
     assert first.startswith("metrics: http://127.0.0.1:")
     assert second.startswith("starting workers (2), which takes up to a minute")
     assert [line.split()[0] for line in (data, model, loss)] == ["data", "model", "loss"]
@@ -37,5 +37,6 @@ def test_two_workers_train_and_ray_stays_quiet(tmp_path: Path) -> None:
     assert steps[-1].startswith("training  6/6  loss ")
     assert evaluate.startswith("next: tandem evaluate ") and "tandem report " in report
     assert " --user " in recommend and last == f"the run: {tmp_path / 'run'}"
+    assert blind.startswith("items are known by their ids alone: new ones are in no list")
     assert took.startswith("trained 6 steps with 2 workers in ") and " training" in took
     assert list(run.losses()) == [1, 2, 3, 4, 5, 6]

@@ -35,7 +35,7 @@ def test_the_newest_runs_are_shown(
     assert cli.main(["status"]) == 0
     shown = capsys.readouterr().out
     assert shown.index("runs/later 2") < shown.index("runs/later 1") and "later 0" not in shown
-    assert "and 2 older" in shown and "tandem status --address http://127.0.0.1:8265" in shown
+    assert "and 2 more" in shown and "tandem status --address http://127.0.0.1:8265" in shown
 
 
 def test_where_there_is_none_it_says_what_to_give(

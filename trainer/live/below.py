@@ -17,6 +17,8 @@ from trainer.run.state import RunState, read_state
 
 DEPTH = 3
 MOST_SHOWN = 10
+BESIDE = {"starts.jsonl", "metrics.jsonl", "checkpoints"}
+"""What a run has beside its config.json; somebody else's file of that name stands alone."""
 PASSED_OVER = {"checkpoints", "bundles", "trackers", "ray"}
 
 
@@ -111,7 +113,7 @@ def _places(folder: Path) -> Iterator[Path]:
     base = len(folder.parts)
     for path, folders, files in os.walk(folder):
         place = Path(path)
-        is_run = CONFIG_FILE in files and ("checkpoints" in folders or "starts.jsonl" in files)
+        is_run = CONFIG_FILE in files and not BESIDE.isdisjoint((*files, *folders))
         if is_run:
             yield place
         deep = is_run or len(place.parts) - base >= DEPTH
