@@ -69,10 +69,9 @@ def plan(arguments: Arguments, verbose: bool) -> int:
 
     expect_preset("tandem plan", arguments, list(PRESETS))
     _, parsed = parse_preset(arguments, "tandem plan", PlanArguments)
-    from trainer.observe.progress import TerminalProgress
-    from trainer.observe.waiting import waits
+    from trainer.observe.waiting import waits_on_terminal
 
-    with TerminalProgress() as progress, waits(progress, "loading torch"):
+    with waits_on_terminal("loading torch"):
         from cluster.commands.plan_run import main
 
     return main(parsed, verbose)

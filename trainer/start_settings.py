@@ -11,8 +11,7 @@ from trainer.base.ending import is_first_rank
 from trainer.base.mistake import Mistake
 from trainer.base.screen import say
 from trainer.config.default_preset import explain
-from trainer.config.preset_file import is_path
-from trainer.config.presets import PRESETS, find_preset
+from trainer.config.presets import find_preset, is_run
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import absolute
@@ -64,11 +63,10 @@ class Start:
             Mistake: where there is no such preset, or no run to start from.
         """
         preset, before = self.preset, self.before
-        is_run = is_path(preset) and not preset.endswith(".toml")
-        keeps = self.named in (None, "default") or is_run
+        keeps = self.named in (None, "default") or is_run(preset)
         if before is not None and keeps and before.preset == recorded_name(preset):
             return before.config
-        if is_run:
+        if is_run(preset):
             config = _of_a_new_run(preset) if self.named is None else find_preset(preset)
             told = f"settings of {preset}"
         elif preset == "default" and self.data is not None:
@@ -89,9 +87,7 @@ class Start:
 
 def recorded_name(preset: str) -> str:
     """What a run records as its preset: that of a run is named so that it is known for a path."""
-    if preset in PRESETS or preset.endswith(".toml"):
-        return preset
-    return absolute(preset) if is_path(preset) else preset
+    return absolute(preset) if is_run(preset) else preset
 
 
 def _of_a_new_run(origin: str) -> Config:

@@ -211,10 +211,18 @@ class Run:
         return self.windows is None and self.validation.is_over
 
     def _windows(self) -> WindowWatch:
-        stream = stream_of(self.config, self.dataset, self.inputs, self._met.before)
-        shown = (self.progress, self.metrics, self.hooks.on_evaluation, self.phases)
-        at = (self.folder, self.ranks, *shown, self.spec.follow)
-        return WindowWatch(self.config, self.model, stream, self._met.trained, *at)
+        return WindowWatch(
+            self.spec,
+            self.model,
+            stream_of(self.config, self.dataset, self.inputs, self._met.before),
+            self._met.trained,
+            self.folder,
+            self.ranks,
+            self.progress,
+            self.metrics,
+            self.hooks.on_evaluation,
+            self.phases,
+        )
 
     def _windows_trained(self, place: Place) -> WindowsTrained:
         if self.windows is not None:

@@ -26,8 +26,8 @@ from trainer.files.paths import LastingPath
 from trainer.files.storage import storage_path
 from trainer.fitting import blind_spots, precheck
 from trainer.observe.choice import Choice, read_choice
-from trainer.observe.progress import TerminalProgress, in_words
-from trainer.observe.waiting import waits
+from trainer.observe.progress import in_words
+from trainer.observe.waiting import waits_on_terminal
 from trainer.run.folder import RunFolder, RunSpec
 
 
@@ -118,7 +118,7 @@ def train(
 ) -> int:
     """Check, try what the effort allows, train, report. `given`: settings that the user set."""
     loading = time.monotonic()
-    with TerminalProgress() as progress, waits(progress, "loading torch and Ray"):
+    with waits_on_terminal("loading torch and Ray"):
         precheck(spec, options.is_here)
         # Ray Train and torch: seconds, and mistakes are told before.
         from cluster.workers.ray_workers import RayWorkers

@@ -178,6 +178,11 @@ PRESETS: dict[str, Callable[[], Config]] = {
 }
 
 
+def is_run(preset: str) -> bool:
+    """Whether a preset is named by the path or URI of a run."""
+    return preset not in PRESETS and is_path(preset) and not preset.endswith(".toml")
+
+
 def find_preset(name: str, dataset: Dataset | None = None) -> Config:
     """The preset called `name`, or that of a TOML file, or what a run was trained with.
 

@@ -32,10 +32,7 @@ class Listed:
 
 def runs_below(folder: Path) -> list[Listed]:
     """All runs that can be read, the newest first, and after them those of `tune` and `compare`."""
-    places = sorted(
-        _places(folder),
-        key=lambda place: (_is_tried(place), -_began(place)),
-    )
+    places = sorted(_places(folder), key=lambda place: (_is_tried(place), -_began(place)))
     found = []
     for place in places:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-from trainer.observe.progress import Progress
+from trainer.observe.progress import Progress, TerminalProgress
 
 TELL_SECONDS = 1.0
 
@@ -32,6 +32,13 @@ def waits(
             yield
     finally:
         progress.waiting(None)
+
+
+@contextmanager
+def waits_on_terminal(words: str) -> Iterator[None]:
+    """`waits` of a body that shows no other progress."""
+    with TerminalProgress() as progress, waits(progress, words):
+        yield
 
 
 @contextmanager

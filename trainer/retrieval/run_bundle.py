@@ -24,8 +24,7 @@ from trainer.bundle.manifest import MANIFEST, is_bundle, read_manifest
 from trainer.bundle.opened_bundle import Bundle
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import is_uri, local_path
-from trainer.observe.progress import TerminalProgress
-from trainer.observe.waiting import waits
+from trainer.observe.waiting import waits_on_terminal
 from trainer.retrieval.arguments import ExportArguments
 from trainer.run.folder import RunFolder
 from trainer.run.newest import asked_checkpoint
@@ -101,7 +100,7 @@ def _kept(place: Path, run: str, dataset: Dataset) -> Path | None:
 
 
 def _make(run: str, dataset: Dataset, out: Path) -> None:
-    with TerminalProgress() as progress, waits(progress, "encoding users and items"):
+    with waits_on_terminal("encoding users and items"):
         from trainer.launch.here import Here  # torch
         from trainer.retrieval.export import export_quietly
 

@@ -41,8 +41,8 @@ from trainer.run.run_facts import RunFacts
 from trainer.run.start import (
     absent_folders,
     check_kinds,
-    check_same_way,
     check_unchanged,
+    exists_already,
     is_used,
     named_when_lasting,
     remove_empty,
@@ -151,9 +151,7 @@ class RunFolder:
         before = self.read_config()
         kept = bool(committed(self.checkpoints))
         if not spec.resume and before.run_id != spec.run_id:
-            check_same_way(self.path, before.config, spec, kept)
-            way = "go on with it" if kept else "begin it anew, for it has no checkpoint,"
-            raise Mistake(f"{self.path} exists already; choose another --out, or {way} by --resume")
+            raise exists_already(self.path, before.config, spec, kept)
         check_same_origin(self.path, before.start_from, spec.start_from)
         if kept:
             check_unchanged(self.path, before.dataset_digest, before.config, spec, dataset)
@@ -297,4 +295,5 @@ class RunFolder:
 
 def _step_of(record: dict[str, Any]) -> float:
     """The step of a line of metrics; infinite where it says none."""
-    return step if isinstance(step := record.get("step"), int | float) else float("inf")
+    step = record.get("step")
+    return step if isinstance(step, int | float) else float("inf")

@@ -114,17 +114,22 @@ def _remove(folder: StoragePath) -> None:
         lock.release()
 
 
-def check_same_way(path: StoragePath, config: Config, spec: RunSpec, kept: bool) -> None:
-    """Raise Mistake where a run was begun over all data at once, and is to go on window by window,
-    or the other way round: --resume would not help. kept: it has a checkpoint."""
+def exists_already(path: StoragePath, config: Config, spec: RunSpec, kept: bool) -> Mistake:
+    """Why no new run begins there, with what to do.
+
+    Args:
+        config: of the run that is there.
+        kept: it has a checkpoint.
+    """
     then, now = config.data.windows, spec.config.data.windows
     if then == now or not kept:
-        return
-    way = "window by window" if then else "on all data at once"
+        way = "go on with it" if kept else "begin it anew, for it has no checkpoint,"
+        return Mistake(f"{path} exists already; choose another --out, or {way} by --resume")
+    trained = "window by window" if then else "on all data at once"
     other = "--windows needs" if now else "a run without --windows needs"
-    raise Mistake(
-        f"{path} exists already, and is trained {way}: {other} a folder of its own; choose another "
-        f"--out, and --start-from {path} to begin with what was learnt there"
+    return Mistake(  # --resume would not help
+        f"{path} exists already, and is trained {trained}: {other} a folder of its own; choose "
+        f"another --out, and --start-from {path} to begin with what was learnt there"
     )
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from trainer.base.machine import usable_cpus, usable_memory_bytes
 from trainer.base.mistake import Mistake
 from trainer.base.screen import say
-from trainer.observe.progress import TerminalProgress
-from trainer.observe.waiting import waits
+from trainer.observe.waiting import waits_on_terminal
 
 Packages = Mapping[str, "Package"]
 
@@ -271,10 +270,7 @@ def report() -> int:
     problems = find_problems(packages, sys.version_info[:2], has_gpu=bool(gpus))
     problems += machine_problems()
     if not any(problem.fatal for problem in problems):
-        with (
-            TerminalProgress() as progress,
-            waits(progress, "loading torch and torchrec"),
-        ):
+        with waits_on_terminal("loading torch and torchrec"):
             problems += import_problems()
     for problem in problems:
         say(f"{'error' if problem.fatal else 'warning'}: {problem.what}")

@@ -19,7 +19,6 @@ import numpy as np
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from trainer.base.mistake import require
-from trainer.config.sections import Config
 from trainer.data.events.event_stream import EventStream
 from trainer.data.schema import EventWindow
 from trainer.distributed.ranks import Ranks
@@ -28,7 +27,7 @@ from trainer.model.windows.admission import admit, draw_from
 from trainer.observe.metrics import RankMetrics
 from trainer.observe.progress import Progress
 from trainer.run.checkpoint_facts import WindowsTrained
-from trainer.run.folder import RunFolder
+from trainer.run.folder import RunFolder, RunSpec
 from trainer.run.place import Place
 from trainer.watch.run_phases import RunPhases
 
@@ -41,7 +40,7 @@ class WindowWatch:
 
     def __init__(
         self,
-        config: Config,
+        spec: RunSpec,
         model: DistributedModelParallel,
         stream: EventStream,
         trained: WindowsTrained,
@@ -51,16 +50,15 @@ class WindowWatch:
         metrics: RankMetrics,
         on_evaluation: Callable[[dict[str, float]], None],
         phases: RunPhases,
-        follows: bool,
     ) -> None:
         """
         Args:
             trained: by the checkpoint that the run goes on from.
-            follows: further windows are waited for.
 
         Raises:
-            Mistake: where no window is left, and none is waited for.
+            Mistake: where no window is left, and the run does not wait for others.
         """
+        config = spec.config
         self.config, self.model, self.stream = config, model, stream
         self.folder, self.ranks, self.progress = folder, ranks, progress
         self.metrics, self.on_evaluation, self.phases = metrics, on_evaluation, phases
@@ -68,7 +66,7 @@ class WindowWatch:
         to_come = [each for each in stream.numbers if each > trained.newest and stream.rows(each)]
         self.schedule = WindowSchedule(stream, (*trained.begun, *to_come), config.training.epochs)
         require(
-            bool(self.schedule.numbers) or follows,
+            bool(self.schedule.numbers) or spec.follow,
             f"--windows: the run that it starts from knows all of the data, to window number "
             f"{trained.newest}: add one by `tandem prepare NEW DATA --append`, or --follow",
         )

@@ -11,7 +11,7 @@ import duckdb
 from trainer.base.mistake import Mistake
 from trainer.prepare.prepare_arguments import PrepareArguments
 from trainer.prepare.preview.look_columns import limit_of
-from trainer.prepare.preview.repeated_columns import likely_times
+from trainer.prepare.preview.repeated_columns import likely_times, rows_of
 from trainer.sources import sql
 from trainer.sources.columns import Table, resolve
 from trainer.sources.side_tables import side_files
@@ -88,14 +88,13 @@ def _ids(
     names = [name for name in names if not any(word in table.types[name] for word in NO_IDS)]
     if not names:
         return []
-    values = ", ".join(f"{table.value(name)} AS c{place}" for place, name in enumerate(names))
     asked = ", ".join(
         f"count(DISTINCT c{place}), count(c{place}), count(*) FILTER "
         f"(TRY_CAST(c{place} AS DOUBLE) IS NOT NULL AND CAST(c{place} AS VARCHAR) LIKE '%.%')"
         for place in range(len(names))
     )
-    relation = f"SELECT * FROM {table.relation(nulls=True)}{limit}"
-    found = sql.one(connection, f"SELECT {asked} FROM (SELECT {values} FROM ({relation}))")
+    rows_looked_at = rows_of(table, names[0], names, limit)
+    found = sql.one(connection, f"SELECT {asked} FROM ({rows_looked_at})")
     counted = {
         name: distinct
         for name, distinct, rows, fractions in zip(

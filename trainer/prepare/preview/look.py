@@ -37,23 +37,7 @@ def look(arguments: PrepareArguments) -> None:
     """Print columns, roles, times, repeats, splits, and the command to go on with."""
     resources = sql.Resources(arguments.memory_limit, arguments.threads, "")
     with closing(sql.connect(resources)) as connection, sql.faults(f"reading {arguments.source}"):
-        try:
-            source = read_source(
-                connection,
-                arguments.source,
-                arguments.format,
-                arguments.columns({}),
-                SideFiles(arguments.items, arguments.users),
-            )
-        except Mistake as mistake:
-            table = _interactions(connection, arguments)
-            guess = None if table is None else guessed(connection, table, arguments)
-            if guess is not None:
-                say(guess[1])
-                look(guess[0])
-                return
-            _show_columns(connection, arguments, None)
-            raise Mistake(f"it cannot be prepared like this yet: {mistake}") from mistake
+        source, arguments = _read(connection, arguments)
         found = _show_columns(connection, arguments, source)
         for note in source.all_notes:
             say(note)
@@ -70,6 +54,30 @@ def look(arguments: PrepareArguments) -> None:
         keep = arguments.duplicates or ("last" if source.has_rating else "first")
         _show_splits(source, looked.one_a_pair(keep), choose_rule(arguments, source, thresholds))
     say("to go on:", command=_command(found.taken(arguments)))
+
+
+def _read(
+    connection: duckdb.DuckDBPyConnection, arguments: PrepareArguments
+) -> tuple[Source, PrepareArguments]:
+    """The source, and the arguments with columns that were guessed, which is said.
+
+    Raises:
+        Mistake: where it cannot be read, once its columns are shown.
+    """
+    while True:
+        try:
+            side_files = SideFiles(arguments.items, arguments.users)
+            columns = arguments.columns({})
+            format = arguments.format
+            return read_source(connection, arguments.source, format, columns, side_files), arguments
+        except Mistake as mistake:
+            table = _interactions(connection, arguments)
+            guess = None if table is None else guessed(connection, table, arguments)
+            if guess is None:  # also where the columns have been named by one
+                _show_columns(connection, arguments, None)
+                raise Mistake(f"it cannot be prepared like this yet: {mistake}") from mistake
+            arguments, told = guess
+            say(told)
 
 
 def _show_columns(

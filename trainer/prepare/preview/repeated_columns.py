@@ -93,7 +93,7 @@ def _constant(
 ) -> tuple[str, ...]:
     """Columns that ids with several rows have one value of; a column of one value says nothing."""
     places = [f"c{place}" for place in range(len(names))]
-    rows = _rows(table, key, names, limit)
+    rows = rows_of(table, key, names, limit)
     ids, *counted = sql.one(connection, varying(rows, places))
     if ids < LEAST_IDS:
         return ()
@@ -115,7 +115,7 @@ def likely_times(
         f"count(TRY_CAST({v} AS BIGINT)), median(TRY_CAST({v} AS BIGINT))::BIGINT"
         for v in (f"c{place}::VARCHAR" for place in range(len(names)))
     )
-    rows = _rows(table, names[0], names, limit)
+    rows = rows_of(table, names[0], names, limit)
     found = sql.one(connection, f"SELECT {asked} FROM ({rows})")
     likely = []
     for name, count, varies, dates, numbers, middle in zip(
@@ -143,7 +143,7 @@ def likely_title(
         f"TRY_CAST(c{place} AS TIMESTAMP) IS NOT NULL)"
         for place in range(len(texts))
     )
-    rows = _rows(table, key, texts, limit)
+    rows = rows_of(table, key, texts, limit)
     items, *found = sql.one(connection, f"SELECT approx_count_distinct(raw), {asked} FROM ({rows})")
     telling = [
         name
@@ -153,7 +153,8 @@ def likely_title(
     return telling[0] if len(telling) == 1 else None
 
 
-def _rows(table: Table, key: str, names: Sequence[str], limit: str) -> str:
+def rows_of(table: Table, key: str, names: Sequence[str], limit: str) -> str:
+    """SQL of a table's rows: the value of `key` as raw, of `names` as c0, c1, ..."""
     values = "".join(f", {table.value(name)} AS c{place}" for place, name in enumerate(names))
     relation = f"SELECT * FROM {table.relation(nulls=True)}{limit}"
     return f"SELECT {table.value(key)} AS raw{values} FROM ({relation})"
