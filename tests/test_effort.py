@@ -67,6 +67,8 @@ class Graded:
     """A launcher whose tries find what a table says, by the tower; keeps what it was given."""
 
     grade: Mapping[str, float]
+    by_epochs: Mapping[int, float] = field(default_factory=dict)
+    """What trainings of a length find, whatever they are."""
     given: list[RunSpec] = field(default_factory=list)
     popularity: float = 0.01
     without_room: tuple[str, ...] = ()
@@ -85,7 +87,8 @@ class Graded:
             self.given.append(spec)
             if name == self.ends_at:
                 raise WorkFailedError(f"{name} was ended by SIGKILL")
-            best = self.grade.get(name.partition(",")[0], 0.1)
+            by_name = self.grade.get(name.partition(",")[0], 0.1)
+            best = self.by_epochs.get(spec.config.training.epochs, by_name)
             failed = "no room" if name in self.without_room else None
             yield name, {"best": best, "best_epoch": 2, "seconds": 1.0, "failed": failed}
 
@@ -138,7 +141,7 @@ def test_the_best_on_validation_is_trained(timed: Dataset, tmp_path: Path) -> No
     told, launcher = Told(), Graded({"places": 0.3, "sequence": 0.2})
     found = choose(spec_of(timed, tmp_path / "run"), "normal", launcher, told)
     assert found.config.model.history_pooling == "places" and found.config.model.dim == 64
-    assert len(launcher.given) == 4
+    assert len(launcher.given) == 6  # the two best in full as well
     assert all(spec.config.evaluation.every_epochs == 1 for spec in launcher.given)
     assert any("0.3000" in line and "places" in line for line in told.lines)
     assert told.lines[-1].startswith("chosen: places")
@@ -166,7 +169,7 @@ def test_a_run_begins_where_tries_are(timed: Dataset, tmp_path: Path) -> None:
     spec = choose(spec_of(timed, out), "normal", Graded({}), Told())
     assert RunFolder(str(out)).check_start(spec, timed) is False
     lines = (out / "tries.jsonl").read_text().splitlines()
-    assert len(lines) == 4 and json.loads(lines[0])["metric"] == "ndcg@20"
+    assert len(lines) == 6 and json.loads(lines[0])["metric"] == "ndcg@20"
 
 
 def test_flags_hold_in_all_that_is_tried(timed: Dataset, tmp_path: Path) -> None:
@@ -240,15 +243,41 @@ def test_nothing_is_tried_where_it_would_say_nothing(
     assert chosen(spec, "quick", None, ()) == spec
 
 
-def test_best_searches_on_and_trains_on_all(untimed: Dataset, tmp_path: Path) -> None:
-    launcher = Graded({"factors": 0.4, "graph": 0.3})
-    found = choose(spec_of(untimed, tmp_path / "run"), "best", launcher, Told()).config
+@pytest.mark.parametrize("effort", ["normal", "best"])
+def test_what_was_best_is_trained_on_all(untimed: Dataset, tmp_path: Path, effort: Effort) -> None:
+    launcher, told = Graded({"factors": 0.4, "graph": 0.3}), Told()
+    found = choose(spec_of(untimed, tmp_path / "run"), effort, launcher, told).config
     assert found.data.train_splits == ("train", "validation")
     assert found.evaluation.every_epochs == 0 and found.evaluation.patience is None
     assert found.model.similarity == "cosine"
     assert found.training.epochs == 2  # as long as the best was trained
+    assert told.lines[-1].endswith("it is now trained on train and validation for 2 epochs")
     lengths = [spec.config.training.epochs for spec in launcher.given]
     assert min(lengths) < max(lengths)  # short tries first
+    searched = {spec.config.optimizer.table_learning_rate for spec in launcher.given}
+    assert (len(searched) > 3) == (effort == "best")  # half the rate is a variation
+
+
+def test_a_short_training_that_is_better_is_the_length(untimed: Dataset, tmp_path: Path) -> None:
+    """On small data a third of the epochs, with its own decay, may end above all of them."""
+    shorter = Graded({"factors": 0.4}, by_epochs={24: 0.2})
+    found = choose(spec_of(untimed, tmp_path / "a"), "normal", shorter, Told()).config
+    assert found.model.similarity == "cosine" and found.training.epochs == 2
+    watched = {"evaluation.every_epochs"}  # the user wants to see validation: train alone
+    found = choose(spec_of(untimed, tmp_path / "b"), "normal", shorter, Told(), watched).config
+    assert found.data.train_splits == ("train",) and found.training.epochs == 8
+
+
+def test_large_data_are_watched_to_the_end(
+    untimed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A try sees its first steps alone, in full as well: nothing would be learnt twice."""
+    monkeypatch.setattr("trainer.effort.tries.MOST_STEPS", 1)
+    launcher = Graded({"factors": 0.4})
+    found = choose(spec_of(untimed, tmp_path / "run"), "normal", launcher, Told()).config
+    assert len(launcher.given) == 3
+    assert found.data.train_splits == ("train",) and found.evaluation.every_epochs == 1
+    assert found.training.epochs == 24
 
 
 def test_variations_are_configs_of_their_own(untimed: Dataset) -> None:

@@ -173,6 +173,8 @@ def ending(
             f"{spec.config.evaluation.patience} evaluations since (--evaluation.patience) brought "
             "nothing better"
         )
+    if quality is None and choice is not None:
+        yield choice.told()
     if quality is not None:
         beside = ""
         if quality["popularity"]:

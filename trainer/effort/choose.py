@@ -1,16 +1,17 @@
 """`--effort`: from what is tried on validation to the config of the run.
 
-quick   the preset's rules, nothing is tried
-normal  up to five models, each for a third of its length; the best is trained in full
-best    all of them; the better half in full; variations of the best; the last run is trained on
-        train and validation, for as long as the best of all was trained
+quick   the preset's rules, nothing is tried; the best epoch on validation is kept
+normal  up to five models, each for a third of its length, then the two best in full
+best    all of them; the better half in full; variations of the best
+
+What was best of all, short or in full, is then trained on train and validation, for as many epochs.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,8 @@ from trainer.run.folder import RunSpec, open_run
 Settings = dict[str, Any]
 """Values by "section.name"."""
 SHORT = 1 / 3
+FINALISTS = 2
+"""Models that an effort of `normal` trains in full: the second of short tries may come late."""
 LARGE = 2_000_000
 FREE = ("data.train_splits", "evaluation.every_epochs")
 """Of the final run alone: tries are trained on train and evaluated on validation."""
@@ -118,18 +121,25 @@ def choose(
     models = tuple(TriedModel(each.name, each.why, each.best) for _, each in ranked)
     choice = Choice(tried.metric, best.name, took, baselines, models)
     write_choice(storage_path(spec.out), choice)
-    config = _final(best.config, tried, effort, fixed)
-    trained_on = " and ".join(config.data.train_splits)
-    for name, value in choice.ahead.items():
-        progress.message(
-            f"{name}, for which nothing is trained, is ahead of all that was tried so far: "
-            f"{value:.4f} beside {tried.best:.4f}"
-        )
-    progress.message(
-        f"chosen: {best.name} ({best.why}), after {in_words(took)} of tries; it is now trained on "
-        f"{trained_on}"
-    )
+    config = _final(best.config, tried, fixed)
+    for line in _decision(choice, config):
+        progress.message(line)
     return replace(spec, config=config)
+
+
+def _decision(choice: Choice, config: Config) -> Iterator[str]:
+    """What was chosen, what it is trained on, and what is ahead of it though nothing is trained."""
+    best = choice.best
+    for name, value in choice.ahead.items():
+        yield (
+            f"{name}, for which nothing is trained, is ahead of all that was tried so far: "
+            f"{value:.4f} beside {best.value:.4f}"
+        )
+    trained_on, epochs = " and ".join(config.data.train_splits), config.training.epochs
+    yield (
+        f"chosen: {best.name} ({best.why}), after {in_words(choice.seconds)} of tries; it is now "
+        f"trained on {trained_on} for {epochs} epoch{'' if epochs == 1 else 's'}"
+    )
 
 
 def _search(
@@ -138,16 +148,25 @@ def _search(
     tries: Tries,
     fitting: Callable[[list[Proposal]], list[Proposal]],
 ) -> list[tuple[Proposal, Tried]]:
-    """Proposals that could be trained, the best first, each with what its longest try found."""
+    """Proposals that could be trained, the best first, each with the best that its tries found.
+
+    A short training may end above a long one: on small data it is the longer that overfits.
+    """
     by_name = {each.name: each for each in found}
-    short = best_first(tries.of(found, SHORT))
-    if effort == "best" and short:
-        finalists = [by_name[each.name] for each in short[: math.ceil(len(short) / 2)]]
-        full = best_first(tries.of(finalists, 1.0)) or short
-        near = fitting(variations(by_name[full[0].name]))
+    tried = tries.of(found, SHORT)
+    ranked = best_first(tried)
+    if effort == "normal" and any(each.is_slice for each in ranked):
+        return [(by_name[each.name], each) for each in ranked]  # in full they would see no more
+    finalists = ranked[: FINALISTS if effort == "normal" else math.ceil(len(ranked) / 2)]
+    tried += tries.of([by_name[each.name] for each in finalists], 1.0)
+    if effort == "best" and ranked:
+        near = fitting(variations(by_name[best_first(tried)[0].name]))
         by_name |= {each.name: each for each in near}
-        short = best_first([*full, *tries.of(near, 1.0)])
-    return [(by_name[each.name], each) for each in short]
+        tried += tries.of(near, 1.0)
+    once: dict[str, Tried] = {}
+    for each in best_first(tried):
+        once.setdefault(each.name, each)
+    return [(by_name[name], each) for name, each in once.items()]
 
 
 def _is_large(dataset: Dataset) -> bool:
@@ -195,12 +214,17 @@ def _fitting(
     return list(kept.values())
 
 
-def _final(config: Config, tried: Tried, effort: Effort, given: Settings) -> Config:
-    """Of the run itself: what was chosen, and on all data where nothing is left to watch."""
+def _final(config: Config, tried: Tried, given: Settings) -> Config:
+    """Of the run itself: as long as was best, on all data where nothing is left to watch.
+
+    Large data, of which tries see a slice, are watched: how long is best is yet to be found.
+    """
     free = {name: value for name, value in given.items() if name in FREE}
-    if effort == "best" and not free and not tried.is_slice:  # how long is best, is known
-        free = {"data.train_splits": ("train", "validation"), "evaluation.every_epochs": 0}
-    if "validation" in free.get("data.train_splits", ()):
+    if tried.is_slice:
         epochs = max(round(tried.best_epoch * config.training.epochs / tried.epochs), 1)
-        free |= {"evaluation.patience": None, "training.epochs": epochs}
-    return overridden(config, free)
+    else:
+        epochs = tried.best_epoch
+        free = free or {"data.train_splits": ("train", "validation"), "evaluation.every_epochs": 0}
+    if "validation" in free.get("data.train_splits", ()):
+        return overridden(config, free | {"evaluation.patience": None, "training.epochs": epochs})
+    return overridden(config, free if tried.is_slice else free | {"training.epochs": tried.epochs})

@@ -53,13 +53,14 @@ class Choice:
     def told(self) -> str:
         """In a line."""
         untrained = sorted(self.baselines.items(), key=lambda each: -each[1])
-        best = self.best
+        best, popularity = self.best, self.baselines.get("popularity")
         others = ", ".join(f"{name} {value:.4f}" for name, value in untrained)
         beside = f"; nothing trained: {others}" if others else ""
         models = f"{len(self.models)} model{'' if len(self.models) == 1 else 's'}"
+        times = f", {best.value / popularity:.2f} times popularity" if popularity else ""
         return (
             f"tried on validation before it began, {self.metric}: {best.name} {best.value:.4f}, "
-            f"the best of {models}{beside}"
+            f"the best of {models}{times}{beside}"
         )
 
 

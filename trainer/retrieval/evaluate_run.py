@@ -137,8 +137,8 @@ def _checked(arguments: EvaluateArguments) -> _Checked:
     if arguments.split in splits and run.dataset_digest == dataset.digest:
         raise Mistake(
             f"{arguments.run} was trained on {arguments.split} too (data.train_splits "
-            f"{' '.join(splits)}): how well it remembers says nothing. Evaluate on data of a later "
-            "window, or a run that was trained without it"
+            f"{' '.join(splits)}): how well it remembers says nothing. Evaluate "
+            f"{'' if 'test' in splits else '--split test, '}data of later, or a run without it"
         )
     ks, note = cut_offs(arguments.k, dataset), None
     if arguments.k is None and ks != DEFAULT:
