@@ -138,7 +138,7 @@ def _checked(arguments: EvaluateArguments) -> _Checked:
         raise Mistake(
             f"{arguments.run} was trained on {arguments.split} too (data.train_splits "
             f"{' '.join(splits)}): how well it remembers says nothing. Evaluate "
-            f"{'' if 'test' in splits else '--split test, '}data of later, or a run without it"
+            f"{'' if 'test' in splits else '--split test, '}later data, or a run without it"
         )
     ks, note = cut_offs(arguments.k, dataset), None
     if arguments.k is None and ks != DEFAULT:
