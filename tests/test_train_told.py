@@ -50,6 +50,13 @@ def test_it_ends_with_quality_beside_popularity_and_what_comes_next() -> None:
     assert took.endswith("in 1 min 0 s: 20 s loading and starting workers, 40 s training")
 
 
+def test_a_run_on_all_data_has_the_figure_of_its_try() -> None:
+    models = (TriedModel("factors", "cosines", 0.18),)
+    choice = Choice("ndcg@20", "factors", 20.0, {"popularity": 0.09}, models)
+    told = list(ending({**SUMMARY, "quality": None}, SPEC, TOOK, choice))
+    assert "factors 0.1800, the best of 1 model, 2.00 times popularity" in told[0]
+
+
 def test_a_try_that_was_better_is_told() -> None:
     models = (TriedModel("factors", "cosines", 0.18), TriedModel("graph", "inner products", 0.1))
     choice = Choice("ndcg@20", "factors", 20.0, {}, models)

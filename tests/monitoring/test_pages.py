@@ -31,6 +31,7 @@ from trainer.live.troubles import troubles_of
 from trainer.observe.choice import Choice, TriedModel, write_choice
 from trainer.observe.per_user import per_user_file, write_per_user
 from trainer.report.norms import bands
+from trainer.report.one_run import learning
 from trainer.report.people import Person, spread_users
 from trainer.report.quality import best_evaluation, quality_of, still_learning
 from trainer.report.report import ReportArguments, report, report_html
@@ -348,6 +349,7 @@ def learnt(*values: float) -> dict:
         "validation": columns,
         "evaluation": None,
         "summary": None,
+        "choice": None,
         "config": {"evaluation": {"metric": "ndcg@20"}, "training": {"epochs": 12}},
     }
 
@@ -367,6 +369,10 @@ def test_the_verdicts_follow_the_curve() -> None:
     assert "early" not in still_learning(patient)
     assert "too few" in still_learning(learnt(0.1))
     assert "not evaluated while training" in still_learning(learnt())
+    on_all = {**learnt(), "choice": {"curve": [0.1, 0.3, 0.2]}}
+    assert "when it was tried: ndcg@20 on validation was 0.3000 after epoch 2 of 3" in (
+        still_learning(on_all)
+    )
     quality = quality_of(learnt(0.1, 0.3, 0.2))
     assert quality is not None and quality.of("ndcg") == 0.3
     assert quality.times_popularity("ndcg") == pytest.approx(3)
@@ -376,18 +382,25 @@ def test_the_verdicts_follow_the_curve() -> None:
 def test_what_was_tried_stands_beside_the_closed_forms(evaluated: Path, tmp_path: Path) -> None:
     hostile = "<b>x</b>"
     models = (TriedModel("places", "the last items", 0.3), TriedModel(hostile, "in case", 0.2))
-    choice = Choice("ndcg@20", "places", 61.0, {"popularity": 0.1, "EASE": 0.25}, models)
+    baselines = {"popularity": 0.1, "EASE": 0.25}
+    choice = Choice("ndcg@20", "places", 61.0, baselines, models, (0.2, 0.3, 0.28))
     run = tmp_path / "run"
     shutil.copytree(evaluated, run)
     assert tried_before(str(run)) == []
     write_choice(run, choice)
     assert tried_before(str(run)) == [
-        "tried on validation before it began, ndcg@20: places 0.3000, the best of 2 models; "
-        "nothing trained: EASE 0.2500, popularity 0.1000"
+        "tried on validation before it began, ndcg@20: places 0.3000, the best of 2 models, 3.00 "
+        "times popularity; nothing trained: EASE 0.2500, popularity 0.1000"
     ]
     page = report_html([{**read_run(run), "norms": "", "dataset": None}], None)
     places = [page.index(f">{name}</td>") for name in ("places", "EASE", "&lt;b&gt;x&lt;/b&gt;")]
     assert places == sorted(places) and "for 1 min 1 s, beside what needs no training" in page
+    assert "when it was tried" not in page  # it was watched itself
+    on_all = read_run(run)
+    on_all["validation"] = {name: [] for name in on_all["validation"]}
+    tried, _ = learning(on_all)
+    assert tried.title == "ndcg@20 on validation, when it was tried"
+    assert list(tried.series[0].x) == [1, 2, 3] and tried.levels == [("popularity", 0.1)]
     (run / "choice.json").write_text('{"metric": 1}')  # of another version
     assert tried_before(str(run)) == []
 

@@ -119,7 +119,7 @@ def choose(
         return spec
     (best, tried), took = ranked[0], time.monotonic() - began
     models = tuple(TriedModel(each.name, each.why, each.best) for _, each in ranked)
-    choice = Choice(tried.metric, best.name, took, baselines, models)
+    choice = Choice(tried.metric, best.name, took, baselines, models, tried.curve)
     write_choice(storage_path(spec.out), choice)
     config = _final(best.config, tried, fixed)
     for line in _decision(choice, config):

@@ -68,6 +68,8 @@ class Tried:
     """Why it could not be trained: nothing of it was measured then."""
     is_slice: bool = False
     """Whether it saw a part of its epochs alone, of data that are large."""
+    curve: tuple[float, ...] = ()
+    """Of the metric, after each epoch."""
 
 
 class Tries:
@@ -202,7 +204,14 @@ def try_out(spec: RunSpec, worker: Worker) -> dict[str, Any]:
         remove_tree(folder)
     best, epoch = max(evaluated, key=lambda each: each[0], default=(0.0, 0))
     seconds = time.perf_counter() - started
-    return {"best": best, "best_epoch": epoch, "seconds": seconds, "failed": failed}
+    curve = [value for value, _ in evaluated]
+    return {
+        "best": best,
+        "best_epoch": epoch,
+        "seconds": seconds,
+        "failed": failed,
+        "curve": curve,
+    }
 
 
 def _evaluated(run: str, config: Config, worker: Worker) -> float:

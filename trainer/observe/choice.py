@@ -32,6 +32,8 @@ class Choice:
     baselines: dict[str, float]
     """The metric of what nothing is trained for."""
     models: tuple[TriedModel, ...]
+    curve: tuple[float, ...] = ()
+    """The metric after each epoch of the try that was chosen."""
 
     def __post_init__(self) -> None:
         require(

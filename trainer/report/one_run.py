@@ -115,7 +115,7 @@ def learning(run: dict[str, Any]) -> list[Chart]:
     """Quality and loss over the steps."""
     metric, values = run["config"]["evaluation"]["metric"], watched(run)
     steps, best = run["validation"]["step"], best_evaluation(run)
-    charts = []
+    charts = _when_tried(run["choice"]) if best is None else []
     if best is not None:
         charts.append(
             Chart(
@@ -140,6 +140,23 @@ def learning(run: dict[str, Any]) -> list[Chart]:
         )
     )
     return charts
+
+
+def _when_tried(choice: dict[str, Any] | None) -> list[Chart]:
+    """Of a run that was trained on validation too: the curve of its try, which was not."""
+    if choice is None or not choice["curve"]:
+        return []
+    curve, popularity = choice["curve"], choice["baselines"].get("popularity")
+    return [
+        Chart(
+            f"{choice['metric']} on validation, when it was tried",
+            "Then it was trained on train alone, the run on validation too. Dashed: popularity.",
+            [Series("when tried", range(1, len(curve) + 1), curve)],
+            xLabel="epoch",
+            whole=True,
+            levels=[] if popularity is None else [("popularity", popularity)],
+        )
+    ]
 
 
 def baseline_of(run: dict[str, Any], metric: str) -> list[tuple[str, float]]:

@@ -114,6 +114,13 @@ def still_learning(run: dict[str, Any]) -> str:
     """In a sentence: whether more training would help."""
     values, best = watched(run), best_evaluation(run)
     metric = run["config"]["evaluation"]["metric"]
+    if best is None and run["choice"] is not None and run["choice"]["curve"]:
+        curve = run["choice"]["curve"]
+        place = max(range(len(curve)), key=lambda epoch: curve[epoch])
+        return (
+            f"It was trained for as long as was best when it was tried: {metric} on validation was "
+            f"{curve[place]:.4f} after epoch {place + 1} of {len(curve)}."
+        )
     if best is None:
         return "It was not evaluated while training, so nothing says whether it still learns."
     if len(values) <= LOOKED_BACK:
