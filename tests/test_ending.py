@@ -187,3 +187,11 @@ def test_a_terminal_that_knows_ascii_alone_shows_the_rest_escaped(
     monkeypatch.setattr(sys, "stdout", stream)
     assert guarded(lambda: say("Zoë") or 0, DOING, verbose=False) == 0
     assert stream.buffer.getvalue() == b"Zo\\xeb\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_are_closed_are_written_to_nobody(closed: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m tandem status {tmp_path}/none {closed}"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert ("error: " in ended.stderr) == ("2>" not in closed)

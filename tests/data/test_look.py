@@ -41,6 +41,13 @@ def words_of(text: str, first: str) -> list[str]:
     return line.replace("│", " ").split()
 
 
+def test_a_format_that_has_no_file_here_is_said(tmp_path: Path) -> None:
+    source = tmp_path / "log.csv"
+    source.write_text("user_id,item_id\n1,2\n")
+    with pytest.raises(Mistake, match=r"has no \.inter file: the recbole format needs one"):
+        prepare(PrepareArguments(str(source), look=True, format="recbole"))
+
+
 def test_what_is_shown_is_what_prepare_makes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,9 @@ def guarded(command: Callable[[], int], doing: str, verbose: bool) -> int:
         verbose: print the traceback, too.
     """
     atexit.register(_let_go)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started it: >&-
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone

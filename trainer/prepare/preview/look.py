@@ -170,7 +170,7 @@ def _interactions(
         files = [file for file in files if suffix_of(file) == ".inter"]
     elif kind in ("lightgcn", "movielens"):
         return None
-    return Table(connection, kind, files, arguments.source)
+    return Table(connection, kind, files, arguments.source) if files else None
 
 
 def _show_splits(source: Source, looked: LookedRows, chosen: SplitRule) -> None:
