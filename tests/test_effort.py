@@ -148,6 +148,9 @@ def test_the_best_on_validation_is_trained(timed: Dataset, tmp_path: Path) -> No
     assert not any("is ahead" in line for line in told.lines)
     kept = read_choice(tmp_path / "run")
     assert kept is not None and kept.chosen == "places" and kept.baselines == {"popularity": 0.01}
+    alone = Graded({"sequence": 0.3, "places": 0.26})  # too far behind for more
+    choose(spec_of(timed, tmp_path / "alone"), "normal", alone, told)
+    assert len(alone.given) == 5
     values = [each.value for each in kept.models]
     assert len(values) == 4 and values == sorted(values, reverse=True) and values[0] == 0.3
     # Cut off and started again: what was tried is there.

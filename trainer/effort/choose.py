@@ -36,6 +36,8 @@ Settings = dict[str, Any]
 SHORT = 1 / 3
 FINALISTS = 2
 """Models that an effort of `normal` trains in full: the second of short tries may come late."""
+NEAR = 0.9
+"""Of the best short try: what is further behind was never the best in full."""
 LARGE = 2_000_000
 FREE = ("data.train_splits", "evaluation.every_epochs")
 """Of the final run alone: tries are trained on train and evaluated on validation."""
@@ -157,7 +159,10 @@ def _search(
     ranked = best_first(tried)
     if effort == "normal" and any(each.is_slice for each in ranked):
         return [(by_name[each.name], each) for each in ranked]  # in full they would see no more
-    finalists = ranked[: FINALISTS if effort == "normal" else math.ceil(len(ranked) / 2)]
+    if effort == "normal":
+        finalists = [each for each in ranked[:FINALISTS] if each.best >= NEAR * ranked[0].best]
+    else:
+        finalists = ranked[: math.ceil(len(ranked) / 2)]
     tried += tries.of([by_name[each.name] for each in finalists], 1.0)
     if effort == "best" and ranked:
         near = fitting(variations(by_name[best_first(tried)[0].name]))

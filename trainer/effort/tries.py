@@ -174,9 +174,10 @@ def told(tried: Tried) -> str:
     """One line of what a try found."""
     if tried.failed is not None:
         return f"  {tried.name:<24} cannot be trained: {tried.failed}"
+    epochs = "epoch" if tried.best_epoch == 1 else "epochs"
     return (
         f"  {tried.name:<24} {tried.metric} {tried.best:.4f} on validation after "
-        f"{tried.best_epoch} epochs, {tried.seconds:,.0f} s: {tried.why}"
+        f"{tried.best_epoch} {epochs}, {tried.seconds:,.0f} s: {tried.why}"
     )
 
 
