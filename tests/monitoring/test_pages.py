@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,23 @@ def test_the_live_page_opens_cleanly(live: LivePage, tmp_path: Path) -> None:
     for title in ("Progress", "Time left", "Training loss", "Parts of a step"):
         assert title in seen.dom
     assert seen.dom.count("<svg") >= 18
+
+
+@pytest.mark.slow
+@needs("chromium")
+def test_a_run_on_all_data_shows_what_its_try_had(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("validation.jsonl"))
+    config = json.loads((out / "config.json").read_text())
+    config["config"]["evaluation"] |= {"every_epochs": 0, "patience": None}
+    (out / "config.json").write_text(json.dumps(config))
+    with closing(LivePage(out, "127.0.0.1", 0)) as page:
+        assert "not evaluated while it trains" in visit(page.url, tmp_path).dom
+        models = (TriedModel("places", "the last items", 0.3),)
+        write_choice(out, Choice("ndcg@20", "places", 61.0, {"popularity": 0.1}, models))
+        seen = visit(page.url, tmp_path)
+    assert_clean(seen)
+    assert "ndcg@20 when tried" in seen.dom and "3.00 × popularity (0.1000)" in seen.dom
 
 
 def test_the_live_page_has_every_panel_that_the_runs_files_can_feed() -> None:

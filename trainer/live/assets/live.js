@@ -7,10 +7,19 @@ function card(id, parent, className) {
   return cards.get(id);
 }
 
+// Of a run that is trained on validation too: what its model had when it was tried.
+function tried(choice) {
+  const value = choice.models.find((model) => model.name === choice.chosen).value, popular = choice.baselines.popularity;
+  const beside = popular ? `${(value / popular).toFixed(2)} × popularity (${popular.toFixed(4)})` : "on validation";
+  return [`${choice.metric} when tried`, value.toFixed(4), beside];
+}
+
 // The best of the watched metric so far, beside the popularity ranking's.
 function quality(run) {
   const metric = run.config.evaluation.metric, values = (run.validation[metric] || []).filter(number);
-  if (!values.length) return [metric, "–", "not evaluated yet"];
+  const watched = run.config.evaluation.every_epochs || run.config.data.windows;
+  if (!values.length && run.choice && !watched) return tried(run.choice);
+  if (!values.length) return [metric, "–", watched ? "not evaluated yet" : "not evaluated while it trains"];
   const best = Math.max(...values), known = (run.validation["popularity/" + metric] || []).filter(number);
   const latest = values.at(-1) < best ? `, now ${values.at(-1).toFixed(4)}` : "";
   const beside = known.length ? `${(best / known.at(-1)).toFixed(2)} × popularity (${known.at(-1).toFixed(4)})` : "validation";
