@@ -98,12 +98,15 @@ def spec_of(dataset: Dataset, out: Path, config: Config | None = None) -> RunSpe
 
 
 def test_an_order_is_tried_as_a_sequence_and_a_graph_without(
-    timed: Dataset, untimed: Dataset
+    timed: Dataset, untimed: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_order = [each.config.model.tower for each in proposals(timed, "normal")]
     assert by_order == ["sequence", "history", "history", "mf"]
     by_graph = [each.config.model.similarity for each in proposals(untimed, "normal")]
     assert by_graph == ["dot", "cosine", "cosine"]
+    monkeypatch.setattr("trainer.effort.proposals.MANY_ROWS", 10)
+    assert "SL@K" not in [each.name for each in proposals(untimed, "normal")]
+    assert "SL@K" in [each.name for each in proposals(untimed, "best")]
     (rules,) = proposals(timed, "quick")
     assert rules.config == default_preset(timed)
 
