@@ -274,11 +274,12 @@ def test_a_short_training_that_is_better_is_the_length(untimed: Dataset, tmp_pat
     assert found.data.train_splits == ("train",) and found.training.epochs == 8
 
 
+@pytest.mark.parametrize("limit", ["MOST_STEPS", "MOST_ROWS"])
 def test_large_data_are_watched_to_the_end(
-    untimed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untimed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """A try sees its first steps alone, in full as well: nothing would be learnt twice."""
-    monkeypatch.setattr("trainer.effort.tries.MOST_STEPS", 1)
+    monkeypatch.setattr(f"trainer.effort.choose.{limit}", 1)
     launcher = Graded({"factors": 0.4})
     found = choose(spec_of(untimed, tmp_path / "run"), "normal", launcher, Told()).config
     assert len(launcher.given) == 3

@@ -22,7 +22,7 @@ from trainer.config.sections import Config, settings_of
 from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
 from trainer.effort.proposals import Proposal, proposals, variations
-from trainer.effort.tries import NAME, Tried, Tries
+from trainer.effort.tries import MOST_STEPS, NAME, Tried, Tries
 from trainer.files.storage import storage_path
 from trainer.fitting import fitted
 from trainer.launch.launcher import Launcher
@@ -38,6 +38,9 @@ FINALISTS = 2
 """Models that an effort of `normal` trains in full: the second of short tries may come late."""
 NEAR = 0.9
 """Of the best short try: what is further behind was never the best in full."""
+MOST_ROWS = 10_000_000
+"""Rows trained, epoch after epoch, by what `normal` tries in full: ten minutes of a core. What is
+longer is watched while it trains."""
 LARGE = 2_000_000
 FREE = ("data.train_splits", "evaluation.every_epochs")
 """Of the final run alone: tries are trained on train and evaluated on validation."""
@@ -115,7 +118,10 @@ def choose(
     baselines = tries.baselines(found[0].config.evaluation)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
     progress.message(f"  nothing trained: {found[0].config.evaluation.metric} of {shown}")
-    ranked = _search(found, effort, tries, lambda near: _fitting(near, fixed, spec, dataset))
+    if effort == "best":
+        ranked = _searched(found, tries, lambda near: _fitting(near, fixed, spec, dataset))
+    else:
+        ranked = _compared(found, tries, dataset)
     if not ranked:
         progress.message("nothing that was tried could be trained: the rules decide")
         return spec
@@ -123,7 +129,8 @@ def choose(
     models = tuple(TriedModel(each.name, each.why, each.best) for _, each in ranked)
     choice = Choice(tried.metric, best.name, took, baselines, models, tried.curve)
     write_choice(storage_path(spec.out), choice)
-    config = _final(best.config, tried, fixed)
+    is_watched = tried.is_slice or (effort == "normal" and _is_long(best, dataset))
+    config = _final(best.config, tried, fixed, is_watched)
     for line in _decision(choice, config):
         progress.message(line)
     return replace(spec, config=config)
@@ -144,34 +151,52 @@ def _decision(choice: Choice, config: Config) -> Iterator[str]:
     )
 
 
-def _search(
-    found: list[Proposal],
-    effort: Effort,
-    tries: Tries,
-    fitting: Callable[[list[Proposal]], list[Proposal]],
-) -> list[tuple[Proposal, Tried]]:
-    """Proposals that could be trained, the best first, each with the best that its tries found.
+Ranked = list[tuple[Proposal, Tried]]
+"""Proposals that could be trained, the best first, each with the best that its tries found.
 
-    A short training may end above a long one: on small data it is the longer that overfits.
-    """
-    by_name = {each.name: each for each in found}
+A short training may end above a long one: on small data it is the longer that overfits.
+"""
+
+
+def _compared(found: list[Proposal], tries: Tries, dataset: Dataset) -> Ranked:
+    """Of an effort of `normal`: short tries, and the best in full, where that is not long."""
     tried = tries.of(found, SHORT)
-    ranked = best_first(tried)
-    if effort == "normal" and any(each.is_slice for each in ranked):
-        return [(by_name[each.name], each) for each in ranked]  # in full they would see no more
-    if effort == "normal":
-        finalists = [each for each in ranked[:FINALISTS] if each.best >= NEAR * ranked[0].best]
-    else:
-        finalists = ranked[: math.ceil(len(ranked) / 2)]
-    tried += tries.of([by_name[each.name] for each in finalists], 1.0)
-    if effort == "best" and ranked:
-        near = fitting(variations(by_name[best_first(tried)[0].name]))
-        by_name |= {each.name: each for each in near}
-        tried += tries.of(near, 1.0)
-    once: dict[str, Tried] = {}
+    ranked = _ranked(found, tried)
+    if not ranked or _is_long(ranked[0][0], dataset):
+        return ranked
+    enough = NEAR * ranked[0][1].best
+    finalists = [
+        proposal
+        for proposal, short in ranked[:FINALISTS]
+        if short.best >= enough and not _is_long(proposal, dataset)
+    ]
+    return _ranked(found, [*tried, *tries.of(finalists, 1.0)])
+
+
+def _searched(
+    found: list[Proposal], tries: Tries, fitting: Callable[[list[Proposal]], list[Proposal]]
+) -> Ranked:
+    """Of an effort of `best`: the better half in full, then variations of the best."""
+    tried = tries.of(found, SHORT)
+    short = _ranked(found, tried)
+    tried += tries.of([each for each, _ in short[: math.ceil(len(short) / 2)]], 1.0)
+    ranked = _ranked(found, tried)
+    near = fitting(variations(ranked[0][0])) if ranked else []
+    return _ranked([*found, *near], [*tried, *tries.of(near, 1.0)])
+
+
+def _ranked(found: list[Proposal], tried: list[Tried]) -> Ranked:
+    by_name, once = {each.name: each for each in found}, dict[str, Tried]()
     for each in best_first(tried):
         once.setdefault(each.name, each)
     return [(by_name[name], each) for name, each in once.items()]
+
+
+def _is_long(each: Proposal, dataset: Dataset) -> bool:
+    """Whether all of its epochs are more than is tried before a run begins."""
+    training, rows = each.config.training, dataset.splits["train"].positives
+    steps = training.epochs * -(-rows // training.global_batch_size)
+    return steps > MOST_STEPS or training.epochs * rows > MOST_ROWS
 
 
 def _is_large(dataset: Dataset) -> bool:
@@ -219,17 +244,17 @@ def _fitting(
     return list(kept.values())
 
 
-def _final(config: Config, tried: Tried, given: Settings) -> Config:
+def _final(config: Config, tried: Tried, given: Settings, is_watched: bool) -> Config:
     """Of the run itself: as long as was best, on all data where nothing is left to watch.
 
-    Large data, of which tries see a slice, are watched: how long is best is yet to be found.
+    is_watched: how long is best is yet to be found: large data, of which tries see a slice.
     """
     free = {name: value for name, value in given.items() if name in FREE}
-    if tried.is_slice:
+    if is_watched:
         epochs = max(round(tried.best_epoch * config.training.epochs / tried.epochs), 1)
     else:
         epochs = tried.best_epoch
         free = free or {"data.train_splits": ("train", "validation"), "evaluation.every_epochs": 0}
     if "validation" in free.get("data.train_splits", ()):
         return overridden(config, free | {"evaluation.patience": None, "training.epochs": epochs})
-    return overridden(config, free if tried.is_slice else free | {"training.epochs": tried.epochs})
+    return overridden(config, free if is_watched else free | {"training.epochs": tried.epochs})
