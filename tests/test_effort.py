@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,11 @@ class Graded:
             yield name, {"best": best, "best_epoch": 2, "seconds": 1.0, "failed": failed}
 
 
-def spec_of(dataset: Dataset, out: Path, config: Config | None = None) -> RunSpec:
-    return RunSpec("default", config or default_preset(dataset), dataset.path, str(out))
+def spec_of(
+    dataset: Dataset, out: Path, config: Config | None = None, given: Iterable[str] = ()
+) -> RunSpec:
+    config = config or default_preset(dataset)
+    return RunSpec("default", config, dataset.path, str(out), given=frozenset(given))
 
 
 def test_an_order_is_tried_as_a_sequence_and_a_graph_without(
@@ -195,7 +198,7 @@ def test_flags_that_say_what_the_rules_say_hold_too(timed: Dataset, tmp_path: Pa
     given = settings_given(flags)
     assert given == {"model.dim", "model.use_user_id", "loss.name"}
     launcher = Graded({"places, wide": 0.9})
-    choose(spec_of(timed, tmp_path / "run"), "normal", launcher, Told(), given)
+    choose(spec_of(timed, tmp_path / "run", None, given), "normal", launcher, Told())
     assert {spec.config.model.dim for spec in launcher.given} == {64}
     assert {spec.config.model.use_user_id for spec in launcher.given} == {False}
 
@@ -203,8 +206,8 @@ def test_flags_that_say_what_the_rules_say_hold_too(timed: Dataset, tmp_path: Pa
 def test_flags_may_leave_no_choice(timed: Dataset, tmp_path: Path) -> None:
     rules, told, launcher = default_preset(timed), Told(), Graded({})
     given = settings_of(rules.to_json())
-    spec = spec_of(timed, tmp_path / "run")
-    assert choose(spec, "normal", launcher, told, given) == spec
+    spec = spec_of(timed, tmp_path / "run", None, given)
+    assert choose(spec, "normal", launcher, told) == spec
     assert launcher.given == [] and "the flags leave no choice" in told.lines[0]
     assert overridden(rules, differences(rules, rules)) == rules
 
@@ -245,8 +248,8 @@ def test_nothing_is_tried_where_it_would_say_nothing(
     with pytest.raises(Mistake, match="no prepared dataset"):
         choose(elsewhere, effort, None, told)
     with pytest.raises(Mistake, match="--effort best is of the preset default, not of demo"):
-        chosen(replace(spec, preset="demo"), "best", None, ())
-    assert chosen(spec, "quick", None, ()) == spec
+        chosen(replace(spec, preset="demo"), "best", None)
+    assert chosen(spec, "quick", None) == spec
 
 
 @pytest.mark.parametrize("effort", ["normal", "best"])
@@ -270,7 +273,9 @@ def test_a_short_training_that_is_better_is_the_length(untimed: Dataset, tmp_pat
     found = choose(spec_of(untimed, tmp_path / "a"), "normal", shorter, Told()).config
     assert found.model.similarity == "cosine" and found.training.epochs == 2
     watched = {"evaluation.every_epochs"}  # the user wants to see validation: train alone
-    found = choose(spec_of(untimed, tmp_path / "b"), "normal", shorter, Told(), watched).config
+    found = choose(
+        spec_of(untimed, tmp_path / "b", None, watched), "normal", shorter, Told()
+    ).config
     assert found.data.train_splits == ("train",) and found.training.epochs == 8
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from tests.data.windows import make, make_log, write
 from tests.datasets import make_dataset
 from tests.one_rank import STEPS, Notes, begun, checkpoints, resumed, small_data, spec_of
 from tests.test_training import losses, small_config
 from trainer.base.mistake import Mistake
 from trainer.config.presets import find_preset
+from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.files.line_file import LineFile
 from trainer.fitting import fitted
@@ -236,6 +238,37 @@ def test_what_gives_way_to_small_data(data: str, tmp_path: Path) -> None:
                 fitted(spec, dataset)
         else:
             assert fitted(spec, dataset)[0].config.training.global_batch_size == expected
+
+
+def test_small_windows_are_passed_over_again(tmp_path: Path) -> None:
+    """As often as the user says, or the run that is gone on with; else so that steps suffice."""
+    data = tmp_path / "data"
+    make(write(make_log(3, rows=2400, days=3), tmp_path / "log.parquet"), data, window="day")
+    dataset, preset = Dataset.load(str(data)), find_preset("ml-100k")
+    events = sum(window.events for window in dataset.windows) / 3
+    assert 200 < events < 230
+    for size, passes, told in ((1024, 6, "each 6 times"), (32, 4, "each 4"), (8, 1, "each once")):
+        config = small_windows(preset, size)
+        spec = RunSpec("ml-100k", config, str(data), str(tmp_path / "run"))
+        found, (note, *_) = fitted(spec, dataset)
+        assert found.config.training.epochs == passes and told in note
+        asked = replace(spec, given=frozenset({"training.epochs"}))
+        assert fitted(asked, dataset)[0].config.training.epochs == preset.training.epochs
+    training = replace(config.training, epochs=15, max_steps=1)  # what the preset says, too
+    asked = replace(asked, config=replace(config, training=training))
+    run_worker(asked, Notes())
+    again = replace(asked, given=frozenset(), resume=True)
+    assert fitted(again, dataset)[0].config.training.epochs == preset.training.epochs == 15
+
+
+def small_windows(preset: Config, size: int) -> Config:
+    return replace(
+        preset,
+        data=replace(preset.data, windows=True),
+        model=replace(preset.model, user_attributes=False, item_attributes=False),
+        training=replace(preset.training, global_batch_size=size),
+        metrics=replace(preset.metrics, enabled=False),
+    )
 
 
 def test_a_presets_patience_gives_way_where_nothing_is_evaluated(data: str) -> None:

@@ -49,8 +49,8 @@ class TrainArguments:
     its best checkpoint, else its newest, wherever names and shapes agree."""
 
     windows: bool = False
-    """Train window by window of data that were prepared in windows of time, or appended to: each
-    once, evaluated on before it is trained on, and a checkpoint after each."""
+    """Train window by window of data that were prepared in windows of time, or appended to: small
+    ones several times, each evaluated on before it is trained on, and a checkpoint after each."""
     follow: bool = False
     """With --windows: wait for windows that are appended, until Ctrl-C or SIGTERM."""
     export_to: LastingPath | None = None

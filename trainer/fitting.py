@@ -22,6 +22,11 @@ from trainer.files.filesystems import absolute
 from trainer.observe.trackers.mirror import check_trackers
 from trainer.run.folder import RunFolder, RunSpec, open_run
 
+STEPS_A_WINDOW = 24
+"""A window of fewer steps is passed over again."""
+MOST_PASSES = 6
+"""Twice as many brought nothing."""
+
 
 def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
     """The spec with a config that fits the data, and what was changed for it.
@@ -29,9 +34,10 @@ def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
     Raises:
         Mistake: where what was asked for does not fit the data.
     """
-    config, notes = spec.config, []
     default = _defaults(spec, dataset)
-    for fit in (_windows, _patience, _batch, _split, _cutoffs, _metric):
+    config, note = _windows(spec, default, dataset)
+    notes = [note] if note else []
+    for fit in (_patience, _batch, _split, _cutoffs, _metric):
         config, note = fit(config, default, dataset)
         notes += [note] if note else []
     return replace(spec, config=config), notes
@@ -96,9 +102,10 @@ def check_tables(optimizer: OptimizerConfig) -> None:
 Fit = tuple[Config, str | None]
 
 
-def _windows(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+def _windows(spec: RunSpec, default: Config | None, dataset: Dataset) -> Fit:
     """A stream has no end that a schedule could fall to, nor a split to be patient with; and what
     a model begins with is not made of the windows to come."""
+    config = spec.config
     if not config.data.windows:
         return config, None
     require(
@@ -109,20 +116,39 @@ def _windows(config: Config, default: Config | None, dataset: Dataset) -> Fit:
     for section, name, value, why in (
         ("evaluation", "every_epochs", 0, "every window is evaluated on before it is trained on"),
         ("evaluation", "patience", None, "nothing is held out"),
-        ("training", "epochs", 1, "each window once"),
         ("optimizer", "schedule", "constant", "further windows may come"),
         ("model", "spectral_start", 0.0, "it would be made of all windows at once"),
     ):
         now = getattr(getattr(config, section), name)
         given = default is None or getattr(getattr(default, section), name) != now
-        if now == value or (given and name == "epochs"):
+        if now == value:
             continue
         flag = f"--{section}.{name.replace('_', '-')} {value}"
         require(not given, f"{section}.{name}={now} with --windows: {why}; set {flag}")
         config = _with(config, section, **{name: value})
     passes = config.training.epochs
+    if not _sets_passes(spec, default):
+        passes = _passes(dataset, config.training.global_batch_size)
+        config = _with(config, "training", epochs=passes)
     each = "each once" if passes == 1 else f"each {passes} times"
     return config, f"window by window, {each}, all of its events, at constant learning rates"
+
+
+def _sets_passes(spec: RunSpec, default: Config | None) -> bool:
+    """Whether the user, or the run that is gone on with, says how often a window is passed over."""
+    epochs, folder = spec.config.training.epochs, RunFolder(spec.out)
+    if "training.epochs" in spec.given or default is None or default.training.epochs != epochs:
+        return True
+    if not (spec.resume and folder.config_file.is_file()):
+        return False
+    before = folder.read_config().config
+    return before.data.windows and before.training.epochs == epochs
+
+
+def _passes(dataset: Dataset, batch_size: int) -> int:
+    """Over each window, so that small ones make steps enough (docs/quality.md, "Days")."""
+    events = sum(window.events for window in dataset.windows) / len(dataset.windows)
+    return max(1, min(MOST_PASSES, math.ceil(STEPS_A_WINDOW * batch_size / max(events, 1))))
 
 
 def _batch(config: Config, default: Config | None, dataset: Dataset) -> Fit:

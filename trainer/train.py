@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from trainer.base.ending import guarded, is_first_rank
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake, MistakeOfAll, require
-from trainer.command_line import TrainArguments, parse_preset
+from trainer.command_line import TrainArguments, parse_preset, settings_given
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import check_agreement, first_decides, together
 from trainer.distributed.hooks import Hooks
@@ -151,7 +152,7 @@ def cpu_threads(spec: RunSpec, ranks: Ranks) -> int:
 def main(arguments: list[str]) -> int:
     """The command line under torchrun; exit status: see trainer/base/ending.py."""
     preset, parsed = parse(arguments)
-    spec = parsed.run_spec(preset)
+    spec = replace(parsed.run_spec(preset), given=frozenset(settings_given(arguments)))
     Here().run(train_on_rank, spec, resumable(spec))
     return 0
 

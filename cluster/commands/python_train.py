@@ -61,6 +61,7 @@ def train(
         run,
         resume,
         start_from=origin,
+        given=frozenset(overrides),
     )
     ready_for_torch()
     from trainer.effort.choose import chosen
@@ -78,6 +79,6 @@ def train(
 
         quiet_libraries()  # after the import of Ray, which sets its own levels
         launcher = RayWorkers(options)
-    spec = chosen(spec, effort, None if launcher.is_here else launcher, given=overrides)
+    spec = chosen(spec, effort, None if launcher.is_here else launcher)
     launcher.run(train_on_rank, spec, resumable(spec, "go on with resume=True"))
     return Run(run, folder, launcher_for)

@@ -4,8 +4,8 @@ Imports torch and torchrec: `check_versions` comes before the import of this mod
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -101,7 +101,8 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     """Train on Ray, and say where the run lies."""
     preset, parsed = parse_train(arguments)
     given = settings_given(arguments)
-    return train(parsed.run_spec(preset), parsed.options(verbose), parsed.effort, given)
+    spec = replace(parsed.run_spec(preset), given=frozenset(given))
+    return train(spec, parsed.options(verbose), parsed.effort)
 
 
 def resume(arguments: Sequence[str], verbose: bool) -> int:
@@ -114,9 +115,8 @@ def train(
     spec: RunSpec,
     options: LaunchOptions,
     effort: Effort | None = None,
-    given: Iterable[str] = (),
 ) -> int:
-    """Check, try what the effort allows, train, report. `given`: settings that the user set."""
+    """Check, try what the effort allows, train, report."""
     loading = time.monotonic()
     with waits_on_terminal("loading torch and Ray"):
         precheck(spec, options.is_here)
@@ -127,7 +127,7 @@ def train(
 
     began = time.monotonic()
     asked = spec
-    spec = chosen(asked, effort, None if options.is_here else RayWorkers(options), given)
+    spec = chosen(asked, effort, None if options.is_here else RayWorkers(options))
     tries = time.monotonic() - began
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
     took = Took(tries, summary["seconds"], time.monotonic() - loading)

@@ -18,7 +18,7 @@ class DataConfig:
     """Splits trained on: train; train validation; or all, of a final model whose settings are
     chosen, which nothing is left to evaluate on."""
     windows: bool = False
-    """Train window by window of the data, each once and all of its events whatever their split; on
+    """Train window by window of the data, all of its events whatever their split; on
     the next one the model is evaluated before it trains on it. See `train --windows`."""
     shuffle_window_rows: Annotated[int, Range(least=1, most=2**31)] = 262_144
     """Rows shuffled together in memory; row groups are permuted as a whole before that."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,15 +46,12 @@ FREE = ("data.train_splits", "evaluation.every_epochs")
 """Of the final run alone: tries are trained on train and evaluated on validation."""
 
 
-def chosen(
-    spec: RunSpec, effort: Effort | None, launcher: Launcher | None, given: Iterable[str]
-) -> RunSpec:
+def chosen(spec: RunSpec, effort: Effort | None, launcher: Launcher | None) -> RunSpec:
     """`choose` with progress on the terminal.
 
     Args:
         effort: None: normal, of the preset default.
         launcher: of the tries; None: processes of this machine.
-        given: names of what the user set.
 
     Raises:
         Mistake: where an effort is asked for with another preset.
@@ -65,7 +62,7 @@ def chosen(
             "search around a preset with `tandem tune`"
         )
     with TerminalProgress() as progress:
-        return choose(spec, effort or "normal", launcher, progress, given)
+        return choose(spec, effort or "normal", launcher, progress)
 
 
 def choose(
@@ -73,7 +70,6 @@ def choose(
     effort: Effort,
     launcher: Launcher | None,
     progress: Progress,
-    given: Iterable[str] = (),
 ) -> RunSpec:
     """The spec with the best config that the effort finds; flags hold in all that is tried.
 
@@ -81,7 +77,6 @@ def choose(
 
     Args:
         launcher: of the tries; None: processes of this machine, as many as suit it.
-        given: names of what the user set, beside what differs from the preset's rules.
 
     Raises:
         Mistake: as a start of the run, before anything is tried.
@@ -102,7 +97,7 @@ def choose(
         progress.message(f"effort {effort}: nothing is tried, since {why}")
         return spec
     settings = settings_of(spec.config.to_json())
-    fixed = {name: settings[name] for name in given}
+    fixed = {name: settings[name] for name in spec.given}
     fixed |= differences(default_preset(dataset), spec.config)
     found = _fitting(proposals(dataset, effort), fixed, spec, dataset)
     if len(found) < 2:

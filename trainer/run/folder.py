@@ -76,6 +76,8 @@ class RunSpec:
     """Wait for further windows of the data, and train on them, until told to stop."""
     export_to: str | None = None
     """Folder for what each window changed of the items' vectors."""
+    given: frozenset[str] = frozenset()
+    """Names of settings that the user set, whatever the preset says of them."""
 
 
 def open_run(spec: RunSpec) -> tuple[Dataset, RunFolder, bool]:
@@ -114,9 +116,8 @@ class RunFolder:
         file = self.config_file
         if not file.is_file():
             raise Mistake(
-                f"{self.path} is no run: it has no config.json; "
-                f"make one with `tandem train PRESET --data DIR --out {self.path}`. "
-                "A run that was just started has it once models are tried and workers are up"
+                f"{self.path} is no run: it has no config.json; make one with `tandem train --data "
+                f"DIR --out {self.path}`. One that was just started has it once workers are up"
             )
         try:
             return read_as(RunFacts, read_json(file))
