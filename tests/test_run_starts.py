@@ -259,6 +259,11 @@ def test_small_windows_are_passed_over_again(tmp_path: Path) -> None:
     run_worker(asked, Notes())
     again = replace(asked, given=frozenset(), resume=True)
     assert fitted(again, dataset)[0].config.training.epochs == preset.training.epochs == 15
+    linear = replace(config, optimizer=replace(config.optimizer, schedule="linear"))
+    named = replace(spec, config=linear, given=frozenset({"optimizer.schedule"}))
+    assert preset.optimizer.schedule == "linear"
+    with pytest.raises(Mistake, match="schedule=linear with --windows"):
+        fitted(named, dataset)
 
 
 def small_windows(preset: Config, size: int) -> Config:

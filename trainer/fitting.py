@@ -120,35 +120,32 @@ def _windows(spec: RunSpec, default: Config | None, dataset: Dataset) -> Fit:
         ("model", "spectral_start", 0.0, "it would be made of all windows at once"),
     ):
         now = getattr(getattr(config, section), name)
-        given = default is None or getattr(getattr(default, section), name) != now
         if now == value:
             continue
+        given = default is None or getattr(getattr(default, section), name) != now
+        given = given or f"{section}.{name}" in spec.given
         flag = f"--{section}.{name.replace('_', '-')} {value}"
         require(not given, f"{section}.{name}={now} with --windows: {why}; set {flag}")
         config = _with(config, section, **{name: value})
+    is_presets = default is not None and default.training.epochs == config.training.epochs
+    if is_presets and "training.epochs" not in spec.given:
+        config = _with(config, "training", epochs=_passes(spec, dataset))
     passes = config.training.epochs
-    if not _sets_passes(spec, default):
-        passes = _passes(dataset, config.training.global_batch_size)
-        config = _with(config, "training", epochs=passes)
     each = "each once" if passes == 1 else f"each {passes} times"
     return config, f"window by window, {each}, all of its events, at constant learning rates"
 
 
-def _sets_passes(spec: RunSpec, default: Config | None) -> bool:
-    """Whether the user, or the run that is gone on with, says how often a window is passed over."""
-    epochs, folder = spec.config.training.epochs, RunFolder(spec.out)
-    if "training.epochs" in spec.given or default is None or default.training.epochs != epochs:
-        return True
-    if not (spec.resume and folder.config_file.is_file()):
-        return False
-    before = folder.read_config().config
-    return before.data.windows and before.training.epochs == epochs
-
-
-def _passes(dataset: Dataset, batch_size: int) -> int:
-    """Over each window, so that small ones make steps enough (docs/quality.md, "Days")."""
+def _passes(spec: RunSpec, dataset: Dataset) -> int:
+    """Over each window, so that small ones make steps enough (docs/quality.md, "Days"). What a run
+    began with holds: its data grow."""
+    folder = RunFolder(spec.out)
+    if folder.config_file.is_file():
+        before = folder.read_config().config
+        if before.data.windows:
+            return before.training.epochs
     events = sum(window.events for window in dataset.windows) / len(dataset.windows)
-    return max(1, min(MOST_PASSES, math.ceil(STEPS_A_WINDOW * batch_size / max(events, 1))))
+    steps = max(events, 1) / spec.config.training.global_batch_size
+    return max(1, min(MOST_PASSES, math.ceil(STEPS_A_WINDOW / steps)))
 
 
 def _batch(config: Config, default: Config | None, dataset: Dataset) -> Fit:
