@@ -31,6 +31,7 @@ from trainer.observe.progress import SilentProgress
 from trainer.retrieval.baselines.measured import measure_baselines
 from trainer.run.folder import RunFolder, RunSpec
 from trainer.run.lock import Owner, RunLock, this_machine
+from trainer.start_settings import as_decided
 
 
 def ids_alone(dataset: Dataset) -> Dataset:
@@ -277,6 +278,38 @@ def test_a_short_training_that_is_better_is_the_length(untimed: Dataset, tmp_pat
         spec_of(untimed, tmp_path / "b", None, watched), "normal", shorter, Told()
     ).config
     assert found.data.train_splits == ("train",) and found.training.epochs == 8
+    hurried = spec_of(untimed, tmp_path / "c", overridden(default_preset(untimed), NEVER))
+    found = choose(hurried, "normal", shorter, Told()).config
+    assert found.data.train_splits == ("train",) and found.training.epochs == 2
+    assert found.evaluation.patience is None
+
+
+NEVER = {"evaluation.every_epochs": 0, "evaluation.patience": None}
+
+
+def test_one_command_line_serves_every_start(untimed: Dataset, tmp_path: Path) -> None:
+    """What was decided holds for the start that goes on; where that was asked for, its flags do."""
+    flags = overridden(default_preset(untimed), {"training.epochs": 9, "evaluation.patience": 5})
+    spec = replace(spec_of(untimed, tmp_path / "run", flags), resume="auto")
+    assert as_decided(spec) == spec
+    begun = choose(spec, "normal", Graded({"factors": 0.4}), Told())
+    assert begun.config.training.epochs == 2 and as_decided(spec) == spec
+    folder = RunFolder(spec.out)
+    facts = {"dataset_digest": untimed.digest, "world_size": 1, "versions": {}, "start_from": None}
+    recorded = {"run_id": spec.run_id, "preset": "default", "data": spec.data}
+    write_json(folder.config_file, {**recorded, **facts, "config": begun.config.to_json()})
+    again = as_decided(replace(spec, config=overridden(begun.config, {"training.epochs": 9})))
+    assert again.config == begun.config
+    told = replace(spec, resume=True)
+    assert as_decided(told) == told
+
+
+def test_a_choice_that_came_to_nothing_is_forgotten(untimed: Dataset, tmp_path: Path) -> None:
+    spec = spec_of(untimed, tmp_path / "run")
+    choose(spec, "normal", Graded({}), Told())
+    assert read_choice(tmp_path / "run") is not None
+    choose(spec, "quick", Graded({}), Told())
+    assert read_choice(tmp_path / "run") is None
 
 
 @pytest.mark.parametrize("limit", ["MOST_STEPS", "MOST_ROWS"])

@@ -14,6 +14,7 @@ from tests.datasets import make_dataset
 from tests.one_rank import STEPS, Notes, begun, checkpoints, resumed, small_data, spec_of
 from tests.test_training import losses, small_config
 from trainer.base.mistake import Mistake
+from trainer.command_line import overridden
 from trainer.config.presets import find_preset
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
@@ -245,7 +246,7 @@ def test_small_windows_are_passed_over_again(tmp_path: Path) -> None:
     data = tmp_path / "data"
     make(write(make_log(3, rows=2400, days=3), tmp_path / "log.parquet"), data, window="day")
     dataset, preset = Dataset.load(str(data)), find_preset("ml-100k")
-    events = sum(window.events for window in dataset.windows) / 3
+    events = sum(window.events for window in dataset.windows[1:]) / 2
     assert 200 < events < 230
     for size, passes, told in ((1024, 6, "each 6 times"), (32, 4, "each 4"), (8, 1, "each once")):
         config = small_windows(preset, size)
@@ -259,6 +260,10 @@ def test_small_windows_are_passed_over_again(tmp_path: Path) -> None:
     run_worker(asked, Notes())
     again = replace(asked, given=frozenset(), resume=True)
     assert fitted(again, dataset)[0].config.training.epochs == preset.training.epochs == 15
+    fewer = replace(again, config=small_windows(preset, 8), given=frozenset({"training.epochs"}))
+    fewer = replace(fewer, config=overridden(fewer.config, {"training.epochs": 2}))
+    with pytest.raises(Mistake, match="epochs: was 15, now 2"):
+        RunFolder(fewer.out).check_start(fewer, dataset)
     linear = replace(config, optimizer=replace(config.optimizer, schedule="linear"))
     named = replace(spec, config=linear, given=frozenset({"optimizer.schedule"}))
     assert preset.optimizer.schedule == "linear"

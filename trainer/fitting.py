@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from trainer.base.mistake import mistakes, require
@@ -143,7 +144,8 @@ def _passes(spec: RunSpec, dataset: Dataset) -> int:
         before = folder.read_config().config
         if before.data.windows:
             return before.training.epochs
-    events = sum(window.events for window in dataset.windows) / len(dataset.windows)
+    later = dataset.windows[1:] or dataset.windows  # the first may be all that was before
+    events = median(window.events for window in later)
     steps = max(events, 1) / spec.config.training.global_batch_size
     return max(1, min(MOST_PASSES, math.ceil(STEPS_A_WINDOW / steps)))
 

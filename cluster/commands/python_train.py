@@ -21,7 +21,7 @@ from trainer.fitting import precheck
 from trainer.launch.launcher import Launcher
 from trainer.observe.progress import quiet_libraries
 from trainer.run.folder import Resume, RunSpec
-from trainer.start_settings import Start, recorded_name
+from trainer.start_settings import Start, as_decided, recorded_name
 from trainer.tools.ready import ready_for_torch
 
 OF_A_CONFIG = "python"
@@ -54,7 +54,7 @@ def train(
         named = None if preset is None else str(preset)
         start = Start(named, folder, run if resume else None, origin)
         name, config = recorded_name(start.preset), start.config()
-    spec = RunSpec(
+    asked = RunSpec(
         name,
         with_paths(overridden(config, overrides), absolute),
         absolute(folder),
@@ -63,6 +63,7 @@ def train(
         start_from=origin,
         given=frozenset(overrides),
     )
+    spec = as_decided(asked)
     ready_for_torch()
     from trainer.effort.choose import chosen
     from trainer.train import resumable, train_on_rank

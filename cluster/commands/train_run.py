@@ -29,6 +29,7 @@ from trainer.observe.choice import Choice, read_choice
 from trainer.observe.progress import in_words
 from trainer.observe.waiting import waits_on_terminal
 from trainer.run.folder import RunFolder, RunSpec
+from trainer.start_settings import as_decided
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class TrainOnRay(OnRay, TrainArguments):
 
     effort: Effort | None = None
     """Of the preset default; left out: normal. quick: its rules by the data. normal: up to five
-    models are tried on a part of the training, and the best on validation is trained. best: a short
-    search, and a last run on train and validation."""
+    models are tried, and the best on validation is trained on train and validation. best: a short
+    search around it as well."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str], verbose: bool) -> int:
     """Train on Ray, and say where the run lies."""
     preset, parsed = parse_train(arguments)
     given = settings_given(arguments)
-    spec = replace(parsed.run_spec(preset), given=frozenset(given))
+    spec = as_decided(replace(parsed.run_spec(preset), given=frozenset(given)))
     return train(spec, parsed.options(verbose), parsed.effort)
 
 
@@ -131,7 +132,8 @@ def train(
     tries = time.monotonic() - began
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
     took = Took(tries, summary["seconds"], time.monotonic() - loading)
-    choice = None if spec is asked else read_choice(storage_path(spec.out))
+    is_new = spec is not asked or summary["quality"] is None
+    choice = read_choice(storage_path(spec.out)) if is_new else None
     for line in ending(summary, spec, took, choice):
         say(line)
     for line in blind_spots_of(spec):

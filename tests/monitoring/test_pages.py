@@ -368,7 +368,11 @@ def learnt(*values: float) -> dict:
         "evaluation": None,
         "summary": None,
         "choice": None,
-        "config": {"evaluation": {"metric": "ndcg@20"}, "training": {"epochs": 12}},
+        "config": {
+            "data": {"train_splits": ["train"]},
+            "evaluation": {"metric": "ndcg@20"},
+            "training": {"epochs": 12},
+        },
     }
 
 
@@ -388,6 +392,8 @@ def test_the_verdicts_follow_the_curve() -> None:
     assert "too few" in still_learning(learnt(0.1))
     assert "not evaluated while training" in still_learning(learnt())
     on_all = {**learnt(), "choice": {"curve": [0.1, 0.3, 0.2]}}
+    assert "not evaluated while training" in still_learning(on_all)  # yet to be
+    on_all["config"]["data"]["train_splits"] = ["train", "validation"]
     assert "when it was tried: ndcg@20 on validation was 0.3000 after epoch 2 of 3" in (
         still_learning(on_all)
     )
@@ -416,6 +422,9 @@ def test_what_was_tried_stands_beside_the_closed_forms(evaluated: Path, tmp_path
     assert "when it was tried" not in page  # it was watched itself
     on_all = read_run(run)
     on_all["validation"] = {name: [] for name in on_all["validation"]}
+    assert len(learning(on_all)) == 1  # it is yet to be evaluated
+    on_all["config"]["data"]["train_splits"] = ["train", "validation"]
+    assert "when it was tried" in report_html([{**on_all, "norms": "", "dataset": None}], None)
     tried, _ = learning(on_all)
     assert tried.title == "ndcg@20 on validation, when it was tried"
     assert list(tried.series[0].x) == [1, 2, 3] and tried.levels == [("popularity", 0.1)]

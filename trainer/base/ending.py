@@ -57,9 +57,7 @@ def guarded(command: Callable[[], int], doing: str, verbose: bool) -> int:
         verbose: print the traceback, too.
     """
     atexit.register(_let_go)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started it: >&-
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII alone
@@ -72,6 +70,20 @@ def guarded(command: Callable[[], int], doing: str, verbose: bool) -> int:
         # Python flushes once more at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOBODY_READS
+
+
+def _open_closed_streams() -> None:
+    """Who starts a program with `>&-` leaves its number to the next file that is opened, here or in
+    a process that is started from here: what is printed would be written into that."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+        os.set_inheritable(number, True)
+        setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def _let_go() -> None:

@@ -110,5 +110,5 @@ def explain(config: Config, dataset: Dataset) -> str:
     return (
         f"default, for data with {has}, {_rows(dataset):,} rows of {dataset.num_users:,} users: "
         f"{reads} {own}, {model.dim} wide, {start}, batch {config.training.global_batch_size:,}, "
-        f"at most {config.training.epochs} epochs, the best on validation is kept"
+        f"at most {config.training.epochs} epochs"
     )

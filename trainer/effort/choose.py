@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.base.mistake import Mistake
+from trainer.base.run_files import CHOICE_FILE
 from trainer.command_line import overridden
 from trainer.config.default_preset import default_preset
 from trainer.config.sections import Config, settings_of
@@ -29,7 +30,7 @@ from trainer.launch.launcher import Launcher
 from trainer.launch.processes import Processes, most_workers
 from trainer.observe.choice import Choice, TriedModel, write_choice
 from trainer.observe.progress import Progress, TerminalProgress, in_words
-from trainer.run.folder import RunSpec, open_run
+from trainer.run.folder import RunFolder, RunSpec, open_run
 
 Settings = dict[str, Any]
 """Values by "section.name"."""
@@ -82,6 +83,7 @@ def choose(
         Mistake: as a start of the run, before anything is tried.
     """
     if effort == "quick" or spec.preset != "default":
+        _forget_choice(spec)
         return spec
     try:
         dataset, _, is_there = open_run(spec)
@@ -92,24 +94,37 @@ def choose(
         return spec
     if is_there:
         return spec
-    why = _nothing_to_try(spec, dataset)
-    if why is not None:
-        progress.message(f"effort {effort}: nothing is tried, since {why}")
-        return spec
     settings = settings_of(spec.config.to_json())
     fixed = {name: settings[name] for name in spec.given}
     fixed |= differences(default_preset(dataset), spec.config)
     found = _fitting(proposals(dataset, effort), fixed, spec, dataset)
-    if len(found) < 2:
-        progress.message(f"effort {effort}: nothing is tried, since the flags leave no choice")
+    why = _nothing_to_try(spec, dataset)
+    if why is None and len(found) < 2:
+        why = "the flags leave no choice"
+    if why is not None:
+        _forget_choice(spec)
+        progress.message(f"effort {effort}: nothing is tried, since {why}")
         return spec
     progress.message(
         f"effort {effort}: {len(found)} models are tried on the data first, which --effort quick "
         "leaves out"
     )
     launcher = launcher or Processes(1 if _is_large(dataset) else min(len(found), most_workers()))
-    began = time.monotonic()
-    tries = Tries(spec, dataset, launcher, progress)
+    return _tried_out(spec, found, fixed, effort, Tries(spec, dataset, launcher, progress))
+
+
+def _forget_choice(spec: RunSpec) -> None:
+    """Take away what an earlier start chose, which was ended before there was a run."""
+    folder = RunFolder(spec.out)
+    if not folder.config_file.is_file():
+        (folder.path / CHOICE_FILE).unlink(missing_ok=True)
+
+
+def _tried_out(
+    spec: RunSpec, found: list[Proposal], fixed: Settings, effort: Effort, tries: Tries
+) -> RunSpec:
+    """The spec with the best of what was found; written beside the run, and told."""
+    began, dataset, progress = time.monotonic(), tries.dataset, tries.progress
     baselines = tries.baselines(found[0].config.evaluation)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
     progress.message(f"  nothing trained: {found[0].config.evaluation.metric} of {shown}")
@@ -188,10 +203,11 @@ def _ranked(found: list[Proposal], tried: list[Tried]) -> Ranked:
 
 
 def _is_long(each: Proposal, dataset: Dataset) -> bool:
-    """Whether all of its epochs are more than is tried before a run begins."""
+    """Whether all of its steps are more than is tried before a run begins."""
     training, rows = each.config.training, dataset.splits["train"].positives
     steps = training.epochs * -(-rows // training.global_batch_size)
-    return steps > MOST_STEPS or training.epochs * rows > MOST_ROWS
+    steps = min(steps, training.max_steps or steps)
+    return steps > MOST_STEPS or steps * training.global_batch_size > MOST_ROWS
 
 
 def _is_large(dataset: Dataset) -> bool:
@@ -244,12 +260,18 @@ def _final(config: Config, tried: Tried, given: Settings, is_watched: bool) -> C
 
     is_watched: how long is best is yet to be found: large data, of which tries see a slice.
     """
-    free = {name: value for name, value in given.items() if name in FREE}
+    changes = {name: value for name, value in given.items() if name in FREE}
     if is_watched:
         epochs = max(round(tried.best_epoch * config.training.epochs / tried.epochs), 1)
     else:
-        epochs = tried.best_epoch
-        free = free or {"data.train_splits": ("train", "validation"), "evaluation.every_epochs": 0}
-    if "validation" in free.get("data.train_splits", ()):
-        return overridden(config, free | {"evaluation.patience": None, "training.epochs": epochs})
-    return overridden(config, free if is_watched else free | {"training.epochs": tried.epochs})
+        epochs = config.training.epochs if config.training.max_steps else tried.best_epoch
+        changes = changes or {
+            "data.train_splits": ("train", "validation"),
+            "evaluation.every_epochs": 0,
+        }
+    on_validation = "validation" in changes.get("data.train_splits", ())
+    if on_validation or changes.get("evaluation.every_epochs") == 0:
+        changes |= {"evaluation.patience": None, "training.epochs": epochs}
+    elif not is_watched:
+        changes["training.epochs"] = tried.epochs
+    return overridden(config, changes)

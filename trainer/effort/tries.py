@@ -82,8 +82,8 @@ class Tries:
     def __init__(
         self, spec: RunSpec, dataset: Dataset, launcher: Launcher, progress: Progress
     ) -> None:
-        self._spec, self._dataset = spec, dataset
-        self._launcher, self._progress = launcher, progress
+        self._spec, self.dataset = spec, dataset
+        self._launcher, self.progress = launcher, progress
         folder = storage_path(spec.out)
         folder.mkdir(parents=True, exist_ok=True)
         remove_left_over(folder / TRIES_FOLDER)
@@ -109,30 +109,31 @@ class Tries:
             if spec.config.digest in self._known
         }
         waiting = {name: spec for name, spec in specs.items() if name not in found}
-        with waits(self._progress, lambda: f"tried {len(found)} of {len(specs)}"):
+        with waits(self.progress, lambda: f"tried {len(found)} of {len(specs)}"):
             try:
                 for name, result in self._launcher.each(try_out, waiting):
                     found[name] = self._noted(name, why[name], specs[name].config, result)
             except WorkFailedError as error:
-                self._progress.message(f"a try failed, and those after it are left out: {error}")
+                self.progress.message(f"a try failed, and those after it are left out: {error}")
         return [found[each.name] for each in chosen if each.name in found]
 
     def _noted(self, name: str, why: str, config: Config, result: dict[str, Any]) -> Tried:
-        rows = self._dataset.splits["train"].positives
+        rows = self.dataset.splits["train"].positives
         steps = config.training.epochs * -(-rows // config.training.global_batch_size)
         tried = Tried(
             name=name,
             why=why,
             digest=config.digest,
-            dataset_digest=self._dataset.digest,
+            dataset_digest=self.dataset.digest,
             metric=config.evaluation.metric,
             epochs=config.training.epochs,
             is_slice=steps > MOST_STEPS,
             **result,
         )
+        self._known[tried.digest] = tried
         self._lines.append(json.dumps(asdict(tried)))
         self._lines.flush()  # an object store would have it half a minute later
-        self._progress.message(told(tried))
+        self.progress.message(told(tried))
         return tried
 
     def baselines(self, evaluation: EvaluationConfig) -> dict[str, float]:
@@ -141,12 +142,12 @@ class Tries:
         Of the closed forms those that take seconds on data of the size.
         """
         users = evaluation.users or USERS_EVALUATED
-        names = [n for n, most in QUICK_BASELINES.items() if self._dataset.num_items <= most]
-        if self._dataset.splits["train"].positives * users > MOST_WORK:
+        names = [n for n, most in QUICK_BASELINES.items() if self.dataset.num_items <= most]
+        if self.dataset.splits["train"].positives * users > MOST_WORK:
             names = ["popularity"]
         cutoff = int(evaluation.metric.partition("@")[2])
         asking = Asking(self._spec.data, "validation", (cutoff,), users, names)
-        with waits(self._progress, "closed forms, for which nothing is trained"):
+        with waits(self.progress, "closed forms, for which nothing is trained"):
             ((_, found),) = self._launcher.each(measure_baselines, {"baselines": asking})
         return {each["name"]: each["values"][evaluation.metric] for each in found}
 

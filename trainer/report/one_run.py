@@ -12,6 +12,7 @@ from trainer.report.quality import (
     Quality,
     best_evaluation,
     how_good,
+    on_validation_too,
     quality_of,
     still_learning,
     watched,
@@ -115,7 +116,7 @@ def learning(run: dict[str, Any]) -> list[Chart]:
     """Quality and loss over the steps."""
     metric, values = run["config"]["evaluation"]["metric"], watched(run)
     steps, best = run["validation"]["step"], best_evaluation(run)
-    charts = _when_tried(run["choice"]) if best is None else []
+    charts = _when_tried(run["choice"]) if best is None and on_validation_too(run) else []
     if best is not None:
         charts.append(
             Chart(
@@ -151,7 +152,7 @@ def _when_tried(choice: dict[str, Any] | None) -> list[Chart]:
         Chart(
             f"{choice['metric']} on validation, when it was tried",
             "Then it was trained on train alone, the run on validation too. Dashed: popularity.",
-            [Series("when tried", range(1, len(curve) + 1), curve)],
+            [Series("when tried", list(range(1, len(curve) + 1)), curve)],
             xLabel="epoch",
             whole=True,
             levels=[] if popularity is None else [("popularity", popularity)],

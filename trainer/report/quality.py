@@ -110,11 +110,16 @@ def _ended_early(run: dict[str, Any]) -> str:
     return f", which ended it early: after epoch {trained} of {epochs}" if early else ""
 
 
+def on_validation_too(run: dict[str, Any]) -> bool:
+    """Whether validation was trained on, so that it says nothing of the run."""
+    return "validation" in run["config"]["data"]["train_splits"]
+
+
 def still_learning(run: dict[str, Any]) -> str:
     """In a sentence: whether more training would help."""
     values, best = watched(run), best_evaluation(run)
     metric = run["config"]["evaluation"]["metric"]
-    if best is None and run["choice"] is not None and run["choice"]["curve"]:
+    if best is None and on_validation_too(run) and run["choice"] and run["choice"]["curve"]:
         curve = run["choice"]["curve"]
         place = max(range(len(curve)), key=lambda epoch: curve[epoch])
         return (

@@ -157,6 +157,9 @@ def check_unchanged(
     averaging = then["optimizer"]["tower_averaging"], now["optimizer"]["tower_averaging"]
     if bool(averaging[0]) != bool(averaging[1]):
         changed.append(_changed("optimizer", "tower_averaging", *averaging))
+    if config.data.windows and "training.epochs" in spec.given:  # places are counted in passes
+        epochs = then["training"]["epochs"], now["training"]["epochs"]
+        changed += [_changed("training", "epochs", *epochs)] if epochs[0] != epochs[1] else []
     if changed:
         raise Mistake(
             f"--resume cannot change what the model and its state are ({'; '.join(changed)}); "
