@@ -20,6 +20,7 @@ from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
 from trainer.effort.choose import choose, chosen, differences
 from trainer.effort.data_facts import facts_of
+from trainer.effort.decided import as_decided
 from trainer.effort.proposals import proposals, variations
 from trainer.effort.tries import try_out
 from trainer.files.json_files import write_json
@@ -31,7 +32,6 @@ from trainer.observe.progress import SilentProgress
 from trainer.retrieval.baselines.measured import measure_baselines
 from trainer.run.folder import RunFolder, RunSpec
 from trainer.run.lock import Owner, RunLock, this_machine
-from trainer.start_settings import as_decided
 
 
 def ids_alone(dataset: Dataset) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -62,21 +62,25 @@ class TrainArguments:
             if given and not (self.windows or self.config.data.windows):
                 raise Mistake(f"{flag} goes with --windows: add it, or leave {flag} out")
 
-    def run_spec(self, preset: str) -> RunSpec:
-        """Paths are absolute: workers, and whoever goes on with the run, stand elsewhere."""
-        given = with_paths(self, absolute)
-        config = given.config
+    def run_spec(self, preset: str, given: Iterable[str] = ()) -> RunSpec:
+        """Paths are absolute: workers, and whoever goes on with the run, stand elsewhere.
+
+        given: names of the settings that flags set.
+        """
+        parsed = with_paths(self, absolute)
+        config = parsed.config
         if self.windows:
             config = replace(config, data=replace(config.data, windows=True))
         return RunSpec(
             preset,
             config,
-            given.data,
-            given.out,
+            parsed.data,
+            parsed.out,
             RESUMES[self.resume],
-            start_from=given.start_from,
+            start_from=parsed.start_from,
             follow=self.follow,
-            export_to=given.export_to,
+            export_to=parsed.export_to,
+            given=frozenset(given),
         )
 
 

@@ -123,17 +123,22 @@ def _windows(spec: RunSpec, default: Config | None, dataset: Dataset) -> Fit:
         now = getattr(getattr(config, section), name)
         if now == value:
             continue
-        given = default is None or getattr(getattr(default, section), name) != now
-        given = given or f"{section}.{name}" in spec.given
         flag = f"--{section}.{name.replace('_', '-')} {value}"
-        require(not given, f"{section}.{name}={now} with --windows: {why}; set {flag}")
+        gives_way = _gives_way(spec, default, section, name)
+        require(gives_way, f"{section}.{name}={now} with --windows: {why}; set {flag}")
         config = _with(config, section, **{name: value})
-    is_presets = default is not None and default.training.epochs == config.training.epochs
-    if is_presets and "training.epochs" not in spec.given:
+    if _gives_way(spec, default, "training", "epochs"):
         config = _with(config, "training", epochs=_passes(spec, dataset))
     passes = config.training.epochs
     each = "each once" if passes == 1 else f"each {passes} times"
     return config, f"window by window, {each}, all of its events, at constant learning rates"
+
+
+def _gives_way(spec: RunSpec, default: Config | None, section: str, name: str) -> bool:
+    """Whether a setting is as the preset has it, and not because the user said so."""
+    if default is None or f"{section}.{name}" in spec.given:
+        return False
+    return getattr(getattr(spec.config, section), name) == getattr(getattr(default, section), name)
 
 
 def _passes(spec: RunSpec, dataset: Dataset) -> int:

@@ -15,8 +15,7 @@ from trainer.config.presets import find_preset, is_run
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.files.filesystems import absolute
-from trainer.observe.choice import read_choice
-from trainer.run.folder import RunFolder, RunSpec
+from trainer.run.folder import RunFolder
 from trainer.run.run_facts import RunFacts
 
 
@@ -84,31 +83,6 @@ class Start:
             return find_preset(preset)
         _say_first(told + ("; your flags override it" if changed else ""))
         return config
-
-
-def as_decided(spec: RunSpec) -> RunSpec:
-    """With what `--effort` decided before the run began, where one command line serves every start
-    (`--resume auto`): for how long, on what, watched or not.
-
-    Raises:
-        Mistake: where the run's config cannot be read.
-    """
-    folder = RunFolder(spec.out)
-    if spec.resume != "auto" or not folder.config_file.is_file() or not read_choice(folder.path):
-        return spec
-    before, config = folder.read_config().config, spec.config
-    watched = before.evaluation
-    return replace(
-        spec,
-        config=replace(
-            config,
-            data=replace(config.data, train_splits=before.data.train_splits),
-            training=replace(config.training, epochs=before.training.epochs),
-            evaluation=replace(
-                config.evaluation, every_epochs=watched.every_epochs, patience=watched.patience
-            ),
-        ),
-    )
 
 
 def recorded_name(preset: str) -> str:

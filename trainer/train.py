@@ -11,7 +11,6 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -152,7 +151,7 @@ def cpu_threads(spec: RunSpec, ranks: Ranks) -> int:
 def main(arguments: list[str]) -> int:
     """The command line under torchrun; exit status: see trainer/base/ending.py."""
     preset, parsed = parse(arguments)
-    spec = replace(parsed.run_spec(preset), given=frozenset(settings_given(arguments)))
+    spec = parsed.run_spec(preset, settings_given(arguments))
     Here().run(train_on_rank, spec, resumable(spec))
     return 0
 

@@ -15,13 +15,14 @@ from trainer.command_line import overridden
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
+from trainer.effort.decided import as_decided
 from trainer.files.filesystems import absolute
 from trainer.files.paths import with_paths
 from trainer.fitting import precheck
 from trainer.launch.launcher import Launcher
 from trainer.observe.progress import quiet_libraries
 from trainer.run.folder import Resume, RunSpec
-from trainer.start_settings import Start, as_decided, recorded_name
+from trainer.start_settings import Start, recorded_name
 from trainer.tools.ready import ready_for_torch
 
 OF_A_CONFIG = "python"

@@ -5,7 +5,7 @@ Imports torch and torchrec: `check_versions` comes before the import of this mod
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -21,6 +21,7 @@ from trainer.command_line import TrainArguments, parse_preset, settings_given
 from trainer.config.presets import PRESETS
 from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
+from trainer.effort.decided import as_decided
 from trainer.files.filesystems import absolute
 from trainer.files.paths import LastingPath
 from trainer.files.storage import storage_path
@@ -29,7 +30,6 @@ from trainer.observe.choice import Choice, read_choice
 from trainer.observe.progress import in_words
 from trainer.observe.waiting import waits_on_terminal
 from trainer.run.folder import RunFolder, RunSpec
-from trainer.start_settings import as_decided
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ class ResumeArguments(OnRay):
 def main(arguments: Sequence[str], verbose: bool) -> int:
     """Train on Ray, and say where the run lies."""
     preset, parsed = parse_train(arguments)
-    given = settings_given(arguments)
-    spec = as_decided(replace(parsed.run_spec(preset), given=frozenset(given)))
+    spec = as_decided(parsed.run_spec(preset, settings_given(arguments)))
     return train(spec, parsed.options(verbose), parsed.effort)
 
 

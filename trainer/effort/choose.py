@@ -23,7 +23,7 @@ from trainer.config.sections import Config, settings_of
 from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
 from trainer.effort.proposals import Proposal, proposals, variations
-from trainer.effort.tries import MOST_STEPS, NAME, Tried, Tries
+from trainer.effort.tries import MOST_STEPS, NAME, Tried, Tries, steps_of
 from trainer.files.storage import storage_path
 from trainer.fitting import fitted
 from trainer.launch.launcher import Launcher
@@ -97,10 +97,11 @@ def choose(
     settings = settings_of(spec.config.to_json())
     fixed = {name: settings[name] for name in spec.given}
     fixed |= differences(default_preset(dataset), spec.config)
-    found = _fitting(proposals(dataset, effort), fixed, spec, dataset)
+    found: list[Proposal] = []
     why = _nothing_to_try(spec, dataset)
-    if why is None and len(found) < 2:
-        why = "the flags leave no choice"
+    if why is None:
+        found = _fitting(proposals(dataset, effort), fixed, spec, dataset)
+        why = None if len(found) > 1 else "the flags leave no choice"
     if why is not None:
         _forget_choice(spec)
         progress.message(f"effort {effort}: nothing is tried, since {why}")
@@ -204,8 +205,7 @@ def _ranked(found: list[Proposal], tried: list[Tried]) -> Ranked:
 
 def _is_long(each: Proposal, dataset: Dataset) -> bool:
     """Whether all of its steps are more than is tried before a run begins."""
-    training, rows = each.config.training, dataset.splits["train"].positives
-    steps = training.epochs * -(-rows // training.global_batch_size)
+    training, steps = each.config.training, steps_of(each.config, dataset)
     steps = min(steps, training.max_steps or steps)
     return steps > MOST_STEPS or steps * training.global_batch_size > MOST_ROWS
 

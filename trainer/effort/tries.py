@@ -118,8 +118,6 @@ class Tries:
         return [found[each.name] for each in chosen if each.name in found]
 
     def _noted(self, name: str, why: str, config: Config, result: dict[str, Any]) -> Tried:
-        rows = self.dataset.splits["train"].positives
-        steps = config.training.epochs * -(-rows // config.training.global_batch_size)
         tried = Tried(
             name=name,
             why=why,
@@ -127,7 +125,7 @@ class Tries:
             dataset_digest=self.dataset.digest,
             metric=config.evaluation.metric,
             epochs=config.training.epochs,
-            is_slice=steps > MOST_STEPS,
+            is_slice=steps_of(config, self.dataset) > MOST_STEPS,
             **result,
         )
         self._known[tried.digest] = tried
@@ -169,6 +167,12 @@ class Tries:
             },
         )
         return replace(self._spec, preset=NAME, config=config, resume=False, start_from=None)
+
+
+def steps_of(config: Config, dataset: Dataset) -> int:
+    """All of its epochs on train, whatever ends them before."""
+    training, rows = config.training, dataset.splits["train"].positives
+    return training.epochs * -(-rows // training.global_batch_size)
 
 
 def told(tried: Tried) -> str:

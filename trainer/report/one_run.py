@@ -11,8 +11,8 @@ from trainer.report.people import Person
 from trainer.report.quality import (
     Quality,
     best_evaluation,
+    curve_of_its_try,
     how_good,
-    on_validation_too,
     quality_of,
     still_learning,
     watched,
@@ -116,7 +116,7 @@ def learning(run: dict[str, Any]) -> list[Chart]:
     """Quality and loss over the steps."""
     metric, values = run["config"]["evaluation"]["metric"], watched(run)
     steps, best = run["validation"]["step"], best_evaluation(run)
-    charts = _when_tried(run["choice"]) if best is None and on_validation_too(run) else []
+    charts = _when_tried(run)
     if best is not None:
         charts.append(
             Chart(
@@ -143,11 +143,12 @@ def learning(run: dict[str, Any]) -> list[Chart]:
     return charts
 
 
-def _when_tried(choice: dict[str, Any] | None) -> list[Chart]:
+def _when_tried(run: dict[str, Any]) -> list[Chart]:
     """Of a run that was trained on validation too: the curve of its try, which was not."""
-    if choice is None or not choice["curve"]:
+    curve, choice = curve_of_its_try(run), run["choice"]
+    if not curve:
         return []
-    curve, popularity = choice["curve"], choice["baselines"].get("popularity")
+    popularity = choice["baselines"].get("popularity")
     return [
         Chart(
             f"{choice['metric']} on validation, when it was tried",

@@ -110,21 +110,23 @@ def _ended_early(run: dict[str, Any]) -> str:
     return f", which ended it early: after epoch {trained} of {epochs}" if early else ""
 
 
-def on_validation_too(run: dict[str, Any]) -> bool:
-    """Whether validation was trained on, so that it says nothing of the run."""
-    return "validation" in run["config"]["data"]["train_splits"]
+def curve_of_its_try(run: dict[str, Any]) -> list[float]:
+    """The watched metric after each epoch of the try, of a run that was trained on validation too,
+    so that it was not evaluated itself; [] of others."""
+    choice, trained_on = run["choice"], run["config"]["data"]["train_splits"]
+    is_its_own = best_evaluation(run) is not None or "validation" not in trained_on
+    return [] if choice is None or is_its_own else list(choice["curve"])
 
 
 def still_learning(run: dict[str, Any]) -> str:
     """In a sentence: whether more training would help."""
     values, best = watched(run), best_evaluation(run)
     metric = run["config"]["evaluation"]["metric"]
-    if best is None and on_validation_too(run) and run["choice"] and run["choice"]["curve"]:
-        curve = run["choice"]["curve"]
-        place = max(range(len(curve)), key=lambda epoch: curve[epoch])
+    if curve := curve_of_its_try(run):
+        highest = max(curve)
         return (
             f"It was trained for as long as was best when it was tried: {metric} on validation was "
-            f"{curve[place]:.4f} after epoch {place + 1} of {len(curve)}."
+            f"{highest:.4f} after epoch {curve.index(highest) + 1} of {len(curve)}."
         )
     if best is None:
         return "It was not evaluated while training, so nothing says whether it still learns."
