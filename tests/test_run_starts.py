@@ -9,17 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.data.windows import make, make_log, write
 from tests.datasets import make_dataset
 from tests.one_rank import STEPS, Notes, begun, checkpoints, resumed, small_data, spec_of
 from tests.test_training import losses, small_config
 from trainer.base.mistake import Mistake
-from trainer.command_line import overridden
-from trainer.config.presets import find_preset
-from trainer.config.sections import Config
-from trainer.data.schema import Dataset
 from trainer.files.line_file import LineFile
-from trainer.fitting import fitted
 from trainer.retrieval import evaluate
 from trainer.run import folder as run_module
 from trainer.run import lock
@@ -220,79 +214,3 @@ def test_a_start_that_cannot_be_written_down_leaves_nothing(
                 begun(data, out)
         assert not (out / "config.json").exists() and not (out / "starts.jsonl").exists()
     begun(data, out, training={"max_steps": 1})
-
-
-def test_what_gives_way_to_small_data(data: str, tmp_path: Path) -> None:
-    """A preset's settings and a program's; those of a file, or set by hand, are asked for."""
-    dataset, config = Dataset.load(data), small_config(training={"global_batch_size": 1024})
-    rows = dataset.splits["train"].positives
-    wide = replace(config, training=replace(config.training, global_batch_size=4096))
-    for preset, given, expected in (
-        ("ml-100k", config, 1024),
-        ("ml-100k", wide, None),
-        ("compare", wide, 1024),
-        ("best.toml", wide, None),
-    ):
-        spec = RunSpec(preset, given, data, str(tmp_path))
-        if expected is None:
-            with pytest.raises(Mistake, match=rf"4096 is more than the {rows:,} rows trained on"):
-                fitted(spec, dataset)
-        else:
-            assert fitted(spec, dataset)[0].config.training.global_batch_size == expected
-
-
-def test_small_windows_are_passed_over_again(tmp_path: Path) -> None:
-    """As often as the user says, or the run that is gone on with; else so that steps suffice."""
-    data = tmp_path / "data"
-    make(write(make_log(3, rows=2400, days=3), tmp_path / "log.parquet"), data, window="day")
-    dataset, preset = Dataset.load(str(data)), find_preset("ml-100k")
-    events = sum(window.events for window in dataset.windows[1:]) / 2
-    assert 200 < events < 230
-    for size, passes, told in ((1024, 6, "each 6 times"), (32, 4, "each 4"), (8, 1, "each once")):
-        config = small_windows(preset, size)
-        spec = RunSpec("ml-100k", config, str(data), str(tmp_path / "run"))
-        found, (note, *_) = fitted(spec, dataset)
-        assert found.config.training.epochs == passes and told in note
-        asked = replace(spec, given=frozenset({"training.epochs"}))
-        assert fitted(asked, dataset)[0].config.training.epochs == preset.training.epochs
-    training = replace(config.training, epochs=15, max_steps=1)  # what the preset says, too
-    asked = replace(asked, config=replace(config, training=training))
-    run_worker(asked, Notes())
-    again = replace(asked, given=frozenset(), resume=True)
-    assert fitted(again, dataset)[0].config.training.epochs == preset.training.epochs == 15
-    fewer = replace(again, config=small_windows(preset, 8), given=frozenset({"training.epochs"}))
-    fewer = replace(fewer, config=overridden(fewer.config, {"training.epochs": 2}))
-    with pytest.raises(Mistake, match="epochs: was 15, now 2"):
-        RunFolder(fewer.out).check_start(fewer, dataset)
-    linear = replace(config, optimizer=replace(config.optimizer, schedule="linear"))
-    named = replace(spec, config=linear, given=frozenset({"optimizer.schedule"}))
-    assert preset.optimizer.schedule == "linear"
-    with pytest.raises(Mistake, match="schedule=linear with --windows"):
-        fitted(named, dataset)
-
-
-def small_windows(preset: Config, size: int) -> Config:
-    return replace(
-        preset,
-        data=replace(preset.data, windows=True),
-        model=replace(preset.model, user_attributes=False, item_attributes=False),
-        training=replace(preset.training, global_batch_size=size),
-        metrics=replace(preset.metrics, enabled=False),
-    )
-
-
-def test_a_presets_patience_gives_way_where_nothing_is_evaluated(data: str) -> None:
-    """`--evaluation.every-epochs 0` is enough; a patience that was asked for is refused."""
-    dataset = Dataset.load(data)
-    preset = find_preset("default", dataset)
-    assert preset.evaluation.patience is not None
-    for patience, said in ((preset.evaluation.patience, None), (7, "patience=7 needs")):
-        evaluation = replace(preset.evaluation, every_epochs=0, patience=patience)
-        spec = RunSpec("default", replace(preset, evaluation=evaluation), data, "run")
-        if said is None:
-            spec, notes = fitted(spec, dataset)
-            assert spec.config.evaluation.patience is None
-            assert "no early stopping, since evaluation.every_epochs is 0" in notes
-        else:
-            with pytest.raises(Mistake, match=said):
-                fitted(spec, dataset)

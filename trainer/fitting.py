@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,12 +36,12 @@ def fitted(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, list[str]]:
         Mistake: where what was asked for does not fit the data.
     """
     default = _defaults(spec, dataset)
-    config, note = _windows(spec, default, dataset)
-    notes = [note] if note else []
-    for fit in (_patience, _batch, _split, _cutoffs, _metric):
-        config, note = fit(config, default, dataset)
+    notes = []
+    for fit in (_windows, _patience, _batch, _split, _cutoffs, _metric):
+        config, note = fit(spec, default, dataset)
+        spec = replace(spec, config=config)
         notes += [note] if note else []
-    return replace(spec, config=config), notes
+    return spec, notes
 
 
 def precheck(spec: RunSpec, is_here: bool) -> None:
@@ -155,15 +155,16 @@ def _passes(spec: RunSpec, dataset: Dataset) -> int:
     return max(1, min(MOST_PASSES, math.ceil(STEPS_A_WINDOW / steps)))
 
 
-def _batch(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+def _batch(spec: RunSpec, default: Config | None, dataset: Dataset) -> Fit:
     """A step never holds more rows than there are: the rest of it would be padding."""
+    config = spec.config
     splits = [dataset.splits[name] for name in config.data.train_splits]
     rows = sum(s.rows if config.loss.uses_dislikes else s.positives for s in splits)
     asked = config.training.global_batch_size
     if asked <= rows:
         return config, None
     require(
-        default is not None and default.training.global_batch_size == asked and rows > 1,
+        _gives_way(spec, default, "training", "global_batch_size") and rows > 1,
         f"training.global_batch_size={asked} is more than the {rows:,} rows trained on; set it to "
         f"{rows:,} at most",
     )
@@ -172,26 +173,26 @@ def _batch(config: Config, default: Config | None, dataset: Dataset) -> Fit:
     return config, f"training.global_batch_size: {size:,}, since there are {rows:,} rows"
 
 
-def _patience(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+def _patience(spec: RunSpec, default: Config | None, dataset: Dataset) -> Fit:
     """Without evaluations there is nothing to be patient with."""
-    evaluation = config.evaluation
+    config, evaluation = spec.config, spec.config.evaluation
     if evaluation.every_epochs or evaluation.patience is None:
         return config, None
     require(
-        default is not None and default.evaluation.patience == evaluation.patience,
+        _gives_way(spec, default, "evaluation", "patience"),
         f"evaluation.patience={evaluation.patience} needs evaluation.every_epochs of at least 1",
     )
     config = _with(config, "evaluation", patience=None)
     return config, "no early stopping, since evaluation.every_epochs is 0"
 
 
-def _split(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+def _split(spec: RunSpec, default: Config | None, dataset: Dataset) -> Fit:
     """Evaluation while training needs users with held-out items."""
-    evaluation = config.evaluation
+    config, evaluation = spec.config, spec.config.evaluation
     if not evaluation.every_epochs or dataset.splits["validation"].queries:
         return config, None
     require(
-        default is not None and default.evaluation == evaluation,
+        all(_gives_way(spec, default, "evaluation", each.name) for each in fields(evaluation)),
         "evaluation.every_epochs: the validation split has no user with a positive interaction; "
         "prepare the data with a larger one, or set evaluation.every_epochs to 0",
     )
@@ -199,13 +200,14 @@ def _split(config: Config, default: Config | None, dataset: Dataset) -> Fit:
     return config, "no evaluation while training: the data have no validation split"
 
 
-def _cutoffs(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+def _cutoffs(spec: RunSpec, default: Config | None, dataset: Dataset) -> Fit:
     """No list is longer than the catalog."""
-    asked, items = config.evaluation.k, dataset.num_items
+    config, items = spec.config, dataset.num_items
+    asked = config.evaluation.k
     if not config.evaluation.every_epochs or max(asked) <= items:
         return config, None
     require(
-        default is not None and default.evaluation.k == asked,
+        _gives_way(spec, default, "evaluation", "k"),
         f"evaluation.k={_listed(asked)}: cut-offs are at most {items:,}, the number of items",
     )
     ks = tuple(k for k in asked if k <= items) or (items,)
@@ -213,15 +215,16 @@ def _cutoffs(config: Config, default: Config | None, dataset: Dataset) -> Fit:
     return config, f"evaluation.k: {_listed(ks)}, since there are {items:,} items"
 
 
-def _metric(config: Config, default: Config | None, dataset: Dataset) -> Fit:
+def _metric(spec: RunSpec, default: Config | None, dataset: Dataset) -> Fit:
     """What is watched is among what is computed."""
-    metric, ks = config.evaluation.metric, config.evaluation.k
+    config, ks = spec.config, spec.config.evaluation.k
+    metric = config.evaluation.metric
     measure, _, cutoff = metric.partition("@")
     if not config.evaluation.every_epochs or int(cutoff) in ks:
         return config, None
     near = f"{measure}@{max(ks)}"
     require(
-        default is not None and default.evaluation.metric == metric,
+        _gives_way(spec, default, "evaluation", "metric"),
         f"evaluation.metric={metric!r} is not computed at evaluation.k={_listed(ks)}: add {cutoff} "
         f"to evaluation.k, or take {near}",
     )
