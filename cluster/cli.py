@@ -15,6 +15,7 @@ from trainer.base.usage import VERBOSE, suggest
 
 Arguments = list[str]
 ARGUMENTS, ANSWERS = "trainer.retrieval.arguments", "trainer.retrieval.recommend"
+JOIN = f"{ARGUMENTS}:JoinArguments", "trainer.retrieval.joining.join_runs:join_runs"
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,7 @@ COMMANDS = {
             launcher="launcher_of_trials",
         ),
     ),
+    "join": Command("Add another run's scores to a run's own", without_torch("join", *JOIN)),
     "recommend": Command("Items for a user", recommend),
     "similar": Command(
         "Items like an item",

@@ -21,8 +21,9 @@ from trainer.effort.choices import Effort
 from trainer.effort.choose import choose, chosen, differences
 from trainer.effort.data_facts import facts_of
 from trainer.effort.decided import as_decided
-from trainer.effort.proposals import proposals, variations
-from trainer.effort.tries import try_out
+from trainer.effort.proposals import proposals
+from trainer.effort.tries import try_and_keep, try_out
+from trainer.effort.two_models import AskedPair, measure_pair
 from trainer.files.json_files import write_json
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.here import Here
@@ -30,6 +31,7 @@ from trainer.launch.launcher import Work
 from trainer.observe.choice import read_choice
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval.baselines.measured import measure_baselines
+from trainer.run.asked.beside import read_beside
 from trainer.run.folder import RunFolder, RunSpec
 from trainer.run.lock import Owner, RunLock, this_machine
 
@@ -74,6 +76,9 @@ class Graded:
     popularity: float = 0.01
     without_room: tuple[str, ...] = ()
     ends_at: str = ""
+    pairs: Mapping[str, float] = field(default_factory=dict)
+    """What the best finds beside another, by the other's name."""
+    joined: list[AskedPair] = field(default_factory=list)
     is_here = True
 
     def run(self, work: Work, arguments: Any, resumable: Any = None) -> Any:
@@ -83,7 +88,11 @@ class Graded:
         if work is measure_baselines:
             yield "baselines", [{"name": "popularity", "values": {"ndcg@20": self.popularity}}]
             return
-        assert work is try_out
+        if work is measure_pair:
+            self.joined += many.values()
+            yield from ((name, [(1.0, 0.1), (0.5, self.pairs.get(name, 0.0))]) for name in many)
+            return
+        assert work in (try_out, try_and_keep)
         for name, spec in many.items():
             self.given.append(spec)
             if name == self.ends_at:
@@ -91,7 +100,13 @@ class Graded:
             by_name = self.grade.get(name.partition(",")[0], 0.1)
             best = self.by_epochs.get(spec.config.training.epochs, by_name)
             failed = "no room" if name in self.without_room else None
-            yield name, {"best": best, "best_epoch": 2, "seconds": 1.0, "failed": failed}
+            found = {"best": best, "best_epoch": 2, "seconds": 1.0, "failed": failed}
+            if work is try_and_keep:
+                found["folder"] = f"{name} {spec.config.training.epochs}"
+                model = Path(spec.out, "tries", str(found["folder"]))
+                model.mkdir(parents=True, exist_ok=True)
+                (model / "config.json").write_text("{}")
+            yield name, found
 
 
 def spec_of(
@@ -264,8 +279,8 @@ def test_what_was_best_is_trained_on_all(untimed: Dataset, tmp_path: Path, effor
     assert told.lines[-1].endswith("it is now trained on train and validation for 2 epochs")
     lengths = [spec.config.training.epochs for spec in launcher.given]
     assert min(lengths) < max(lengths)  # short tries first
-    searched = {spec.config.optimizer.table_learning_rate for spec in launcher.given}
-    assert (len(searched) > 3) == (effort == "best")  # half the rate is a variation
+    assert bool(launcher.joined) == (effort == "best")
+    assert read_beside(tmp_path / "run") is None  # no pair was ahead
 
 
 def test_a_short_training_that_is_better_is_the_length(untimed: Dataset, tmp_path: Path) -> None:
@@ -323,13 +338,6 @@ def test_large_data_are_watched_to_the_end(
     assert len(launcher.given) == 3
     assert found.data.train_splits == ("train",) and found.evaluation.every_epochs == 1
     assert found.training.epochs == 24
-
-
-def test_variations_are_configs_of_their_own(untimed: Dataset) -> None:
-    for proposal in proposals(untimed, "best"):
-        digests = {each.config.digest for each in variations(proposal)}
-        assert len(digests) == len(variations(proposal)) >= 3
-        assert proposal.config.digest not in digests
 
 
 def test_a_try_is_a_training_that_leaves_nothing(timed: Dataset, tmp_path: Path) -> None:

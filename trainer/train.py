@@ -28,7 +28,7 @@ from trainer.distributed.ranks import Ranks, process_group
 from trainer.fitting import fitted
 from trainer.follow import train_and_follow
 from trainer.launch.here import Here
-from trainer.launch.launcher import Resumable, Worker
+from trainer.launch.launcher import GO_ON, Resumable, Worker
 from trainer.launch.shared_memory import check_shared_memory
 from trainer.model.build import local_batch_size
 from trainer.model.inputs import build_inputs
@@ -96,7 +96,7 @@ def train_on_rank(spec: RunSpec, worker: Worker) -> dict[str, Any]:
     return run_worker(spec, worker.progress, worker.hooks)
 
 
-def resumable(spec: RunSpec, go_on: str = "go on with --resume") -> Resumable:
+def resumable(spec: RunSpec, go_on: str = GO_ON) -> Resumable:
     """What a launcher has to know of `train_on_rank`."""
     config, outside = spec.config, Outside(spec.out, spec.run_id)
     return Resumable(

@@ -25,6 +25,7 @@ from trainer.run.folder import Resume, RunSpec
 from trainer.start_settings import Start, recorded_name
 from trainer.tools.ready import ready_for_torch
 
+GO_ON = "go on with resume=True"
 OF_A_CONFIG = "python"
 """What a run records as its preset, where it was given a Config."""
 
@@ -67,6 +68,7 @@ def train(
     spec = as_decided(asked)
     ready_for_torch()
     from trainer.effort.choose import chosen
+    from trainer.effort.two_models import train_second
     from trainer.train import resumable, train_on_rank
 
     launcher: Launcher
@@ -82,5 +84,6 @@ def train(
         quiet_libraries()  # after the import of Ray, which sets its own levels
         launcher = RayWorkers(options)
     spec = chosen(spec, effort, None if launcher.is_here else launcher)
-    launcher.run(train_on_rank, spec, resumable(spec, "go on with resume=True"))
+    summary = launcher.run(train_on_rank, spec, resumable(spec, GO_ON))
+    train_second(spec, summary, launcher, GO_ON)
     return Run(run, folder, launcher_for)

@@ -27,14 +27,14 @@ from trainer.bundle.opened_bundle import Bundle
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks, process_group
 from trainer.launch.launcher import Worker
-from trainer.model.trained import load_run
 from trainer.model.two_tower import TwoTower
 from trainer.observe.progress import SilentProgress
 from trainer.retrieval import run_bundle
-from trainer.retrieval.arguments import ExportArguments
-from trainer.retrieval.encode import Encoder
+from trainer.retrieval.arguments import ExportArguments, JoinArguments
 from trainer.retrieval.export import export, export_on_rank, new_bundle
+from trainer.retrieval.joining.join_runs import join_quietly
 from trainer.retrieval.known import KnownUsers, known_at
+from trainer.retrieval.opened import OpenedRun
 from trainer.retrieval.run_bundle import opened_bundle
 from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.keys import decode_keys
@@ -56,6 +56,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "sequence": {"tower": "sequence", "sequence_length": 4, **FEATURES},
     "dcn": {"tower": "dcn", "use_history": True, "attribute_widths": ("cardinality",), **FEATURES},
 }
+JOINED = {"sequence beside dot": ("sequence", "dot"), "dot beside mean": ("dot", "mean")}
 K = 12
 
 
@@ -69,7 +70,12 @@ def run_of(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     made: dict[str, Path] = {}
 
     def run(tower: str) -> Path:
-        if tower not in made:
+        if tower not in made and tower in JOINED:
+            first, second = map(run, JOINED[tower])
+            made[tower] = tmp_path_factory.mktemp("joined") / "R"
+            shutil.copytree(first, made[tower], ignore=shutil.ignore_patterns("bundles"))
+            join_quietly(JoinArguments(str(made[tower]), str(second)))
+        elif tower not in made:
             made[tower] = tmp_path_factory.mktemp("run") / "R"
             config = small_config(model=TOWERS[tower], training={"max_steps": 4})
             spec = RunSpec("ml-100k", config, data.path, str(made[tower]))
@@ -90,12 +96,12 @@ def traced_once(traced: dict[bytes, Any], monkeypatch: pytest.MonkeyPatch) -> No
     """Towers are traced the first time that they are exported: seconds, nearly all of an export."""
     trace = bundle_programs.export_towers
 
-    def programs_of(model: TwoTower) -> dict[str, Any]:
-        digest = hashlib.sha256(repr(model.head).encode())
+    def programs_of(model: TwoTower, scale: float = 1.0) -> dict[str, Any]:
+        digest = hashlib.sha256(f"{model.head!r} {scale}".encode())
         for name, value in model.head.state_dict().items():
             digest.update(name.encode() + value.numpy().tobytes())
         if digest.digest() not in traced:
-            traced[digest.digest()] = trace(model)
+            traced[digest.digest()] = trace(model, scale)
         return dict(traced[digest.digest()])
 
     monkeypatch.setattr(bundle_programs, "export_towers", programs_of)
@@ -105,7 +111,7 @@ def traced_once(traced: dict[bytes, Any], monkeypatch: pytest.MonkeyPatch) -> No
 def trained_code(run: Path) -> Iterator[Callable[..., list[tuple[int, float]]]]:
     """(rows, scores) as the code that evaluates ranks, for users and lists of items."""
     with process_group() as ranks:
-        encoder = Encoder.of_run(load_run(run, ranks), ranks)
+        encoder = OpenedRun(run, ranks).encoder
         items = encoder.items()
 
         def best(
@@ -156,7 +162,7 @@ def test_answers_where_ids_share_rows(tower: str, tmp_path: Path) -> None:
             check_same(asked(bundle, Ask(items=liked, k=K)), best(-1, new_person(rows), {}))
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("tower", [*TOWERS, *JOINED])
 def test_answers_are_those_of_the_training_code(
     tower: str, data: Dataset, run_of: Callable[[str], Path]
 ) -> None:

@@ -29,14 +29,13 @@ from trainer.live.panels import DASHBOARDS
 from trainer.live.runs import MOST_POINTS, read_run, thinned
 from trainer.live.server import LivePage
 from trainer.live.troubles import troubles_of
-from trainer.observe.choice import Choice, TriedModel, write_choice
+from trainer.observe.choice import Choice, TriedModel, tried_before, write_choice
 from trainer.observe.per_user import per_user_file, write_per_user
 from trainer.report.norms import bands
 from trainer.report.one_run import learning
 from trainer.report.people import Person, spread_users
 from trainer.report.quality import best_evaluation, quality_of, still_learning
 from trainer.report.report import ReportArguments, report, report_html
-from trainer.retrieval.evaluate_run import tried_before
 
 GROUPS = {"recall@20": [0.1, 0.2, 0.4], "ndcg@20": [0.1, 0.2, 0.3]}
 EVALUATION = {
@@ -410,9 +409,9 @@ def test_what_was_tried_stands_beside_the_closed_forms(evaluated: Path, tmp_path
     choice = Choice("ndcg@20", "places", 61.0, baselines, models, (0.2, 0.3, 0.28))
     run = tmp_path / "run"
     shutil.copytree(evaluated, run)
-    assert tried_before(str(run)) == []
+    assert tried_before(run) == []
     write_choice(run, choice)
-    assert tried_before(str(run)) == [
+    assert tried_before(run) == [
         "tried on validation before it began, ndcg@20: places 0.3000, the best of 2 models, 3.00 "
         "times popularity; nothing trained: EASE 0.2500, popularity 0.1000"
     ]
@@ -429,7 +428,7 @@ def test_what_was_tried_stands_beside_the_closed_forms(evaluated: Path, tmp_path
     assert tried.title == "ndcg@20 on validation, when it was tried"
     assert list(tried.series[0].x) == [1, 2, 3] and tried.levels == [("popularity", 0.1)]
     (run / "choice.json").write_text('{"metric": 1}')  # of another version
-    assert tried_before(str(run)) == []
+    assert tried_before(run) == []
 
 
 def test_people_shown_go_from_the_least_active_to_the_most() -> None:

@@ -14,7 +14,7 @@ MOST_TURNS = 1000
 MOST_THREADS = 1024
 
 
-def check_range(flag: str, value: int, least: int, most: int = MOST, what: str = "") -> None:
+def check_range(flag: str, value: float, least: float, most: float = MOST, what: str = "") -> None:
     """Raise Mistake for a number out of its range; `what` says more of the limit."""
     if least <= value <= most:
         return
@@ -23,7 +23,7 @@ def check_range(flag: str, value: int, least: int, most: int = MOST, what: str =
     raise Mistake(f"{flag} {value}: must be {limit}{f', {what}' if what else ''}")
 
 
-def check_ranges(arguments: object, **limits: tuple[int, int]) -> None:
+def check_ranges(arguments: object, **limits: tuple[float, float]) -> None:
     """`check_range` of several flags by their fields' names; None is a flag left out."""
     for name, (least, most) in limits.items():
         value = vars(arguments)[name]

@@ -12,3 +12,7 @@ SEARCH_FILES = ("trials.json", "comparison.json")
 """Of a search's or a comparison's folder, whose runs are one among many."""
 CHOICE_FILE = "choice.json"
 """What came of that; it may stand there without a run, too."""
+BESIDE_FILE = "beside.json"
+"""What the second model is, where there is one; it may stand there without a run, too."""
+BESIDE_FOLDER = "beside"
+"""Its run."""

@@ -15,6 +15,8 @@ from trainer.files.filesystems import stays_within
 from trainer.files.json_files import read_json, write_json
 
 MANIFEST = "bundle.json"
+BESIDE = "beside/"
+"""Where the files of a second model lie."""
 FORM = 1
 Similarity = Literal["cosine", "dot"]
 MarkKey = Literal["history.kind", "history.gap"]
@@ -37,8 +39,35 @@ class TableFile:
     """File with the row of each id, where that is not the id: some share rows."""
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """How the programs of a model are called, and what its query tower looks up."""
+
+    query_keys: tuple[str, ...]
+    query_features: tuple[str, ...]
+    """What the query tower's program reads in order: keys, of a sequence each of its places."""
+    dim: Width
+    """Columns of a feature there; narrower tables end in zeros."""
+    candidate_keys: tuple[str, ...]
+    mean_keys: tuple[str, ...]
+    query_dense: tuple[str, ...]
+    """Numbers and vectors that the query tower reads."""
+    history_length: Count | None
+    """Items of a history that the model reads; None: all that it is given."""
+    tables: dict[str, TableFile]
+    """By query key; empty where queries cannot be made from features alone."""
+    programs: dict[str, dict[str, Any]]
+    history_marks: tuple[MarkKey, ...] = ()
+    """What items of histories carry beside themselves, and the query tower's program reads."""
+
+    @property
+    def has_history(self) -> bool:
+        """Whether its queries depend on what somebody liked."""
+        return any(key.partition("@")[0] in ("history", "disliked") for key in self.query_keys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(ModelFacts):
     """What bundle.json says."""
 
     form: Annotated[int, Range(least=FORM, most=FORM)]
@@ -59,25 +88,11 @@ class Manifest:
     largest_norm: Annotated[float, Range(least=0, most=1e30)]
     """Of an item vector."""
     user_vectors: bool
-    query_keys: tuple[str, ...]
-    query_features: tuple[str, ...]
-    """What the query tower's program reads in order: keys, of a sequence each of its places."""
-    dim: Width
-    """Columns of a feature there; narrower tables end in zeros."""
-    candidate_keys: tuple[str, ...]
-    mean_keys: tuple[str, ...]
-    query_dense: tuple[str, ...]
-    """Numbers and vectors that the query tower reads."""
-    history_length: Count | None
-    """Items of a history that the model reads; None: all that it is given."""
-    tables: dict[str, TableFile]
-    """By query key; empty where queries cannot be made from features alone."""
     user_attributes: tuple[Attribute, ...]
     item_attributes: tuple[Attribute, ...]
     context_attributes: tuple[Attribute, ...]
-    programs: dict[str, dict[str, Any]]
-    history_marks: tuple[MarkKey, ...] = ()
-    """What items of histories carry beside themselves, and the query tower's program reads."""
+    beside: ModelFacts | None = None
+    """A second model, whose columns of a vector stand behind the first's: files in `beside/`."""
     recall: dict[str, Any] | None = None
     """Of lists by the stored precision, against those by float32."""
     index: dict[str, Any] | None = None
@@ -88,7 +103,7 @@ class Manifest:
     @property
     def reads_history(self) -> bool:
         """Whether queries depend on what somebody liked."""
-        return any(key.partition("@")[0] in ("history", "disliked") for key in self.query_keys)
+        return self.has_history or (self.beside is not None and self.beside.has_history)
 
     def attributes(self, side: str) -> dict[str, Attribute]:
         """Attributes of "user", "item" or "context" by name."""

@@ -7,6 +7,7 @@
     vocabularies.parquet            values of categories by row
     tables/NAME.safetensors         tables that the query tower reads
     {item,query}_{tower,encoder}.pt2, items.faiss, bundle.json
+    beside/                         programs and tables of a second model, where there is one
 
 Shapes: I items, D width.
 """
@@ -24,7 +25,7 @@ from trainer.bundle.flat_arrays import mapped_as, mapped_lists
 from trainer.bundle.fold_in import centre_of, folded_in
 from trainer.bundle.manifest import Manifest, read_manifest
 from trainer.bundle.names_file import NamesFile
-from trainer.bundle.query_program import QueryProgram
+from trainer.bundle.query_program import QueryPrograms
 from trainer.bundle.quota import group_codes
 from trainer.bundle.vectors.passing import Passing
 from trainer.bundle.vectors.stored_vectors import StoredVectors
@@ -62,7 +63,7 @@ class Bundle:
         if any(len(lists.offsets) != said.users + 1 for lists in self._lists.values()):
             raise Mistake(f"{users}: its lists are not of {said.users:,} users: export again")
         self.vocabularies = Vocabularies(self.path / "vocabularies.parquet")
-        self.program = QueryProgram(self.path, said)
+        self.program = QueryPrograms(self.path, said)
         self._codes: dict[str, np.ndarray] = {}
 
     def list_of(self, name: str, user: int) -> np.ndarray:

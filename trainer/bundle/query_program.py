@@ -18,7 +18,7 @@ import numpy as np
 
 from trainer.base.mistake import Mistake
 from trainer.bundle.flat_arrays import mapped, mapped_lists
-from trainer.bundle.manifest import Manifest
+from trainer.bundle.manifest import BESIDE, Manifest, ModelFacts
 from trainer.data.events.marks import items_of, mark_values, marks_of
 from trainer.data.feature_types import Attribute
 from trainer.data.jagged import Jagged
@@ -48,27 +48,52 @@ class Query:
     """Features of the user were given: those that were not are missing, not unknown."""
 
 
-class QueryProgram:
-    """The query tower of a bundle."""
+class QueryPrograms:
+    """The query tower of a bundle; where it has two, their vectors stand side by side."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder, self.manifest = folder, manifest
-        self.keys = manifest.query_keys
-        self._columns: dict[str, np.ndarray | Jagged] = {}
+        self._each = [QueryProgram(folder, manifest, manifest)]
+        if manifest.beside is not None:
+            self._each.append(QueryProgram(folder, manifest, manifest.beside, BESIDE))
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """All keys that the tower reads."""
-        return (*self.manifest.query_dense, *self.keys)
+    def reads(self) -> frozenset[str]:
+        """All keys that a tower reads."""
+        return frozenset(key for each in self._each for key in each.reads)
 
     @property
     def can_encode(self) -> bool:
         """Whether queries can be made from features: the bundle has the tables that it takes."""
-        return bool(self.manifest.tables)
+        return all(each.can_encode for each in self._each)
 
     def warm(self) -> None:
         """Load what the first query would wait for."""
         self.encode([Query()])
+
+    def encode(self, queries: Sequence[Query]) -> np.ndarray:
+        """float32 [n, O]; zeros for those of whom nothing is known.
+
+        Raises:
+            Mistake: where the bundle has no tables of a query tower.
+        """
+        return np.concatenate([each.encode(queries) for each in self._each], axis=1)
+
+
+class QueryProgram:
+    """One query tower of a bundle.
+
+    Args:
+        model: how it is called.
+        place: what stands before the name of its program.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, model: ModelFacts, place: str = ""
+    ) -> None:
+        self.folder, self.manifest, self.model, self.place = folder, manifest, model, place
+        self.reads = (*model.query_dense, *model.query_keys)
+        self.can_encode = bool(model.tables)
+        self._columns: dict[str, np.ndarray | Jagged] = {}
 
     def encode(self, queries: Sequence[Query]) -> np.ndarray:
         """float32 [n, O]; zeros for those of whom nothing is known.
@@ -83,10 +108,10 @@ class QueryProgram:
             )
         import torch
 
-        dense = {key: self._dense(key, queries) for key in self.manifest.query_dense}
+        dense = {key: self._dense(key, queries) for key in self.model.query_dense}
         dense |= self._marks(queries)
         with torch.inference_mode():
-            features = self.manifest.query_features
+            features = self.model.query_features
             pooled_nFD = torch.stack([self._pooled(key, queries) for key in features], dim=1)
             given = (pooled_nFD, dense) if dense else (pooled_nFD,)
             query_nO: np.ndarray = self._tower(*given).numpy()
@@ -96,7 +121,7 @@ class QueryProgram:
     def _tower(self) -> Any:
         import torch
 
-        path = self.folder / "query_tower.pt2"
+        path = self.folder / f"{self.place}query_tower.pt2"
         try:
             return torch.export.load(path).module()
         except (RuntimeError, ValueError) as error:
@@ -108,7 +133,7 @@ class QueryProgram:
         from safetensors import safe_open
 
         found = {}
-        for key, table in self.manifest.tables.items():
+        for key, table in self.model.tables.items():
             with safe_open(self.folder / table.file, framework="pt") as file:
                 found[key] = file.get_tensor(table.tensor)
         return found
@@ -120,24 +145,24 @@ class QueryProgram:
         from torch.nn.functional import embedding_bag, pad
 
         ids = [self._ids(key, query) for query in queries]
-        name = key if key in self.manifest.tables else key.partition("@")[0]
+        name = key if key in self.model.tables else key.partition("@")[0]
         table = self._tables[name]
         id_V = np.concatenate(ids)
         row_V = torch.from_numpy(self._rows(name, id_V))
         # Only the rows looked up leave the mapped file.
-        rows_VD = pad(table[row_V].float(), (0, self.manifest.dim - table.size(1)))
+        rows_VD = pad(table[row_V].float(), (0, self.model.dim - table.size(1)))
         if name != key:  # a place of a sequence that holds an item, whatever is known of it
             rows_VD[:, 0] += (rows_VD == 0).all(1) * NEXT_TO_NOTHING
         length_n = torch.tensor([len(each) for each in ids])
         offset_n = length_n.cumsum(0) - length_n
-        mode = "mean" if key in self.manifest.mean_keys else "sum"
+        mode = "mean" if key in self.model.mean_keys else "sum"
         if not len(id_V):
-            return rows_VD.new_zeros((len(queries), self.manifest.dim))
+            return rows_VD.new_zeros((len(queries), self.model.dim))
         return embedding_bag(torch.arange(len(id_V)), rows_VD, offset_n, mode=mode)
 
     def _rows(self, key: str, id_V: np.ndarray) -> np.ndarray:
         """Rows of the key's table, int64."""
-        facts = self.manifest.tables[key]
+        facts = self.model.tables[key]
         row_V = id_V
         if facts.row_of is not None:
             row_of = mapped(self.folder / facts.row_of)
@@ -153,7 +178,7 @@ class QueryProgram:
         if name in LISTS:
             items = items_of(getattr(query, name))
             if not place:
-                limit = self.manifest.history_length
+                limit = self.model.history_length
                 return items if limit is None else items[max(len(items) - limit, 0) :]
             back = int(place) + 1
             return items[len(items) - back :][:1] if back <= len(items) else items[:0]
@@ -173,10 +198,10 @@ class QueryProgram:
         """int64 [n, places of the sequence], the most recent last; 0 where nothing is said."""
         import torch
 
-        keys = self.manifest.history_marks
+        keys = self.model.history_marks
         if not keys:
             return {}
-        places = sum(key.startswith("history@") for key in self.manifest.query_features)
+        places = sum(key.startswith("history@") for key in self.model.query_features)
         mark_nL = np.zeros((len(queries), places), dtype=np.int64)
         for row, query in enumerate(queries):
             marks = marks_of(query.history)[-places:]

@@ -2,7 +2,7 @@
 
 quick   the preset's rules, nothing is tried; the best epoch on validation is kept
 normal  up to five models, each for a third of its length, then the two best in full
-best    all of them; the better half in full; variations of the best
+best    all of them; the better half in full; each two of the three best with their scores added
 
 What was best of all, short or in full, is then trained on train and validation, for as many epochs.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,14 +22,16 @@ from trainer.config.default_preset import default_preset
 from trainer.config.sections import Config, settings_of
 from trainer.data.schema import Dataset
 from trainer.effort.choices import Effort
-from trainer.effort.proposals import Proposal, proposals, variations
+from trainer.effort.proposals import Proposal, proposals
 from trainer.effort.tries import MOST_STEPS, NAME, Tried, Tries, steps_of
+from trainer.effort.two_models import best_pair
 from trainer.files.storage import storage_path
 from trainer.fitting import fitted
 from trainer.launch.launcher import Launcher
 from trainer.launch.processes import Processes, most_workers
 from trainer.observe.choice import Choice, TriedModel, write_choice
 from trainer.observe.progress import Progress, TerminalProgress, in_words
+from trainer.run.asked.beside import Beside, forget_beside, write_beside
 from trainer.run.folder import RunFolder, RunSpec, open_run
 
 Settings = dict[str, Any]
@@ -119,6 +121,7 @@ def _forget_choice(spec: RunSpec) -> None:
     folder = RunFolder(spec.out)
     if not folder.config_file.is_file():
         (folder.path / CHOICE_FILE).unlink(missing_ok=True)
+        forget_beside(folder.path)
 
 
 def _tried_out(
@@ -129,25 +132,40 @@ def _tried_out(
     baselines = tries.baselines(found[0].config.evaluation)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
     progress.message(f"  nothing trained: {found[0].config.evaluation.metric} of {shown}")
+    pair = None
     if effort == "best":
-        ranked = _searched(found, tries, lambda near: _fitting(near, fixed, spec, dataset))
+        ranked = _searched(found, tries)
+        pair = best_pair(ranked, tries)
     else:
         ranked = _compared(found, tries, dataset)
     if not ranked:
         progress.message("nothing that was tried could be trained: the rules decide")
         return spec
-    (best, tried), took = ranked[0], time.monotonic() - began
-    models = tuple(TriedModel(each.name, each.why, each.best) for _, each in ranked)
-    choice = Choice(tried.metric, best.name, took, baselines, models, tried.curve)
-    write_choice(storage_path(spec.out), choice)
+    by_name = {each.name: (each, tried) for each, tried in ranked}
+    best, tried = by_name[pair.first] if pair else ranked[0]
     is_watched = tried.is_slice or (effort == "normal" and _is_long(best, dataset))
     config = _final(best.config, tried, fixed, is_watched)
-    for line in _decision(choice, config):
+    models = [TriedModel(each.name, each.why, each.best) for _, each in ranked]
+    out, beside = storage_path(spec.out), None
+    forget_beside(out)
+    if pair is not None:
+        models.insert(0, TriedModel(pair.name, "the scores of both added", pair.value))
+        second = _final(*_of_proposal(by_name[pair.second]), fixed, is_watched)
+        beside = Beside(pair.second, second, is_trained=False, weight=pair.weight)
+        write_beside(out, beside)
+    took, chosen = time.monotonic() - began, pair.name if pair else best.name
+    choice = Choice(tried.metric, chosen, took, baselines, tuple(models), tried.curve)
+    write_choice(out, choice)
+    for line in _decision(choice, config, beside):
         progress.message(line)
     return replace(spec, config=config)
 
 
-def _decision(choice: Choice, config: Config) -> Iterator[str]:
+def _of_proposal(ranked: tuple[Proposal, Tried]) -> tuple[Config, Tried]:
+    return ranked[0].config, ranked[1]
+
+
+def _decision(choice: Choice, config: Config, beside: Beside | None) -> Iterator[str]:
     """What was chosen, what it is trained on, and what is ahead of it though nothing is trained."""
     best = choice.best
     for name, value in choice.ahead.items():
@@ -156,10 +174,12 @@ def _decision(choice: Choice, config: Config) -> Iterator[str]:
             f"{value:.4f} beside {best.value:.4f}"
         )
     trained_on, epochs = " and ".join(config.data.train_splits), config.training.epochs
-    yield (
-        f"chosen: {best.name} ({best.why}), after {in_words(choice.seconds)} of tries; it is now "
-        f"trained on {trained_on} for {epochs} epoch{'' if epochs == 1 else 's'}"
-    )
+    lengths = f"{epochs} epoch{'' if epochs == 1 else 's'}"
+    now = f"it is now trained on {trained_on} for {lengths}"
+    if beside is not None:
+        then = beside.config.training.epochs
+        now = f"they are now trained on {trained_on}, one for {lengths}, the other for {then}"
+    yield f"chosen: {best.name} ({best.why}), after {in_words(choice.seconds)} of tries; {now}"
 
 
 Ranked = list[tuple[Proposal, Tried]]
@@ -184,16 +204,12 @@ def _compared(found: list[Proposal], tries: Tries, dataset: Dataset) -> Ranked:
     return _ranked(found, [*tried, *tries.of(finalists, 1.0)])
 
 
-def _searched(
-    found: list[Proposal], tries: Tries, fitting: Callable[[list[Proposal]], list[Proposal]]
-) -> Ranked:
-    """Of an effort of `best`: the better half in full, then variations of the best."""
-    tried = tries.of(found, SHORT)
+def _searched(found: list[Proposal], tries: Tries) -> Ranked:
+    """Of an effort of `best`: the better half in full; all models are left for `best_pair`."""
+    tried = tries.of(found, SHORT, keeps=True)
     short = _ranked(found, tried)
-    tried += tries.of([each for each, _ in short[: math.ceil(len(short) / 2)]], 1.0)
-    ranked = _ranked(found, tried)
-    near = fitting(variations(ranked[0][0])) if ranked else []
-    return _ranked([*found, *near], [*tried, *tries.of(near, 1.0)])
+    better = [each for each, _ in short[: math.ceil(len(short) / 2)]]
+    return _ranked(found, [*tried, *tries.of(better, 1.0, keeps=True)])
 
 
 def _ranked(found: list[Proposal], tried: list[Tried]) -> Ranked:

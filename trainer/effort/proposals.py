@@ -56,34 +56,6 @@ def proposals(dataset: Dataset, effort: Effort) -> list[Proposal]:
     return found
 
 
-def variations(best: Proposal) -> list[Proposal]:
-    """Around what was best of all: what moves quality most once the tower is right."""
-    config = best.config
-    changes: list[tuple[str, str, Changes]] = []
-    weight = config.loss.negative_weight
-    if weight is not None:
-        for factor in (0.9, 1.2):
-            told = f"negatives weigh {weight * factor:.2f} in place of {weight:g}"
-            changes.append(
-                (f"weight x{factor:g}", told, {"loss": {"negative_weight": weight * factor}})
-            )
-    if config.model.similarity == "cosine":
-        warm = config.loss.temperature or config.loss.kind.usual_temperature or 0.1
-        changes.append(
-            (f"t {0.75 * warm:g}", "a lower temperature", {"loss": {"temperature": 0.75 * warm}})
-        )
-    dropout = config.model.dropout
-    changes.append(("dropout", "more dropout", {"model": {"dropout": min(2 * dropout + 0.1, 0.5)}}))
-    rate = config.optimizer.table_learning_rate
-    changes.append(
-        ("half the rate", "smaller steps", {"optimizer": {"table_learning_rate": rate / 2}})
-    )
-    return [
-        Proposal(f"{best.name}, {name}", why, changed(config, change))
-        for name, why, change in changes
-    ]
-
-
 def changed(config: Config, changes: Changes) -> Config:
     """The config with fields of its sections replaced.
 

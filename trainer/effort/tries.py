@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import TRIES_FILE, TRIES_FOLDER
+from trainer.base.run_files import CONFIG_FILE, TRIES_FILE, TRIES_FOLDER
 from trainer.base.typed import read_as
 from trainer.config.default_preset import USERS_EVALUATED
 from trainer.config.evaluation_section import EvaluationConfig
@@ -22,7 +22,7 @@ from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.proposals import Proposal, changed
 from trainer.files.line_file import LineFile, read_records
-from trainer.files.storage import remove_tree, storage_path
+from trainer.files.storage import StoragePath, remove_tree, storage_path
 from trainer.launch.causes import WorkFailedError
 from trainer.launch.launcher import Launcher, Worker
 from trainer.observe.progress import Progress
@@ -70,6 +70,8 @@ class Tried:
     """Whether it saw a part of its epochs alone, of data that are large."""
     curve: tuple[float, ...] = ()
     """Of the metric, after each epoch."""
+    folder: str | None = None
+    """Name of the folder that its model was left in, beside others'."""
 
 
 class Tries:
@@ -83,10 +85,9 @@ class Tries:
         self, spec: RunSpec, dataset: Dataset, launcher: Launcher, progress: Progress
     ) -> None:
         self._spec, self.dataset = spec, dataset
-        self._launcher, self.progress = launcher, progress
+        self.launcher, self.progress = launcher, progress
         folder = storage_path(spec.out)
         folder.mkdir(parents=True, exist_ok=True)
-        remove_left_over(folder / TRIES_FOLDER)
         self._lines = LineFile(folder / TRIES_FILE)
         records = (_tried(record) for record in read_records(folder / TRIES_FILE))
         self._known = {
@@ -94,28 +95,45 @@ class Tries:
             for tried in records
             if tried is not None and tried.dataset_digest == dataset.digest
         }
+        models = {each.folder for each in self._known.values() if each.folder is not None}
+        remove_left_over(folder / TRIES_FOLDER, models)
 
-    def of(self, chosen: Sequence[Proposal], share: float) -> list[Tried]:
+    def of(self, chosen: Sequence[Proposal], share: float, keeps: bool = False) -> list[Tried]:
         """What became of each, in their order; those after one that ended the launcher are missing.
 
         Args:
             share: part of its epochs that each is trained for.
+            keeps: leave the models there, until the tries are over.
         """
         specs = {each.name: self._spec_of(each, share) for each in chosen}
         why = {each.name: each.why for each in chosen}
         found = {
             name: replace(self._known[spec.config.digest], name=name, why=why[name])
             for name, spec in specs.items()
-            if spec.config.digest in self._known
+            if self._is_known(spec.config, keeps)
         }
         waiting = {name: spec for name, spec in specs.items() if name not in found}
+        work = try_and_keep if keeps else try_out
         with waits(self.progress, lambda: f"tried {len(found)} of {len(specs)}"):
             try:
-                for name, result in self._launcher.each(try_out, waiting):
+                for name, result in self.launcher.each(work, waiting):
                     found[name] = self._noted(name, why[name], specs[name].config, result)
             except WorkFailedError as error:
                 self.progress.message(f"a try failed, and those after it are left out: {error}")
         return [found[each.name] for each in chosen if each.name in found]
+
+    def _is_known(self, config: Config, keeps: bool) -> bool:
+        tried = self._known.get(config.digest)
+        if tried is None:
+            return False
+        return not keeps or tried.failed is not None or self.model_of(tried) is not None
+
+    def model_of(self, tried: Tried) -> StoragePath | None:
+        """Folder of the model that a try left; None: it is not there."""
+        if tried.folder is None:
+            return None
+        folder = storage_path(self._spec.out) / TRIES_FOLDER / tried.folder
+        return folder if (folder / CONFIG_FILE).is_file() else None
 
     def _noted(self, name: str, why: str, config: Config, result: dict[str, Any]) -> Tried:
         tried = Tried(
@@ -146,7 +164,7 @@ class Tries:
         cutoff = int(evaluation.metric.partition("@")[2])
         asking = Asking(self._spec.data, "validation", (cutoff,), users, names)
         with waits(self.progress, "closed forms, for which nothing is trained"):
-            ((_, found),) = self._launcher.each(measure_baselines, {"baselines": asking})
+            ((_, found),) = self.launcher.each(measure_baselines, {"baselines": asking})
         return {each["name"]: each["values"][evaluation.metric] for each in found}
 
     def _spec_of(self, proposal: Proposal, share: float) -> RunSpec:
@@ -191,6 +209,13 @@ def try_out(spec: RunSpec, worker: Worker) -> dict[str, Any]:
 
     A model that does not fit, or whose loss leaves the numbers there are, is no reason to end.
     """
+    found = try_and_keep(spec, worker)
+    remove_tree(storage_path(spec.out) / TRIES_FOLDER / found["folder"])
+    return {**found, "folder": None}
+
+
+def try_and_keep(spec: RunSpec, worker: Worker) -> dict[str, Any]:
+    """The same, with the model left where `folder` says."""
     evaluated: list[tuple[float, int]] = []
 
     def noted(values: dict[str, float]) -> None:
@@ -206,8 +231,9 @@ def try_out(spec: RunSpec, worker: Worker) -> dict[str, Any]:
             evaluated.append((_evaluated(str(folder), spec.config, worker), 1))
     except (Mistake, NonFiniteError) as error:
         failed = str(error)
-    finally:
+    except BaseException:
         remove_tree(folder)
+        raise
     best, epoch = max(evaluated, key=lambda each: each[0], default=(0.0, 0))
     seconds = time.perf_counter() - started
     curve = [value for value, _ in evaluated]
@@ -217,6 +243,7 @@ def try_out(spec: RunSpec, worker: Worker) -> dict[str, Any]:
         "seconds": seconds,
         "failed": failed,
         "curve": curve,
+        "folder": name,
     }
 
 

@@ -125,6 +125,8 @@ class RemotePath:
 
 
 StoragePath = Path | RemotePath
+COPIED_AT_ONCE = 16 << 20
+"""Bytes."""
 
 
 def storage_path(location: str | Path | RemotePath) -> StoragePath:
@@ -145,6 +147,20 @@ def remove_tree(path: StoragePath) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.remove_tree()
+
+
+def copy_tree(source: StoragePath, target: StoragePath) -> None:
+    """Copy a file, or a folder with all that is in it, from any storage to any other. Links in it
+    are left out: they may lead anywhere."""
+    if isinstance(source, Path) and source.is_symlink():
+        return
+    if source.is_file():
+        with source.open("rb") as read, target.open("wb") as written:
+            shutil.copyfileobj(read, written, COPIED_AT_ONCE)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for inner in source.iterdir():
+        copy_tree(inner, target / inner.name)
 
 
 def file_size(path: StoragePath) -> int:

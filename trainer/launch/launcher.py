@@ -36,6 +36,7 @@ class Worker:
     hooks: Hooks
 
 
+GO_ON = "go on with --resume"
 Work = Callable[[Any, Worker], Any]
 """`work(arguments, worker)`: a function of a module; arguments and result can be pickled."""
 
@@ -59,7 +60,7 @@ class Resumable:
     failed: Callable[[str], None] = lambda cause: None
     """Told the first cause, where it does not go on."""
     serves_metrics: bool = False
-    go_on: str = "go on with --resume"
+    go_on: str = GO_ON
     """What the user does next."""
 
     def check_end(self, told: Told, result: dict[str, Any]) -> None:

@@ -16,9 +16,9 @@ from trainer.distributed.ranks import Ranks
 from trainer.files.storage import StoragePath
 from trainer.model.build import build_model
 from trainer.model.two_tower import TwoTower
+from trainer.run.asked.open_data import open_data
 from trainer.run.checkpoint_read import Found, OnBytes, load, newest_sound
 from trainer.run.folder import RunFolder
-from trainer.run.open_data import open_data
 
 
 @dataclass(frozen=True)

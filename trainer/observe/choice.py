@@ -77,3 +77,9 @@ def read_choice(run: StoragePath) -> Choice | None:
         return read_as(Choice, read_json(path)) if path.exists() else None
     except Mistake:
         return None
+
+
+def tried_before(run: StoragePath) -> list[str]:
+    """A line of what `--effort` tried before the run began, where it did."""
+    choice = read_choice(run)
+    return [] if choice is None else [choice.told()]

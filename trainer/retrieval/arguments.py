@@ -11,6 +11,7 @@ from trainer.base.mistake import Mistake
 from trainer.base.ranges import MOST, check_given, check_range, check_ranges
 from trainer.bundle.choices import Precision
 from trainer.files.paths import LastingPath, SentPath
+from trainer.run.asked.beside import LEAST_WEIGHT, MOST_WEIGHT
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
 MOST_MINED = 10_000
@@ -203,6 +204,23 @@ class ExportArguments:
         check_ranges(self, index_k=(1, MOST), encoder_limit=(0, MOST))
         if self.index is not None and not self.users:
             raise Mistake("--index compares with exact search by users: leave out --no-users")
+
+
+@dataclass(frozen=True)
+class JoinArguments:
+    """Put another run's model beside a run's own: answers are of both from then on, their scores
+    added. Both were trained on the same data."""
+
+    run: Annotated[LastingPath, tyro.conf.Positional]
+    """Folder of the run that answers, and that a copy of the other's model is put into."""
+    other: Annotated[LastingPath, tyro.conf.Positional]
+    """Folder of the other run, which is left as it is."""
+    weight: float = 1.0
+    """Of the other's scores; 1: they spread as far as the run's own."""
+
+    def __post_init__(self) -> None:
+        check_given(self, (), ("run", "other"))
+        check_ranges(self, weight=(LEAST_WEIGHT, MOST_WEIGHT))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +28,16 @@ from trainer.retrieval.search.item_lists import ItemLists
 from trainer.retrieval.search.item_rows import ItemRows
 
 ROWS_AT_ONCE = 1 << 15
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A second model beside an encoder's own: the inner product of two vectors is the sum of both
+    models' scores."""
+
+    encoder: Encoder
+    scale: float
+    """Of its vectors, those of queries and those of items."""
 
 
 class Encoder:
@@ -51,6 +62,8 @@ class Encoder:
         self.history_length = history_length
         self.counts = count_column(train_splits)
         """Column of items.parquet and users.parquet with their training interactions."""
+        self.beside: Beside | None = None
+        """A second model, whose columns stand behind this one's."""
         keys = (*model.inputs.query_keys, *model.inputs.candidate_keys, *model.inputs.dense)
         known = {table.name: table.known_rows for table in model.inputs.tables}
         self.store = FeatureStore(dataset, keys, self.counts, known)
@@ -71,13 +84,16 @@ class Encoder:
     @property
     def uses_history(self) -> bool:
         """Whether queries depend on the users' histories."""
-        return any(list_of(key) is not None for key in self.model.inputs.query_keys)
+        own = any(list_of(key) is not None for key in self.model.inputs.query_keys)
+        return own or (self.beside is not None and self.beside.encoder.uses_history)
 
     def unknown_ids(self) -> dict[str, int]:
         """Ids met so far, on all ranks, that the model has no row for, by feature. Collective."""
         total: Counter[str] = Counter()
         for counts in gather_objects({k: int(n) for k, n in self.model.unknown_ids.items()}):
             total.update(counts)
+        if self.beside is not None:  # the same ids: counted once
+            total |= Counter(self.beside.encoder.unknown_ids())  # collective
         return {key: count for key, count in total.items() if count}
 
     def queries(
@@ -91,6 +107,20 @@ class Encoder:
 
         context: by key ("context.hour"), a value a query; what is not given is missing.
         """
+        own_qD = self._own_queries(user_q, history, disliked, context)  # collective
+        if self.beside is None:
+            return own_qD
+        second_qD = self.beside.encoder.queries(user_q, history, disliked, context)  # collective
+        return torch.cat([own_qD, self.beside.scale * second_qD], dim=1)
+
+    def _own_queries(
+        self,
+        user_q: Tensor,
+        history: ItemLists,
+        disliked: ItemLists,
+        context: Mapping[str, np.ndarray] | None,
+    ) -> Tensor:
+        """Collective."""
         lists = {
             "history": history.bags(self.history_length),
             "disliked": disliked.bags(self.history_length),
@@ -129,7 +159,11 @@ class Encoder:
         features = self.store.candidate_features(
             inputs.candidate_keys, item_n, inputs.candidate_dense, id_n
         )
-        return self.model.encode_candidates(features.to(self.ranks.device))  # collective
+        own_nD = self.model.encode_candidates(features.to(self.ranks.device))  # collective
+        if self.beside is None:
+            return own_nD
+        second_nD = self.beside.encoder.candidates(item_n)  # collective
+        return torch.cat([own_nD, self.beside.scale * second_nD], dim=1)
 
     def events(self, item_n: np.ndarray) -> Tensor:
         """Item rows (-1: none) as a sequence reads them -> [n, D]. Collective."""

@@ -19,7 +19,7 @@ from trainer.fitting import blind_spots
 from trainer.launch.here import is_first_process
 from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
-from trainer.observe.choice import read_choice
+from trainer.observe.choice import tried_before
 from trainer.observe.per_user import paired, per_user_file, read_per_user, write_per_user
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress
 from trainer.retrieval.arguments import EvaluateArguments
@@ -27,8 +27,9 @@ from trainer.retrieval.evaluate import Evaluation, evaluate_split
 from trainer.retrieval.measures.cut_offs import DEFAULT, check_queries, cut_offs
 from trainer.retrieval.measures.meanings import BASELINE, GROUPS, MEANINGS
 from trainer.retrieval.opened import OpenedRun
+from trainer.run.asked.beside import told_of_beside
+from trainer.run.asked.open_data import open_data
 from trainer.run.folder import RunFolder
-from trainer.run.open_data import open_data
 
 REPORT_FILE = "evaluation.json"
 
@@ -68,16 +69,11 @@ def evaluate(arguments: EvaluateArguments, launcher: Launcher | None = None) -> 
         told = list(notes(found.evaluation, arguments.split, arguments.explain))
         for key, count in found.record["unknown_ids"].items():
             told.append(f"{count:,} look-ups of {key!r} met ids unknown to the model")
-        for line in (*told, *found.beside, *tried_before(arguments.run)):
+        run = storage_path(arguments.run)
+        for line in (*told, *found.beside, *tried_before(run), *told_of_beside(run)):
             say(line)
         found.kept_record()
     return found.record
-
-
-def tried_before(run: str) -> list[str]:
-    """A line of what `--effort` tried before the run began, where it did."""
-    choice = read_choice(storage_path(run))
-    return [] if choice is None else [choice.told()]
 
 
 def _beside(arguments: EvaluateArguments, own: pa.Table, digest: str) -> Iterator[str]:
@@ -180,7 +176,7 @@ def _evaluate(opened: OpenedRun, checked: _Checked, progress: Progress, hooks: H
             baseline=True,
             on_progress=tell,
             per_user=True,
-            narrower=trained.config.model.widths[:-1],
+            narrower=trained.config.model.widths[:-1] if opened.second is None else (),
         )
     finally:
         progress.close()

@@ -29,20 +29,20 @@ import torch.distributed as dist
 from trainer.base.mistake import require
 from trainer.base.screen import say
 from trainer.bundle.flat_arrays import mapped
-from trainer.bundle.manifest import Manifest, describe
+from trainer.bundle.manifest import BESIDE, Manifest, ModelFacts, describe
 from trainer.bundle.query_program import FEATURES
 from trainer.config.model_section import ModelConfig
 from trainer.distributed.agreement import first_decides, gather_objects, together
-from trainer.distributed.ranks import Ranks
 from trainer.files.filesystems import is_uri, local_path
 from trainer.files.whole_folder import whole_folder
 from trainer.launch.here import is_first_process
 from trainer.launch.launcher import Launcher, Worker
 from trainer.launch.processes import on_this_machine
-from trainer.model.trained import TrainedRun, load_run
+from trainer.model.trained import TrainedRun
 from trainer.retrieval.arguments import ExportArguments
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.index import write_index_of
+from trainer.retrieval.opened import OpenedRun
 from trainer.retrieval.programs import program_facts, program_features
 from trainer.retrieval.written.bundle_programs import write_programs
 from trainer.retrieval.written.bundle_tables import (
@@ -54,8 +54,8 @@ from trainer.retrieval.written.bundle_tables import (
 )
 from trainer.retrieval.written.bundle_vectors import write_items, write_lists_alone, write_users
 from trainer.retrieval.written.stored_recall import StoredRecall
+from trainer.run.asked.newest import asked_checkpoint
 from trainer.run.folder import RunFolder
-from trainer.run.newest import asked_checkpoint
 
 OnBlock = Callable[[], None]
 
@@ -135,10 +135,16 @@ def export_on_rank(given: tuple[ExportArguments, Path | None], worker: Worker) -
         return asked_checkpoint(run)
 
     checkpoint = first_decides(asked)  # collective
-    trained = load_run(arguments.run, ranks, arguments.data)  # collective
+    opened = OpenedRun(arguments.run, ranks, arguments.data)  # collective
+    trained = opened.trained
     if arguments.width is not None:
+        require(
+            opened.second is None,
+            f"--width {arguments.width}: a second model stands beside this run, and a part of the "
+            "columns of both is no model: leave --width out",
+        )
         trained.model.use_columns(trained_width(trained.config.model, arguments.width))
-    facts = write_bundle(trained, ranks, arguments, folder, sign)  # collective
+    facts = write_bundle(opened, arguments, folder, sign)  # collective
     return {**facts, "checkpoint": checkpoint}
 
 
@@ -154,11 +160,11 @@ def trained_width(model: ModelConfig, width: int) -> int:
 
 
 def write_bundle(
-    trained: TrainedRun, ranks: Ranks, arguments: ExportArguments, folder: Path, sign: OnBlock
+    opened: OpenedRun, arguments: ExportArguments, folder: Path, sign: OnBlock
 ) -> dict[str, Any]:
     """Write everything but bundle.json; returns its facts but for `checkpoint`. Collective."""
-    encoder, dataset = Encoder.of_run(trained, ranks), trained.dataset
-    inputs, precision = trained.model.inputs, arguments.precision
+    encoder, trained, ranks = opened.encoder, opened.trained, opened.ranks
+    dataset, precision = trained.dataset, arguments.precision
     recall = None
     if precision != "float32":
         k = min(arguments.index_k, dataset.num_items)
@@ -171,13 +177,28 @@ def write_bundle(
         unknown_users = users.unknown
     unknown = torch.tensor([items.unknown, unknown_users], device=ranks.device)
     dist.all_reduce(unknown)  # collective
-    programs, tables = write_programs(  # collective
-        trained, encoder, folder, arguments.encoder_limit
-    )
+    limit, width = arguments.encoder_limit, items.width
+    beside = None
+    if encoder.beside is not None and opened.second is not None:
+        width, second = trained.config.model.width, opened.second
+        if ranks.is_first:
+            (folder / BESIDE / "tables").mkdir(parents=True)
+        beside = ModelFacts(
+            **_written_model(  # collective
+                second,
+                encoder.beside.encoder,
+                folder,
+                limit,
+                second.config.model.width,
+                BESIDE,
+                encoder.beside.scale,
+            )
+        )
+    model = _written_model(trained, encoder, folder, limit, width)  # collective
     if ranks.is_first:
         if not arguments.users:
             write_lists_alone(dataset, folder / "users", sign, encoder.marks)
-        _write_tables(encoder, trained, folder)
+        _write_tables(opened, folder)
     recalled = None if recall is None else recall.result()  # collective
     dist.barrier()  # collective: all parts are written
     largest_norm = 0.0
@@ -187,7 +208,7 @@ def write_bundle(
         "run": arguments.run,
         "step": trained.step,
         "dataset_digest": dataset.digest,
-        "similarity": trained.config.model.similarity,
+        "similarity": trained.config.model.similarity if beside is None else "dot",
         "items": dataset.num_items,
         "users": dataset.num_users,
         "unknown_items": int(unknown[0]),
@@ -196,18 +217,10 @@ def write_bundle(
         "precision": precision,
         "largest_norm": largest_norm,
         "user_vectors": arguments.users,
-        "query_keys": inputs.query_keys,
-        "query_features": program_features(inputs.query_keys, inputs),
-        "dim": inputs.tables[0].dim,
-        "candidate_keys": inputs.candidate_keys,
-        "mean_keys": tuple(sorted(inputs.mean_keys)),
-        "query_dense": inputs.query_dense,
-        "history_length": encoder.history_length,
-        "history_marks": encoder.marks.keys if encoder.marks is not None else (),
-        "tables": tables,
+        **model,
+        "beside": beside,
         **{f"{side}_attributes": getattr(dataset, f"{side}_attributes")
            for side in ("user", "item", "context")},
-        "programs": {name: program_facts(name, inputs, items.width) for name in programs},
         "recall": recalled,
     }  # fmt: skip
     if ranks.is_first and arguments.index is not None:
@@ -216,16 +229,53 @@ def write_bundle(
     return facts
 
 
-def _write_tables(encoder: Encoder, trained: TrainedRun, folder: Path) -> None:
+def _written_model(
+    trained: TrainedRun,
+    encoder: Encoder,
+    folder: Path,
+    limit: int,
+    width: int,
+    place: str = "",
+    scale: float = 1.0,
+) -> dict[str, Any]:
+    """Write a model's programs and tables; the fields of its ModelFacts. Collective.
+
+    Args:
+        width: of its own vectors.
+        place, scale: see `write_programs`.
+    """
+    inputs = trained.model.inputs
+    programs, tables = write_programs(  # collective
+        trained, encoder, folder, limit, place, scale
+    )
+    return {
+        "query_keys": inputs.query_keys,
+        "query_features": tuple(program_features(inputs.query_keys, inputs)),
+        "dim": inputs.tables[0].dim,
+        "candidate_keys": inputs.candidate_keys,
+        "mean_keys": tuple(sorted(inputs.mean_keys)),
+        "query_dense": inputs.query_dense,
+        "history_length": encoder.history_length,
+        "history_marks": encoder.marks.keys if encoder.marks is not None else (),
+        "tables": tables,
+        "programs": {name: program_facts(name, inputs, width) for name in programs},
+    }
+
+
+def _write_tables(opened: OpenedRun, folder: Path) -> None:
     """Rank 0: what the dataset says."""
-    dataset = trained.dataset
+    encoder, dataset = opened.encoder, opened.trained.dataset
     write_ids(dataset, folder / "items", "item")
     write_ids(dataset, folder / "users", "user")
     write_counts(dataset, folder / "items", "item", encoder.counts)
     write_counts(dataset, folder / "users", "user", encoder.counts)
     write_attributes(dataset, folder, encoder.counts)
     write_vocabularies(dataset, folder / "vocabularies.parquet")
-    write_features(dataset, folder, encoder.store, set(trained.model.inputs.query_reads))
+    reads = set(encoder.model.inputs.query_reads)
+    write_features(dataset, folder, encoder.store, reads)
+    if encoder.beside is not None:
+        second = encoder.beside.encoder
+        write_features(dataset, folder, second.store, set(second.model.inputs.query_reads) - reads)
 
 
 def _check_seen(folder: Path, out: str) -> None:

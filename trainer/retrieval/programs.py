@@ -77,6 +77,17 @@ class TowerProgram(nn.Module):
         return self.encoding(pooled_nFD.unbind(1), dense or {})  # type: ignore[no-any-return]
 
 
+class Scaled(nn.Module):
+    """A program whose vectors are multiplied: those of a second model beside the first."""
+
+    def __init__(self, program: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.program, self.scale = program, scale
+
+    def forward(self, features: Any, dense: dict[str, Tensor] | None = None) -> Tensor:
+        return self.program(features, dense) * self.scale  # type: ignore[no-any-return]
+
+
 class EncoderProgram(nn.Module):
     """Tables and a tower: ids of each key, padded with -1, and dense features to embeddings."""
 
@@ -138,6 +149,8 @@ class _Side:
     name: str
     encoding: Encoding | SequenceEncoding
     keys: tuple[str, ...]
+    scale: float
+    """Of what it gives."""
 
     def exported(
         self,
@@ -152,6 +165,8 @@ class _Side:
 
         places: of a sequence's list.
         """
+        if self.scale != 1:
+            program = Scaled(program, self.scale)
         dense = {
             key: torch.zeros((2, max(inputs.dense[key].width, 1))) for key in self.encoding.keys
         }
@@ -166,7 +181,7 @@ class _Side:
         return torch.export.export(program, (example, dense), dynamic_shapes=(shapes, dense_shapes))
 
 
-def _sides(model: TwoTower) -> tuple[_Side, _Side]:
+def _sides(model: TwoTower, scale: float) -> tuple[_Side, _Side]:
     towers, inputs = model.head.towers, model.inputs
     candidate = Encoding(towers.candidate, towers.dense, inputs.candidate_dense)
     query: Encoding | SequenceEncoding
@@ -175,15 +190,18 @@ def _sides(model: TwoTower) -> tuple[_Side, _Side]:
     else:
         query = Encoding(towers.query, towers.dense, inputs.query_dense)
     return (
-        _Side("item", candidate, inputs.candidate_keys),
-        _Side("query", query, inputs.query_keys),
+        _Side("item", candidate, inputs.candidate_keys, scale),
+        _Side("query", query, inputs.query_keys, scale),
     )
 
 
-def export_towers(model: TwoTower) -> dict[str, ExportedProgram]:
-    """`item_tower` and `query_tower`. No collective."""
+def export_towers(model: TwoTower, scale: float = 1.0) -> dict[str, ExportedProgram]:
+    """`item_tower` and `query_tower`. No collective.
+
+    scale: of their vectors.
+    """
     inputs, programs, rows = model.inputs, {}, Dim("rows")
-    for side in _sides(model):
+    for side in _sides(model, scale):
         example = torch.zeros((2, len(program_features(side.keys, inputs)), inputs.tables[0].dim))
         program: nn.Module
         if isinstance(side.encoding, SequenceEncoding):
@@ -197,16 +215,20 @@ def export_towers(model: TwoTower) -> dict[str, ExportedProgram]:
 
 
 def export_encoders(
-    model: TwoTower, tables: dict[str, Tensor], inputs: Inputs, row_of: Mapping[str, np.ndarray]
+    model: TwoTower,
+    tables: dict[str, Tensor],
+    inputs: Inputs,
+    row_of: Mapping[str, np.ndarray],
+    scale: float = 1.0,
 ) -> dict[str, ExportedProgram]:
     """`item_encoder` and `query_encoder`, with whole tables inside. No collective.
 
     inputs: which table each key looks up. row_of: by "user" and "item", the row of each id in its
-    tables, where it is not the id.
+    tables, where it is not the id. scale: of their vectors.
     """
     programs: dict[str, ExportedProgram] = {}
     rows = Dim("rows")
-    for side in _sides(model):
+    for side in _sides(model, scale):
         several = {key for key in side.keys if key in inputs.several_keys}
         example = {key: torch.zeros((2, 3 if key in several else 1)).long() for key in side.keys}
         lengths = {key: Dim(f"length_{place}") for place, key in enumerate(side.keys)}

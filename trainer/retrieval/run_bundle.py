@@ -26,9 +26,9 @@ from trainer.data.schema import Dataset
 from trainer.files.filesystems import is_uri, local_path
 from trainer.observe.waiting import waits_on_terminal
 from trainer.retrieval.arguments import ExportArguments
+from trainer.run.asked.newest import asked_checkpoint
+from trainer.run.asked.open_data import open_data
 from trainer.run.folder import RunFolder
-from trainer.run.newest import asked_checkpoint
-from trainer.run.open_data import open_data
 
 BUNDLES = "bundles"
 KEY = re.compile(r"[0-9a-f]{16}")

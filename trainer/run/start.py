@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from trainer.base.machine import processor, usable_cpus, usable_memory_bytes
 from trainer.base.mistake import Mistake
 from trainer.base.run_files import (
+    BESIDE_FILE,
+    BESIDE_FOLDER,
     CHOICE_FILE,
     CONFIG_FILE,
     SUMMARY_FILE,
@@ -38,9 +40,18 @@ FILES = (
     SUMMARY_FILE,
     TRIES_FILE,
     CHOICE_FILE,
+    BESIDE_FILE,
 )
-FOLDERS = ("checkpoints", "trackers", TRIES_FOLDER)
-BEFORE_CONFIG = {".lock", CLOCK_FILE, "owner.json", TRIES_FILE, TRIES_FOLDER, CHOICE_FILE}
+FOLDERS = ("checkpoints", "trackers", TRIES_FOLDER, BESIDE_FOLDER)
+BEFORE_CONFIG = {
+    ".lock",
+    CLOCK_FILE,
+    "owner.json",
+    TRIES_FILE,
+    TRIES_FOLDER,
+    CHOICE_FILE,
+    BESIDE_FILE,
+}
 """All that a start killed before config.json was written leaves behind: no run yet."""
 FIXED_FIELDS = (
     ("optimizer", "tables"),
@@ -89,15 +100,18 @@ def is_used(path: StoragePath) -> bool:
     return path.exists() and bool(names_in(path) - BEFORE_CONFIG)
 
 
-def remove_left_over(tries: StoragePath) -> None:
+def remove_left_over(tries: StoragePath, but: Collection[str] = ()) -> None:
     """Remove those that nobody writes, and the folder that they lie in where none is left.
 
     Quiet where that is not possible: the next start removes them.
+
+    Args:
+        but: names of those that stay.
     """
     with suppress(OSError):
         if not tries.exists():
             return
-        found: list[StoragePath] = list(tries.iterdir())
+        found: list[StoragePath] = [each for each in tries.iterdir() if each.name not in but]
         for folder in found:
             with suppress(Mistake):  # somebody writes it
                 _remove(folder)

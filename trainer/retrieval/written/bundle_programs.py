@@ -35,9 +35,15 @@ def write_programs(
     encoder: Encoder,
     folder: Path,
     limit: int,
+    place: str = "",
+    scale: float = 1.0,
 ) -> tuple[list[str], dict[str, TableFile]]:
     """Rank 0 writes the tower programs, those with tables inside where these fit, and the tables
     that the query tower reads, in files of their own. Collective.
+
+    Args:
+        place: what stands before the files' names.
+        scale: of the programs' vectors.
 
     Returns:
         Names of the programs, and the tables' files by query key.
@@ -49,7 +55,7 @@ def write_programs(
         inputs = inputs.with_event_table(encoder.num_items)
         events = encoder.event_table()  # collective
         if events is not None:
-            save_table(folder / _table_file("event"), "event", events)
+            save_table(folder / _table_file(place, "event"), "event", events)
             kept["event"] = events
     with_encoders = table_bytes(inputs) <= limit
     of_query = {
@@ -63,28 +69,28 @@ def write_programs(
         if with_encoders or table in of_query.values():
             whole = gathered(sharded, ranks)  # collective
             if whole is not None and table in of_query.values():
-                save_table(folder / _table_file(table), table, whole)
+                save_table(folder / _table_file(place, table), table, whole)
             if whole is not None and with_encoders:
                 kept[table] = whole
-    programs = export_towers(trained.model) if ranks.is_first else {}
+    programs = export_towers(trained.model, scale) if ranks.is_first else {}
     if with_encoders and ranks.is_first:
-        programs |= export_encoders(trained.model, kept, inputs, row_of)
+        programs |= export_encoders(trained.model, kept, inputs, row_of, scale)
     for name, program in programs.items():
-        save_program(program, folder / f"{name}.pt2")
+        save_program(program, folder / f"{place}{name}.pt2")
     files = {}
     for key, name in of_query.items():
         rows, known, unknown = None, inputs.known_rows(key), inputs.unknown_row(key)
         if inputs.shares_rows(key, row_of):
-            rows = f"tables/rows_of_{rows_of(key)}s.npy"
+            rows = f"{place}tables/rows_of_{rows_of(key)}s.npy"
             if ranks.is_first and not (folder / rows).exists():
                 with GrowingArray(folder / rows, np.int32) as array:
                     array.append(row_of[rows_of(key)])
-        files[key] = TableFile(_table_file(name), name, known, unknown, rows)
+        files[key] = TableFile(_table_file(place, name), name, known, unknown, rows)
     return sorted(programs), files
 
 
-def _table_file(table: str) -> str:
-    return f"tables/{table}.safetensors"
+def _table_file(place: str, table: str) -> str:
+    return f"{place}tables/{table}.safetensors"
 
 
 def save_table(path: Path, name: str, table_RD: Tensor) -> None:

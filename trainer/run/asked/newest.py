@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from trainer.base.mistake import Mistake
 from trainer.files.json_files import COMMIT_FILE, committed, read_json, step_of
+from trainer.run.asked.beside import beside_folder, joined_with
 from trainer.run.folder import RunFolder
 
 
 def asked_checkpoint(folder: RunFolder) -> str:
-    """Name and digest of the best checkpoint on validation, else of the newest.
+    """Name and digest of the best checkpoint on validation, else of the newest; with those of a
+    second model beside it, whose scores are added.
 
     Where it turns out to be damaged another is read in its stead; the name stays the same until
     the run's checkpoints change.
@@ -31,7 +33,11 @@ def asked_checkpoint(folder: RunFolder) -> str:
             break
     chosen = next((path for path in paths if step_of(path) == best_step), paths[0])
     digest = _contents(chosen / COMMIT_FILE).get("digest", "")
-    return f"{chosen.name} {digest}"
+    named, beside = f"{chosen.name} {digest}", joined_with(folder.path)
+    if beside is None:
+        return named
+    second = asked_checkpoint(RunFolder(beside_folder(folder.path)))
+    return f"{named}, beside {second}, which counts {beside.weight:g}"
 
 
 def _contents(file: object) -> dict[str, object]:

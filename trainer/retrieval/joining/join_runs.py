@@ -1,0 +1,78 @@
+"""`tandem join RUN OTHER`: a copy of OTHER's model beside RUN's own, their scores added."""
+
+from __future__ import annotations
+
+from trainer.base.mistake import require
+from trainer.base.run_files import BESIDE_FILE, CONFIG_FILE
+from trainer.base.screen import say
+from trainer.files.storage import StoragePath, copy_tree, remove_tree
+from trainer.observe.waiting import waits_on_terminal
+from trainer.retrieval.arguments import JoinArguments
+from trainer.run.asked.beside import (
+    Beside,
+    beside_folder,
+    check_pair,
+    forget_beside,
+    read_beside,
+    write_beside,
+)
+from trainer.run.asked.newest import asked_checkpoint
+from trainer.run.folder import RunFolder
+from trainer.run.run_facts import RunFacts
+
+
+def join_runs(arguments: JoinArguments) -> None:
+    """Join, and say what became of it."""
+    join_quietly(arguments)
+    say(f"answers of {arguments.run} are of two models now: its own and that of {arguments.other}")
+    say(f"its own alone again: remove {arguments.run}/{BESIDE_FILE}")
+    say("next:", command=["tandem", "evaluate", arguments.run])
+
+
+def join_quietly(arguments: JoinArguments) -> None:
+    """Copy OTHER's checkpoint and settings into RUN/beside; the last file says that it is whole.
+
+    Raises:
+        Mistake: where one of them is no run or has no checkpoint; where they were trained on other
+            data, or read histories in other ways.
+    """
+    run, other = RunFolder(arguments.run), RunFolder(arguments.other)
+    second = _checked(run, other)
+    target = beside_folder(run.path)
+    forget_beside(run.path)
+    with waits_on_terminal(f"copying {other.path}"):
+        remove_tree(target)
+        target.mkdir(parents=True)
+        copy_tree(other.config_file, target / CONFIG_FILE)
+        name = asked_checkpoint(other).partition(" ")[0]
+        copy_tree(other.checkpoints / name, target / "checkpoints" / name)
+    write_beside(run.path, Beside(other.path.name, second.config, True, arguments.weight))
+
+
+def _checked(run: RunFolder, other: RunFolder) -> RunFacts:
+    """What OTHER says of itself. Raises Mistake."""
+    first, second = run.read_config(), other.read_config()
+    require(run.path != other.path, f"{other.path} is the run itself: name another")
+    for folder in (run, other):
+        asked_checkpoint(folder)
+    require(
+        read_beside(other.path) is None,
+        f"{other.path} has a second model of its own beside it: name a run of one model",
+    )
+    require(
+        first.dataset_digest == second.dataset_digest,
+        f"{run.path} and {other.path} were trained on other data (digests "
+        f"{first.dataset_digest[:12]}, {second.dataset_digest[:12]}): train both on the same",
+    )
+    check_pair(first.config, second.config)
+    _check_is_runs(beside_folder(run.path))
+    return second
+
+
+def _check_is_runs(target: StoragePath) -> None:
+    """What lies there is taken away: it must be an earlier model's."""
+    there = target.exists() and any(True for _ in target.iterdir())
+    require(
+        not there or (target / CONFIG_FILE).is_file(),
+        f"{target} is no run's: move it away, a copy of the other model is put there",
+    )

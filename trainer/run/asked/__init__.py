@@ -1,0 +1,1 @@
+"""What a run is asked by: its data, its checkpoint, a second model beside its own."""
