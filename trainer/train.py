@@ -25,6 +25,7 @@ from trainer.data.schema import Dataset
 from trainer.distributed.agreement import check_agreement, first_decides, together
 from trainer.distributed.hooks import Hooks
 from trainer.distributed.ranks import Ranks, process_group
+from trainer.files.storage import storage_path
 from trainer.fitting import fitted
 from trainer.follow import train_and_follow
 from trainer.launch.here import Here
@@ -36,6 +37,7 @@ from trainer.model.memory import check_memory
 from trainer.model.vector_start import vector_attribute
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.observe.trackers.mirror import check_trackers
+from trainer.run.asked.beside import joined_with
 from trainer.run.folder import PACKAGES, RunFolder, RunSpec
 from trainer.run.outside import Outside
 from trainer.run.state import read_state
@@ -124,7 +126,9 @@ def _fitted(spec: RunSpec, dataset: Dataset, ranks: Ranks) -> tuple[RunSpec, lis
     Nothing has been built or written by then.
     """
     spec, notes = fitted(spec, dataset)
-    config = spec.config
+    config, origin = spec.config, spec.start_from
+    if origin is not None and joined_with(storage_path(origin)) is not None:
+        notes.append(f"--start-from {origin} takes its own model, not the second one beside it")
     build_inputs(config.model, dataset)
     if config.model.item_vectors is not None:
         vector_attribute(dataset, config.model.item_vectors)

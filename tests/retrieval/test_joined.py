@@ -9,6 +9,7 @@ import torch
 
 from tests.datasets import make_dataset
 from tests.retrieval.ranks import run_on_ranks
+from tests.test_effort import Told
 from tests.test_training import small_config
 from trainer.base.mistake import Mistake
 from trainer.data.schema import Dataset
@@ -16,6 +17,7 @@ from trainer.distributed.ranks import Ranks, process_group
 from trainer.files.json_files import read_json, write_json
 from trainer.files.storage import copy_tree
 from trainer.observe.progress import SilentProgress
+from trainer.report.report import ReportArguments, report
 from trainer.retrieval.arguments import EvaluateArguments, ExportArguments, JoinArguments
 from trainer.retrieval.encode import Encoder
 from trainer.retrieval.evaluate import evaluate_split
@@ -129,6 +131,22 @@ def test_evaluate_says_of_what_it_is(
     write_json(run / "beside.json", {**beside, "is_trained": False})
     evaluate(EvaluateArguments(str(run), workers=1))
     assert "is not trained to its end" in capsys.readouterr().out
+
+
+def test_the_page_of_a_run_says_so(run: Path, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    join_quietly(JoinArguments(str(run), str(runs[1])))
+    report(ReportArguments((str(run),), out=str(tmp_path / "r.html"), people=2))
+    assert "Answers are of two models" in (tmp_path / "r.html").read_text()
+
+
+def test_a_new_run_begins_with_the_first_alone(
+    run: Path, runs: tuple[Path, Path], data: Dataset, tmp_path: Path
+) -> None:
+    join_quietly(JoinArguments(str(run), str(runs[1])))
+    told, config = Told(), RunFolder(run).read_config().config
+    spec = RunSpec("ml-100k", config, data.path, str(tmp_path / "new"), start_from=str(run))
+    run_worker(spec, told)
+    assert any("not the second one beside it" in line for line in told.lines)
 
 
 def test_what_cannot_be_joined_is_said_before_anything_is_touched(

@@ -64,7 +64,7 @@ class AskedPair:
 def best_pair(ranked: Sequence[tuple[Proposal, Tried]], tries: Tries) -> Pair | None:
     """The best model and the one that adds most to it, where that is enough.
 
-    None of models that are not there any more: tried in an earlier start, or on slices of data.
+    Never of models that saw slices of their data, or that are not there any more.
     """
     found = list(_measured(ranked, tries))
     best = max(found, key=lambda pair: pair.value, default=None)

@@ -16,6 +16,7 @@ from trainer.files.storage import StoragePath, modified_at, storage_path
 from trainer.live.growing import Columns, GrowingColumns, finite
 from trainer.live.troubles import troubles_of
 from trainer.observe.choice import read_choice
+from trainer.run.asked.beside import told_of_beside
 from trainer.run.folder import RunFolder
 from trainer.run.state import RunState, read_state
 
@@ -64,6 +65,7 @@ class RunReader:
             "validation": self._validation.read(),
             "summary": _read_json(root / SUMMARY_FILE),
             "choice": None if choice is None else asdict(choice),
+            "beside": told_of_beside(root),
             "evaluation": _read_evaluation(root / "evaluation.json"),
             "now": _now(self._folder, state, self._metrics.newest),
         }

@@ -32,6 +32,8 @@ def one_run(page: Document, run: dict[str, Any], people: list[Person] | str | No
         _measures(page, run, quality)
     if run["choice"] is not None:
         _tried(page, run["choice"])
+    for line in run["beside"]:
+        page.words(f"{line[0].upper()}{line[1:]}.")
     page.heading("Is it still learning?")
     page.drawn(*learning(run))
     if quality is not None and quality.record:
