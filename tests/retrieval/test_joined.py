@@ -12,6 +12,7 @@ from tests.retrieval.ranks import run_on_ranks
 from tests.test_effort import Told
 from tests.test_training import small_config
 from trainer.base.mistake import Mistake
+from trainer.bundle.manifest import read_manifest
 from trainer.data.schema import Dataset
 from trainer.distributed.ranks import Ranks, process_group
 from trainer.files.json_files import read_json, write_json
@@ -158,6 +159,8 @@ def test_what_cannot_be_joined_is_said_before_anything_is_touched(
         assert not (run / "beside.json").exists()
 
     refused(run, "is the run itself")
+    (tmp_path / "link").symlink_to(run)
+    refused(tmp_path / "link", "is the run itself")
     refused(tmp_path / "nowhere", "is no run")
     more = train(
         data, tmp_path / "more", DOT, data={"train_splits": ("train", "validation")},
@@ -173,6 +176,29 @@ def test_what_cannot_be_joined_is_said_before_anything_is_touched(
     (run / "beside/notes.txt").write_text("mine")
     refused(runs[1], "is no run's: move it away")
     assert (run / "beside/notes.txt").read_text() == "mine"
+
+
+def test_what_stands_beside_is_not_taken_away_to_be_copied(
+    run: Path, runs: tuple[Path, Path]
+) -> None:
+    join_quietly(JoinArguments(str(run), str(runs[1])))
+    with pytest.raises(Mistake, match=r"stands beside .* already"):
+        join_quietly(JoinArguments(str(run), str(run / "beside")))
+    assert joined_with(run) is not None and (run / "beside/config.json").is_file()
+
+
+def test_a_bundle_reads_no_table_but_its_own(
+    run: Path, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    join_quietly(JoinArguments(str(run), str(runs[1])))
+    export(ExportArguments(str(run), str(tmp_path / "B"), encoder_limit=0))
+    said = read_json(tmp_path / "B/bundle.json")
+    assert said["width"] == 24 + RunFolder(run).read_config().config.model.width
+    table = next(iter(said["beside"]["tables"].values()))
+    table["file"] = "../R/secret.safetensors"
+    write_json(tmp_path / "B/bundle.json", said)
+    with pytest.raises(Mistake, match="which is no file of the bundle"):
+        read_manifest(tmp_path / "B")
 
 
 def test_flags_that_two_models_do_not_have(

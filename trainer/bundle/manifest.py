@@ -105,6 +105,13 @@ class Manifest(ModelFacts):
         """Whether queries depend on what somebody liked."""
         return self.has_history or (self.beside is not None and self.beside.has_history)
 
+    @property
+    def read_by_tables(self) -> set[str]:
+        """Names of files that tables are read from."""
+        models = [self, *([] if self.beside is None else [self.beside])]
+        tables = [table for model in models for table in model.tables.values()]
+        return {name for table in tables for name in (table.file, table.row_of) if name is not None}
+
     def attributes(self, side: str) -> dict[str, Attribute]:
         """Attributes of "user", "item" or "context" by name."""
         return {each.name: each for each in getattr(self, f"{side}_attributes")}
@@ -143,6 +150,9 @@ def read_manifest(path: Path, full: bool = False) -> Manifest:
         manifest = read_as(Manifest, said)
     except Mistake as mistake:
         raise Mistake(f"{path}/{MANIFEST}: {mistake}") from mistake
+    for name in manifest.read_by_tables:
+        if name not in manifest.files:
+            raise Mistake(f"{path}/{MANIFEST} names {name!r}, which is no file of the bundle")
     for name, record in manifest.files.items():
         file = path / name
         if not stays_within(name):

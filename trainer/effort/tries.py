@@ -21,6 +21,7 @@ from trainer.config.evaluation_section import EvaluationConfig
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.proposals import Proposal, changed
+from trainer.files.filesystems import stays_within
 from trainer.files.line_file import LineFile, read_records
 from trainer.files.storage import StoragePath, remove_tree, storage_path
 from trainer.launch.causes import WorkFailedError
@@ -130,7 +131,7 @@ class Tries:
 
     def model_of(self, tried: Tried) -> StoragePath | None:
         """Folder of the model that a try left; None: it is not there."""
-        if tried.folder is None:
+        if tried.folder is None or not stays_within(tried.folder):
             return None
         folder = storage_path(self._spec.out) / TRIES_FOLDER / tried.folder
         return folder if (folder / CONFIG_FILE).is_file() else None

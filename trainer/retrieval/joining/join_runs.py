@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainer.base.mistake import require
-from trainer.base.run_files import BESIDE_FILE, CONFIG_FILE
+from trainer.base.run_files import BESIDE_FILE, BESIDE_FOLDER, CONFIG_FILE
 from trainer.base.screen import say
 from trainer.files.storage import StoragePath, copy_tree, remove_tree
 from trainer.observe.waiting import waits_on_terminal
@@ -52,7 +54,12 @@ def join_quietly(arguments: JoinArguments) -> None:
 def _checked(run: RunFolder, other: RunFolder) -> RunFacts:
     """What OTHER says of itself. Raises Mistake."""
     first, second = run.read_config(), other.read_config()
-    require(run.path != other.path, f"{other.path} is the run itself: name another")
+    places = [_place(folder) for folder in (run, other)]
+    require(places[0] != places[1], f"{other.path} is the run itself: name another")
+    require(
+        not f"{places[1]}/".startswith(f"{places[0]}/{BESIDE_FOLDER}/"),
+        f"{other.path} stands beside {run.path} already: name another run",
+    )
     for folder in (run, other):
         asked_checkpoint(folder)
     require(
@@ -67,6 +74,12 @@ def _checked(run: RunFolder, other: RunFolder) -> RunFacts:
     check_pair(first.config, second.config)
     _check_is_runs(beside_folder(run.path))
     return second
+
+
+def _place(folder: RunFolder) -> str:
+    """Its path without links, or its URI."""
+    path = folder.path
+    return str(path.resolve()) if isinstance(path, Path) else str(path)
 
 
 def _check_is_runs(target: StoragePath) -> None:
