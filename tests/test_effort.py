@@ -104,8 +104,9 @@ class Graded:
             if work is try_and_keep:
                 found["folder"] = f"{name} {spec.config.training.epochs}"
                 model = Path(spec.out, "tries", str(found["folder"]))
-                model.mkdir(parents=True, exist_ok=True)
-                (model / "config.json").write_text("{}")
+                checkpoint = model / "checkpoints/step-00000001"
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                (checkpoint / "checkpoint.json").write_text("{}")
             yield name, found
 
 

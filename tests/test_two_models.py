@@ -49,7 +49,7 @@ def test_two_are_trained_where_they_find_more(untimed: Dataset, tmp_path: Path) 
         assert config.data.train_splits == ("train", "validation")
         assert config.training.epochs == 2 and config.evaluation.every_epochs == 0
     assert choice.chosen == "graph + SL@K" and choice.best.value == 0.45
-    assert tried_before(out)[0].split(": ")[1].startswith("graph + SL@K 0.4500, the best of 5")
+    assert tried_before(out)[0].split(": ")[1].startswith("graph + SL@K 0.4500, two of 4 models")
     assert any("graph + SL@K" in line and "times 0.5" in line for line in told.lines)
     assert told.lines[-1].endswith("one for 2 epochs, the other for 2")
     assert RunFolder(str(out)).check_start(spec, untimed) is False  # no run yet

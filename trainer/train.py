@@ -20,6 +20,7 @@ import torch
 from trainer.base.ending import guarded, is_first_rank
 from trainer.base.machine import usable_cpus
 from trainer.base.mistake import Mistake, MistakeOfAll, require
+from trainer.base.screen import say
 from trainer.command_line import TrainArguments, parse_preset, settings_given
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import check_agreement, first_decides, together
@@ -37,7 +38,7 @@ from trainer.model.memory import check_memory
 from trainer.model.vector_start import vector_attribute
 from trainer.observe.progress import Progress, SilentProgress, TerminalProgress, quiet_libraries
 from trainer.observe.trackers.mirror import check_trackers
-from trainer.run.asked.beside import joined_with
+from trainer.run.asked.beside import joined_with, told_of_beside
 from trainer.run.folder import PACKAGES, RunFolder, RunSpec
 from trainer.run.outside import Outside
 from trainer.run.state import read_state
@@ -157,6 +158,8 @@ def main(arguments: list[str]) -> int:
     preset, parsed = parse(arguments)
     spec = parsed.run_spec(preset, settings_given(arguments))
     Here().run(train_on_rank, spec, resumable(spec))
+    for line in told_of_beside(storage_path(spec.out)) if is_first_rank() else ():
+        say(line)
     return 0
 
 

@@ -132,8 +132,9 @@ def train(
     tries = time.monotonic() - began
     summary = RayWorkers(options).run(train_on_rank, spec, resumable(spec))
     second = train_second(spec, summary, RayWorkers(options))
-    training = summary["seconds"] + (second["seconds"] if second is not None else 0)
-    took = Took(tries, training, time.monotonic() - loading)
+    if second is not None:
+        summary = {**summary, **{key: summary[key] + second[key] for key in ("seconds", "steps")}}
+    took = Took(tries, summary["seconds"], time.monotonic() - loading)
     is_new = spec is not asked or summary["quality"] is None
     choice = read_choice(storage_path(spec.out)) if is_new else None
     for line in ending(summary, spec, took, choice):
@@ -152,7 +153,8 @@ class Took:
 
     tries: float
     training: float
-    """Of the last group of workers, evaluations and checkpoints with it."""
+    """Of the last group of workers, evaluations and checkpoints with it; of both models where there
+    are two."""
     whole: float
 
     def __str__(self) -> str:
@@ -188,7 +190,8 @@ def ending(
             f"best {quality['metric']} {quality['value']:.4f} on validation, after epoch "
             f"{quality['epoch']}{beside}"
         )
-        if choice is not None and choice.best.value > quality["value"]:
+        is_own = choice is not None and choice.second is None
+        if choice is not None and is_own and choice.best.value > quality["value"]:
             yield (
                 f"when it was tried it had {choice.best.value:.4f}: another training, of other "
                 "epochs, ends elsewhere"

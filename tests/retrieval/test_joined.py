@@ -30,6 +30,7 @@ from trainer.retrieval.opened import OpenedRun
 from trainer.run.asked.beside import joined_with, read_beside
 from trainer.run.asked.newest import asked_checkpoint
 from trainer.run.folder import RunFolder, RunSpec
+from trainer.run.lock import RunLock
 from trainer.train import run_worker
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -178,6 +179,32 @@ def test_what_cannot_be_joined_is_said_before_anything_is_touched(
     assert (run / "beside/notes.txt").read_text() == "mine"
 
 
+def test_what_is_trained_now_is_left_alone(run: Path, runs: tuple[Path, Path]) -> None:
+    join_quietly(JoinArguments(str(run), str(runs[1])))
+    for held in (run, run / "beside"):
+        lock = RunLock(held)
+        lock.take("a training")
+        with pytest.raises(Mistake):
+            join_quietly(JoinArguments(str(run), str(runs[1])))
+        lock.release()
+    assert joined_with(run) is not None
+    join_quietly(JoinArguments(str(run), str(runs[1])))
+
+
+def test_an_earlier_second_model_stays_until_the_next_is_whole(
+    run: Path, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    join_quietly(JoinArguments(str(run), str(runs[1])))
+    shutil.copytree(runs[1], tmp_path / "linked")
+    step = min((tmp_path / "linked/checkpoints").glob("step-*"))
+    (step / "link").symlink_to("/etc/passwd")
+    with pytest.raises(Mistake, match="is a link"):
+        join_quietly(JoinArguments(str(run), str(tmp_path / "linked")))
+    assert joined_with(run) is not None
+    with process_group() as ranks:
+        assert OpenedRun(run, ranks).second is not None
+
+
 def test_what_stands_beside_is_not_taken_away_to_be_copied(
     run: Path, runs: tuple[Path, Path]
 ) -> None:
@@ -222,7 +249,8 @@ def test_a_file_that_says_something_else_is_named(run: Path, runs: tuple[Path, P
 def test_links_are_not_copied(tmp_path: Path) -> None:
     (tmp_path / "a/inner").mkdir(parents=True)
     (tmp_path / "a/inner/file").write_bytes(b"x" * 100)
-    (tmp_path / "a/link").symlink_to("/etc/passwd")
     copy_tree(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b/inner/file").read_bytes() == b"x" * 100
-    assert not (tmp_path / "b/link").exists()
+    (tmp_path / "a/link").symlink_to("/etc/passwd")
+    with pytest.raises(Mistake, match="is a link"):
+        copy_tree(tmp_path / "a", tmp_path / "c")

@@ -2,7 +2,7 @@
 
 quick   the preset's rules, nothing is tried; the best epoch on validation is kept
 normal  up to five models, each for a third of its length, then the two best in full
-best    all of them; the better half in full; each two of the three best with their scores added
+best    all of them; the better half in full; the best with each other one, their scores added
 
 What was best of all, short or in full, is then trained on train and validation, for as many epochs.
 """
@@ -129,6 +129,7 @@ def _tried_out(
 ) -> RunSpec:
     """The spec with the best of what was found; written beside the run, and told."""
     began, dataset, progress = time.monotonic(), tries.dataset, tries.progress
+    _forget_choice(spec)
     baselines = tries.baselines(found[0].config.evaluation)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in baselines.items())
     progress.message(f"  nothing trained: {found[0].config.evaluation.metric} of {shown}")
@@ -147,22 +148,19 @@ def _tried_out(
     config = _final(best.config, tried, fixed, is_watched)
     models = [TriedModel(each.name, each.why, each.best) for _, each in ranked]
     out, beside = storage_path(spec.out), None
-    forget_beside(out)
     if pair is not None:
         models.insert(0, TriedModel(pair.name, "the scores of both added", pair.value))
-        second = _final(*_of_proposal(by_name[pair.second]), fixed, is_watched)
+        other, its = by_name[pair.second]
+        second = _final(other.config, its, fixed, is_watched)
         beside = Beside(pair.second, second, is_trained=False, weight=pair.weight)
         write_beside(out, beside)
     took, chosen = time.monotonic() - began, pair.name if pair else best.name
-    choice = Choice(tried.metric, chosen, took, baselines, tuple(models), tried.curve)
+    added = None if pair is None else pair.second
+    choice = Choice(tried.metric, chosen, took, baselines, tuple(models), tried.curve, added)
     write_choice(out, choice)
     for line in _decision(choice, config, beside):
         progress.message(line)
     return replace(spec, config=config)
-
-
-def _of_proposal(ranked: tuple[Proposal, Tried]) -> tuple[Config, Tried]:
-    return ranked[0].config, ranked[1]
 
 
 def _decision(choice: Choice, config: Config, beside: Beside | None) -> Iterator[str]:

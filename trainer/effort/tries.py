@@ -1,4 +1,5 @@
-"""Trainings that are tried: each on one rank in a folder RUN/tries/... that is gone afterwards.
+"""Trainings that are tried: each on one rank in a folder RUN/tries/... that is gone afterwards, or
+once the run begins.
 
 What a try found is a line of RUN/tries.jsonl: a start that was cut off goes on with what is there.
 """
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trainer.base.mistake import Mistake
-from trainer.base.run_files import CONFIG_FILE, TRIES_FILE, TRIES_FOLDER
+from trainer.base.run_files import TRIES_FILE, TRIES_FOLDER
 from trainer.base.typed import read_as
 from trainer.config.default_preset import USERS_EVALUATED
 from trainer.config.evaluation_section import EvaluationConfig
@@ -22,6 +23,7 @@ from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.effort.proposals import Proposal, changed
 from trainer.files.filesystems import stays_within
+from trainer.files.json_files import committed
 from trainer.files.line_file import LineFile, read_records
 from trainer.files.storage import StoragePath, remove_tree, storage_path
 from trainer.launch.causes import WorkFailedError
@@ -134,7 +136,7 @@ class Tries:
         if tried.folder is None or not stays_within(tried.folder):
             return None
         folder = storage_path(self._spec.out) / TRIES_FOLDER / tried.folder
-        return folder if (folder / CONFIG_FILE).is_file() else None
+        return folder if committed(folder / "checkpoints") else None
 
     def _noted(self, name: str, why: str, config: Config, result: dict[str, Any]) -> Tried:
         tried = Tried(

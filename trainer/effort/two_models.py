@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.base.mistake import Mistake
 from trainer.base.screen import say
 from trainer.config.default_preset import USERS_EVALUATED
 from trainer.effort.proposals import Proposal
 from trainer.effort.tries import NAME, Tried, Tries
 from trainer.files.storage import storage_path
 from trainer.launch.causes import WorkFailedError
+from trainer.launch.here import is_first_process
 from trainer.launch.launcher import GO_ON, Launcher, Worker
 from trainer.observe.waiting import waits
 from trainer.retrieval.evaluate import evaluate_split
@@ -90,7 +92,7 @@ def _measured(ranked: Sequence[tuple[Proposal, Tried]], tries: Tries) -> Iterato
                 measured.append(Pair(best.name, name, weight, value))
                 tries.progress.message(measured[-1].told(tried.metric))
                 yield measured[-1]
-        except WorkFailedError as error:
+        except (Mistake, WorkFailedError) as error:
             tries.progress.message(f"two models could not be joined: {error}")
 
 
@@ -126,10 +128,11 @@ def train_second(
     beside = read_beside(run)
     if beside is None or beside.is_trained or summary["phase"] != "finished":
         return None
-    say(f"now the model that is to stand beside it: {beside.name}")
+    if is_first_process():
+        say(f"now the model that is to stand beside it: {beside.name}")
     out = str(beside_folder(run))
     second = RunSpec(NAME, beside.config, spec.data, out, resume="auto")
     found: dict[str, Any] = launcher.run(train_on_rank, second, resumable(second, go_on))
-    if found["phase"] == "finished":
+    if found["phase"] == "finished" and is_first_process():
         note_trained(run)
     return found

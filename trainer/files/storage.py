@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.base.mistake import Mistake
 from trainer.base.transient import patiently
 from trainer.files.filesystems import FILE_SCHEME, filesystem_of_uri, is_uri
 
@@ -150,10 +151,13 @@ def remove_tree(path: StoragePath) -> None:
 
 
 def copy_tree(source: StoragePath, target: StoragePath) -> None:
-    """Copy a file, or a folder with all that is in it, from any storage to any other. Links in it
-    are left out: they may lead anywhere."""
+    """Copy a file, or a folder with all that is in it, from any storage to any other.
+
+    Raises:
+        Mistake: at a link, which may lead anywhere.
+    """
     if isinstance(source, Path) and source.is_symlink():
-        return
+        raise Mistake(f"{source} is a link: put what it leads to in its place")
     if source.is_file():
         with source.open("rb") as read, target.open("wb") as written:
             shutil.copyfileobj(read, written, COPIED_AT_ONCE)

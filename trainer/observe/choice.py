@@ -33,7 +33,9 @@ class Choice:
     """The metric of what nothing is trained for."""
     models: tuple[TriedModel, ...]
     curve: tuple[float, ...] = ()
-    """The metric after each epoch of the try that was chosen."""
+    """The metric after each epoch of the try that was chosen; of two models the first's."""
+    second: str | None = None
+    """Name of the model whose scores are added, where two were chosen: `chosen` is of both."""
 
     def __post_init__(self) -> None:
         require(
@@ -58,11 +60,12 @@ class Choice:
         best, popularity = self.best, self.baselines.get("popularity")
         others = ", ".join(f"{name} {value:.4f}" for name, value in untrained)
         beside = f"; nothing trained: {others}" if others else ""
-        models = f"{len(self.models)} model{'' if len(self.models) == 1 else 's'}"
+        number = len(self.models) - (self.second is not None)
+        models = f"{number} model{'' if number == 1 else 's'}"
         times = f", {best.value / popularity:.2f} times popularity" if popularity else ""
         return (
             f"tried on validation before it began, {self.metric}: {best.name} {best.value:.4f}, "
-            f"the best of {models}{times}{beside}"
+            f"{'the best' if self.second is None else 'two'} of {models}{times}{beside}"
         )
 
 

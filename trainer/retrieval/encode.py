@@ -31,7 +31,7 @@ ROWS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
-class Beside:
+class SecondEncoder:
     """A second model beside an encoder's own: the inner product of two vectors is the sum of both
     models' scores."""
 
@@ -62,7 +62,7 @@ class Encoder:
         self.history_length = history_length
         self.counts = count_column(train_splits)
         """Column of items.parquet and users.parquet with their training interactions."""
-        self.beside: Beside | None = None
+        self.beside: SecondEncoder | None = None
         """A second model, whose columns stand behind this one's."""
         keys = (*model.inputs.query_keys, *model.inputs.candidate_keys, *model.inputs.dense)
         known = {table.name: table.known_rows for table in model.inputs.tables}

@@ -3,6 +3,7 @@
     items/, users/       vectors as flat arrays, ids as Arrow, what users have seen
     vocabularies.parquet, tables/   what the query tower reads
     {item,query}_{tower,encoder}.pt2     see programs.py
+    beside/              tables and programs of a second model, where there is one
     items.faiss          with --index; what a search returns are item rows
     bundle.json          what made it, how programs and index are called, digests
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from trainer.distributed.agreement import together
+from trainer.distributed.agreement import first_decides
 from trainer.distributed.ranks import Ranks
 from trainer.files.storage import StoragePath, storage_path
 from trainer.model.trained import TrainedRun, load_run
@@ -29,7 +29,7 @@ class OpenedRun:
         self.second: TrainedRun | None = None
         """The model beside it."""
         folder = storage_path(run)
-        beside = together(lambda: joined_with(folder))  # collective
+        beside = first_decides(lambda: joined_with(folder))  # collective
         if beside is not None:
             dataset = self.trained.dataset
             self.second = load_run(beside_folder(folder), ranks, dataset.path)  # collective

@@ -8,10 +8,10 @@ RUN/validation.jsonl  one line an evaluation on the validation split
 RUN/checkpoints/    see checkpoint_facts.py; steps.json names those that are or will be whole
 RUN/trackers/       what --track needs to go on, see observe/trackers/
 RUN/owner.json      who writes the folder now, see lock.py
+RUN/beside.json     what the second model is, where there is one; its run is RUN/beside/
 RUN/summary.json    how the last start ended: stopped, failed (and why), finished
 
-RUN is a folder or a URI. config.json is written at a start's first step: one that fails before
-leaves RUN as it was, or no RUN at all.
+RUN may be a URI. A start that fails before its first step leaves RUN as it was, or no RUN at all.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class RunFolder:
 
     @property
     def restarts(self) -> int:
-        """How often the run was started in this folder before this time."""
+        """How often the run was started here before this time."""
         return len(read_records(self._starts.path))
 
     def note_phase(self, phase: RunPhase, done: int, total: int | None) -> None:

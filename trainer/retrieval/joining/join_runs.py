@@ -7,6 +7,7 @@ from pathlib import Path
 from trainer.base.mistake import require
 from trainer.base.run_files import BESIDE_FILE, BESIDE_FOLDER, CONFIG_FILE
 from trainer.base.screen import say
+from trainer.files.json_files import committed
 from trainer.files.storage import StoragePath, copy_tree, remove_tree
 from trainer.observe.waiting import waits_on_terminal
 from trainer.retrieval.arguments import JoinArguments
@@ -20,6 +21,7 @@ from trainer.run.asked.beside import (
 )
 from trainer.run.asked.newest import asked_checkpoint
 from trainer.run.folder import RunFolder
+from trainer.run.lock import RunLock
 from trainer.run.run_facts import RunFacts
 
 
@@ -32,23 +34,39 @@ def join_runs(arguments: JoinArguments) -> None:
 
 
 def join_quietly(arguments: JoinArguments) -> None:
-    """Copy OTHER's checkpoint and settings into RUN/beside; the last file says that it is whole.
+    """Copy OTHER's checkpoints and settings into RUN/beside; the last file says that it is whole.
 
     Raises:
         Mistake: where one of them is no run or has no checkpoint; where they were trained on other
-            data, or read histories in other ways.
+            data, or read histories in other ways; while RUN is trained.
     """
     run, other = RunFolder(arguments.run), RunFolder(arguments.other)
-    second = _checked(run, other)
-    target = beside_folder(run.path)
-    forget_beside(run.path)
-    with waits_on_terminal(f"copying {other.path}"):
+    second, target = _checked(run, other), beside_folder(run.path)
+    run.lock.take("join")
+    try:
+        with waits_on_terminal(f"copying {other.path}"):
+            _copy(other, target)
+        beside = Beside(other.path.name, second.config, True, arguments.weight)
+        write_beside(run.path, beside)
+    finally:
+        run.lock.release()
+
+
+def _copy(other: RunFolder, target: StoragePath) -> None:
+    """Settings and checkpoints; what lay there before goes once they are whole."""
+    made = target.with_name(f"{target.name}.partial") if isinstance(target, Path) else target
+    if made is target:
+        forget_beside(target.parent)
+    remove_tree(made)
+    made.mkdir(parents=True)
+    copy_tree(other.config_file, made / CONFIG_FILE)
+    for checkpoint in committed(other.checkpoints):
+        copy_tree(checkpoint, made / "checkpoints" / checkpoint.name)
+    if isinstance(target, Path) and isinstance(made, Path):
+        forget_beside(target.parent)
         remove_tree(target)
-        target.mkdir(parents=True)
-        copy_tree(other.config_file, target / CONFIG_FILE)
-        name = asked_checkpoint(other).partition(" ")[0]
-        copy_tree(other.checkpoints / name, target / "checkpoints" / name)
-    write_beside(run.path, Beside(other.path.name, second.config, True, arguments.weight))
+        require(not target.exists(), f"{target} cannot be removed: move it away")
+        made.rename(target)
 
 
 def _checked(run: RunFolder, other: RunFolder) -> RunFacts:
@@ -72,7 +90,7 @@ def _checked(run: RunFolder, other: RunFolder) -> RunFacts:
         f"{first.dataset_digest[:12]}, {second.dataset_digest[:12]}): train both on the same",
     )
     check_pair(first.config, second.config)
-    _check_is_runs(beside_folder(run.path))
+    _check_is_free(beside_folder(run.path))
     return second
 
 
@@ -82,10 +100,14 @@ def _place(folder: RunFolder) -> str:
     return str(path.resolve()) if isinstance(path, Path) else str(path)
 
 
-def _check_is_runs(target: StoragePath) -> None:
-    """What lies there is taken away: it must be an earlier model's."""
+def _check_is_free(target: StoragePath) -> None:
+    """What lies there is taken away: it must be an earlier model's, which nobody trains."""
     there = target.exists() and any(True for _ in target.iterdir())
     require(
         not there or (target / CONFIG_FILE).is_file(),
         f"{target} is no run's: move it away, a copy of the other model is put there",
     )
+    if there:
+        lock = RunLock(target)
+        lock.take("join")
+        lock.release()

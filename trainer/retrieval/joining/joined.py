@@ -15,7 +15,7 @@ import torch
 
 from trainer.data.schema import Dataset
 from trainer.distributed.agreement import first_decides
-from trainer.retrieval.encode import Beside, Encoder, is_known
+from trainer.retrieval.encode import Encoder, SecondEncoder, is_known
 from trainer.retrieval.known import known_at
 
 USERS, NEIGHBOURS = 256, 32
@@ -31,7 +31,7 @@ def join(first: Encoder, second: Encoder, weight: float, dataset: Dataset) -> No
     """
     first.beside = None
     spreads = [_spread(each, dataset) for each in (first, second)]  # collective
-    first.beside = Beside(second, math.sqrt(weight * spreads[0] / spreads[1]))
+    first.beside = SecondEncoder(second, math.sqrt(weight * spreads[0] / spreads[1]))
 
 
 def _spread(encoder: Encoder, dataset: Dataset) -> float:
@@ -44,8 +44,9 @@ def _spread(encoder: Encoder, dataset: Dataset) -> float:
     )
     item_m = np.linspace(0, dataset.num_items - 1, min(ITEMS, dataset.num_items)).astype(np.int64)
     item_mD = encoder.candidates(item_m)  # collective
-    score_nm = query_nD[is_known(query_nD)] @ item_mD[is_known(item_mD)].T
-    spread = float(score_nm.std(dim=1).mean()) if min(score_nm.shape) > 1 else 0.0
+    known_nD, known_mD = query_nD[is_known(query_nD)], item_mD[is_known(item_mD)]
+    score_nm = known_nD @ known_mD.T
+    spread = float(score_nm.std(dim=1).mean()) if min(score_nm.shape) > 1 else 0.0  # host sync
     return first_decides(lambda: spread if spread > 0 else 1.0)  # collective
 
 

@@ -38,7 +38,7 @@ class Beside:
         if not self.is_trained:
             return (
                 f"the model that is to stand beside it ({self.name}) is not trained to its end: "
-                f"answers are of one model; `tandem resume {run}` goes on"
+                f"answers are of one model; where nothing trains it, `tandem resume {run}` does"
             )
         times = "" if self.weight == 1 else f", {self.weight:g} times as much"
         return f"answers are of two models, whose scores are added: its own, and {self.name}{times}"
