@@ -159,7 +159,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     """Killed, it could end nobody: they went on, and wrote for nobody."""
     starter = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)])
     try:
-        wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+        wait_until(lambda: sum(bool(file.read_text()) for file in tmp_path.iterdir()) == 2)
         pids = [int(file.read_text()) for file in tmp_path.iterdir()]
     finally:
         below = descendants(starter.pid)

@@ -7,7 +7,7 @@ from trainer.base.screen import say
 GROUPS = {
     "to begin": ("demo", "doctor"),
     "data": ("prepare", "synth"),
-    "training": ("train", "resume", "tune", "compare", "mine", "plan"),
+    "training": ("train", "resume", "tune", "compare", "join", "mine", "plan"),
     "how good it is": ("evaluate", "recommend", "similar", "report"),
     "while it trains": ("dashboard", "status"),
     "serving": ("export", "serve"),

@@ -28,6 +28,7 @@ ARGUMENTS = {
     "compare": "trainer.compare.flags.CompareArguments",
     "recommend": "trainer.retrieval.arguments.RecommendArguments",
     "similar": "trainer.retrieval.arguments.SimilarArguments",
+    "join": "trainer.retrieval.arguments.JoinArguments",
     "mine": "trainer.retrieval.arguments.MineArguments",
     "export": "trainer.retrieval.arguments.ExportArguments",
     "report": "trainer.report.report.ReportArguments",

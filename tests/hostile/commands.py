@@ -25,6 +25,14 @@ from tests.hostile.values import NO_PLACES, WORDS
 LISTS = st.sampled_from(("i1,i2", "i1", "", ",", "i1,,i2", '"', '"i1', " i1 , i2 "))
 
 
+OTHER_RUNS: dict[str, st.SearchStrategy[list[str]]] = {
+    "resume": st.just([]),
+    "join": (st.just(f"{FIXTURES}/R") | NO_PLACES).map(
+        lambda place: [f"./{place}" if place.startswith("-") else place]
+    ),
+}
+
+
 @st.composite
 def using(draw: st.DrawFn, command: str) -> Case:
     """A command that opens a run: odd flags, or a run or dataset that somebody has changed."""
@@ -40,7 +48,7 @@ def using(draw: st.DrawFn, command: str) -> Case:
     elif act <= 5:
         puts.append(draw(changed_run("R")))
         run, named = "R", ["R", "step", "config"]
-    elif command not in ("report", "dashboard", "status", "resume"):
+    elif command not in ("report", "dashboard", "status", "resume", "join"):
         puts.append(draw(changed_dataset("D", "D")))
         arguments, named = ["--data=D"], ["D", "R"]
     out, usual = None, list[str]()
@@ -63,7 +71,9 @@ def using(draw: st.DrawFn, command: str) -> Case:
         named += words_of(out)
     elif command == "dashboard":
         usual = ["--port=0", "--no-prometheus", "--wait=0"]
-    elif command == "resume":
+    elif command in ("resume", "join"):
+        usual = draw(OTHER_RUNS[command])
+        named += [*words_of("".join(usual)), "other"]
         puts = puts if run == "R" else [*puts, Put("R", fixture="R")]
         run = "R" if run.startswith(FIXTURES) else run
     given = {flag for flag, _ in flags}
@@ -73,7 +83,7 @@ def using(draw: st.DrawFn, command: str) -> Case:
         (command, run, *usual, *arguments, *typed(flags)),
         tuple(puts),
         out,
-        writes=(*RUN_WRITES, *(["R/*", "R"] if command == "resume" else [])),
+        writes=(*RUN_WRITES, *(["R/*", "R"] if command in ("resume", "join") else [])),
         named=(*named, *said(flags)),
     )
 
@@ -261,6 +271,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Case]] = {
             "recommend",
             "similar",
             "export",
+            "join",
             "mine",
             "report",
             "dashboard",

@@ -48,7 +48,7 @@ WEIGHTS = {
 ALONE = frozenset(
     (
         *("prepare", "synth", "plan", "doctor", "status", "logs", "stop", "submit", "report"),
-        *("evaluate", "recommend", "similar", "export", "mine"),
+        *("evaluate", "recommend", "similar", "export", "join", "mine"),
     )
 )
 """Commands that start no cluster, and end: some of their cases are programs of their own."""

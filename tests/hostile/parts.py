@@ -24,6 +24,7 @@ KINDS_OF_NOTHING = (
 SEEDS = st.integers(0, 2**32)
 RUN_WRITES = (
     "R/evaluation.json",
+    "R/evaluation-*.parquet",
     "R/report.html",
     "R/.lock",
     "*/.derived/*",
