@@ -69,11 +69,12 @@ def test_a_try_that_was_better_is_told() -> None:
 def test_what_a_model_of_ids_alone_cannot_answer_is_told(tmp_path: Path) -> None:
     data = Dataset.load(small_data(tmp_path))
     plain = overridden(SPEC.config, {"model.use_history": False, "model.tower": "mf"})
-    user, item = blind_spots(plain, data)
+    user, item = blind_spots(data, plain)
     assert "else by what is popular (--model.use-history or --model.user-attributes is t" in user
     assert "new ones are in no list until they are trained (--model.item-attributes" in item
     reads = overridden(SPEC.config, {"model.use_history": True, "model.item_attributes": True})
-    assert not list(blind_spots(reads, data))
+    assert not list(blind_spots(data, reads))
+    assert not list(blind_spots(data, plain, reads))  # two models, of which one knows
 
 
 def test_a_run_that_its_patience_ended_says_so() -> None:

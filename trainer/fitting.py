@@ -71,18 +71,19 @@ def _defaults(spec: RunSpec, dataset: Dataset) -> Config | None:
     return None if is_path(spec.preset) else spec.config
 
 
-def blind_spots(config: Config, dataset: Dataset) -> Iterator[str]:
-    """A line each for somebody new, and for items that no training row has, where a model of these
-    settings knows nothing of them, with the flag that changes it."""
-    model = config.model
-    has_user = model.user_attributes and bool(dataset.user_attributes)
-    if not (model.reads_history or has_user):
+def blind_spots(dataset: Dataset, *configs: Config) -> Iterator[str]:
+    """A line each for somebody new, and for items that no training row has, where no model of these
+    settings knows anything of them, with the flag that changes it."""
+    models = [config.model for config in configs]
+    has_user = bool(dataset.user_attributes) and any(each.user_attributes for each in models)
+    if not (has_user or any(each.reads_history for each in models)):
         also = " or --model.user-attributes" if dataset.user_attributes else ""
         yield (
             "users are known by their ids alone: somebody new is answered by the mean of the items "
             f"they name, else by what is popular (--model.use-history{also} is trained for them)"
         )
-    if dataset.item_attributes and not (model.item_attributes or model.item_vectors):
+    has_item = any(each.item_attributes or each.item_vectors for each in models)
+    if dataset.item_attributes and not has_item:
         yield (
             "items are known by their ids alone: new ones are in no list until they are trained "
             "(--model.item-attributes would rank them by their attributes)"

@@ -29,6 +29,7 @@ from trainer.fitting import blind_spots, precheck
 from trainer.observe.choice import Choice, read_choice
 from trainer.observe.progress import in_words
 from trainer.observe.waiting import waits_on_terminal
+from trainer.run.asked.beside import joined_with
 from trainer.run.folder import RunFolder, RunSpec
 
 
@@ -203,7 +204,9 @@ def ending(
 def blind_spots_of(spec: RunSpec) -> list[str]:
     """`blind_spots`, where this machine sees the data."""
     try:
-        return list(blind_spots(spec.config, Dataset.load(spec.data, verify="none")))
+        beside = joined_with(storage_path(spec.out))
+        configs = [spec.config] if beside is None else [spec.config, beside.config]
+        return list(blind_spots(Dataset.load(spec.data, verify="none"), *configs))
     except (OSError, Mistake):
         return []
 

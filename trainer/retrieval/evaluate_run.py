@@ -189,7 +189,8 @@ def _evaluate(opened: OpenedRun, checked: _Checked, progress: Progress, hooks: H
         digest = trained.dataset.digest
         not_kept = _keep(checked, record, evaluation.per_user, digest)
         new = evaluation.unknown_items or evaluation.unknown_queries
-        more = blind_spots(trained.config, trained.dataset) if new else ()
+        models = [trained] if opened.second is None else [trained, opened.second]
+        more = blind_spots(trained.dataset, *(each.config for each in models)) if new else ()
         lines = (*_beside(arguments, evaluation.per_user, digest), *more)
     return Evaluated(replace(evaluation, per_user=None), record, lines, not_kept)
 
