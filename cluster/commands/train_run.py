@@ -191,8 +191,7 @@ def ending(
             f"best {quality['metric']} {quality['value']:.4f} on validation, after epoch "
             f"{quality['epoch']}{beside}"
         )
-        is_own = choice is not None and choice.second is None
-        if choice is not None and is_own and choice.best.value > quality["value"]:
+        if choice is not None and choice.second is None and choice.best.value > quality["value"]:
             yield (
                 f"when it was tried it had {choice.best.value:.4f}: another training, of other "
                 "epochs, ends elsewhere"

@@ -12,6 +12,8 @@ MOST_ROWS = 2**31 - 1
 MOST_TURNS = 1000
 """Repetitions of a measurement."""
 MOST_THREADS = 1024
+LEAST_WEIGHT, MOST_WEIGHT = 0.01, 100
+"""Of a second model's scores beside the first's."""
 
 
 def check_range(flag: str, value: float, least: float, most: float = MOST, what: str = "") -> None:

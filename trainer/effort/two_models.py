@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from trainer.launch.here import is_first_process
 from trainer.launch.launcher import GO_ON, Launcher, Worker
 from trainer.observe.waiting import waits
 from trainer.retrieval.evaluate import evaluate_split
-from trainer.retrieval.joining.joined import join
+from trainer.retrieval.joining.joined import ratio_of_spreads, stand_beside
 from trainer.retrieval.opened import OpenedRun
 from trainer.run.asked.beside import beside_folder, note_trained, read_beside
 from trainer.run.folder import RunSpec
@@ -68,14 +68,15 @@ def best_pair(ranked: Sequence[tuple[Proposal, Tried]], tries: Tries) -> Pair | 
 
     Never of models that saw slices of their data, or that are not there any more.
     """
-    found = list(_measured(ranked, tries))
+    found = _measured(ranked, tries)
     best = max(found, key=lambda pair: pair.value, default=None)
     return best if best is not None and best.value >= GAIN * ranked[0][1].best else None
 
 
-def _measured(ranked: Sequence[tuple[Proposal, Tried]], tries: Tries) -> Iterator[Pair]:
+def _measured(ranked: Sequence[tuple[Proposal, Tried]], tries: Tries) -> list[Pair]:
+    measured: list[Pair] = []
     if not ranked or not _is_whole(ranked[0][1], tries):
-        return
+        return measured
     (best, tried), *others = ranked
     users = best.config.evaluation.users or USERS_EVALUATED
     first = str(tries.model_of(tried))
@@ -84,16 +85,15 @@ def _measured(ranked: Sequence[tuple[Proposal, Tried]], tries: Tries) -> Iterato
         for other, its in others
         if _is_whole(its, tries)
     }
-    measured: list[Pair] = []
     with waits(tries.progress, lambda: f"measured {len(measured)} of {len(asked)} beside the best"):
         try:
             for name, found in tries.launcher.each(measure_pair, asked):
                 weight, value = max(found, key=lambda each: each[1])
                 measured.append(Pair(best.name, name, weight, value))
                 tries.progress.message(measured[-1].told(tried.metric))
-                yield measured[-1]
         except (Mistake, WorkFailedError) as error:
             tries.progress.message(f"two models could not be joined: {error}")
+    return measured
 
 
 def _is_whole(tried: Tried, tries: Tries) -> bool:
@@ -105,8 +105,9 @@ def measure_pair(asked: AskedPair, worker: Worker) -> list[tuple[float, float]]:
     first, second = (OpenedRun(each, worker.ranks) for each in (asked.first, asked.second))
     dataset, found = first.trained.dataset, []
     cutoff = int(asked.metric.partition("@")[2])
+    ratio = ratio_of_spreads(first.encoder, second.encoder, dataset)
     for weight in WEIGHTS:
-        join(first.encoder, second.encoder, weight, dataset)
+        stand_beside(first.encoder, second.encoder, weight * ratio)
         measured = evaluate_split(first.encoder, dataset, "validation", [cutoff], asked.users)
         found.append((weight, measured.values[asked.metric]))
     return found

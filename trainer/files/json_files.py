@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.base.mistake import Mistake
+from trainer.base.typed import read_as
 from trainer.files.storage import StoragePath, file_size, write_whole
 
+T = TypeVar("T")
 STEP_FOLDER = "step-{:08d}"
 COMMIT_FILE = "checkpoint.json"
 NOTED_FILE = "steps.json"
@@ -103,3 +105,11 @@ def json_problem(error: ValueError | RecursionError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"no {error.encoding} text at byte {error.start}"
     return "a number of thousands of digits" if "digits" in str(error) else str(error)
+
+
+def read_json_as(path: StoragePath, kind: type[T]) -> T:
+    """A file of JSON as a dataclass. Raises Mistake, which names the file and what is wrong."""
+    try:
+        return read_as(kind, read_json(path))
+    except Mistake as mistake:
+        raise Mistake(f"{path}: {str(mistake).removeprefix(f'{path} ')}") from mistake

@@ -8,10 +8,16 @@ from typing import Annotated, Literal
 import tyro
 
 from trainer.base.mistake import Mistake
-from trainer.base.ranges import MOST, check_given, check_range, check_ranges
+from trainer.base.ranges import (
+    LEAST_WEIGHT,
+    MOST,
+    MOST_WEIGHT,
+    check_given,
+    check_range,
+    check_ranges,
+)
 from trainer.bundle.choices import Precision
 from trainer.files.paths import LastingPath, SentPath
-from trainer.run.asked.beside import LEAST_WEIGHT, MOST_WEIGHT
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
 MOST_MINED = 10_000

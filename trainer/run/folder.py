@@ -28,11 +28,10 @@ from typing import Any, Literal
 
 from trainer.base.mistake import Mistake
 from trainer.base.run_files import CONFIG_FILE, SUMMARY_FILE, TRIES_FOLDER
-from trainer.base.typed import read_as
 from trainer.config.sections import Config
 from trainer.data.schema import Dataset
 from trainer.distributed.hooks import RunPhase
-from trainer.files.json_files import committed, read_json, write_json
+from trainer.files.json_files import committed, read_json_as, write_json
 from trainer.files.line_file import LineFile, last_record, read_records
 from trainer.files.storage import StoragePath, storage_path
 from trainer.run.lock import RunLock
@@ -119,10 +118,7 @@ class RunFolder:
                 f"{self.path} is no run: it has no config.json; make one with `tandem train --data "
                 f"DIR --out {self.path}`. One that was just started has it once workers are up"
             )
-        try:
-            return read_as(RunFacts, read_json(file))
-        except Mistake as mistake:
-            raise Mistake(f"{file}: {str(mistake).removeprefix(f'{file} ')}") from mistake
+        return read_json_as(file, RunFacts)
 
     def origin(self, spec: RunSpec) -> Origin | None:
         """Where the first values of the run come from that `spec` begins, or goes on with."""

@@ -29,9 +29,18 @@ def join(first: Encoder, second: Encoder, weight: float, dataset: Dataset) -> No
     Args:
         weight: of the second's scores; 1: both count alike.
     """
-    first.beside = None
-    spreads = [_spread(each, dataset) for each in (first, second)]  # collective
-    first.beside = SecondEncoder(second, math.sqrt(weight * spreads[0] / spreads[1]))
+    stand_beside(first, second, weight * ratio_of_spreads(first, second, dataset))  # collective
+
+
+def ratio_of_spreads(first: Encoder, second: Encoder, dataset: Dataset) -> float:
+    """How much further the first's scores spread than the second's. Collective."""
+    assert first.beside is None, "of its own scores alone"
+    return _spread(first, dataset) / _spread(second, dataset)  # collective
+
+
+def stand_beside(first: Encoder, second: Encoder, times: float) -> None:
+    """Have the second's scores, multiplied, added to the first's. No collective."""
+    first.beside = SecondEncoder(second, math.sqrt(times))
 
 
 def _spread(encoder: Encoder, dataset: Dataset) -> float:

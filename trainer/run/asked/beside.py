@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated
 
 from trainer.base.mistake import Mistake, require
+from trainer.base.ranges import LEAST_WEIGHT, MOST_WEIGHT
 from trainer.base.run_files import BESIDE_FILE, BESIDE_FOLDER
-from trainer.base.typed import Range, read_as
+from trainer.base.typed import Range
 from trainer.config.sections import Config
-from trainer.files.json_files import read_json, write_json
+from trainer.files.json_files import read_json_as, write_json
 from trainer.files.storage import StoragePath
-
-LEAST_WEIGHT, MOST_WEIGHT = 0.01, 100
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,7 @@ def check_pair(first: Config, second: Config) -> None:
 def read_beside(run: StoragePath) -> Beside | None:
     """None: there is no second model. Raises Mistake where what is said of it is wrong."""
     path = run / BESIDE_FILE
-    if not path.exists():
-        return None
-    try:
-        return read_as(Beside, read_json(path))
-    except Mistake as mistake:
-        raise Mistake(f"{path}: {str(mistake).removeprefix(f'{path} ')}") from mistake
+    return read_json_as(path, Beside) if path.exists() else None
 
 
 def write_beside(run: StoragePath, beside: Beside) -> None:
